@@ -17,7 +17,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from tests.asgi import Server, pushing
 from tests.running import Runs, running
 from tests.web.databases import SQLite
-from tests.web.operating import operated_root
+from tests.web.operating import operated_app
 from tests.web.paging import Visit, Visiting, paged_app
 from tests.webapp import (
     made_config,
@@ -80,7 +80,7 @@ def job_states(made_tm_config: Configurator) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def shared_operated(redis_server: EmbeddedServer) -> TestApp:
     """What `operated` renews."""
-    return make_app(make_config(redis_server.url, root_factory=operated_root))
+    return operated_app(redis_server.url)
 
 
 @pytest.fixture

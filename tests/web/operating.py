@@ -4,6 +4,7 @@ that have failed in a real worker.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,7 +21,7 @@ from pyramid_jobstate import JobError, JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon, job_actor, make_broker, wait_until, working
-from tests.webapp import Root, ask, make_app, make_config
+from tests.webapp import Policy, Root, ask, make_app, make_config
 
 #: May do everything with all jobs.
 OPERATOR = "operator"
@@ -49,6 +50,22 @@ def operated_root(request: Request) -> OperatedRoot:
     site.__name__, site.__parent__, site.__acl__ = "site", root, ()
     site["jobs"] = JobStates(request, parent=site, name="jobs")
     return root
+
+
+def operated_app(redis_url: str, **options: Any) -> TestApp:
+    """Return an application with operators, whose jobs are at three places."""
+    return make_app(make_config(redis_url, root_factory=operated_root, **options))
+
+
+class Asked(Policy):
+    """A policy that calls a function, which may raise, before it decides."""
+
+    def __init__(self, call: Callable[[Request, Any, str], object]) -> None:
+        self.call = call
+
+    def permits(self, request: Request, context: Any, permission: str) -> Any:
+        self.call(request, context, permission)
+        return super().permits(request, context, permission)
 
 
 def act(

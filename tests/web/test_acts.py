@@ -6,11 +6,9 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import redis
-from pyramid.request import Request
 from webtest import TestApp
 
 from pyramid_jobstate import JobStore
@@ -20,17 +18,16 @@ from tests.support import FINISHED, UNFINISHED, key_of
 from tests.web.operating import (
     KEEPER,
     OPERATOR,
+    Asked,
     Marathons,
     act,
     csrf_app,
-    operated_root,
+    operated_app,
     put,
     statuses,
 )
-from tests.webapp import Policy, get, make_alias, make_app, make_config, queued
-
-UNKNOWN = {"error": "The job does not exist."}
-
+from tests.web.reading import AWAY, NOT_FOUND
+from tests.webapp import get, make_alias, make_app, make_config, queued
 
 #: The requests that act on a job.
 ACTS = [("POST", "/cancel"), ("POST", "/rerun"), ("DELETE", "")]
@@ -54,9 +51,8 @@ def test_cancel_answers_the_new_state(app: TestApp, store: JobStore) -> None:
         assert response.json["job"]["cancellable"] is (becomes == "cancelling")
         assert response.headers["Cache-Control"] == "private, no-cache"
         if becomes == "cancelled":
-            assert response.json["job_state"] == "error"
-            error = {"message": "The job was cancelled."}
-            assert response.json["job"]["error"] == error
+            error = response.json["job_state"], response.json["job"]["error"]
+            assert error == ("error", {"message": "The job was cancelled."})
 
 
 def test_delete_of_an_ended_job(operated: TestApp, store: JobStore) -> None:
@@ -69,12 +65,12 @@ def test_delete_of_an_ended_job(operated: TestApp, store: JobStore) -> None:
 
         assert (response.status_code, response.body) == (204, b"")
         assert "Content-Type" not in response.headers
-        assert get(operated, path, "alice").json == UNKNOWN
+        assert get(operated, path, "alice").json == NOT_FOUND
         several = get(operated, f"/job_state?uuid={job}", "alice").json
         assert several == {"jobs": {job: None}}
         assert get(operated, "/job_state", "alice").json["items"] == []
         again = act(operated, path, method="DELETE")
-        assert (again.status_code, again.json) == (404, UNKNOWN)
+        assert (again.status_code, again.json) == (404, NOT_FOUND)
 
 
 def test_job_that_failed_runs_again(
@@ -157,28 +153,16 @@ def test_csrf_options_of_the_application_apply(
     app.post(path, {"csrf_token": token}, headers=headers)
 
 
-def app_that(redis_url: str, call: Callable[[Request], object]) -> TestApp:
-    """Return an application that calls something when a permission is asked for."""
-
-    class Calling(Policy):
-        def permits(self, request: Request, context: Any, permission: str) -> Any:
-            call(request)
-            return super().permits(request, context, permission)
-
-    options = {"root_factory": operated_root, "security_policy": Calling()}
-    return make_app(make_config(redis_url, **options))
-
-
 def test_act_on_a_job_that_is_gone_meanwhile_is_a_404(
     redis_url: str, store: JobStore, marathons: Marathons
 ) -> None:
-    """A record that expires during the request is a 404."""
-    app = app_that(redis_url, lambda request: store.client.flushdb())
+    policy = Asked(lambda *asked: store.client.flushdb())
+    app = operated_app(redis_url, security_policy=policy)
     for method, end in ACTS:
         for status in "success", "error", "working":
             (job,) = put(store, "alice", status=status)
             response = act(app, f"/job_state/{job}{end}", method=method)
-            assert (response.status_code, response.json) == (404, UNKNOWN), end
+            assert (response.status_code, response.json) == (404, NOT_FOUND), end
 
 
 def test_store_that_goes_away_meanwhile_is_a_503(
@@ -187,17 +171,15 @@ def test_store_that_goes_away_meanwhile_is_a_503(
     marathons: Marathons,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A store that goes away after the job was found is a 503, and is not taken for a
-    fault of the broker.
-    """
+    """It is not taken for a fault of the broker."""
     stack = contextlib.ExitStack()
-    app = app_that(redis_url, lambda r: stack.enter_context(away(r.job_states.store)))
+    policy = Asked(lambda r, *_: stack.enter_context(away(r.job_states.store)))
+    app = operated_app(redis_url, security_policy=policy)
     for method, end in ACTS:
         (job,) = put(store, "alice", status="error")
         with stack:
             response = act(app, f"/job_state/{job}{end}", method=method)
-        assert response.status_code == 503, end
-        assert response.json == {"error": "The job state store does not answer."}
+        assert (response.status_code, response.json) == (503, AWAY), end
         assert statuses(store, job) == ["error"]
     assert messages(caplog, "pyramid_jobstate", logging.ERROR) == []
 
@@ -208,9 +190,8 @@ def test_act_on_a_job_that_becomes_an_alias_does_not_reach_the_job_of_another(
     """Another's job may win the claim after the request was found to have the right to
     act on its own: the rights are those of the job that won.
     """
-    app = app_that(
-        redis_url, lambda request: make_alias(client, key_of(store, own), theirs)
-    )
+    policy = Asked(lambda *asked: make_alias(client, key_of(store, own), theirs))
+    app = operated_app(redis_url, security_policy=policy)
     for method, end, status, expected in (
         ("POST", "/cancel", "working", 403),
         ("POST", "/rerun", "error", 409),
@@ -239,13 +220,11 @@ def test_acts_are_logged(
     (other,) = put(store, "alice", cls=RunMarathon, status="working")
     said()
 
-    act(operated, f"/job_state/{job}/rerun", "bob")
-    act(operated, f"/job_state/{job}/rerun")
-    act(operated, f"/job_state/{job}/rerun")
+    for user in "bob", OPERATOR, OPERATOR:
+        act(operated, f"/job_state/{job}/rerun", user)
     act(operated, f"/job_state/{other}", method="DELETE")
-    act(operated, f"/job_state/{job}/cancel", "bob")
-    act(operated, f"/job_state/{job}/cancel", "alice")
-    act(operated, f"/job_state/{job}/cancel", "alice")
+    for user in "bob", "alice", "alice":
+        act(operated, f"/job_state/{job}/cancel", user)
     act(operated, f"/job_state/{job}", KEEPER, "DELETE")
 
     assert said() == [

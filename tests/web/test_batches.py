@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import dramatiq
@@ -14,21 +14,18 @@ from dramatiq.middleware import Middleware
 from pyramid.httpexceptions import HTTPForbidden
 from pyramid.request import Request
 
-from pyramid_jobstate import (
-    Batch,
-    JobState,
-    RequestMiddleware,
-)
+from pyramid_jobstate import Batch, JobState, RequestMiddleware
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import away, outbox, pass_time, put_batch, run_jobs
 from tests.jobs import RunMarathon, job_actor, new_id, working
 from tests.support import wait_for
 from tests.web.databases import Manager, fail
 from tests.web.desks import Desk, make_desk
-from tests.web.operating import OPERATOR, act
+from tests.web.operating import OPERATOR, Asked, act
+from tests.web.reading import NOT_FOUND
 from tests.web.visits import NOT_SENT, Refusing, sent
 from tests.webapp import (
-    Policy,
+    ADMIN,
     get,
     make_app,
     make_config,
@@ -50,14 +47,19 @@ class ImportAll(Batch):
 class BatchDesk(Desk):
     """An application whose users send batches."""
 
-    def send(self, count: int = 3, user: str | None = "alice", **options: Any) -> Batch:
-        """Send a batch, and commit."""
+    @contextlib.contextmanager
+    def batch(self, user: str = "alice", **options: Any) -> Iterator[Batch]:
+        """Yield a batch in its block, and commit."""
         request = self.begin(user)
         with request.job_states.batch(**options) as batch:
+            yield batch
+        request.tm.commit()
+
+    def send(self, count: int = 3, **options: Any) -> Batch:
+        """Send a batch of so many members, and commit."""
+        with self.batch(**options) as batch:
             for n in range(count):
                 batch.send(self.actor, n)
-        request.tm.commit()
-        assert isinstance(batch, Batch)
         return batch
 
     def state(self, batch: JobState, user: str = "alice") -> Any:
@@ -107,7 +109,9 @@ def desk(redis_url: str, client: redis.Redis, global_broker: Broker) -> BatchDes
 
 
 def test_batch_is_sent_when_the_transaction_commits(desk: BatchDesk) -> None:
-    """Its page can show it before, and its members are its owner's."""
+    """Its page can show it before, and its members are its owner's. One without members
+    is a success at once.
+    """
     request = desk.begin()
     with request.job_states.batch(ImportAll) as batch:
         jobs = [batch.send(desk.actor, n) for n in range(3)]
@@ -126,10 +130,6 @@ def test_batch_is_sent_when_the_transaction_commits(desk: BatchDesk) -> None:
     pass_time(desk.store, 60)
     members = [(job.uuid, job.owner, job.status) for job in desk.members(batch)]
     assert members == [(job.uuid, "alice", "queued") for job in jobs]
-
-
-def test_batch_without_members_is_a_success(desk: BatchDesk) -> None:
-    """A batch without members is a success at once."""
     assert desk.state(desk.send(0))["status"] == "success"
 
 
@@ -145,8 +145,7 @@ def test_weights_and_pipelines(desk: BatchDesk, global_broker: Broker) -> None:
             raise ValueError("negative")
         return n
 
-    request = desk.begin()
-    with request.job_states.batch() as batch:
+    with desk.batch() as batch:
         jobs = [
             *batch.send_message(step.message(1) | step.message(2)),
             *batch.send_message(step.message(-1) | step.message(2)),
@@ -154,7 +153,6 @@ def test_weights_and_pipelines(desk: BatchDesk, global_broker: Broker) -> None:
             batch.send_with_options(desk.actor, (5,), delay=3_600_000, weight=10),
             batch.send_message(desk.actor.message_with_options(delay=3_600_000)),
         ]
-    request.tm.commit()
     assert desk.uuids(batch) == [job.uuid for job in jobs]
     pass_time(desk.store, 60)
     assert desk.counts(batch) == {"queued": 8}
@@ -264,12 +262,9 @@ def test_members_are_confirmed_a_hundred_at_a_time(
                 gone.enter_context(away(desk.store))
 
     global_broker.add_middleware(Watch())
-    with contextlib.ExitStack() as gone:
-        request = desk.begin()
-        with request.job_states.batch() as batch:
-            for n in range(201):
-                batch.send(desk.actor, n)
-        request.tm.commit()
+    with contextlib.ExitStack() as gone, desk.batch() as batch:
+        for n in range(201):
+            batch.send(desk.actor, n)
     assert seen == ["queued"] * 100 + ["stalled"] * 100
     assert desk.sent() == [*range(201)]
 
@@ -278,23 +273,19 @@ def test_keys_decide_the_ids_of_members(desk: BatchDesk) -> None:
     """A key is one of its actor's in its batch: other batches have other members."""
     uuids = set()
     for _ in range(2):
-        request = desk.begin()
-        with request.job_states.batch() as batch:
+        with desk.batch() as batch:
             uuids.add(batch.send(desk.actor, 1, key="a").uuid)
             uuids.add(batch.send_with_options(desk.actor, (1,), key="b").uuid)
-            steps = desk.actor.message(1) | desk.actor.message(2)
+            steps: Any = desk.actor.message(1) | desk.actor.message(2)
             uuids.update(job.uuid for job in batch.send_message(steps, key="c"))
-        request.tm.commit()
     assert len(uuids) == 8
 
 
 def test_owner_of_a_batch(desk: BatchDesk) -> None:
     """It is the owner of the members, unless one names another."""
-    request = desk.begin("bob")
-    with request.job_states.batch(owner="alice") as batch:
+    with desk.batch("bob", owner="alice") as batch:
         batch.send(desk.actor, 1)
         batch.send_with_options(desk.actor, (2,), job_owner="carol")
-    request.tm.commit()
     assert desk.state(batch)["status"] == "queued"
     assert [job.owner for job in desk.members(batch)] == ["alice", "carol"]
     nobodys = desk.send(1, owner=None)
@@ -349,8 +340,7 @@ def test_what_cannot_be_a_member(
         ("unique", "x", TypeError, "cannot take unique="),
         ("owner", "x", TypeError, "cannot take owner="),
     ]
-    request = desk.begin()
-    with request.job_states.batch() as batch:
+    with desk.batch() as batch:
         batch.send(desk.actor, 1, key="first")
         for call, error, text in calls:
             with subtests.test(msg=text), pytest.raises(error, match=text):
@@ -359,7 +349,6 @@ def test_what_cannot_be_a_member(
             option = {name: value}
             with subtests.test(msg=str(option)), pytest.raises(error, match=text):
                 batch.send_with_options(desk.actor, (2,), **option)
-    request.tm.commit()
     assert desk.sent() == [1]
     assert desk.state(batch)["progress"]["total"] == 1
 
@@ -418,11 +407,10 @@ def test_block_of_a_batch(desk: BatchDesk) -> None:
 
 
 def test_actor_sends_a_batch_from_its_request(
-    redis_url: str, client: redis.Redis, global_broker: Broker
+    desk: BatchDesk, global_broker: Broker
 ) -> None:
     """When its transaction commits, and for the owner of its job."""
     global_broker.add_middleware(RequestMiddleware())
-    desk = make_desk(BatchDesk, redis_url, client, global_broker)
     batches: list[Batch] = []
 
     @job_actor(broker=global_broker, job_state=True)
@@ -491,27 +479,27 @@ def test_members_are_listed_in_the_order_of_their_sending(desk: BatchDesk) -> No
 
 def test_rights_of_members(desk: BatchDesk) -> None:
     """Who may see the batch sees its bar, and of its members only those that they may
-    see. An unknown batch and a forbidden one look alike, also if the policy raises.
+    see. An unknown batch and a forbidden one look alike, also if the policy raises, and
+    also to who may see some of its members.
     """
 
-    class Raising(Policy):
-        def permits(self, request: Request, context: Any, permission: str) -> Any:
-            if permission == "view_job":
-                raise HTTPForbidden
-            return super().permits(request, context, permission)
+    def fail(request: Request, context: Any, permission: str) -> None:
+        if permission == "view_job":
+            raise HTTPForbidden
 
     batch = desk.put("working", {"owner": "bob"})
-    assert len(desk.uuids(batch)) == 1
+    members = [job.uuid for job in desk.members(batch)]
+    assert desk.uuids(batch) == members[:1]
     assert desk.counts(batch) == {"working": 2}
-    assert len(desk.uuids(batch, user=OPERATOR)) == 2
+    for lister in OPERATOR, ADMIN:
+        assert desk.uuids(batch, user=lister) == members
     assert get(desk.app, f"/job_state/{batch.uuid}", "bob").status_int == 403
     url = desk.config.registry.settings["jobstate.redis_url"]
-    raising = make_app(make_config(url, security_policy=Raising()))
-    for app in desk.app, raising:
-        unknown = get(app, f"/job_state?batch={new_id()}", "bob")
-        forbidden = get(app, f"/job_state?batch={batch.uuid}", "bob")
-        assert unknown.status_int == forbidden.status_int == 404
-        assert unknown.text == forbidden.text
+    for app in desk.app, make_app(make_config(url, security_policy=Asked(fail))):
+        for user in "bob", None:
+            for uuid in batch.uuid, members[0], new_id():
+                hidden = get(app, f"/job_state?batch={uuid}", user)
+                assert (hidden.status_int, hidden.json) == (404, NOT_FOUND)
         unknown = act(app, "/job_state/rerun", "bob", batch=new_id())
         forbidden = act(app, "/job_state/rerun", "bob", batch=batch.uuid)
         assert unknown.status_int == forbidden.status_int == 200
@@ -607,11 +595,9 @@ def test_failed_members_run_again(desk: BatchDesk, global_broker: Broker) -> Non
     def fail_some(n: int) -> None:
         assert n == 0
 
-    request = desk.begin()
-    with request.job_states.batch() as batch:
+    with desk.batch() as batch:
         for n in range(3):
             batch.send(fail_some, n)
-    request.tm.commit()
     with working(global_broker):
         wait_for(lambda: desk.state(batch)["status"] == "error")
     alone = act(desk.app, f"/job_state/{batch.uuid}/rerun")

@@ -357,10 +357,7 @@ WRONG: list[tuple[Any, str]] = [
     (__name__, "is neither a broker nor a function"),
     (f"{__name__}.OwnBroker", "OwnBroker' is a class. Name a broker, or a function"),
     (f"{__name__}.make_later", "make_later' is async. Name a broker, or a"),
-    (
-        f"{__name__}.make_nothing",
-        "must return a Dramatiq broker, but returned",
-    ),
+    (f"{__name__}.make_nothing", "must return a Dramatiq broker, but returned"),
     (lambda settings: "redis://:hunter2@h", "of the type str."),
     (["redis://:hunter2@h"], "= 'list' is neither a broker nor a function"),
 ]

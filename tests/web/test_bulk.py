@@ -17,10 +17,16 @@ from pyramid_jobstate import JobState, JobStore, StoreUnavailable
 from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
 from tests.jobs import RunMarathon, messages
 from tests.support import UUID
-from tests.web.operating import OPERATOR, Marathons, act, operated_root, put, statuses
-from tests.webapp import Policy, make_app, make_config
+from tests.web.operating import (
+    OPERATOR,
+    Asked,
+    Marathons,
+    act,
+    operated_app,
+    put,
+    statuses,
+)
 
-FORBIDDEN = {"error": "You may not do this with the job."}
 ALL: dict[str, Any] = {"all": 1, "everything": 1}
 
 #: The requests that act on many jobs, and a status of the jobs on which each acts.
@@ -30,7 +36,6 @@ REQUESTS = [("clear", "success"), ("cancel", "queued"), ("rerun", "error")]
 def test_cancel_ends_waiting_jobs_and_asks_running_ones(
     operated: TestApp, store: JobStore
 ) -> None:
-    """Every unfinished job of a kind is cancelled, or about to be."""
     jobs = [
         *put(store, "alice", cls=RunMarathon, status="queued"),
         *put(store, "bob", cls=RunMarathon, status="working"),
@@ -47,7 +52,7 @@ def test_cancel_ends_waiting_jobs_and_asks_running_ones(
 def test_rerun_runs_failed_jobs_again(
     operated: TestApp, store: JobStore, marathons: Marathons
 ) -> None:
-    """The failed jobs run again. Those whose message is not kept are counted."""
+    """Those whose message is not kept are counted."""
     jobs = marathons.fail("alice", "bob")
     lost = put_job(store, RunMarathon, "error", owner="alice").uuid
 
@@ -138,11 +143,10 @@ def test_users_act_on_their_own_jobs(
             put(store, "alice", cls=Closed, status=status)
             path = f"/job_state/{name}"
 
-            of_operator = act(operated, path, everything=1)
-            of_alice = act(operated, path, "alice", **query)
-
-            assert of_operator.json == {"done": 0, "refused": 0, "cursor": None}
-            assert of_alice.json == {"done": 1, "cursor": None}, (name, query)
+            of_operator = act(operated, path, everything=1).json
+            assert of_operator == {"done": 0, "refused": 0, "cursor": None}
+            of_alice = act(operated, path, "alice", **query).json
+            assert of_alice == {"done": 1, "cursor": None}, (name, query)
             assert statuses(store, *jobs[1:]) == [status] * 3
             assert statuses(store, jobs[0]) != [status]
 
@@ -153,8 +157,7 @@ def test_owner_of_a_request_decides(redis_url: str, store: JobStore) -> None:
     """
     for own, done in (None, 0), (True, 0), (["alice"], 0), (7, 1):
         settings = {"jobstate.owner": lambda request, own=own: own}
-        options = {"root_factory": operated_root, "settings": settings}
-        app = make_app(make_config(redis_url, **options))
+        app = operated_app(redis_url, settings=settings)
         store.client.flushdb()
         jobs = put(store, 7, None, "7", "alice", 1, status="queued")
 
@@ -176,14 +179,11 @@ def test_job_on_which_the_policy_fails_is_refused(
     """
     errors: list[Exception] = [LookupError("no such shoes"), StoreUnavailable(None)]
 
-    class Failing(Policy):
-        def permits(self, request: Request, context: Any, permission: str) -> Any:
-            if getattr(context, "owner", None) == "bob":
-                raise errors[0]
-            return super().permits(request, context, permission)
+    def fail(request: Request, context: Any, permission: str) -> None:
+        if getattr(context, "owner", None) == "bob":
+            raise errors[0]
 
-    options = {"root_factory": operated_root, "security_policy": Failing()}
-    app = make_app(make_config(redis_url, **options))
+    app = operated_app(redis_url, security_policy=Asked(fail))
     jobs = put(store, "alice", "bob", "alice", status="queued")
 
     response = act(app, "/job_state/cancel", **ALL)
@@ -209,9 +209,8 @@ def test_cursor_of_another_call_is_a_400(operated: TestApp, store: JobStore) -> 
         (OPERATOR, ALL),
         ("alice", {"kind": "Letter"}),
     ):
-        response = act(
-            operated, "/job_state/cancel", user, **query, cursor=first["cursor"]
-        )
+        asked: dict[str, Any] = {**query, "cursor": first["cursor"]}
+        response = act(operated, "/job_state/cancel", user, **asked)
         assert response.status_code == 400
         assert "cursor" in response.json["error"]
     assert statuses(store, *jobs) == ["queued"] * 3
@@ -252,9 +251,8 @@ def test_parameters_in_the_body_are_refused(operated: TestApp, store: JobStore) 
     """
     form = "application/x-www-form-urlencoded"
     headers = {"X-User": OPERATOR, "X-Requested-With": "x"}
-    ask = functools.partial(
-        operated.request, "/job_state/clear?all=1&everything=1", method="POST"
-    )
+    path = "/job_state/clear?all=1&everything=1"
+    ask = functools.partial(operated.request, path, method="POST")
     jobs = put(store, "alice", status="success")
     for content_type, body, named in (
         (form, b"kind=Letter", "kind"),
@@ -277,16 +275,13 @@ def test_interruption_loses_no_line_of_what_was_done(
     it has acted on.
     """
 
-    class Interrupting(Policy):
-        def permits(self, request: Request, context: Any, permission: str) -> Any:
-            asked.append(context)
-            if len(asked) == 202:
-                stack.enter_context(away(request.job_states.store))
-            return super().permits(request, context, permission)
+    def interrupt(request: Request, context: Any, permission: str) -> None:
+        asked.append(context)
+        if len(asked) == 202:
+            stack.enter_context(away(request.job_states.store))
 
     asked: list[Any] = []
-    options = {"root_factory": operated_root, "security_policy": Interrupting()}
-    app = make_app(make_config(redis_url, **options))
+    app = operated_app(redis_url, security_policy=Asked(interrupt))
     # Not all are read at once.
     jobs = put(store, *["carol"] * 202, status="queued")[::-1]
     said()

@@ -14,7 +14,6 @@ from pyramid_jobstate import JobState, JobStore
 from tests.jobs import RunMarathon
 from tests.support import UUID
 from tests.web.operating import LockedDiary, put, uuids_of
-from tests.web.paging import put_batch
 from tests.webapp import (
     ADMIN,
     NOWHERE,
@@ -117,22 +116,6 @@ def test_get_filters_and_pages(app: TestApp, store: JobStore) -> None:
     assert len(listed(app, "?owner=bob&limit=200")) == 51
 
 
-def test_members_of_a_hidden_batch_are_unknown(app: TestApp, store: JobStore) -> None:
-    """Who may see some members of a batch lists them only if they may see the batch,
-    which otherwise looks like an unknown one. Other members are left out.
-    """
-    theirs = {"status": "success", "owner": "bob"}
-    batch, (job, _) = put_batch(store, "success", theirs)
-
-    assert listed(app, f"?batch={batch}", "alice") == [job]
-    assert len(listed(app, f"?batch={batch}")) == 2
-    for user in "bob", None:
-        for uuid in batch, UUID, job:
-            response = get(app, f"/job_state?batch={uuid}", user)
-            assert response.status_code == 404
-            assert response.json == {"error": "The job does not exist."}
-
-
 class NumberPolicy(Policy):
     """Users are identified by numbers."""
 
@@ -196,7 +179,6 @@ def test_max_uuids_limits_several_jobs(
 
 
 def test_bad_max_uuids_stops_the_start() -> None:
-    """A max_uuids that is not a positive number is an error at the start."""
     for value in "0", "-1", "1.5", None, True, "1٣":
         config = make_config(NOWHERE, settings={"jobstate.max_uuids": value})
         with pytest.raises(Exception, match=r"jobstate\.max_uuids"):
