@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pytest
@@ -26,6 +27,7 @@ from pyramid.response import Response
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.asgi import asgi_app
 from tests import asgi
+from tests.jobs import messages
 from tests.running import Runs
 from tests.streams import StreamClient, serving
 from tests.support import ROOT
@@ -44,6 +46,8 @@ OF_ENVIRON = re.compile(
 
 #: The parsers of uvicorn.
 HTTP = ["h11", "httptools"]
+
+CHUNKED = "Transfer-Encoding: chunked"
 
 UPLOAD = b"\r\n--x\0".join(b"%d" % number for number in range(500_000))
 
@@ -109,22 +113,18 @@ def ask(port: int, sent: str | bytes, body: bytes = b"") -> Answer:
     """
     data = sent.encode() if isinstance(sent, str) else sent
     first, *lines = data.split(b"\n")
-    if body and b"Transfer-Encoding: chunked" not in lines:
+    if body and CHUNKED.encode() not in lines:
         lines.append(b"Content-Length: %d" % len(body))
     lines = [first + b" HTTP/1.1", b"Host: a.example", b"Connection: close", *lines]
     with socket.create_connection(("127.0.0.1", port), 20) as sock:
         sock.sendall(b"\r\n".join([*lines, b"", body]))
-        response = http.client.HTTPResponse(
-            sock, method=first.partition(b" ")[0].decode()
-        )
+        method = first.partition(b" ")[0].decode()
+        response = http.client.HTTPResponse(sock, method=method)
         response.begin()
         found = response.read()
-        headers = [
-            (name.lower(), value)
-            for name, value in response.getheaders()
-            if not OF_SERVER.fullmatch(name.lower())
-        ]
-    return Answer(response.status, sorted(headers), found)
+    headers = ((name.lower(), value) for name, value in response.getheaders())
+    kept = sorted(each for each in headers if not OF_SERVER.fullmatch(each[0]))
+    return Answer(response.status, kept, found)
 
 
 def in_chunks(*parts: bytes) -> bytes:
@@ -142,10 +142,7 @@ REQUESTS: dict[str, tuple[str | bytes, bytes]] = {
     "header names with underscores": ("GET /environ\nX_User: eve\nA_B-C: 1", b""),
     "both kinds of names": ("GET /environ\nX_User: eve\nX-User: bob", b""),
     "an upload": ("POST /digest", UPLOAD),
-    "an upload in chunks": (
-        "POST /digest\nTransfer-Encoding: chunked",
-        in_chunks(UPLOAD, b"end"),
-    ),
+    "an upload in chunks": (f"POST /digest\n{CHUNKED}", in_chunks(UPLOAD, b"end")),
     "parts of a body": ("POST /raw", b"abcdefg\nhi\n\nj"),
     "a HEAD": ("HEAD /environ\nCookie: c=3; d=4", b""),
 }
@@ -209,10 +206,8 @@ def environ_of(**scope: Any) -> dict[str, Any]:
 
 
 def test_cookies_of_http2_are_one_header() -> None:
-    """The cookies that HTTP/2 has split are one header again."""
     headers = [(b"cookie", b"a=1"), (b"x-a", b"1"), (b"cookie", b"b=2")]
-    found = environ_of(headers=headers)
-    assert found["HTTP_COOKIE"] == "a=1; b=2"
+    assert environ_of(headers=headers)["HTTP_COOKIE"] == "a=1; b=2"
 
 
 def test_application_below_a_prefix() -> None:
@@ -249,7 +244,6 @@ def test_path_that_is_no_utf8() -> None:
 
 
 def test_bad_number_of_threads_is_an_error() -> None:
-    """A number of threads that cannot be is named."""
     bad: list[Any] = [0, True, 2.0, "10", None]
     for threads in bad:
         with pytest.raises(ValueError, match=r"threads must be a whole number .* not"):
@@ -285,11 +279,6 @@ def test_response_may_be_replaced_until_its_first_byte() -> None:
 
 
 # Clients that go
-
-
-def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return the errors that were logged."""
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
 
 
 class Endless:
@@ -333,7 +322,7 @@ def test_client_that_goes_ends_its_download(
         assert ask(port, "GET /").body == b"next"
     for download in downloads:
         assert download.closed.wait(5)
-    assert errors(caplog) == []
+    assert messages(caplog, "", logging.ERROR) == []
 
 
 def test_server_that_raises_for_a_client_that_has_gone() -> None:
@@ -374,16 +363,15 @@ def test_half_of_an_upload_does_not_pass_for_all_of_it(
         start_response("200 OK", [])
         return []
 
-    kinds = "Content-Length: 500000", "Transfer-Encoding: chunked"
     with serving(asgi_app(app), http=server) as port:
-        for count, kind in enumerate(kinds, start=1):
+        for count, kind in (1, "Content-Length: 500000"), (2, CHUNKED):
             with socket.create_connection(("127.0.0.1", port), 20) as sock:
                 line = f"POST / HTTP/1.1\r\nHost: a\r\n{kind}\r\n\r\n"
                 sock.sendall(line.encode() + in_chunks(b"a" * 100_000)[:-5])
                 wait_until(count, len, begun)
             wait_until(count, len, seen)
             assert isinstance(seen[-1], ConnectionError)
-    assert errors(caplog) == []
+    assert messages(caplog, "", logging.ERROR) == []
 
 
 def test_body_that_does_not_come_holds_no_thread(
@@ -399,9 +387,8 @@ def test_body_that_does_not_come_holds_no_thread(
         start_response("200 OK", [])
         return [b"answered"]
 
-    kinds = "Content-Length: 1000", "Transfer-Encoding: chunked"
     with serving(asgi_app(app, threads=2)) as port, contextlib.ExitStack() as stack:
-        for kind in kinds * 2:
+        for kind in ("Content-Length: 1000", CHUNKED) * 2:
             sock = socket.create_connection(("127.0.0.1", port), 20)
             stack.enter_context(sock)
             line = f"POST / HTTP/1.1\r\nHost: a\r\n{kind}\r\n\r\n3\r\nabc\r\n"
@@ -409,7 +396,7 @@ def test_body_that_does_not_come_holds_no_thread(
         for body in b"", b"all", UPLOAD:
             assert ask(port, "POST /", body).body == b"answered"
     assert bodies == [b"", b"all", UPLOAD]
-    assert errors(caplog) == []
+    assert messages(caplog, "", logging.ERROR) == []
 
 
 # Threads
@@ -436,16 +423,11 @@ def test_streams_need_no_threads(redis_url: str, runs: Runs, count: int) -> None
     config.include("pyramid_jobstate")
     app = asgi_app(config.make_wsgi_app(), threads=2)
     with serving(app) as port, contextlib.ExitStack() as stack:
-        streams = [
-            stack.enter_context(StreamClient(port, one(run.uuid), None))
-            for _ in range(count)
-        ]
+        clients = (StreamClient(port, one(run.uuid), None) for _ in range(count))
+        streams = [stack.enter_context(client) for client in clients]
         assert ask(port, "GET /nothing").status == 404
-        views = [
-            threading.Thread(target=ask, args=(port, "GET /slow")) for _ in range(6)
-        ]
-        for view in views:
-            view.start()
+        views = stack.enter_context(ThreadPoolExecutor(6))
+        answers = [views.submit(ask, port, "GET /slow") for _ in range(6)]
         wait_until(2, len, begun)
         for n in range(1, 5):
             run.report(n=n)
@@ -453,8 +435,7 @@ def test_streams_need_no_threads(redis_url: str, runs: Runs, count: int) -> None
             stream.until(lambda event: event.state["n"] == 4)
         assert len(begun) == 2
         gate.set()
-        for view in views:
-            view.join()
+        assert [each.result().body for each in answers] == [b"slow"] * 6
     with asgi.serving(app) as server:
         server.config = config
         server.end()

@@ -154,9 +154,8 @@ def test_bad_parameter_is_a_400_that_names_it(wrong: Wrong) -> None:
     """
     for method, end, named in BAD:
         wrong.refused(method, f"/job_state{end}", 400, named, X_Requested_With="x")
-    cookie = 'name="\\377"'
-    says = "A cookie is not UTF-8."
-    wrong.refused("GET", "/job_state/{job}", 400, says, Cookie=cookie)
+    sent = {"says": "A cookie is not UTF-8.", "Cookie": 'name="\\377"'}
+    wrong.refused("GET", "/job_state/{job}", 400, **sent)
     wrong.assert_unchanged()
 
 

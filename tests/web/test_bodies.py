@@ -80,20 +80,14 @@ def test_body_that_nobody_wants_is_not_read(paged: TestApp, store: JobStore) -> 
     """
     job = put_waiting(store)
     for content_type in [*TYPES, FORM, "text/plain", ""]:
-        for end in "", "/inspect":
+        sent: Any = {"content_type": content_type, "length": "1000000"}
+        for path in f"/job_state/{job}", f"/job_state/{job}/inspect":
             for accept in "application/json", CHROMIUM:
-                response = send(
-                    paged,
-                    f"/job_state/{job}{end}",
-                    Untouched(),
-                    content_type,
-                    length="1000000",
-                    method="GET",
-                    Accept=accept,
-                )
-                assert response.status_code == 200, (content_type, end)
+                get = {"method": "GET", "Accept": accept}
+                response = send(paged, path, Untouched(), **sent, **get)
+                assert response.status_code == 200, (content_type, path)
         path = f"/job_state/{put_waiting(store)}/cancel"
-        response = send(paged, path, Untouched(), content_type, length="1000000")
+        response = send(paged, path, Untouched(), **sent)
         assert response.status_code == 202, content_type
 
 
@@ -109,15 +103,10 @@ def test_refused_request_is_not_read(operated: TestApp) -> None:
         (None, "everything=1", "x", 200),
     ):
         for length in "100", "":
+            sent: Any = {"length": length, "user": user, "X_Requested_With": header}
             for name in "clear", "cancel", "rerun":
-                response = send(
-                    operated,
-                    f"/job_state/{name}?{query}",
-                    Untouched(),
-                    length=length,
-                    user=user,
-                    X_Requested_With=header,
-                )
+                path = f"/job_state/{name}?{query}"
+                response = send(operated, path, Untouched(), **sent)
                 assert response.status_code == status, (user, query, name)
                 if not header:
                     assert "X-Requested-With" in response.json["error"]
@@ -182,13 +171,8 @@ def test_token_in_a_form(redis_url: str, store: JobStore) -> None:
 
     for each, length in (app, str(len(body))), (app, ""), (TestApp(reading), ""):
         job = put_waiting(store)
+        sent = {"length": length, "Cookie": f"csrf_token={token}"}
         for method, end in ACTS:
-            response = send(
-                each,
-                f"/job_state{end.format(job=job)}",
-                io.BytesIO(body),
-                length=length,
-                method=method,
-                Cookie=f"csrf_token={token}",
-            )
+            path = f"/job_state{end.format(job=job)}"
+            response = send(each, path, io.BytesIO(body), method=method, **sent)
             assert response.status_code in (200, 202, 204), end
