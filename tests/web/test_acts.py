@@ -34,17 +34,13 @@ ACTS = [("POST", "/cancel"), ("POST", "/rerun"), ("DELETE", "")]
 
 
 def test_cancel_answers_the_new_state(app: TestApp, store: JobStore) -> None:
-    """An unfinished job is cancelled at once, or asked to end if it runs, and the
-    answer is its new state.
-    """
+    """A job that waits is cancelled at once, and one that runs is asked to end."""
     for status in UNFINISHED:
         becomes = "cancelling" if status in ("working", "cancelling") else "cancelled"
         (job,) = put(store, "alice", cls=RunMarathon, status=status)
         path = f"/job_state/{job}"
         assert get(app, path, "alice").json["job"]["cancellable"] is True
-
         response = act(app, f"{path}/cancel", "alice")
-
         assert response.status_code == 202, status
         assert response.json["job"]["status"] == becomes, status
         assert response.json == get(app, path, "alice").json
@@ -60,9 +56,7 @@ def test_delete_of_an_ended_job(operated: TestApp, store: JobStore) -> None:
     for status in FINISHED:
         job = put_job(store, RunMarathon, status, owner="alice").uuid
         path = f"/job_state/{job}"
-
         response = act(operated, path, method="DELETE")
-
         assert (response.status_code, response.body) == (204, b"")
         assert "Content-Type" not in response.headers
         assert get(operated, path, "alice").json == NOT_FOUND
@@ -76,9 +70,7 @@ def test_delete_of_an_ended_job(operated: TestApp, store: JobStore) -> None:
 def test_job_that_failed_runs_again(
     operated: TestApp, client: redis.Redis, marathons: Marathons
 ) -> None:
-    """The job is queued under its uuid at once, with its owner and its parameters, and
-    runs as it did before.
-    """
+    """It is queued under its uuid at once, with its owner and its parameters."""
     (job,) = marathons.fail("alice")
     path = f"/job_state/{job}"
 
@@ -100,9 +92,7 @@ def test_job_that_failed_runs_again(
 def test_act_on_a_job_in_another_status_is_a_409(
     operated: TestApp, store: JobStore, client: redis.Redis, marathons: Marathons
 ) -> None:
-    """A job that has ended is not cancelled, one that has not is not deleted, and only
-    one that failed runs again. Others do not change.
-    """
+    """The job does not change."""
     others = [*UNFINISHED, "success", "cancelled"]
     for method, end, refused, error in (
         ("POST", "/cancel", FINISHED, "The job has ended."),
@@ -112,9 +102,7 @@ def test_act_on_a_job_in_another_status_is_a_409(
         for status in refused:
             (job,) = put(store, "alice", cls=RunMarathon, status=status)
             before = client.hgetall(key_of(store, job))
-
             response = act(operated, f"/job_state/{job}{end}", method=method)
-
             assert response.status_code == 409, (method, end, status)
             assert response.json == {"error": error}
             assert client.hgetall(key_of(store, job)) == before
@@ -123,9 +111,7 @@ def test_act_on_a_job_in_another_status_is_a_409(
 def test_csrf_options_of_the_application_apply(
     redis_url: str, store: JobStore, marathons: Marathons
 ) -> None:
-    """If the application requires CSRF tokens, an act needs one, and reading does not.
-    An act on many jobs may have it in a form.
-    """
+    """An act needs a token, on many jobs also in a form. Reading needs none."""
     app = csrf_app(redis_url)
     token = app.get("/token").text
     headers = {"X-User": OPERATOR, "X-Requested-With": "x"}
@@ -187,9 +173,7 @@ def test_store_that_goes_away_meanwhile_is_a_503(
 def test_act_on_a_job_that_becomes_an_alias_does_not_reach_the_job_of_another(
     redis_url: str, client: redis.Redis, store: JobStore, marathons: Marathons
 ) -> None:
-    """Another's job may win the claim after the request was found to have the right to
-    act on its own: the rights are those of the job that won.
-    """
+    """The rights are those of the job that has won its claim meanwhile."""
     policy = Asked(lambda *asked: make_alias(client, key_of(store, own), theirs))
     app = operated_app(redis_url, security_policy=policy)
     for method, end, status, expected in (

@@ -224,9 +224,7 @@ def test_application_below_a_prefix() -> None:
 
 
 def test_path_that_is_no_utf8() -> None:
-    """The bytes of a path that servers cannot decode come from the raw path, if that is
-    the same.
-    """
+    """Bytes that servers cannot decode come from the raw path, if it is the same."""
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         start_response("200 OK", [])
@@ -302,9 +300,7 @@ class Endless:
 def test_client_that_goes_ends_its_download(
     server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The iterator of a client that has gone is closed, however much it has left, and
-    its thread serves the next request.
-    """
+    """Its iterator is closed, however much is left, and its thread serves on."""
     downloads = [Endless() for _ in range(4)]
     left = [*downloads]
 
@@ -326,9 +322,7 @@ def test_client_that_goes_ends_its_download(
 
 
 def test_server_that_raises_for_a_client_that_has_gone() -> None:
-    """Some servers raise an OSError. The download ends as well, and nothing more is
-    sent.
-    """
+    """The download ends as well, and nothing more is sent."""
     download = Endless()
 
     def app(environ: dict[str, Any], start_response: Any) -> Any:
@@ -347,9 +341,7 @@ def test_server_that_raises_for_a_client_that_has_gone() -> None:
 def test_half_of_an_upload_does_not_pass_for_all_of_it(
     server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A view whose client goes amid a large upload gets an error, not the part that has
-    come. Nothing is logged.
-    """
+    """A view whose client goes gets an error, and nothing is logged."""
     begun: list[bytes] = []
     seen: list[object] = []
 
@@ -377,9 +369,7 @@ def test_half_of_an_upload_does_not_pass_for_all_of_it(
 def test_body_that_does_not_come_holds_no_thread(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Requests with half of a body do not keep others from the views, which see only
-    those whose body has come.
-    """
+    """The views see only the requests whose body has come."""
     bodies: list[bytes] = []
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -473,9 +463,7 @@ assert len([name for name in more if "jobstate" in name]) > 1
 def test_nothing_of_push_is_imported_under_wsgi(
     redis_url: str, store: JobStore
 ) -> None:
-    """An application that is served under WSGI offers no stream, and imports nothing
-    that has to do with streams.
-    """
+    """Nor does the application offer a stream."""
     command = [sys.executable, "-c", UNDER_WSGI, redis_url, put(store)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr

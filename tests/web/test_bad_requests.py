@@ -160,9 +160,7 @@ def test_bad_parameter_is_a_400_that_names_it(wrong: Wrong) -> None:
 
 
 def test_act_needs_the_header(wrong: Wrong) -> None:
-    """Nobody acts on a job without a header that forms cannot send. A parameter does
-    not replace it.
-    """
+    """Forms cannot send it, and a parameter does not replace it."""
     missing = "The header X-Requested-With is missing."
     for method, end in ACTS:
         sign = "&" if "?" in end else "?"
@@ -172,7 +170,6 @@ def test_act_needs_the_header(wrong: Wrong) -> None:
 
 
 def test_unknown_paths_are_a_404(wrong: Wrong) -> None:
-    """There is nothing for a job that does not exist, and below what is there."""
     says = "The job does not exist."
     words = NOTHING.split()
     for method, end in zip(words[::2], words[1::2], strict=True):

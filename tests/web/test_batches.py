@@ -164,7 +164,6 @@ def test_weights_and_pipelines(desk: BatchDesk, global_broker: Broker) -> None:
 
 
 def test_abort_leaves_nothing(desk: BatchDesk) -> None:
-    """The batch of an aborted transaction never reads as if it had succeeded."""
     request = desk.begin()
     with request.job_states.batch() as batch:
         batch.send(desk.actor, 1)
@@ -176,9 +175,7 @@ def test_abort_leaves_nothing(desk: BatchDesk) -> None:
 
 
 def test_veto_takes_the_batch_back(desk: BatchDesk) -> None:
-    """Another database refuses to commit after the batch and its members were
-    written.
-    """
+    """Another database refuses after the batch and its members were written."""
     for count in 0, 3:
         request = desk.begin()
         request.tm.get().join(Manager("a", "tpc_vote", fail))
@@ -248,9 +245,7 @@ def test_broker_that_is_away_fails_the_rest(
 def test_members_are_confirmed_a_hundred_at_a_time(
     desk: BatchDesk, global_broker: Broker
 ) -> None:
-    """While a large batch is sent, its store knows of most members that they were. If
-    it goes away by then, the rest is sent all the same.
-    """
+    """If the store goes away meanwhile, the rest is sent all the same."""
     seen: list[str] = []
 
     class Watch(Middleware):
@@ -293,7 +288,7 @@ def test_owner_of_a_batch(desk: BatchDesk) -> None:
 
 
 def test_title_of_one_batch(desk: BatchDesk) -> None:
-    """The title of one batch replaces that of its class."""
+    """It replaces that of its class."""
     titles: tuple[tuple[type[Batch], str | None, str], ...] = (
         (ImportAll, None, "Import"),
         (ImportAll, "Import of 3 files", "Import of 3 files"),
@@ -540,9 +535,7 @@ def test_bad_queries_for_members(desk: BatchDesk) -> None:
 
 
 def test_poll_of_a_batch_costs_what_a_lone_jobs_does(desk: BatchDesk) -> None:
-    """It reads one record, however many members there are, and is answered 304 until
-    the counts change.
-    """
+    """It reads one record. The answer is 304 until the counts change."""
     batch = desk.put(*["queued"] * 50)
     desk.client.config_resetstat()
     desk.state(batch)

@@ -75,9 +75,7 @@ def put_waiting(store: JobStore) -> str:
 
 
 def test_body_that_nobody_wants_is_not_read(paged: TestApp, store: JobStore) -> None:
-    """A GET, as JSON or as a page, and an act on one job are answered whatever the body
-    is.
-    """
+    """Neither for a GET, as JSON or as a page, nor for an act on one job."""
     job = put_waiting(store)
     for content_type in [*TYPES, FORM, "text/plain", ""]:
         sent: Any = {"content_type": content_type, "length": "1000000"}
@@ -92,9 +90,7 @@ def test_body_that_nobody_wants_is_not_read(paged: TestApp, store: JobStore) -> 
 
 
 def test_refused_request_is_not_read(operated: TestApp) -> None:
-    """A request without the header or the right to act is answered before its body has
-    come.
-    """
+    """A request without the header or the right to act is answered before its body."""
     for user, query, header, status in (
         (OPERATOR, "all=1&everything=1", "", 400),
         (OPERATOR, "all=1", "x", 400),
@@ -113,9 +109,7 @@ def test_refused_request_is_not_read(operated: TestApp) -> None:
 
 
 def test_body_is_refused_unread(operated: TestApp) -> None:
-    """The length and the type of a body are enough to refuse it. One of unknown length
-    is not read to its end.
-    """
+    """Its length and its type are enough. One of unknown length is not read up."""
     path = "/job_state/clear?all=1&everything=1"
     long = io.BytesIO(b"a" * 1_000_000)
     for content_type, length, body, error in (
@@ -134,9 +128,7 @@ def test_body_is_refused_unread(operated: TestApp) -> None:
 
 
 def test_malformed_form_is_a_400(redis_url: str, store: JobStore) -> None:
-    """A form that the application's CSRF check cannot read is a bad request, and one
-    that is longer than a form with a token is not read.
-    """
+    """One that is longer than a form with a token is not read."""
     app = csrf_app(redis_url)
     job = put_waiting(store)
     malformed: list[tuple[str, bytes]] = [
@@ -158,9 +150,7 @@ def test_malformed_form_is_a_400(redis_url: str, store: JobStore) -> None:
 
 
 def test_token_in_a_form(redis_url: str, store: JobStore) -> None:
-    """A token in a form passes the check, in chunks or not, and also if the application
-    has read it before.
-    """
+    """In chunks or not, and also if the application has read it before."""
     app = csrf_app(redis_url)
     token = app.get("/token").text
     body = f"csrf_token={token}".encode()

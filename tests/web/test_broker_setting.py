@@ -28,7 +28,14 @@ from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import release_broker
 from tests import annotated
 from tests.jobs import RunMarathon, job_actor, load, store_of, wait_until, working
-from tests.webapp import NOWHERE, get, make_app, make_config, make_request
+from tests.webapp import (
+    NOWHERE,
+    get,
+    made_config,
+    make_app,
+    make_config,
+    make_request,
+)
 
 pytestmark = pytest.mark.usefixtures("no_broker")
 
@@ -66,16 +73,23 @@ def configured(broker: Any = NOWHERE, **settings: Any) -> Configurator:
     return make_config(None, settings=given)
 
 
+def included(broker: Any = NOWHERE, **settings: Any) -> Configurator:
+    """Return the configurator of an application that has included the package, too."""
+    config = configured(broker, **settings)
+    config.include("pyramid_jobstate")
+    return config
+
+
 def made(broker: Any = NOWHERE, **settings: Any) -> Configurator:
     """Return the configurator of a finished application with the setting."""
-    config = configured(broker, **settings)
-    make_app(config)
+    config = included(broker, **settings)
+    config.make_wsgi_app()
     return config
 
 
 def use(broker: Any, **settings: Any) -> Any:
     """Include the package with the setting, and return the broker of the process."""
-    configured(broker, **settings).include("pyramid_jobstate")
+    included(broker, **settings)
     return dramatiq.broker.global_broker
 
 
@@ -134,8 +148,7 @@ def test_setting_makes_a_global_broker() -> None:
         (make, {}, RedisBroker, "127.0.0.1:1/0"),
     ]
     for value, settings, cls, place in cases:
-        config = configured(value, **settings)
-        config.include("pyramid_jobstate")
+        config = included(value, **settings)
         broker: Any = dramatiq.broker.global_broker
         assert type(broker) is cls, value
         assert kinds(broker) == [*default_middleware, *OURS], value
@@ -153,9 +166,7 @@ def test_setting_makes_a_global_broker() -> None:
 
 
 def test_settings_are_those_of_the_middlewares_store() -> None:
-    """The namespace and the durations reach both sides, also if the setting names a
-    Broker.
-    """
+    """They reach both sides, also if the setting names a Broker."""
     durations = {"expire_in": "1h", "active_expire_in": "2h", "stalled_after": "3s"}
     for value in NOWHERE, f"{__name__}.own", own:
         config = made(value, namespace="shop", **durations)
@@ -169,9 +180,7 @@ def test_settings_are_those_of_the_middlewares_store() -> None:
 
 
 def test_broker_may_be_the_applications_own() -> None:
-    """A Broker is used as it is, with the middleware that it lacks, whether it is
-    Dramatiq's global one already or not.
-    """
+    """It gets the middleware that it lacks, whether it is the global one or not."""
     for is_global in False, True:
         release_broker()
         own = RedisBroker(url=NOWHERE)
@@ -186,9 +195,7 @@ def test_broker_may_be_the_applications_own() -> None:
 def test_middleware_that_a_broker_has_is_not_doubled(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A broker that has middleware of our class, or of a subclass, keeps it and its
-    store.
-    """
+    """Nor one of a subclass: the broker keeps it and its store."""
 
     class Own(RequestMiddleware):
         """The application's own."""
@@ -203,25 +210,20 @@ def test_middleware_that_a_broker_has_is_not_doubled(
 
 
 def test_broker_with_a_middleware_of_its_own_is_compared(store: JobStore) -> None:
-    """The settings do not reach a JobStateMiddleware that the broker brings along, so
-    the sides are compared as without the setting, and so is a store from the directive.
-    """
+    """The settings do not reach it. A store from the directive is compared as well."""
     broker = RedisBroker(url=NOWHERE)
     broker.add_middleware(JobStateMiddleware(namespace="own"))
     with pytest.raises(ConfigurationError, match="in another namespace"):
         made(broker, namespace="shop")
     release_broker()
-    config = configured("redis://127.0.0.1:1/9")
-    config.include("pyramid_jobstate")
+    config = included("redis://127.0.0.1:1/9")
     config.set_job_store(store)
     with pytest.raises(ConfigurationError, match="on another port"):
         config.make_wsgi_app()
 
 
 def test_function_makes_the_broker() -> None:
-    """It may import actors, which move, and set its broker, which then replaces the
-    default one.
-    """
+    """It may import actors, which move, and set its broker."""
     actors = []
 
     def import_actors(settings: Any) -> Broker:
@@ -265,9 +267,7 @@ def test_function_that_goes_wrong_leaves_nothing_behind() -> None:
 
 
 def test_jobs_run_with_a_stub_broker() -> None:
-    """With `jobstate.broker = stub`, a job is sent, runs and is shown, although the
-    application has no server and its actor was declared before the include.
-    """
+    """There is no server, and the actor was declared before the include."""
 
     @dramatiq.actor
     def run(miles: int, *, request: Any, job_state: RunMarathon) -> None:
@@ -285,16 +285,13 @@ def test_jobs_run_with_a_stub_broker() -> None:
 
 
 def test_without_the_setting_brokers_are_left_alone() -> None:
-    """The application sets a broker, as it always could. One that only reads jobs needs
-    none.
-    """
-    make_app(make_config(NOWHERE))
+    """The application sets a broker, or has none and only reads jobs."""
+    made_config(NOWHERE)
     assert dramatiq.broker.global_broker is None
     mine = RedisBroker(url=NOWHERE)
     mine.add_middleware(JobStateMiddleware())
     dramatiq.set_broker(mine)
-    config = make_config(None)
-    make_app(config)
+    config = made_config(None)
     assert dramatiq.get_broker() is mine
     assert "127.0.0.1:1/0" in repr(web_store(config))
 
@@ -302,9 +299,7 @@ def test_without_the_setting_brokers_are_left_alone() -> None:
 def test_application_without_the_setting_runs_no_jobs_of_another(
     redis_url: str,
 ) -> None:
-    """Beside an application that has the setting, one without it only reads jobs: those
-    of the broker still belong to the first one.
-    """
+    """Those of the broker still belong to the first one."""
     registries = []
 
     @dramatiq.actor(max_retries=0)
@@ -312,8 +307,7 @@ def test_application_without_the_setting_runs_no_jobs_of_another(
         registries.append(request.registry)
 
     config = made(redis_url)
-    reading = make_config(redis_url)
-    make_app(reading)
+    made_config(redis_url)
     broker = dramatiq.get_broker()
     with working(broker):
         wait_until(broker, broker.get_actor("run").send(), "success")
@@ -395,9 +389,7 @@ def test_broker_without_a_redis_server_needs_redis_url() -> None:
 
 
 def test_broker_of_the_applications_own_is_refused() -> None:
-    """The setting is refused if the application sets a broker before the include, or
-    after.
-    """
+    """Whether it was set before the include, or after."""
     makers: list[Callable[[], Broker]] = [
         StubBroker,
         lambda: RedisBroker(url=NOWHERE),
@@ -413,8 +405,7 @@ def test_broker_of_the_applications_own_is_refused() -> None:
         assert "has set a broker of its own" in said
         assert dramatiq.broker.global_broker is mine
     dramatiq.broker.global_broker = None
-    config = configured()
-    config.include("pyramid_jobstate")
+    config = included()
     made_broker = dramatiq.get_broker()
     dramatiq.set_broker(mine)
     with pytest.raises(ConfigurationError, match="not the broker that was made for"):
@@ -423,25 +414,21 @@ def test_broker_of_the_applications_own_is_refused() -> None:
 
 
 def test_setting_that_changes_after_the_include_is_refused() -> None:
-    """The broker is made at the include, with the settings as they were. The others are
-    read at the commit, as ever.
-    """
+    """The broker is made at the include. Other settings are read at the commit."""
     for name, value in (
         ("broker", "stub"),
         ("broker", None),
         ("redis_url", "redis://127.0.0.1:2"),
         ("expire_in", "1h"),
     ):
-        config = configured()
-        config.include("pyramid_jobstate")
+        config = included()
         config.registry.settings.pop(f"jobstate.{name}", None)
         if value is not None:
             config.registry.settings[f"jobstate.{name}"] = value
         text = rf"jobstate\.{name} must be set before pyramid_jobstate is included"
         with pytest.raises(ConfigurationError, match=text):
             config.make_wsgi_app()
-    config = configured()
-    config.include("pyramid_jobstate")
+    config = included()
     config.add_settings({"jobstate.base_url": "https://example.com/shop/"})
     config.make_wsgi_app()
 
@@ -459,8 +446,7 @@ def test_actors_declared_earlier_move(redis_url: str) -> None:
     broker = use(redis_url)
     for actor in early:
         assert actor.broker is broker
-        assert broker.get_actor(actor.actor_name) is actor
-        assert is_tracked(actor)
+        assert broker.get_actor(actor.actor_name) is actor and is_tracked(actor)
     assert broker.get_declared_queues() == {"default", "mail"}
     assert not default.actors
     with pytest.raises(ValueError, match="already registered"):
@@ -474,7 +460,7 @@ def test_actors_declared_earlier_move(redis_url: str) -> None:
 
 
 def test_actors_of_every_form_move() -> None:
-    """Class-based, async and decorated actors move, and are called as before."""
+    """Class-based, async and decorated ones are called as before."""
     forms: list[Callable[[], Any]] = [
         lambda: annotated.declare_marathon(dramatiq.get_broker()),
         lambda: dramatiq.actor(annotated.coroutine),
@@ -492,7 +478,6 @@ def test_actors_of_every_form_move() -> None:
 
 @pytest.mark.parametrize("own", [False, True])
 def test_wrong_actor_keeps_all_from_moving(own: bool) -> None:
-    """If one actor is declared wrongly, all stay where they were, as they were."""
     first = declare("first")
     default: Any = first.broker
     early: Any = default
@@ -517,7 +502,6 @@ def test_wrong_actor_keeps_all_from_moving(own: bool) -> None:
 
 
 def test_name_of_an_actor_on_both_brokers_is_refused() -> None:
-    """One on the application's broker that is on Dramatiq's default broker, too."""
     own = RedisBroker(url=NOWHERE)
     first, early = declare("first", broker=own), declare("first")
     assert "both have an actor named 'first'" in refusal(own)
@@ -525,18 +509,11 @@ def test_name_of_an_actor_on_both_brokers_is_refused() -> None:
     assert early.broker is dramatiq.broker.global_broker is not own
 
 
-# Without pika.
-
-
-@pytest.fixture
-def without_pika(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package pika is not installed: Dramatiq's default is a RedisBroker."""
+def test_default_broker_without_pika_gives_its_actors(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a RedisBroker. Once it has connected, actors may have sent messages."""
     monkeypatch.setitem(sys.modules, "dramatiq.brokers.rabbitmq", None)
-
-
-@pytest.mark.usefixtures("without_pika")
-def test_default_broker_without_pika_gives_its_actors(redis_url: str) -> None:
-    """Its actors move, too, unless it has connected: they may have sent messages."""
     run = declare()
     default: Any = run.broker
     assert type(default) is RedisBroker
@@ -562,9 +539,7 @@ def test_default_broker_without_pika_gives_its_actors(redis_url: str) -> None:
 
 
 def test_release_lets_the_next_application_have_another_broker() -> None:
-    """Actors declared before, between and after follow from broker to broker, and
-    nothing of a former application stays around their functions.
-    """
+    """Actors follow, whenever declared, and nothing stays around their functions."""
     actors = [declare("a")]
     fn = actors[0].fn
     one = use(NOWHERE)
@@ -582,9 +557,7 @@ def test_release_lets_the_next_application_have_another_broker() -> None:
 
 
 def test_release_spares_a_broker_of_the_applications_own() -> None:
-    """A global broker that the application has set stays; one that the setting names
-    loses our middleware, and serves the next application with that one's settings.
-    """
+    """One that the setting names loses our middleware, and serves the next one."""
     own = StubBroker()
     dramatiq.set_broker(own)
     release_broker()
@@ -605,9 +578,7 @@ def test_release_spares_a_broker_of_the_applications_own() -> None:
 
 
 def test_applications_of_one_setting_share_the_broker() -> None:
-    """They have one broker and one store, and it makes no difference whether a default
-    is written out, or how.
-    """
+    """They share the store, too, whether a default is written out or not."""
     defaults = {"namespace": "jobstate", "expire_in": "1d", "stalled_after": 15}
     for value in NOWHERE, "stub", f"{__name__}.make", f"{__name__}.own":
         one = made(value)
@@ -621,20 +592,17 @@ def test_applications_of_one_setting_share_the_broker() -> None:
 
 
 def test_application_of_another_setting_is_refused() -> None:
-    """It would send its jobs to the first one's server. A test suite releases the
-    broker before.
-    """
+    """A test suite releases the broker before."""
     others: list[dict[str, Any]] = [
         {"broker": "redis://127.0.0.1:1/5"},
         {"broker": f"{__name__}.make"},
         {"redis_url": NOWHERE},
         {"stalled_after": "1h"},
     ]
-    configured().include("pyramid_jobstate")
-    broker = dramatiq.get_broker()
+    broker = use(NOWHERE)
     for other in others:
         with pytest.raises(ConfigurationError, match=r"testing\.release_broker"):
-            configured(**other).include("pyramid_jobstate")
+            included(**other)
         assert dramatiq.get_broker() is broker
     release_broker()
     made(**others[0])
@@ -642,9 +610,7 @@ def test_application_of_another_setting_is_refused() -> None:
 
 
 def test_application_with_an_outbox_needs_no_server() -> None:
-    """With pyramid_jobstate.testing, stores are neither compared nor written: the
-    server of a stub does not start.
-    """
+    """Stores are neither compared nor written: the server of a stub does not start."""
 
     @dramatiq.actor
     def run(miles: int, *, job_state: RunMarathon) -> None: ...
@@ -674,9 +640,7 @@ def test_missing_server_is_named_at_the_first_command(
 
 @pytest.mark.system
 def test_stub_starts_its_server_at_the_first_command() -> None:
-    """A broker for tests needs no server until a job is sent. Threads that send the
-    first ones at once share it, and it stops with the broker.
-    """
+    """Threads that send the first jobs share it, and it stops with the broker."""
     broker = use("stub")
     assert ":0/" in repr(store_of(broker))
     actor = declare()
@@ -699,21 +663,12 @@ def test_stub_starts_its_server_at_the_first_command() -> None:
 
 
 def test_bad_base_url_stops_the_start() -> None:
-    """Jobs could not make URLs with anything else. A login is refused, and its password
-    not repeated.
-    """
-    for value in (
-        " ",
-        "example.com/shop",
-        "ftp://example.com",
-        "https:///shop",
-        "https://example.com:99999",
-        "https://user:hush@example.com",
-        "https://example.com/ä",
-        "https://example.com?a=b",
-        "https://example.com\n/",
-    ):
-        match = r"jobstate\.base_url = .* is not a URL"
+    """A login is refused, and its password not repeated."""
+    base, ends = "https://example.com", (":99999", "/ä", "?a=b", "\n/")
+    urls = [" ", "example.com/shop", "ftp://example.com", "https:///shop"]
+    urls += ["https://user:hush@example.com", *(base + end for end in ends)]
+    match = r"jobstate\.base_url = .* is not a URL"
+    for value in urls:
         with pytest.raises(ConfigurationError, match=match) as caught:
             made(base_url=value)
         assert "hush" not in str(caught.value)

@@ -32,9 +32,8 @@ def test_broker_that_fails_is_a_503(
     caplog: pytest.LogCaptureFixture,
     fault: str,
 ) -> None:
-    """If the broker refuses a message, or is away, its job has failed as before, and
-    runs again later. The log says why, and how many were sent before. That is not taken
-    for an outage of the store, or for a fault of the query.
+    """The job has failed as before, and the log says how many were sent before. That is
+    not taken for an outage of the store, or for a fault of the query.
     """
 
     def known_of(job: str) -> list[Any]:
@@ -75,14 +74,11 @@ def test_broker_that_fails_is_a_503(
 def test_process_without_a_broker_runs_nothing_again(
     operated: TestApp, store: JobStore, set_broker: Callable[[Any], None]
 ) -> None:
-    """Where no broker is set, none is made: that is a 410, but for a job that has not
-    failed.
-    """
+    """None is made. A job that has not failed is a 409 all the same."""
     (job,) = put(store, "alice", status="error")
     (ended,) = put(store, "alice", status="success")
     for path in ONE.format(job), ALL:
         response = act(operated, path)
-
         assert response.status_code == 410
         assert response.json == {"error": "This process has no Dramatiq broker."}
         assert dramatiq.broker.global_broker is None

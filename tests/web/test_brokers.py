@@ -12,7 +12,7 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.rate_limits.backends import StubBackend
 
 from pyramid_jobstate import JobStateMiddleware, JobStore
-from tests.webapp import make_broker, queued
+from tests.webapp import NOWHERE, make_broker, queued
 
 pytestmark = pytest.mark.usefixtures("global_broker")
 
@@ -61,12 +61,8 @@ def label(broker: Broker, *parcels: Any) -> Message[Any]:
 def test_actor_whose_states_are_elsewhere_is_refused(
     job_states: Any, redis_url: str, client: redis.Redis, others: redis.Redis
 ) -> None:
-    """A job whose worker would write to another database, namespace or server is
-    refused, however it is sent. The error names the actor and both stores, but no
-    password.
-    """
-    address = redis_url.partition("//")[2].partition("/")[0]
-    url = f"redis://bob:hush@{address}/1"
+    """The error names the actor and both stores, but no password."""
+    url = database(redis_url, 1).replace("//", "//bob:hush@")
     stray = second(database(redis_url, 1), JobStateMiddleware(url=url))
     print_label = stray.get_actor("print_label")
     several = [label(stray, i) for i in range(2)]
@@ -87,7 +83,7 @@ def test_actor_whose_states_are_elsewhere_is_refused(
         batch.send(print_label)
     for broker, place in (
         (second(redis_url, JobStateMiddleware(namespace="shop")), "in another namesp"),
-        (second("redis://127.0.0.1:1/0"), "on another port"),
+        (second(NOWHERE), "on another port"),
     ):
         with pytest.raises(TypeError, match=place):
             job_states.send(broker.get_actor("print_label"))
@@ -102,9 +98,7 @@ def test_actor_whose_states_are_elsewhere_is_refused(
 def test_message_of_another_broker_says_so(
     job_states: Any, global_broker: Broker, other: RedisBroker, client: redis.Redis
 ) -> None:
-    """An actor that the broker does not know is refused with a hint at `broker=`. With
-    the right broker, an untracked actor is refused as untracked.
-    """
+    """The error hints at `broker=`. With it, an untracked actor is refused as such."""
     weigh = other.get_actor("weigh").message()
     for send in job_states.send_message, job_states.send_immediately:
         for what in label(other), label(other) | label(other), weigh:
@@ -120,9 +114,7 @@ def test_message_of_another_broker_says_so(
 def test_broker_without_the_middleware_is_refused(
     job_states: Any, set_broker: Callable[[Any], None], other: RedisBroker
 ) -> None:
-    """Its jobs cannot be followed. Nor can any be sent without a broker, and none is
-    made.
-    """
+    """Nor can a job be sent without a broker, and none is made."""
     set_broker(StubBroker(middleware=[]))
     with pytest.raises(TypeError, match="has no JobStateMiddleware"):
         job_states.send_message(group([]))
@@ -135,9 +127,7 @@ def test_broker_without_the_middleware_is_refused(
 def test_broker_can_be_named(
     job_states: Any, other: RedisBroker, client: redis.Redis, others: redis.Redis
 ) -> None:
-    """A message, pipeline or group goes through the named broker with all its parts.
-    Nothing goes through the global broker.
-    """
+    """All parts go through it, and nothing through the global one."""
     for send in job_states.send_message, job_states.send_immediately:
         m = [label(other, i) for i in range(9)]
         nested: list[Any] = [m[5], m[6] | m[7], group([m[8]])]
@@ -157,9 +147,7 @@ def test_actor_goes_through_its_own_broker(
     client: redis.Redis,
     set_broker: Callable[[Any], None],
 ) -> None:
-    """An actor is sent through its own broker, whatever the global one is, and there
-    `broker` is an ordinary argument of the actor.
-    """
+    """Its argument `broker` is an ordinary one."""
     set_broker(None)
     broker = make_broker(redis_url)
 
@@ -175,9 +163,7 @@ def test_actor_goes_through_its_own_broker(
 def test_two_brokers_cannot_be_mixed(
     job_states: Any, global_broker: Broker, other: RedisBroker, client: redis.Redis
 ) -> None:
-    """No worker would run them all: neither messages nor pipelines, groups and
-    completion callbacks of two brokers. The error names both.
-    """
+    """No worker would run all parts. The error names both brokers."""
     m = [label(other, i) for i in range(2)]
     run_marathon = global_broker.get_actor("run_marathon").message(1)
     mixed: list[Any] = [

@@ -42,9 +42,7 @@ def test_cancel_ends_waiting_jobs_and_asks_running_ones(
         *put(store, "bob", status="working"),
         *put(store, "bob", cls=RunMarathon, status="success"),
     ]
-
     response = act(operated, "/job_state/cancel", kind="RunMarathon", all=1)
-
     assert response.json == {"done": 2, "refused": 0, "cursor": None}
     assert statuses(store, *jobs) == ["cancelled", "cancelling", "working", "success"]
 
@@ -55,9 +53,7 @@ def test_rerun_runs_failed_jobs_again(
     """Those whose message is not kept are counted."""
     jobs = marathons.fail("alice", "bob")
     lost = put_job(store, RunMarathon, "error", owner="alice").uuid
-
     response = act(operated, "/job_state/rerun", kind="RunMarathon", all=1)
-
     assert response.json == {"done": 2, "refused": 1, "cursor": None}
     assert statuses(store, *jobs, lost) == ["queued", "queued", "error"]
     marathons.is_mended = True
@@ -67,9 +63,7 @@ def test_rerun_runs_failed_jobs_again(
 
 
 def test_clear_deletes_ended_jobs(operated: TestApp, store: JobStore) -> None:
-    """Who may list all jobs deletes the ended ones that match the filters, whoever owns
-    them. Others stay.
-    """
+    """Who may list all jobs deletes the ended ones that match, whoever owns them."""
     cases: list[tuple[dict[str, Any], list[int]]] = [
         (ALL, [0, 1, 2, 3]),
         ({"kind": "Letter", "status": "error", "all": 1}, [0]),
@@ -90,9 +84,7 @@ def test_clear_deletes_ended_jobs(operated: TestApp, store: JobStore) -> None:
             *put(store, "bob", "alice", status="working"),
         ]
         pass_time(store, 60)
-
         response = act(operated, "/job_state/clear", **query)
-
         answer = {"done": len(gone), "refused": 0, "cursor": None}
         assert response.json == answer, query
         assert response.headers["Cache-Control"] == "private, no-cache"
@@ -101,21 +93,17 @@ def test_clear_deletes_ended_jobs(operated: TestApp, store: JobStore) -> None:
 
 
 def test_cursor_leads_to_the_other_jobs(operated: TestApp, store: JobStore) -> None:
-    """The cursor leads to the other jobs, but not to those that were sent later. A
-    request with limit=0 acts on none, and its cursor leads to all.
-    """
+    """Not to those that were sent later. With limit=0, it leads to all."""
     jobs = put(store, *"abcde", status="queued")
     cancel = functools.partial(act, operated, "/job_state/cancel", kind="Letter", all=1)
     first = cancel(limit=0).json
     late = put(store, "f", status="queued")
     done = [first["done"]]
-
     cursor = first["cursor"]
     while cursor:
         answer = cancel(limit=2, cursor=cursor).json
         done.append(answer["done"])
         cursor = answer["cursor"]
-
     assert done[0] == 0 and sum(done) == 5 and max(done) == 2
     assert statuses(store, *jobs, *late) == ["cancelled"] * 5 + ["queued"]
 
@@ -142,7 +130,6 @@ def test_users_act_on_their_own_jobs(
             jobs = put(store, "alice", "bob", None, "Alice", status=status)
             put(store, "alice", cls=Closed, status=status)
             path = f"/job_state/{name}"
-
             of_operator = act(operated, path, everything=1).json
             assert of_operator == {"done": 0, "refused": 0, "cursor": None}
             of_alice = act(operated, path, "alice", **query).json
@@ -160,12 +147,10 @@ def test_owner_of_a_request_decides(redis_url: str, store: JobStore) -> None:
         app = operated_app(redis_url, settings=settings)
         store.client.flushdb()
         jobs = put(store, 7, None, "7", "alice", 1, status="queued")
-
         for owner in "alice", "True", "7.0", "":
             response = act(app, "/job_state/cancel", "alice", owner=owner)
             assert response.status_code == 403, (own, owner)
         response = act(app, "/job_state/cancel", "alice", everything=1)
-
         assert response.json == {"done": done, "cursor": None}
         assert statuses(store, *jobs[1:]) == ["queued"] * 4
 
@@ -173,10 +158,7 @@ def test_owner_of_a_request_decides(redis_url: str, store: JobStore) -> None:
 def test_job_on_which_the_policy_fails_is_refused(
     redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the application's code raises for one job, that one is refused, with a line in
-    the log, and the others are acted on. If it asks a store that is away, the response
-    is a 503.
-    """
+    """The others are acted on. If it asks a store that is away, that is a 503."""
     errors: list[Exception] = [LookupError("no such shoes"), StoreUnavailable(None)]
 
     def fail(request: Request, context: Any, permission: str) -> None:
@@ -198,9 +180,6 @@ def test_job_on_which_the_policy_fails_is_refused(
 
 
 def test_cursor_of_another_call_is_a_400(operated: TestApp, store: JobStore) -> None:
-    """A cursor leads on only in the request that returned it, and by the same user's
-    jobs.
-    """
     put(store, *["alice"] * 3, *["bob"] * 3, cls=RunMarathon, status="queued")
     first = act(operated, "/job_state/cancel", "alice", everything=1, limit=1).json
     jobs = put(store, "alice", "bob", OPERATOR, status="queued")
@@ -219,9 +198,7 @@ def test_cursor_of_another_call_is_a_400(operated: TestApp, store: JobStore) -> 
 def test_rerun_tells_nothing_of_a_foreign_batch(
     operated: TestApp, store: JobStore, client: redis.Redis, marathons: Marathons
 ) -> None:
-    """A batch that the request may not see looks like an unknown one, also in what the
-    store is asked, however many of its jobs have failed.
-    """
+    """It looks like an unknown one, also in what the store is asked."""
     member = {"status": "error", "job_state_class": RunMarathon}
     batch = put_batch(store, members=[member] * 5, owner="alice").uuid
 
@@ -246,9 +223,7 @@ def test_rerun_tells_nothing_of_a_foreign_batch(
 
 
 def test_parameters_in_the_body_are_refused(operated: TestApp, store: JobStore) -> None:
-    """Parameters that would be ignored are a 400, so that a request never acts on more
-    jobs than were meant. A client may name a type, and send an empty body.
-    """
+    """A request never acts on more jobs than were meant. A body may be empty."""
     form = "application/x-www-form-urlencoded"
     headers = {"X-User": OPERATOR, "X-Requested-With": "x"}
     path = "/job_state/clear?all=1&everything=1"
@@ -271,9 +246,7 @@ def test_parameters_in_the_body_are_refused(operated: TestApp, store: JobStore) 
 def test_interruption_loses_no_line_of_what_was_done(
     redis_url: str, store: JobStore, said: Callable[[], list[str]]
 ) -> None:
-    """If the store goes away while a request acts on jobs, the log has those jobs that
-    it has acted on.
-    """
+    """The store goes away while a request acts on jobs."""
 
     def interrupt(request: Request, context: Any, permission: str) -> None:
         asked.append(context)
@@ -300,9 +273,7 @@ def test_interruption_loses_no_line_of_what_was_done(
 def test_bulk_requests_are_logged(
     operated: TestApp, store: JobStore, said: Callable[[], list[str]]
 ) -> None:
-    """What was done is logged: a line for each job with the user, and one with the
-    filter and the numbers; line breaks in a filter stay on their line.
-    """
+    """A line for each job, and one with the filter, whose line breaks stay on it."""
     of_alice, of_bob = put(store, "alice", "bob", status="success")
     (odd,) = put(store, "al\nice", status="queued")
     first, second = put(store, "alice", "alice", status="queued")

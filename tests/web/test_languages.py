@@ -79,9 +79,7 @@ def localizers(config: Configurator) -> set[str]:
 def test_words_are_in_the_language_of_the_request(
     translated_app: TestApp, store: JobStore
 ) -> None:
-    """The request's localizer translates titles and errors, with their mappings. A
-    string with a default never reaches the browser as its message id.
-    """
+    """A string with a default never reaches the browser as its message id."""
     for status, error, english, german in (
         ("error", "ValueError", "The runner fell.", "Der Läufer ist gestürzt."),
         ("cancelled", SKIPPED, "Skipped <b>early</b>.", "Übersprungen."),
@@ -99,7 +97,7 @@ def test_words_are_in_the_language_of_the_request(
 def test_words_of_ours_are_in_the_language_of_the_request(
     redis_url: str, store: JobStore, tmp_path: Path
 ) -> None:
-    """An application's catalog for our domain translates what we say of an end."""
+    """A catalog for our domain translates what we say of an end."""
     texts = {
         "": GERMAN[""],
         "The job failed.": "Gescheitert.",
@@ -124,9 +122,7 @@ def test_words_of_ours_are_in_the_language_of_the_request(
 
 
 def test_every_answer_is_translated(translated_app: TestApp, store: JobStore) -> None:
-    """Every response that contains a job is in the viewer's language, and each language
-    has an ETag of its own.
-    """
+    """Each language has an ETag of its own."""
     job = put(store, TranslatedRelay)
     for path in f"/job_state/{job}?", f"/job_state?uuid={job}&":
         known = get(translated_app, path).headers["ETag"]
@@ -147,9 +143,7 @@ def test_every_answer_is_translated(translated_app: TestApp, store: JobStore) ->
 def test_names_of_unknown_languages_are_not_kept(
     redis_url: str, store: JobStore, tmp_path: Path
 ) -> None:
-    """Whatever languages requests name, nothing is kept but those that the application
-    has catalogs for. Others are shown the default.
-    """
+    """Nothing is kept but the languages of catalogs. Others get the default."""
     config = translated(paged_config(redis_url), tmp_path)
     app = make_app(config)
     job = put(store, TranslatedRelay)
@@ -168,28 +162,21 @@ def test_names_of_unknown_languages_are_not_kept(
 def test_catalog_of_a_region_comes_before_that_of_its_language(
     redis_url: str, store: JobStore, tmp_path: Path
 ) -> None:
-    """A catalog serves the regions of its language that have none of their own."""
     config = translated(make_config(redis_url), tmp_path)
     texts = {**GERMAN, "Marathon over ${miles} miles": "${miles} Miglien"}
     write_catalog(tmp_path / "de_AT" / "LC_MESSAGES" / "marathons.mo", texts)
     app = make_app(config)
-
     found = titles(app, store, "de", "de_AT", "de_CH")
-
     assert found == [TRANSLATED, "26 Miglien", TRANSLATED]
 
 
 def test_default_and_english_need_no_catalog(
     redis_url: str, store: JobStore, tmp_path: Path
 ) -> None:
-    """An unknown language is shown the default. English is what texts say that have no
-    translation.
-    """
+    """Texts without a translation are English. An unknown language gets the default."""
     settings = {"pyramid.default_locale_name": "de_AT"}
     app = make_app(translated(make_config(redis_url, settings=settings), tmp_path))
-
     found = titles(app, store, "fr", "en", "en_GB")
-
     assert found == [TRANSLATED, ENGLISH, ENGLISH]
     # Without any catalog, the mapping is still applied.
     assert titles(make_app(make_config(redis_url)), store, "de") == [ENGLISH]
@@ -198,9 +185,7 @@ def test_default_and_english_need_no_catalog(
 def test_negotiator_and_localizer_of_the_application_stay_in_force(
     redis_url: str, store: JobStore, tmp_path: Path
 ) -> None:
-    """Only what the application's own negotiator returns is restricted. One that
-    translates in its own way is not asked for catalogs.
-    """
+    """What its negotiator returns is restricted. Its localizer needs no catalogs."""
     config = translated(make_config(redis_url), tmp_path)
     config.set_locale_negotiator(lambda request: "de")
     assert titles(make_app(config), store, "en") == [TRANSLATED]

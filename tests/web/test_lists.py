@@ -41,9 +41,7 @@ def test_job_states_list_gives_jobs_that_can_be_shown(
     (job,) = put(store, "bob", cls=RunMarathon)
     put(store, "alice", cls=RunMarathon)
     job_states = make_request(made_config(redis_url), "carol").job_states
-
     page = job_states.list("bob", kind="RunMarathon", params={"miles": 26}, limit=5)
-
     assert (uuids_of(page.items), page.cursor) == ([job], None)
     assert page.items[0].__parent__ is job_states
 
@@ -55,9 +53,7 @@ def test_get_answers_the_callers_own_jobs(app: TestApp, store: JobStore) -> None
     """
     jobs = put(store, "alice", "alice", "alice", cls=RunMarathon)
     put(store, "bob", None)
-
     response = get(app, "/job_state", "alice")
-
     assert response.status_code == 200
     assert response.json["cursor"] is None
     assert uuids_of(response.json["items"]) == jobs[::-1]
@@ -70,19 +66,15 @@ def test_get_answers_the_callers_own_jobs(app: TestApp, store: JobStore) -> None
 
 
 def test_anonymous_list_spares_the_store() -> None:
-    """An anonymous request has no jobs, and is answered without the store."""
     app = make_app(make_config(NOWHERE))
     assert get(app, "/job_state").json == EMPTY
     assert get(app, "/job_state", "alice").status_code == 503
 
 
 def test_list_jobs_lists_anyones(app: TestApp, store: JobStore) -> None:
-    """With list_jobs, a user may list the jobs of one owner, or all. Each is asked
-    about: others may see what its owner may not.
-    """
+    """Of one owner, or all. Others may see what its owner may not."""
     (diary,) = put(store, "alice", cls=LockedDiary)
     alices, bobs, nobodys = put(store, "alice", "bob", None)
-
     assert listed(app, "", "alice") == [alices]
     assert listed(app, "?owner=alice") == [alices, diary]
     assert listed(app, "?owner=bob&all=1") == [bobs]
@@ -91,14 +83,10 @@ def test_list_jobs_lists_anyones(app: TestApp, store: JobStore) -> None:
 
 
 def test_get_filters_and_pages(app: TestApp, store: JobStore) -> None:
-    """kind, status, limit and cursor select from the user's own jobs. Any name may be a
-    kind: one without jobs has an empty list. A page has 50 jobs by default, and up to
-    200.
-    """
+    """Any name may be a kind. A page has 50 jobs by default, and up to 200."""
     working = put(store, "alice", "alice", "alice", cls=RunMarathon)
     (error,) = put(store, "alice", cls=RunMarathon, status="error")
     (other,) = put(store, "alice", cls=JobState)
-
     assert listed(app, "?kind=JobState", "alice") == [other]
     assert listed(app, "?status=error", "alice") == [error]
     both = "?kind=RunMarathon&status=working"
@@ -127,7 +115,6 @@ class NumberPolicy(Policy):
 
 
 def test_owners_may_be_numbers(redis_url: str, store: JobStore) -> None:
-    """If users are numbers, the owner in a query is a number, too."""
 
     class NumberRoot(Root):
         __acl__ = ((Allow, 1, ("view_job", "list_jobs")),)
@@ -135,7 +122,6 @@ def test_owners_may_be_numbers(redis_url: str, store: JobStore) -> None:
     options = {"root_factory": NumberRoot, "security_policy": NumberPolicy()}
     app = make_app(make_config(redis_url, **options))
     job, _, _ = put(store, 7, "7", 8, cls=JobState)
-
     assert listed(app, "", "7") == [job]
     assert listed(app, "?owner=7", "1") == [job]
     for other in "x", "inf", quote("٧"), "0_7":
@@ -144,15 +130,11 @@ def test_owners_may_be_numbers(redis_url: str, store: JobStore) -> None:
 
 
 def test_several_jobs_are_those_that_may_be_seen(app: TestApp, store: JobStore) -> None:
-    """A request for several jobs has the states in the order of the query, each once,
-    and null for what is unknown, forbidden or not a uuid.
-    """
+    """In the order of the query, each once, and null for unknown and forbidden ones."""
     mine = put(store, "alice", "alice", cls=RunMarathon)
     (others,) = put(store, "bob")
     asked = [mine[1], others, UUID, "x", "", mine[1].upper(), mine[0], mine[1]]
-
     response = get(app, "/job_state?" + "&".join(f"uuid={u}" for u in asked), "alice")
-
     jobs = response.json["jobs"]
     assert list(jobs) == asked[:-1]
     for job in mine:
@@ -164,9 +146,7 @@ def test_several_jobs_are_those_that_may_be_seen(app: TestApp, store: JobStore) 
 def test_max_uuids_limits_several_jobs(
     redis_url: str, app: TestApp, store: JobStore
 ) -> None:
-    """More different uuids than max_uuids, or a hundred, are a 400 that names the
-    parameter.
-    """
+    """Of different uuids, and of a hundred by default."""
     few = make_app(make_config(redis_url, settings={"jobstate.max_uuids": "3"}))
 
     def several(app: TestApp, *uuids: object) -> Any:
@@ -186,7 +166,6 @@ def test_bad_max_uuids_stops_the_start() -> None:
 
 
 def test_lists_have_an_etag(app: TestApp, store: JobStore) -> None:
-    """A viewer who has the current response gets a 304, until something changes."""
     (job,) = put(store, "alice", cls=RunMarathon)
     queries = ["", f"?uuid={job}", "?kind=RunMarathon"]
     first = {query: get(app, f"/job_state{query}", "alice") for query in queries}

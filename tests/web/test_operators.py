@@ -34,9 +34,7 @@ class Trotting(JobState):
 
 
 def test_counts_of_all_jobs_and_of_a_kind(operated: TestApp, store: JobStore) -> None:
-    """An operator reads how many jobs have which status, of all kinds or of one, and
-    which kinds there are. No cache answers a request that wants no cache.
-    """
+    """No cache answers a request that wants none."""
     for kind, status in (
         (RunMarathon, "queued"),
         (RunMarathon, "working"),
@@ -90,9 +88,7 @@ def test_nothing_of_a_failure_leaves_by_other_ways(
 def test_inspect_tells_all_of_a_failure(
     operated: TestApp, marathons: Marathons
 ) -> None:
-    """An operator reads each parameter, the exception, the traceback and the tries, the
-    oldest first.
-    """
+    """Each parameter, the exception, the traceback and the tries, oldest first."""
     (job,) = marathons.fail("alice", kwargs={"shoes": SECRET})
     path = f"/job_state/{job}"
 
@@ -127,9 +123,7 @@ def test_inspect_tells_all_of_a_failure(
 def test_inspect_says_why_a_job_cannot_run_again(
     operated: TestApp, store: JobStore, marathons: Marathons
 ) -> None:
-    """The reason is the one that running it again would give. Whether the broker takes
-    the message shows when it is sent.
-    """
+    """The reason is the one that running it again would give."""
     (job,) = put(store, "alice", cls=RunMarathon, status="error")
     failed = put_job(store, RunMarathon, "error").uuid
 

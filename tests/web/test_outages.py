@@ -94,10 +94,7 @@ def is_503(response: Any) -> bool:
 
 
 def test_answer_is_of_the_accepted_type(caplog: pytest.LogCaptureFixture) -> None:
-    """A view of the application that asks a store that is away is a 503 with a
-    Retry-After: a page, or JSON for clients that prefer it. Below our path it is JSON
-    whatever the browser accepts. The outage is logged once.
-    """
+    """Below our path, it is JSON whatever is accepted. The outage is logged once."""
     app = make_app(config_without_store())
     for path in PATHS:
         for accept in "text/html", "application/json", "text/plain":
@@ -113,9 +110,7 @@ def test_answer_is_of_the_accepted_type(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_view_of_the_application_wins() -> None:
-    """The application's own exception view is used, whenever it was added, but not for
-    our requests. One for every Exception leaves the 503 alone.
-    """
+    """But not for our requests. One for every Exception leaves the 503 alone."""
 
     def own_view(exc: Exception, request: Request) -> Response:
         return Response("app 503", 503)
@@ -146,10 +141,7 @@ class OnlyMarathons(JobStates):
 
 
 def test_outage_is_never_a_refusal() -> None:
-    """While the store is away, pages of the application for a job of its tree are
-    neither a 404 nor a 403 nor a 500, whatever its views, policy and containers ask
-    for: a page would stop polling.
-    """
+    """A page would stop polling at a 404, a 403 or a 500, whatever asks for jobs."""
 
     class ByKind(Policy):
         def permits(self, request: Request, context: Any, permission: str) -> Any:
@@ -179,9 +171,7 @@ def test_outage_is_never_a_refusal() -> None:
 
 
 def test_job_that_is_not_read() -> None:
-    """Code that logs the context of a request can print an unread job. Any other use of
-    it is a 503.
-    """
+    """Code can print an unread job. Any other use of it is a 503."""
     seen: list[str] = []
     uses: list[Callable[[Any], object]] = [
         lambda job: seen.append(repr(job)),
@@ -196,9 +186,7 @@ def test_job_that_is_not_read() -> None:
 
 
 def test_store_that_refuses_is_a_503(redis_url: str, client: redis.Redis) -> None:
-    """If a server refuses to say whether a job exists, the response is not a 404: a
-    browser would stop asking.
-    """
+    """It is not a 404: a browser would stop asking."""
     with narrow(client, redis_url, "-hgetall") as url:
         app = make_app(make_config(url))
         for query in f"/{UUID}", f"?uuid={UUID}&uuid={UUID[::-1]}":
@@ -267,7 +255,6 @@ def test_outage_raises_nothing_through_the_tweens(
 def test_outages_are_logged_five_times_a_minute(
     redis_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store that comes and goes does not flood the log."""
     clock, monotonic = [0.0], time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + clock[0])
     store = JobStore(redis_url)
@@ -288,7 +275,6 @@ def test_store_that_refuses_is_logged_once_a_minute(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A server that refuses some commands does not flood the log."""
     clock, monotonic = [0.0], time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + clock[0])
     job = put(store)

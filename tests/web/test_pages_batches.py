@@ -19,14 +19,11 @@ EACH = ("success", "error", "working", "queued", "retrying", "cancelled", "error
 
 
 def test_page_lists_the_members(paged: TestApp, store: JobStore) -> None:
-    """The page has the element of its batch, and below it a row for each member, in the
-    order in which they were sent.
-    """
+    """A row for each, in the order in which they were sent."""
     batch, jobs = put_batch(store, *EACH)
     put_job(store, RunMarathon, owner="alice")
     for user in "alice", OPERATOR:
         page = Visit(paged, f"/job_state/{batch}", user)
-
         base = "http://localhost/job_state/"
         assert page.texts("h1, title") == ["Import of the files"] * 2
         assert page.one("#jobstate-job")["src"] == f"{base}{batch}/"
@@ -43,14 +40,10 @@ def test_page_lists_the_members(paged: TestApp, store: JobStore) -> None:
 
 
 def test_tabs_count_the_members(store: JobStore, visit: Visiting) -> None:
-    """A tab for each status says how many members have it, and leads to them. What the
-    batch does not count has no number.
-    """
+    """Each tab leads to them. What the batch does not count has no number."""
     batch, jobs = put_batch(store, *EACH)
     path = f"/job_state/{batch}/"
-
     page = visit(f"{path}?status=error&limit=5&_LOCALE_=en&other=1")
-
     assert page.texts(".jobstate-tabs a") == [
         "All 7",
         "Waiting 1",
@@ -72,9 +65,7 @@ def test_tabs_count_the_members(store: JobStore, visit: Visiting) -> None:
 
 
 def test_addresses(paged: TestApp, store: JobStore) -> None:
-    """A list that does not exist is a bad address. Where scripts get the members of a
-    batch as JSON, browsers get its page.
-    """
+    """Where scripts get the members of a batch as JSON, browsers get its page."""
     batch, jobs = put_batch(store, "error", "queued")
     for query in "status=done", "cursor=x", "limit=0":
         assert browse(paged, f"/job_state/{batch}/?{query}").status_code == 400
@@ -91,11 +82,9 @@ def test_addresses(paged: TestApp, store: JobStore) -> None:
 def test_pages_follow_each_other(store: JobStore, visit: Visiting) -> None:
     """Fifty members are on a page. Links lead to the next ones, and to the first."""
     batch, jobs = put_batch(store, *["queued"] * 101)
-
     first = visit(f"/job_state/{batch}")
     second = visit(first.link("Next"))
     last = visit(second.link("Next"))
-
     pages = [first.uuids, second.uuids, last.uuids]
     assert pages == [jobs[:50], jobs[50:100], jobs[100:]]
     assert second.texts(".jobstate-more a") == ["First", "Next"]
@@ -104,13 +93,10 @@ def test_pages_follow_each_other(store: JobStore, visit: Visiting) -> None:
 
 
 def test_members_that_are_missing(store: JobStore, visit: Visiting) -> None:
-    """An empty batch says so. When the records of members are gone, the counts stay,
-    and the page says why there are fewer rows.
-    """
+    """When records of members are gone, the counts stay, and the page says why."""
     page = visit(f"/job_state/{put_batch(store)[0]}")
     assert page.texts(".jobstate-none") == ["No jobs."]
     assert page.texts("#jobstate-job p") == ["Done · 100 % · 0 of 0 jobs"]
-
     batch, jobs = put_batch(store, "success", "queued")
     assert store.delete(jobs[0])
     page = visit(f"/job_state/{batch}")
@@ -123,9 +109,7 @@ def test_members_that_are_missing(store: JobStore, visit: Visiting) -> None:
 
 
 def test_members_of_others_are_only_counted(paged: TestApp, store: JobStore) -> None:
-    """Each row needs the right to see its job, and the page that to see the batch. Of
-    other jobs the page has nothing but the number.
-    """
+    """Each row needs the right to see its job."""
     theirs = {"status": "error", "owner": "bob", "params": {"miles": 424242}}
     batch, jobs = put_batch(store, "success", theirs)
     path = f"/job_state/{batch}"
@@ -145,15 +129,10 @@ def test_members_of_others_are_only_counted(paged: TestApp, store: JobStore) -> 
 
 
 def test_failed_members_may_run_again(store: JobStore, visit: Visiting) -> None:
-    """A button offers to run the failed jobs of a batch again, though not the batch.
-    The script gets what it needs for the bulk request: that of all jobs for viewers who
-    may list them.
-    """
+    """The script gets the bulk request: that of all jobs for who may list them."""
     batch, _ = put_batch(store, *EACH)
-
     page = visit(f"/job_state/{batch}")
     done = visit(f"/job_state/{put_batch(store, 'error')[0]}")
-
     assert page.acts == ["rerun", "cancel"]
     assert page.texts("[data-act=rerun]") == ["Run 2 failed jobs again"]
     assert page.one("[data-act=cancel]")["data-question"] == (
@@ -172,18 +151,14 @@ def test_failed_members_may_run_again(store: JobStore, visit: Visiting) -> None:
 
 
 def test_batch_that_does_not_run_again(store: JobStore, visit: Visiting) -> None:
-    """A page offers nothing that would be refused: neither without failed jobs, nor for
-    a cancelled batch, nor for a batch in a list.
-    """
+    """One without failed jobs, a cancelled one, and one in a list."""
     page = visit(f"/job_state/{put_batch(store, 'success', 'queued')[0]}")
     assert page.acts == ["cancel"]
-
     batch, jobs = put_batch(store, "error", "queued")
     assert load_job(store, batch).cancel()
     page = visit(f"/job_state/{batch}")
     assert page.acts == ["delete"]
     assert page.texts("tr job-state")[1].startswith("Cancelled")
-
     store.client.flushdb()
     batch, jobs = put_batch(store, "error")
     store.delete(jobs[0])
@@ -193,7 +168,7 @@ def test_batch_that_does_not_run_again(store: JobStore, visit: Visiting) -> None
 
 
 def test_button_is_for_those_who_may(store: JobStore, visit: Visiting) -> None:
-    """Only viewers whose request would run one of the jobs again see the button."""
+    """Only who would run one of the jobs again sees it."""
     cases: list[tuple[str, str, type[RunMarathon], bool]] = [
         # May run each of them, but a request of theirs acts on their own jobs alone.
         (KEEPER, "alice", RunMarathon, False),
@@ -203,17 +178,13 @@ def test_button_is_for_those_who_may(store: JobStore, visit: Visiting) -> None:
     ]
     for user, owner, member, may in cases:
         batch, _ = put_batch(store, "success", "error", owner=owner, member=member)
-
         page = visit(f"/job_state/{batch}", user)
-
         assert ("rerun" in page.acts) is may, (user, owner, member)
         assert query_of(page.data["bulk"]["rerun"]["url"]) == {"batch": batch}
 
 
 def test_member_leads_to_its_batch(store: JobStore, visit: Visiting) -> None:
-    """The page of a member says of which batch it is a part, unless its viewer may not
-    see the batch, or that is gone.
-    """
+    """Unless its viewer may not see the batch, or that is gone."""
 
     class Sealed(Errands):
         def __acl__(self) -> Any:
@@ -221,10 +192,8 @@ def test_member_leads_to_its_batch(store: JobStore, visit: Visiting) -> None:
 
     batch, jobs = put_batch(store, "success")
     sealed, sealed_jobs = put_batch(store, "success", cls=Sealed)
-
     page = visit(f"/job_state/{jobs[0]}", "alice")
     hidden = visit(f"/job_state/{sealed_jobs[0]}", "alice")
-
     assert page.texts(".jobstate-batch") == ["Part of: Import of the files"]
     url = f"http://localhost/job_state/{batch}/"
     assert page.link("Import of the files") == url
