@@ -170,6 +170,7 @@ def test_act_needs_the_header(wrong: Wrong) -> None:
 
 
 def test_unknown_paths_are_a_404(wrong: Wrong) -> None:
+    """There is nothing for a job that does not exist, and below what is there."""
     says = "The job does not exist."
     words = NOTHING.split()
     for method, end in zip(words[::2], words[1::2], strict=True):

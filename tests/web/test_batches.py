@@ -288,7 +288,7 @@ def test_owner_of_a_batch(desk: BatchDesk) -> None:
 
 
 def test_title_of_one_batch(desk: BatchDesk) -> None:
-    """It replaces that of its class."""
+    """The title of one batch replaces that of its class."""
     titles: tuple[tuple[type[Batch], str | None, str], ...] = (
         (ImportAll, None, "Import"),
         (ImportAll, "Import of 3 files", "Import of 3 files"),

@@ -460,7 +460,7 @@ def test_actors_declared_earlier_move(redis_url: str) -> None:
 
 
 def test_actors_of_every_form_move() -> None:
-    """Class-based, async and decorated ones are called as before."""
+    """Class-based, async and decorated actors move, and are called as before."""
     forms: list[Callable[[], Any]] = [
         lambda: annotated.declare_marathon(dramatiq.get_broker()),
         lambda: dramatiq.actor(annotated.coroutine),
@@ -512,7 +512,7 @@ def test_name_of_an_actor_on_both_brokers_is_refused() -> None:
 def test_default_broker_without_pika_gives_its_actors(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is a RedisBroker. Once it has connected, actors may have sent messages."""
+    """Its actors move, too, unless it has connected: they may have sent messages."""
     monkeypatch.setitem(sys.modules, "dramatiq.brokers.rabbitmq", None)
     run = declare()
     default: Any = run.broker

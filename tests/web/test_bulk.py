@@ -50,7 +50,7 @@ def test_cancel_ends_waiting_jobs_and_asks_running_ones(
 def test_rerun_runs_failed_jobs_again(
     operated: TestApp, store: JobStore, marathons: Marathons
 ) -> None:
-    """Those whose message is not kept are counted."""
+    """The failed jobs run again. Those whose message is not kept are counted."""
     jobs = marathons.fail("alice", "bob")
     lost = put_job(store, RunMarathon, "error", owner="alice").uuid
     response = act(operated, "/job_state/rerun", kind="RunMarathon", all=1)

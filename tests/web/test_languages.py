@@ -97,7 +97,7 @@ def test_words_are_in_the_language_of_the_request(
 def test_words_of_ours_are_in_the_language_of_the_request(
     redis_url: str, store: JobStore, tmp_path: Path
 ) -> None:
-    """A catalog for our domain translates what we say of an end."""
+    """An application's catalog for our domain translates what we say of an end."""
     texts = {
         "": GERMAN[""],
         "The job failed.": "Gescheitert.",

@@ -168,7 +168,7 @@ def test_batch_that_does_not_run_again(store: JobStore, visit: Visiting) -> None
 
 
 def test_button_is_for_those_who_may(store: JobStore, visit: Visiting) -> None:
-    """Only who would run one of the jobs again sees it."""
+    """Only viewers whose request would run one of the jobs again see the button."""
     cases: list[tuple[str, str, type[RunMarathon], bool]] = [
         # May run each of them, but a request of theirs acts on their own jobs alone.
         (KEEPER, "alice", RunMarathon, False),

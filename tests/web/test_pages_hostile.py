@@ -33,9 +33,7 @@ class Hurdles(JobState):
 
 
 def test_hostile_texts_stay_text(store: JobStore, visit: Visiting) -> None:
-    """Whatever a job, its owner or its kind is called, it adds no element and no
-    attribute to a page, and is read as it is.
-    """
+    """They add no element and no attribute to a page, and are read as they are."""
 
     def put_each(cls: type[JobState], text: str) -> str:
         return put_job(
@@ -56,10 +54,8 @@ def test_hostile_texts_stay_text(store: JobStore, visit: Visiting) -> None:
     list_shape = shape_of(visit("/job_state"))
     shape = shape_of(visit(f"/job_state/{harmless}"))
     job = put_each(Hurdles, HOSTILE)
-
     page = visit("/job_state")
     one = visit(f"/job_state/{job}")
-
     assert shape_of(page) == list_shape
     assert shape_of(one) == shape
     both = ["title", "message", "owner", "unit", "error"]
@@ -73,14 +69,11 @@ def test_hostile_texts_stay_text(store: JobStore, visit: Visiting) -> None:
 
 
 def test_hostile_titles_of_a_batch_stay_text(store: JobStore, visit: Visiting) -> None:
-    """Nothing in the titles of a batch and of its members becomes an element."""
     options: Any = {"title": f"batch {HOSTILE}", "member": Hurdles, "owner": HOSTILE}
     batch, jobs = put_batch(store, "error", **options)
     plain, plain_jobs = put_batch(store, "error")
-
     page, usual = (visit(f"/job_state/{uuid}") for uuid in (batch, plain))
     member, other = (visit(f"/job_state/{j}") for j in (jobs[0], plain_jobs[0]))
-
     assert shape_of(page) == shape_of(usual)
     assert page.one("h1").get_text() == f"batch {HOSTILE}"
     assert page.one("tr a").get_text() == f"title {HOSTILE}"
@@ -93,9 +86,7 @@ def test_hostile_queries_stay_text(store: JobStore, visit: Visiting) -> None:
     put_job(store, RunMarathon)
     shape = shape_of(visit("/job_state?owner=a&kind=Unknown&id=x"))
     query = urlencode({"owner": HOSTILE, "kind": HOSTILE, "id": HOSTILE})
-
     page = visit(f"/job_state/?{query}")
-
     assert shape_of(page) == shape
     assert page.one("input[name=owner]")["value"] == HOSTILE
     filters = {"kind": HOSTILE, "owner": HOSTILE, "status": "error"}
@@ -103,11 +94,8 @@ def test_hostile_queries_stay_text(store: JobStore, visit: Visiting) -> None:
 
 
 def test_pages_need_nothing_inline(store: JobStore, visit: Visiting) -> None:
-    """A strict Content-Security-Policy has nothing to block: no inline script or style,
-    no event handler, and nothing from elsewhere.
-    """
+    """A strict Content-Security-Policy has nothing to block."""
     job = put_job(store, RunMarathon, "error", metrics={"m": 1}).uuid
-
     for page in visit("/job_state"), visit(f"/job_state/{job}"):
         for tag in page.html.find_all(True):
             assert tag.name != "style"

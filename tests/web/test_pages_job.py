@@ -29,9 +29,7 @@ def at(millis: int) -> str:
 
 
 def test_page_has_what_the_json_tells(paged: TestApp, store: JobStore) -> None:
-    """The page has the title, id and element of its job, its metrics, and those of its
-    parameters that viewers may read. What a job does not have is left out.
-    """
+    """What a job does not have is left out, and so is what viewers may not read."""
     job = put_job(
         store,
         RunMarathon,
@@ -73,9 +71,7 @@ def test_page_has_what_the_json_tells(paged: TestApp, store: JobStore) -> None:
 
 
 def test_page_leads_to_the_result(store: JobStore, visit: Visiting) -> None:
-    """Without JavaScript, a page links to what its job has made: to the web alone, even
-    if a class puts the URL into its JSON itself.
-    """
+    """To the web alone, even if a class puts the URL into its JSON itself."""
 
     class Exported(JobState):
         def result_url(self, request: Any) -> str:
@@ -97,9 +93,7 @@ def test_page_leads_to_the_result(store: JobStore, visit: Visiting) -> None:
 
 
 def test_acts_are_those_that_are_permitted(store: JobStore, visit: Visiting) -> None:
-    """The page offers what its viewer may do with the job as it is, each with its
-    question, and only to the script.
-    """
+    """Each with its question, and only to the script."""
     questions = {
         "cancel": "Cancel this job?",
         "rerun": "Run this job again?",
@@ -111,9 +105,7 @@ def test_acts_are_those_that_are_permitted(store: JobStore, visit: Visiting) -> 
         ("error", KEEPER, ["rerun", "delete"]),
     ):
         job = put_job(store, RunMarathon, status, owner="alice").uuid
-
         page = visit(f"/job_state/{job}", user)
-
         assert page.acts == acts, (status, user)
         asked = [tag["data-question"] for tag in page.all("[data-act]")]
         assert asked == [questions[name] for name in acts]
@@ -123,15 +115,11 @@ def test_acts_are_those_that_are_permitted(store: JobStore, visit: Visiting) -> 
 def test_failure_is_for_those_who_may_inspect(
     paged: TestApp, store: JobStore, marathons: Marathons
 ) -> None:
-    """With inspect_job, the page has all parameters, the exception, the traceback and
-    each try, or the reason why the job cannot run again.
-    """
+    """With inspect_job, the page has all, or why the job cannot run again."""
     (job,) = marathons.fail("alice", kwargs={"shoes": "sandals"})
     lost = put_job(store, RunMarathon, "error", error=JobError(None, "It broke.")).uuid
-
     page = Visit(paged, f"/job_state/{job}", KEEPER)
     other = Visit(paged, f"/job_state/{lost}", KEEPER)
-
     facts = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
     assert facts == {"miles": "26", "shoes": "sandals"}
     assert page.texts("h2 + p") == [
@@ -222,16 +210,13 @@ def test_timeline(
         known = failures._replace(tries=tuple(found))
         monkeypatch.setattr(JobStore, "failures", lambda *args, known=known: known)
         monkeypatch.setattr(SelfTimed, "told", told(course))
-
         assert steps_of(visit(f"/job_state/{job}")) == steps.split("|")
 
 
 def test_times_of_the_timeline(
     store: JobStore, visit: Visiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each step says when it happened, to people and to the script. The time between
-    two steps is as precise as it is useful.
-    """
+    """They are as precise as it is useful."""
     path = f"/job_state/{put_job(store, SelfTimed).uuid}"
     course = told("success 1 queued=0 started=2100 finished=60000")
     monkeypatch.setattr(SelfTimed, "told", course)

@@ -71,15 +71,11 @@ def shop_config(redis_url: str, layout: str, engine: str) -> Configurator:
 def test_pages_appear_in_the_layout(
     redis_url: str, store: JobStore, shop: str, engine: str
 ) -> None:
-    """The application's template surrounds the pages. Their title, head and content are
-    markup there; all else is escaped as usual. A script gets the content alone.
-    """
+    """Title, head and content are markup there. A script gets the content alone."""
     layout = f"{shop}:templates/jobs.{engine}"
     job = put_job(store, Luge, "error", owner="alice", metrics={"m": 1}).uuid
     own = paged_app(redis_url)
-
     app = make_app(shop_config(redis_url, layout, engine))
-
     # Two applications of a process have a layout each.
     for path, title in ("/job_state/?all=1", "Jobs"), (f"/job_state/{job}", "A & <B>"):
         page, plain = Visit(app, path), Visit(own, path)
@@ -99,7 +95,6 @@ def test_pages_appear_in_the_layout(
 def test_templates_can_be_overridden(
     redis_url: str, store: JobStore, tmp_path: Path
 ) -> None:
-    """An application can replace each of our templates, and the style sheet."""
     job = put_job(store, Luge).uuid
     config = paged_config(redis_url)
     for name, text in (
@@ -115,9 +110,7 @@ def test_templates_can_be_overridden(
         path.write_text(text, "utf-8")
         config.override_asset(f"pyramid_jobstate:{name}", str(path))
     app = make_app(config)
-
     page = Visit(app, f"/job_state/{job}")
-
     assert page.texts("h1") == ["Own: A & <B>"]
     assert page.one("body")["class"] == ["own"]
     sheet = Visit(paged_app(redis_url), "/job_state").one("link[rel=stylesheet]")
@@ -125,16 +118,12 @@ def test_templates_can_be_overridden(
 
 
 def test_assets_of_a_page_are_served(redis_url: str) -> None:
-    """The scripts and style sheets that a page names exist. A cache buster of the
-    application applies to them.
-    """
+    """A cache buster of the application applies to them."""
     config = paged_config(redis_url)
     buster = QueryStringConstantCacheBuster("abc")
     config.add_cache_buster("pyramid_jobstate:static/", buster)
     app = make_app(config)
-
     page = Visit(app, "/job_state")
-
     urls = [
         str(tag[name])
         for name in ("src", "data-styles")
@@ -149,7 +138,6 @@ def test_assets_of_a_page_are_served(redis_url: str) -> None:
 
 
 def test_wrong_layout_stops_the_start() -> None:
-    """A layout that cannot be rendered is an error that names the setting."""
     for layout, message in (
         ("templates/jobs.jinja2", "is not a template such as myapp:templates/jobs"),
         ("", "is not a template"),
@@ -159,13 +147,11 @@ def test_wrong_layout_stops_the_start() -> None:
     ):
         with pytest.raises(ConfigurationError) as caught:
             make_app(shop_config(NOWHERE, layout, "jinja2"))
-
         text = f"The setting jobstate.pages_layout = {layout!r} {message}"
         assert text in str(caught.value)
 
 
 def test_pages_need_the_package() -> None:
-    """Pages without the package are an error that says what to include."""
     with pytest.raises(ConfigurationError, match="Include pyramid_jobstate as well"):
         paged_config(NOWHERE).make_wsgi_app()
 
@@ -189,12 +175,9 @@ except Exception as e:
 
 @pytest.mark.system
 def test_missing_extra_is_named() -> None:
-    """An application without pages imports nothing that only they need. Without that,
-    the include of pages says which extra is missing.
-    """
+    """An application without pages imports nothing that only they need."""
     command = [sys.executable, "-W", "ignore", "-c", MISSING]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-
     assert done.stdout.splitlines() == [
         "set()",
         "ConfigurationError: pyramid_jobstate.pages needs the package pyramid_jinja2. "

@@ -44,9 +44,7 @@ def put_each(store: JobStore) -> dict[str, str]:
 
 
 def test_rows_are_the_jobs_of_the_json(paged: TestApp, store: JobStore) -> None:
-    """A list has the jobs of its JSON in their order, and each row leads to its job.
-    Whoever may list all jobs reads whose they are.
-    """
+    """Whoever may list all jobs reads whose they are."""
     put_each(store)
     put(store, "alice", cls=LockedDiary)
     put(store, 7, None, cls=Steeplechase)
@@ -56,9 +54,7 @@ def test_rows_are_the_jobs_of_the_json(paged: TestApp, store: JobStore) -> None:
         ("?owner=alice&status=working&kind=RunMarathon", OPERATOR),
     ):
         path = f"/job_state/{query}"
-
         visit = Visit(paged, path, user)
-
         items = get(paged, path, user).json["items"]
         assert visit.uuids == uuids_of(items) != []
         for name in "href", "src":
@@ -71,16 +67,12 @@ def test_rows_are_the_jobs_of_the_json(paged: TestApp, store: JobStore) -> None:
 
 
 def test_base_url_is_not_that_of_a_page(redis_url: str, store: JobStore) -> None:
-    """Pages lead to where their viewer is. Their scripts could not reach another host
-    that jobstate.base_url names.
-    """
+    """Its script could not reach another host."""
     settings = {"jobstate.base_url": "https://example.com"}
     paged = paged_app(redis_url, settings=settings)
     (uuid,) = put(store, "alice")
     url = f"http://localhost/job_state/{uuid}/"
-
     listed, shown = Visit(paged, "/job_state/"), Visit(paged, f"/job_state/{uuid}/")
-
     assert [tag["src"] for tag in listed.all("tr [src]")] == [url]
     assert (shown.one("job-state")["src"], shown.data["url"]) == (url, url)
 
@@ -88,9 +80,7 @@ def test_base_url_is_not_that_of_a_page(redis_url: str, store: JobStore) -> None
 def test_operators_see_all_jobs_at_first(store: JobStore, visit: Visiting) -> None:
     """Whoever may list all jobs is led to the list of all. Links keep the language."""
     put(store, "alice")
-
     page = visit("/job_state?status=working&_LOCALE_=de")
-
     assert query_of(page.path) == {"all": "1", "status": "working", "_LOCALE_": "de"}
     assert len(page.uuids) == 1
     locales = {query_of(str(tag["href"]))["_LOCALE_"] for tag in page.all("nav a")}
@@ -98,32 +88,25 @@ def test_operators_see_all_jobs_at_first(store: JobStore, visit: Visiting) -> No
 
 
 def test_form_leads_to_the_address_of_the_json(paged: TestApp) -> None:
-    """Empty fields of the form are left out of the address, and the id of a job, known
-    or not, leads to its page. Any other text in that field is repeated there.
-    """
+    """An id, known or not, leads to its page. Any other text is repeated there."""
     for query, location in (
         ("kind=A&owner=bob&id=+&status=&all=1", "?kind=A&owner=bob"),
         (f"kind=&id=+{UUID.upper()}+", f"{UUID}/"),
     ):
         response = browse(paged, f"/job_state/?{query}")
         assert response.location == f"http://localhost/job_state/{location}"
-
     page = Visit(paged, "/job_state/?id=<x>")
     assert page.texts("#jobstate-wrong-id") == ["This is not a job ID: <x>"]
     assert page.one("input[name=id]")["value"] == "<x>"
 
 
 def test_tabs_lead_to_the_jobs_of_a_status(redis_url: str, store: JobStore) -> None:
-    """A tab for each status counts its jobs, keeps the other filters and leads to the
-    jobs. The store cannot count those of an owner.
-    """
+    """They keep the other filters. The store cannot count the jobs of an owner."""
     jobs = put_each(store)
     put_job(store, Steeplechase, "error", owner="bob")
     app = paged_app(redis_url)
-
     page = Visit(app, "/job_state/?all=1&kind=RunMarathon&status=error&limit=9")
     of_alice = Visit(app, "/job_state?owner=alice")
-
     assert page.texts(".jobstate-tabs a") == [
         "All 6",
         "Waiting 1",
@@ -145,18 +128,14 @@ def test_tabs_lead_to_the_jobs_of_a_status(redis_url: str, store: JobStore) -> N
 
 
 def test_form_keeps_what_is_filtered(redis_url: str, store: JobStore) -> None:
-    """The form has all kinds, the one that is shown even if it has no jobs, and keeps
-    the status and the language of the page.
-    """
+    """The kind that is shown is there even if it has no jobs."""
     put(store, None, cls=RunMarathon)
     put(store, None, cls=Steeplechase)
     kinds = ["All kinds", "RunMarathon", "Steeplechase"]
-
     page = Visit(
         paged_app(redis_url),
         "/job_state?status=error&limit=7&_LOCALE_=de&kind=Mine&owner=alice",
     )
-
     hidden = {tag["name"]: tag["value"] for tag in page.all("form input[type=hidden]")}
     assert hidden == {"status": "error", "limit": "7", "_LOCALE_": "de"}
     assert sorted(page.texts("option")) == sorted([*kinds, "Mine"])
@@ -165,14 +144,10 @@ def test_form_keeps_what_is_filtered(redis_url: str, store: JobStore) -> None:
 
 
 def test_pages_follow_each_other(store: JobStore, visit: Visiting) -> None:
-    """Links lead to the older jobs, with the same filters, and back to the newest. A
-    page has fifty jobs unless it is asked for fewer.
-    """
+    """A page has fifty jobs unless it is asked for fewer."""
     jobs = put(store, *["alice"] * 51, cls=RunMarathon)[::-1]
-
     first = visit("/job_state?kind=RunMarathon")
     last = visit(first.link("Older"))
-
     assert (first.uuids, last.uuids) == (jobs[:50], jobs[50:])
     assert query_of(last.path)["kind"] == "RunMarathon"
     assert visit(last.link("Newest")).uuids == first.uuids
@@ -190,7 +165,6 @@ def test_page_without_jobs(
     page = visit("/job_state")
     assert page.texts(".jobstate-none") == ["No jobs."]
     assert not page.has("table, [data-jobstate=acts], .jobstate-more")
-
     put(store, *["alice"] * 2)
     # A thousand jobs before it do not match.
     nothing = store.list(limit=1)._replace(items=[])
@@ -202,9 +176,6 @@ def test_page_without_jobs(
 
 
 def test_row_tells_a_job_without_javascript(store: JobStore, visit: Visiting) -> None:
-    """A row has the title, status, progress, message, times, attempts and owner of its
-    job as text.
-    """
     at = put_job(
         store,
         RunMarathon,
@@ -213,9 +184,7 @@ def test_row_tells_a_job_without_javascript(store: JobStore, visit: Visiting) ->
         progress=Progress(1200, 2600, "miles"),
         attempt=2,
     ).queued_at
-
     page = visit("/job_state")
-
     assert page.texts("tbody :is(th, td)") == [
         "",
         "Run marathon",
@@ -232,9 +201,7 @@ def test_row_tells_a_job_without_javascript(store: JobStore, visit: Visiting) ->
 def test_row_tells_how_far_a_job_has_come(
     store: JobStore, runs: Runs, visit: Visiting
 ) -> None:
-    """A row has no share of an unknown total, no amount before a job has counted, and
-    the name of the phase that a job is in.
-    """
+    """Of an unknown total, before it has counted, and in a phase."""
     live = runs.start()
 
     def begin(job_state: JobState) -> None:
@@ -260,10 +227,8 @@ def test_chart_draws_what_ended(redis_url: str, store: JobStore) -> None:
         put_job(store, RunMarathon, status)
     put_job(store, Steeplechase, "error")
     app = paged_app(redis_url)
-
     page = Visit(app, "/job_state")
     of_a_kind = Visit(app, "/job_state?kind=Steeplechase")
-
     text = "No job has ended in the last 24 hours."
     assert nothing.texts("figcaption span") == [text]
     assert not nothing.has("svg path")
@@ -287,9 +252,7 @@ def test_chart_draws_what_ended(redis_url: str, store: JobStore) -> None:
 def test_chart_shows_one_failure_among_many(
     redis_url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However few jobs fail, their part of a bar can be seen, and the others have the
-    rest. What is drawn is counted anew after ten seconds.
-    """
+    """However few fail. What is drawn is counted anew after ten seconds."""
     begun = time.monotonic()
     clock = [begun]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
@@ -308,13 +271,9 @@ def test_chart_shows_one_failure_among_many(
 
 
 def test_acts_are_those_that_a_job_allows(store: JobStore, visit: Visiting) -> None:
-    """Each row says what can be done with its job as it is now. The page offers what it
-    has jobs for, and what others may need.
-    """
+    """The page offers what it has jobs for, and what others may need."""
     jobs = put_each(store)
-
     page = visit("/job_state")
-
     rows = page.all("tr[data-uuid]")
     acts = {str(row["data-uuid"]): row["data-acts"] for row in rows}
     assert {status: acts[job] for status, job in jobs.items()} == {
@@ -334,19 +293,14 @@ def test_acts_are_those_that_a_job_allows(store: JobStore, visit: Visiting) -> N
 def test_acts_on_all_that_match(
     paged: TestApp, store: JobStore, marathons: Marathons
 ) -> None:
-    """The script is told where to post an act on all jobs that match, and what to ask
-    before: where it reads how many they are, as far as that is known. Whoever may not
-    list all jobs acts on their own: the URL names nobody.
-    """
+    """Whoever may not list all jobs acts on their own: the URL names nobody."""
     base = "http://localhost/job_state/"
     failed = put(store, "alice", "bob", cls=RunMarathon, status="error")
     (other,) = put(store, "alice", cls=Steeplechase, status="success")
     (mine,) = put(store, KEEPER, cls=Steeplechase, status="success")
-
     by_owner = Visit(paged, "/job_state/?owner=bob&status=error").data["bulk"]
     by_kind = Visit(paged, "/job_state/?kind=Steeplechase&limit=5").data["bulk"]
     own = Visit(paged, "/job_state", KEEPER).data["bulk"]
-
     assert by_owner["rerun"] == {
         "url": f"{base}rerun?owner=bob",
         "question": "Run all failed jobs that match again?",
@@ -371,9 +325,7 @@ def test_acts_on_all_that_match(
 
 
 def test_acts_need_their_permissions(redis_url: str, store: JobStore) -> None:
-    """The script learns what can be done with a job when its status changes. Without
-    permissions on its jobs, a list offers nothing.
-    """
+    """Without permissions on its jobs, a list offers nothing."""
 
     class Readers(Root):
         __acl__ = (
@@ -383,10 +335,8 @@ def test_acts_need_their_permissions(redis_url: str, store: JobStore) -> None:
 
     app = paged_app(redis_url, root_factory=Readers)
     put(store, "alice", cls=RunMarathon)
-
     runner = Visit(app, "/job_state", "runner")
     reader = Visit(app, "/job_state", "reader")
-
     assert runner.one("tr[data-uuid]")["data-permitted"] == "rerun"
     assert runner.one("button[data-act][hidden]")["data-act"] == "rerun"
     assert runner.acts == reader.acts == []
@@ -397,10 +347,7 @@ def test_acts_need_their_permissions(redis_url: str, store: JobStore) -> None:
 def test_acts_of_a_policy_that_fails(
     redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the application's code raises when it is asked for acts, on a job or on all of
-    them, jobs are shown without any, and the log says so. If it asks a store that is
-    away, the response is a 503.
-    """
+    """Jobs are shown without any. If it asks a store that is away, that is a 503."""
     away, bug = StoreUnavailable(None), LookupError("no such shoes")
     errors: dict[bool, Exception | None] = {True: bug, False: bug}
 

@@ -43,16 +43,13 @@ JSON = [
 def test_page_is_for_those_who_name_html(
     paged: TestApp, operated: TestApp, store: JobStore
 ) -> None:
-    """HTML is for requests whose Accept names it, and JSON with no higher quality.
-    Without the include, browsers get JSON, too.
-    """
+    """And JSON with no higher quality. Without the include, all get JSON."""
     (job,) = put(store, "alice", cls=RunMarathon)
     for accept in HTML + JSON:
         headers = {} if accept is None else {"Accept": accept}
         content_type = "text/html" if accept in HTML else "application/json"
         for path in "/job_state/", f"/job_state/{job}":
             response = get(paged, path, "alice", **headers)
-
             assert response.status_code == 200
             assert response.content_type == content_type, accept
     for path in "/job_state", f"/job_state/{job}", "/job_state/x":
@@ -63,11 +60,9 @@ def test_page_is_never_kept(paged: TestApp, store: JobStore) -> None:
     """A page has no ETag, and no cache keeps it. HEAD has its headers, and no body."""
     (job,) = put(store, "alice")
     etag = get(paged, f"/job_state/{job}", OPERATOR).headers["ETag"]
-
     for path in f"/job_state/{job}", "/job_state?all=1":
         head = ask(paged, "HEAD", path, OPERATOR, Accept=CHROMIUM)
         page = browse(paged, path, If_None_Match=etag)
-
         assert head.body == b"" != page.body
         for response in page, head:
             assert response.status_code == 200
@@ -78,7 +73,6 @@ def test_page_is_never_kept(paged: TestApp, store: JobStore) -> None:
 
 
 def test_every_answer_varies(paged: TestApp, store: JobStore) -> None:
-    """All answers at the URLs of jobs say that they depend on the header Accept."""
     (job,) = put(store, "alice")
     seen = set()
     for path in "", f"/{job}", f"/{UUID}", "/x/y", "?status=x", "?kind=%ff", "?all=1":
@@ -95,9 +89,7 @@ def test_every_answer_varies(paged: TestApp, store: JobStore) -> None:
 
 
 def test_what_has_no_page_is_json(paged: TestApp, store: JobStore) -> None:
-    """Browsers get JSON where nothing else is served, and what they change is answered
-    as JSON, whatever they accept.
-    """
+    """And so is what changes jobs, whatever a browser accepts."""
     (job,) = put(store, "alice", status="success")
     for end in "/counts", f"/{job}/inspect", f"?uuid={job}&uuid=x":
         response = browse(paged, f"/job_state{end}")
@@ -122,9 +114,7 @@ def error_app(redis_url: str | None) -> TestApp:
 
 
 def test_error_pages_are_the_application_s(redis_url: str, store: JobStore) -> None:
-    """The application's own pages say that a job is forbidden or unknown; scripts still
-    read it as JSON. A path that is nobody's gets the application's page, too.
-    """
+    """Scripts still read JSON. A path that is nobody's gets such a page, too."""
     app = error_app(redis_url)
     (job,) = put(store, "alice")
     cases: list[tuple[str, str | None, int]] = [
@@ -136,7 +126,6 @@ def test_error_pages_are_the_application_s(redis_url: str, store: JobStore) -> N
     for path, user, status in cases:
         response = browse(app, f"/job_state{path}", user)
         script = get(app, f"/job_state{path}", user)
-
         assert response.status_code == script.status_code == status
         assert response.text == f"<h1>Our own {status}</h1>"
         assert "error" in script.json
@@ -148,9 +137,7 @@ def test_error_pages_are_the_application_s(redis_url: str, store: JobStore) -> N
 
 
 def test_outage_is_the_application_s_page() -> None:
-    """While the store is away, a browser gets the application's page for that, or else
-    Pyramid's plain one.
-    """
+    """Or else Pyramid's plain one."""
     path = f"/job_state/{UUID}"
     response = browse(error_app(NOWHERE), path)
     assert (response.status_code, response.text) == (503, "<h1>Our own 503</h1>")
@@ -160,7 +147,6 @@ def test_outage_is_the_application_s_page() -> None:
 
 
 def test_view_of_the_application_wins(redis_url: str, store: JobStore) -> None:
-    """A view that the application has for a kind of job is its page."""
 
     class Procession(JobState):
         """A kind of job with a page of its own."""

@@ -64,7 +64,6 @@ def rowing(store: JobStore) -> str:
 
 
 def test_rights_on_the_page_of_a_job(roles: TestApp, rowing: str) -> None:
-    """Each viewer reads what they may, and is offered what they may do."""
     path = f"/job_state/{rowing}"
     public = {PARAM, MESSAGE, METRIC}
     everything = {TITLE, *public, "Owner: alice", *SECRETS}
@@ -79,7 +78,6 @@ def test_rights_on_the_page_of_a_job(roles: TestApp, rowing: str) -> None:
     ]
     for user, status, reads, acts in cases:
         response = browse(roles, path, user)
-
         assert response.status_code == status == get(roles, path, user).status_code
         text = " ".join(response.html.get_text().split())
         found = {word for word in everything if word in text or word in response.text}
@@ -90,13 +88,10 @@ def test_rights_on_the_page_of_a_job(roles: TestApp, rowing: str) -> None:
 
 
 def test_list_tells_nothing_of_others(roles: TestApp, rowing: str) -> None:
-    """Without list_jobs, a list has no titles, counts, kinds or owners of others' jobs,
-    not even of those that the viewer may see.
-    """
+    """Not even of those that the viewer may see."""
     others = ".jobstate-count, .jobstate-chart, select, input[name=owner]"
     for user in None, "bob", VIEWER, INSPECTOR:
         page = Visit(roles, "/job_state", user)
-
         assert page.path == "/job_state"
         assert page.uuids == []
         for word in rowing, TITLE, PARAM, OWNER, *SECRETS:
@@ -113,9 +108,7 @@ def test_list_tells_nothing_of_others(roles: TestApp, rowing: str) -> None:
 
 
 def test_page_has_what_the_csrf_check_wants(redis_url: str, store: JobStore) -> None:
-    """The script is told the token, and where the application expects it: with these,
-    acts pass the check, and without them they do not.
-    """
+    """With the token, acts pass the check, and without it they do not."""
     cases: list[tuple[dict[str, Any], str | None, str]] = [
         ({}, "X-CSRF-Token", "csrf_token"),
         ({"header": "X-Own", "token": "own"}, "X-Own", "own"),
@@ -129,7 +122,6 @@ def test_page_has_what_the_csrf_check_wants(redis_url: str, store: JobStore) -> 
         (job,) = put(store, "alice", status="success")
         path = f"/job_state/{job}"
         headers = {"X-User": OPERATOR, "X-Requested-With": "x"}
-
         csrf = Visit(app, path).data["csrf"]
         assert (csrf["header"], csrf["field"]) == (header, field)
         refused = app.request(path, method="DELETE", headers=headers, status=400)
@@ -145,9 +137,7 @@ def test_page_has_what_the_csrf_check_wants(redis_url: str, store: JobStore) -> 
 
 
 def test_pages_below_a_prefix(redis_url: str, store: JobStore) -> None:
-    """All URLs of pages are where the package is included and the application mounted,
-    in whichever order it includes pages.
-    """
+    """In whichever order the application includes pages."""
     (job,) = put(store, "alice", status="error")
     for is_first, prefix, path, script_name, base in (
         (True, "team", "job_state", "", "/team/job_state"),
@@ -169,10 +159,8 @@ def test_pages_below_a_prefix(redis_url: str, store: JobStore) -> None:
             return router({**environ, **mounted}, start)
 
         app, below = TestApp(serve), base.removeprefix(script_name)
-
         page = Visit(app, f"{below}/?all=1")
         one = Visit(app, f"{below}/{job}")
-
         urls = [
             str(tag[name])
             for found in (page, one)

@@ -78,15 +78,11 @@ def german(redis_url: str, tmp_path: Path) -> TestApp:
 def test_pages_are_in_the_language_of_the_request(
     german: TestApp, store: JobStore
 ) -> None:
-    """An application's catalog for our domain translates both pages: words, plurals,
-    numbers, questions, and what the element and the script say.
-    """
+    """Words, plurals, numbers, questions, and what the scripts say."""
     job = put_job(store, Biathlon, progress=Progress(1234.5, 5000, "m")).uuid
-
     page = Visit(german, "/job_state?_LOCALE_=de")
     one = Visit(german, f"/job_state/{job}?_LOCALE_=de")
     english = Visit(german, f"/job_state/{job}?_LOCALE_=en")
-
     assert page.texts("tbody a") == one.texts("h1") == ["Zweikampf"]
     assert page.texts("job-state") == ["Läuft · 24 % · 1.234,5 von 5.000 m"]
     assert page.texts("[data-act=cancel]") == ["Abbrechen"]
@@ -113,9 +109,7 @@ def test_pages_are_in_the_language_of_the_request(
 def test_page_without_a_catalog_says_that_it_is_english(
     redis_url: str, store: JobStore
 ) -> None:
-    """Without a catalog for our words, the language of both pages is that of the words,
-    whatever the request or the settings name.
-    """
+    """Whatever the request or the settings name."""
     (job,) = put(store, "alice")
     for default, name, lang in (
         ("de", "de_AT", "en"),
@@ -127,7 +121,6 @@ def test_page_without_a_catalog_says_that_it_is_english(
         app = make_app(config)
         for path in "/job_state", f"/job_state/{job}":
             page = Visit(app, f"{path}?_LOCALE_={name}")
-
             assert page.data["labels"]["working"] == "Running"
             assert page.one("html")["lang"] == page.one(".jobstate")["lang"] == lang
 
@@ -135,9 +128,7 @@ def test_page_without_a_catalog_says_that_it_is_english(
 def test_reason_is_in_the_language_of_the_request(
     german: TestApp, store: JobStore, marathons: Marathons
 ) -> None:
-    """A page translates our sentences on why a job has ended or cannot run again, but
-    no exception and no sentence of others. The JSON stays as it is.
-    """
+    """But no exception and no sentence of others. The JSON stays as it is."""
     (job,) = put(store, "alice", cls=RunMarathon, status="error")
     del marathons.broker.actors["run_marathon"]
     page = Visit(german, f"/job_state/{job}?_LOCALE_=de")
@@ -161,11 +152,8 @@ def test_reason_is_in_the_language_of_the_request(
 
 
 def test_bad_address_is_said_in_the_language_of_the_request(german: TestApp) -> None:
-    """What a query gets wrong is a sentence for viewers, and a comment for those who
-    read the source.
-    """
+    """A comment says more to those who read the source."""
     response = browse(german, "/job_state/?all=1&limit=--><b>&_LOCALE_=de")
-
     html = BeautifulSoup(response.text, "html.parser")
     assert (response.status_code, response.content_type) == (400, "text/html")
     assert "Diese Adresse ist falsch." in html.get_text()
@@ -189,9 +177,7 @@ def test_numbers_have_the_forms_of_their_language(
     write_catalog(catalog_of(tmp_path, "pl"), polish)
     config = paged_config(redis_url)
     config.add_translation_dirs(str(tmp_path))
-
     page = Visit(make_app(config), "/job_state?_LOCALE_=pl")
-
     with catalog_of(tmp_path, "pl").open("rb") as file:
         gnu = gettext.GNUTranslations(file)
     forms, at = (page.data["plurals"]["cancel"][key] for key in ("forms", "at"))
@@ -220,9 +206,7 @@ class Asking:
 
 
 def test_each_request_may_have_a_localizer(redis_url: str, store: JobStore) -> None:
-    """An application may make a localizer for each request, also one that is neither
-    hashable nor weakly referable: pages are in its words.
-    """
+    """Also one that is neither hashable nor weakly referable."""
     (job,) = put(store, "alice")
 
     class Odd(Asking):
@@ -250,33 +234,26 @@ def test_each_request_may_have_a_localizer(redis_url: str, store: JobStore) -> N
 
 
 def test_template_for_translators_has_all_texts(redis_url: str) -> None:
-    """The texts that pages need are those of the template that the package ships."""
     asking = Asking()
     config = paged_config(redis_url)
     config.add_request_method(lambda request: asking, "localizer", reify=True)
-
     Visit(make_app(config), "/job_state/?all=1")
-
     template = (PACKAGE / "locale" / "pyramid_jobstate.pot").read_text("utf-8")
     ids = re.findall(r'^msgid (".+")$', template, re.MULTILINE)
     assert asking.ids == {ast.literal_eval(each) for each in ids}
 
 
 def test_scripts_ask_for_words_that_they_get(redis_url: str) -> None:
-    """The labels that a page hands to its elements are their own, in English. Its
-    script asks for no word that the page does not have, and for each that it has.
-    """
+    """No word is missing, and none is needless."""
     data = Visit(paged_app(redis_url), "/job_state").data
     element, page = (
         (PACKAGE / "static" / name).read_text("utf-8")
         for name in ("job-state.js", "job-state-pages.js")
     )
     table = element.partition("const ENGLISH = {\n")[2].partition("\n};")[0]
-
     found = re.findall(r'^  "?([\w-]+)"?: "(.*)",$', table, re.MULTILINE)
     words = re.findall(r"\bwords(?:\.(\w+)\b|\[\"([\w-]+)\"\])", page)
     labels = re.findall(r"\blabels\.(\w+)", page)
-
     assert dict(found) == data["labels"]
     # One is looked up by the status of an answer.
     assert {a or b for a, b in words} == data["words"].keys() - {"503"}

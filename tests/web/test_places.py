@@ -18,9 +18,7 @@ from tests.webapp import PLACES, ask, get
 def test_everything_is_the_same_at_each_place(
     paged: TestApp, store: JobStore, marathons: Marathons
 ) -> None:
-    """Wherever jobs are mounted, each request does the same, and all URLs that it
-    answers stay there.
-    """
+    """All URLs that a request answers stay there."""
     for place in PLACES:
         store.client.flushdb()
         job, other, bobs = put(store, "alice", "alice", "bob", cls=RunMarathon)
@@ -52,9 +50,6 @@ def test_everything_is_the_same_at_each_place(
 
 
 def test_refusals_are_the_same_at_each_place(paged: TestApp, store: JobStore) -> None:
-    """Wherever jobs are mounted, nobody does more than elsewhere, what is wrong is as
-    wrong, and a browser gets a page.
-    """
     (job,) = put(store, "alice", cls=RunMarathon)
     for place in PLACES:
         for method, end, user, code in (
@@ -84,9 +79,7 @@ def test_refusals_are_the_same_at_each_place(paged: TestApp, store: JobStore) ->
 
 
 def test_pages_lead_to_their_place(paged: TestApp, store: JobStore) -> None:
-    """Wherever jobs are mounted, their pages lead to each other, and their scripts post
-    there.
-    """
+    """Their scripts post there."""
     members = [{"status": "error", "job_state_class": RunMarathon}]
     batch = put_batch(store, members=members, owner="alice")
     (member,) = uuids_of(store.members(batch.uuid).items)

@@ -138,9 +138,7 @@ def test_owner_needs_no_principal_of_its_own(redis_url: str, store: JobStore) ->
 
 
 def test_owner_is_of_the_same_type(redis_url: str, store: JobStore) -> None:
-    """Owners must match in type, too, though 1 == True == 1.0 in Python. A value that
-    cannot own a job, such as true, matches nobody.
-    """
+    """Though 1 == True == 1.0 in Python. What cannot own a job matches nobody."""
     users = ["null", '""', "0", "false", "1", "true", '"1"', "1.0"]
     for policy in TutorialPolicy(), UseridPolicy():
         app = app_of(policy, redis_url)
@@ -149,28 +147,20 @@ def test_owner_is_of_the_same_type(redis_url: str, store: JobStore) -> None:
             job = put(store, 1 if is_bool else json.loads(owner))
             if is_bool:
                 store.client.hset(key_of(store, job), "owner", owner)
-
             let_in = [user for user in users if any(rights(app, job, X_User=user))]
-
             assert let_in == ([] if owner in ("true", "null") else [owner]), owner
 
 
 def test_policy_still_decides(redis_url: str, store: JobStore) -> None:
-    """The policy refuses an owner who is not Authenticated yet, and one whom the ACL of
-    a kind that does not call super() does not mention.
-    """
+    """It refuses an owner without Authenticated, and one whom an ACL leaves out."""
     app = app_of(SecondFactorPolicy(), redis_url)
     assert rights(app, put(store), X_User='"alice"') == NONE
-
     app = app_of(TutorialPolicy(), redis_url)
     assert rights(app, put(store, cls=Stern), X_User='"alice"') == NONE
 
 
 def test_aces_of_the_owner(redis_url: str, store: JobStore) -> None:
-    """In the owner's request, an ACE for Authenticated precedes that for the owner.
-    Other requests, and a job from store.load(), see only the latter. A request of an
-    equal owner of another type finds none, which would let it in.
-    """
+    """An ACE for Authenticated is in the request of the owner alone."""
     config = made_config(redis_url, security_policy=UseridPolicy())
     job, of_one = put(store), put(store, 1)
 
@@ -184,9 +174,7 @@ def test_aces_of_the_owner(redis_url: str, store: JobStore) -> None:
 
 
 def test_owners_ace_holds_in_no_other_request(redis_url: str, store: JobStore) -> None:
-    """A job that the application keeps from its owner's request grants others nothing,
-    and still admits its owner in another request.
-    """
+    """A job that is kept from its owner's request grants others nothing."""
     config = made_config(redis_url, security_policy=TutorialPolicy())
     kept = make_request(config, '"alice"').job_states[put(store)]
     for user, may in ('"bob"', False), ('"alice"', True):
@@ -211,7 +199,6 @@ def test_owner_setting_lets_visitors_in(redis_url: str, store: JobStore) -> None
 
     app = app_of(TutorialPolicy(), redis_url, owner=owner)
     job = put(store, "v1")
-
     assert rights(app, job, Cookie="visitor=v2") == NONE
     assert rights(app, job) == NONE
     assert rights(app, job, X_User='"v1"') == NONE
@@ -223,9 +210,7 @@ def test_owner_setting_lets_visitors_in(redis_url: str, store: JobStore) -> None
 
 
 def test_owner_that_raises_shows_nothing(redis_url: str, store: JobStore) -> None:
-    """If `jobstate.owner` raises, batches and lists of all jobs show no job, and other
-    requests fail. It is called once per request.
-    """
+    """Other requests fail. It is called once per request."""
     asked = []
 
     def broken(request: Request) -> str:
@@ -245,9 +230,7 @@ def test_owner_that_raises_shows_nothing(redis_url: str, store: JobStore) -> Non
 
 
 def test_policy_that_ignores_acls_decides(redis_url: str, store: JobStore) -> None:
-    """The policy is asked about the job and the permission, and decides, even if it
-    allows too much or little.
-    """
+    """Even if it allows too much or little."""
     app = app_of(RolePolicy(), redis_url)
     assert rights(app, put(store), X_User='"alice"') == NONE
     assert rights(app, put(store), X_User='"admin"') == (True, True, False, True)
@@ -256,7 +239,6 @@ def test_policy_that_ignores_acls_decides(redis_url: str, store: JobStore) -> No
 def test_refusal_is_told_to_the_applications_logging(
     app: TestApp, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The policy's answer is logged, to help debug a 403."""
     caplog.set_level(logging.DEBUG, "pyramid_jobstate")
     caplog.clear()
     for path, permission in (f"/{put(store)}", "view_job"), ("?all=1", "list_jobs"):
@@ -270,9 +252,7 @@ def test_refusal_is_told_to_the_applications_logging(
 
 
 def test_what_is_open_without_a_policy(redis_url: str, store: JobStore) -> None:
-    """Without a policy everyone sees a job whose ACL allows Everyone, and cancels none,
-    and visitors who are known to `jobstate.owner` have their own jobs.
-    """
+    """What an ACL allows Everyone, and to visitors whom `jobstate.owner` knows."""
     app, public = app_of(None, redis_url), put(store, cls=OpenRace)
     assert rights(app, public) == (True, True, False, False)
     assert get(app, f"/job_state/{public}").json["job"]["cancellable"] is False
@@ -282,9 +262,7 @@ def test_what_is_open_without_a_policy(redis_url: str, store: JobStore) -> None:
 
 
 def test_start_without_a_policy_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    """One warning says who will be refused, and which line changes that. With a policy,
-    whenever it was set, or `jobstate.owner`, none is logged.
-    """
+    """The warning names the line that changes it. With an owner, there is none."""
     app_of(None, NOWHERE)
     (warning,) = messages(caplog, "pyramid_jobstate")
     assert "403" in warning
@@ -313,9 +291,7 @@ def by_acl(request: Request, context: Any, permission: str) -> Any:
 def test_function_of_the_setting_is_asked_instead_of_the_policy(
     redis_url: str, store: JobStore
 ) -> None:
-    """With `jobstate.permits`, the ACLs count even if the policy ignores them, and also
-    in the application's own code.
-    """
+    """Also in the application's own code."""
     settings = {"jobstate.permits": f"{__name__}.by_acl"}
     config = make_config(redis_url, security_policy=RolePolicy(), settings=settings)
     app = make_app(config)
@@ -340,13 +316,10 @@ def wrapped_at_once(*args: Any) -> bool:
 
 
 def test_function_that_cannot_answer_stops_the_start() -> None:
-    """A coroutine is always true, so what returns one is refused. A URL is not
-    quoted.
-    """
+    """A coroutine is always true. A URL is not quoted."""
     for wrong in open_later, functools.partial(open_later), "redis://:s3cret@host/0":
         with pytest.raises(ConfigurationError, match=r"jobstate\.permits") as caught:
             app_of(Policy(), NOWHERE, permits=wrong)
-
         shown = "".join(traceback.format_exception(caught.value))
         assert "s3cret" not in shown
     # What is called decides.
