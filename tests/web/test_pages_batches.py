@@ -27,9 +27,8 @@ def test_page_lists_the_members(paged: TestApp, store: JobStore) -> None:
         base = "http://localhost/job_state/"
         assert page.texts("h1, title") == ["Import of the files"] * 2
         assert page.one("#jobstate-job")["src"] == f"{base}{batch}/"
-        assert page.texts("#jobstate-job p") == [
-            "Running · 57 % · 4 of 7 jobs, 2 failed, 1 cancelled"
-        ]
+        said = "Running · 57 % · 4 of 7 jobs, 2 failed, 1 cancelled"
+        assert page.texts("#jobstate-job p") == [said]
         assert page.uuids == jobs
         urls = [f"{base}{job}/" for job in jobs]
         assert [str(tag["src"]) for tag in page.all("tr job-state")] == urls
@@ -44,17 +43,9 @@ def test_tabs_count_the_members(store: JobStore, visit: Visiting) -> None:
     batch, jobs = put_batch(store, *EACH)
     path = f"/job_state/{batch}/"
     page = visit(f"{path}?status=error&limit=5&_LOCALE_=en&other=1")
-    assert page.texts(".jobstate-tabs a") == [
-        "All 7",
-        "Waiting 1",
-        "Running 1",
-        "Trying again 1",
-        "No sign of life",
-        "Cancelling…",
-        "Done 1",
-        "Failed 2",
-        "Cancelled 1",
-    ]
+    tabs = "All 7|Waiting 1|Running 1|Trying again 1|No sign of life|Cancelling…|Done 1"
+    tabs += "|Failed 2|Cancelled 1"
+    assert page.texts(".jobstate-tabs a") == tabs.split("|")
     assert page.texts(".jobstate-tabs [aria-current]") == ["Failed 2"]
     assert page.uuids == [jobs[1], jobs[6]]
     kept = {"limit": "5", "_LOCALE_": "en"}
@@ -103,9 +94,8 @@ def test_members_that_are_missing(store: JobStore, visit: Visiting) -> None:
     assert page.uuids == jobs[1:]
     assert page.texts(".jobstate-tabs a")[0] == "All 2"
     done = visit(f"/job_state/{batch}/?status=success")
-    assert done.texts(".jobstate-none") == [
-        "These jobs have expired or changed, or you may not see them."
-    ]
+    said = "These jobs have expired or changed, or you may not see them."
+    assert done.texts(".jobstate-none") == [said]
 
 
 def test_members_of_others_are_only_counted(paged: TestApp, store: JobStore) -> None:
@@ -135,18 +125,16 @@ def test_failed_members_may_run_again(store: JobStore, visit: Visiting) -> None:
     done = visit(f"/job_state/{put_batch(store, 'error')[0]}")
     assert page.acts == ["rerun", "cancel"]
     assert page.texts("[data-act=rerun]") == ["Run 2 failed jobs again"]
-    assert page.one("[data-act=cancel]")["data-question"] == (
-        "Cancel all unfinished jobs of this batch?"
-    )
+    question = "Cancel all unfinished jobs of this batch?"
+    assert page.one("[data-act=cancel]")["data-question"] == question
     rerun = page.data["bulk"]["rerun"]
     assert urlsplit(rerun["url"]).path == "/job_state/rerun"
     assert query_of(rerun["url"]) == {"batch": batch, "all": "1"}
     assert rerun["counts"] == f"http://localhost/job_state/{batch}/"
     assert rerun["statuses"] == ["error"]
     assert done.texts("[data-act]") == ["Run 1 failed job again", "Delete"]
-    assert done.one("[data-act=delete]")["data-question"] == (
-        "Delete this batch? Its jobs stay. This cannot be undone."
-    )
+    question = "Delete this batch? Its jobs stay. This cannot be undone."
+    assert done.one("[data-act=delete]")["data-question"] == question
     assert done.texts(".jobstate-exception") == ["Some of its jobs failed."]
 
 
@@ -195,8 +183,7 @@ def test_member_leads_to_its_batch(store: JobStore, visit: Visiting) -> None:
     page = visit(f"/job_state/{jobs[0]}", "alice")
     hidden = visit(f"/job_state/{sealed_jobs[0]}", "alice")
     assert page.texts(".jobstate-batch") == ["Part of: Import of the files"]
-    url = f"http://localhost/job_state/{batch}/"
-    assert page.link("Import of the files") == url
+    assert page.link("Import of") == f"http://localhost/job_state/{batch}/"
     assert not page.has(".jobstate-members")
     assert not hidden.has(".jobstate-batch")
     assert sealed not in hidden.response.text

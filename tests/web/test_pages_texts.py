@@ -132,9 +132,8 @@ def test_reason_is_in_the_language_of_the_request(
     (job,) = put(store, "alice", cls=RunMarathon, status="error")
     del marathons.broker.actors["run_marathon"]
     page = Visit(german, f"/job_state/{job}?_LOCALE_=de")
-    assert page.texts("#jobstate-reason") == [
-        "The job cannot run again: Wer ist 'run_marathon'?"
-    ]
+    reason = "The job cannot run again: Wer ist 'run_marathon'?"
+    assert page.texts("#jobstate-reason") == [reason]
     inspected = get(german, f"/job_state/{job}/inspect?_LOCALE_=de", OPERATOR)
     unknown = "The broker does not know the actor 'run_marathon'."
     assert inspected.json["reason"] == unknown
