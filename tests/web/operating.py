@@ -8,8 +8,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
-import dramatiq
-from dramatiq import Broker, Message
+from dramatiq import Message
 from dramatiq.brokers.redis import RedisBroker
 from pyramid.authorization import Allow, Deny
 from pyramid.csrf import CookieCSRFStoragePolicy
@@ -52,11 +51,6 @@ def operated_root(request: Request) -> OperatedRoot:
     return root
 
 
-def operated_app(redis_url: str, **options: Any) -> TestApp:
-    """Return an application with operators, whose jobs are at three places."""
-    return make_app(make_config(redis_url, root_factory=operated_root, **options))
-
-
 class Asked(Policy):
     """A policy that calls a function, which may raise, before it decides."""
 
@@ -66,6 +60,18 @@ class Asked(Policy):
     def permits(self, request: Request, context: Any, permission: str) -> Any:
         self.call(request, context, permission)
         return super().permits(request, context, permission)
+
+
+def operated_app(
+    redis_url: str,
+    call: Callable[[Request, Any, str], object] = lambda *asked: None,
+    **options: Any,
+) -> TestApp:
+    """Return an application with operators, whose jobs are at three places, and whose
+    policy calls a function.
+    """
+    options = {"root_factory": operated_root, "security_policy": Asked(call), **options}
+    return make_app(make_config(redis_url, **options))
 
 
 def act(
@@ -168,17 +174,6 @@ def uuids_of(items: Any) -> list[str]:
         item.uuid if isinstance(item, JobState) else item["job"]["uuid"]
         for item in items
     ]
-
-
-class FullError(dramatiq.middleware.MiddlewareError, ValueError):
-    """What might be taken for a fault of the query."""
-
-
-class Refusing(dramatiq.Middleware):
-    """A middleware that has every message refused."""
-
-    def before_enqueue(self, broker: Broker, message: Any, delay: Any) -> None:
-        raise FullError("The queue is full.")
 
 
 def csrf_app(redis_url: str) -> TestApp:

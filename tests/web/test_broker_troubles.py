@@ -12,7 +12,8 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobStore
 from tests.relay import relaying
-from tests.web.operating import OPERATOR, Marathons, Refusing, act, put, statuses
+from tests.web.operating import OPERATOR, Marathons, act, put, statuses
+from tests.web.visits import Refusing
 from tests.webapp import NOWHERE, get
 
 #: Where one failed job runs again, and where all do.

@@ -17,15 +17,7 @@ from pyramid_jobstate import JobState, JobStore, StoreUnavailable
 from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
 from tests.jobs import RunMarathon, messages
 from tests.support import UUID
-from tests.web.operating import (
-    OPERATOR,
-    Asked,
-    Marathons,
-    act,
-    operated_app,
-    put,
-    statuses,
-)
+from tests.web.operating import OPERATOR, Marathons, act, operated_app, put, statuses
 
 ALL: dict[str, Any] = {"all": 1, "everything": 1}
 
@@ -165,7 +157,7 @@ def test_job_on_which_the_policy_fails_is_refused(
         if getattr(context, "owner", None) == "bob":
             raise errors[0]
 
-    app = operated_app(redis_url, security_policy=Asked(fail))
+    app = operated_app(redis_url, fail)
     jobs = put(store, "alice", "bob", "alice", status="queued")
 
     response = act(app, "/job_state/cancel", **ALL)
@@ -254,7 +246,7 @@ def test_interruption_loses_no_line_of_what_was_done(
             stack.enter_context(away(request.job_states.store))
 
     asked: list[Any] = []
-    app = operated_app(redis_url, security_policy=Asked(interrupt))
+    app = operated_app(redis_url, interrupt)
     # Not all are read at once.
     jobs = put(store, *["carol"] * 202, status="queued")[::-1]
     said()

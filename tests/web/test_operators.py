@@ -14,15 +14,8 @@ from pyramid_jobstate.testing import put_job
 from tests.asgi import pushing
 from tests.jobs import RunMarathon
 from tests.support import STATUSES
-from tests.web.operating import (
-    OPERATOR,
-    Blister,
-    Marathons,
-    Refusing,
-    act,
-    operated_root,
-    put,
-)
+from tests.web.operating import OPERATOR, Blister, Marathons, act, operated_root, put
+from tests.web.visits import Refusing
 from tests.webapp import get, make_config
 
 #: What a viewer must not read. Part of it looks like HTML.
@@ -35,14 +28,10 @@ class Trotting(JobState):
 
 def test_counts_of_all_jobs_and_of_a_kind(operated: TestApp, store: JobStore) -> None:
     """No cache answers a request that wants none."""
-    for kind, status in (
-        (RunMarathon, "queued"),
-        (RunMarathon, "working"),
-        (RunMarathon, "error"),
-        (Trotting, "error"),
-        (Trotting, "success"),
-    ):
-        put_job(store, kind, status, owner="alice")
+    for status in "queued", "working", "error":
+        put_job(store, RunMarathon, status, owner="alice")
+    for status in "error", "success":
+        put_job(store, Trotting, status, owner="alice")
     kinds, nothing = ["RunMarathon", "Trotting"], dict.fromkeys(STATUSES, 0)
     path = "/job_state/counts"
     numbers = {"queued": 1, "working": 1, "error": 2, "success": 1}
@@ -98,13 +87,9 @@ def test_inspect_tells_all_of_a_failure(
     trace = found.pop("traceback")
     name = f"{Blister.__module__}.Blister"
     error = {"type": name, "message": f"after 26 miles in {SECRET} shoes"}
-    assert found == {
-        "uuid": job,
-        "params": {"miles": 26, "shoes": SECRET},
-        "error": error,
-        "repeatable": True,
-        "reason": None,
-    }
+    params = {"miles": 26, "shoes": SECRET}
+    again = {"repeatable": True, "reason": None}
+    assert found == {"uuid": job, "params": params, "error": error, **again}
     assert trace.startswith("Traceback (most recent call last):")
     assert "run_marathon" in trace and SECRET in trace
     assert {key: tried.pop(key) for key in error} == error

@@ -52,21 +52,15 @@ def config_without_store() -> Configurator:
     """Return the configurator of an application with views of its own, whose store is
     away.
     """
-
-    def find(context: Any, request: Request) -> Response:
-        return Response(str(request.job_states.find(UUID)))
-
-    def list_all(context: Any, request: Request) -> Response:
-        return Response(str(request.job_states.list()))
-
-    def look_up(context: Any, request: Request) -> Response:
-        return Response(str(request.job_states[UUID]))
-
     config = make_config(NOWHERE, root_factory=mounted_root)
-    for name, view in {"find": find, "list": list_all, "getitem": look_up}.items():
-        config.add_view(view, name=name)
     config.add_route("routed", "/routed/{x}")
-    config.add_view(find, route_name="routed")
+    for name, view in (
+        ({"name": "find"}, lambda c, r: r.job_states.find(UUID)),
+        ({"route_name": "routed"}, lambda c, r: r.job_states.find(UUID)),
+        ({"name": "list"}, lambda c, r: r.job_states.list()),
+        ({"name": "getitem"}, lambda c, r: r.job_states[UUID]),
+    ):
+        config.add_view(view, renderer="string", **name)
     return config
 
 

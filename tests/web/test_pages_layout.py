@@ -137,7 +137,7 @@ def test_assets_of_a_page_are_served(redis_url: str) -> None:
         assert app.get(url).status_code == 200
 
 
-def test_wrong_layout_stops_the_start() -> None:
+def test_wrong_layout_and_no_package_stop_the_start() -> None:
     for layout, message in (
         ("templates/jobs.jinja2", "is not a template such as myapp:templates/jobs"),
         ("", "is not a template"),
@@ -149,9 +149,6 @@ def test_wrong_layout_stops_the_start() -> None:
             make_app(shop_config(NOWHERE, layout, "jinja2"))
         text = f"The setting jobstate.pages_layout = {layout!r} {message}"
         assert text in str(caught.value)
-
-
-def test_pages_need_the_package() -> None:
     with pytest.raises(ConfigurationError, match="Include pyramid_jobstate as well"):
         paged_config(NOWHERE).make_wsgi_app()
 

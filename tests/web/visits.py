@@ -63,6 +63,10 @@ def sent(client: redis.Redis) -> list[Any]:
     return [message.args[0] for message in queued(client)]
 
 
+class FullError(MiddlewareError, ValueError):
+    """What might be taken for a fault of a query."""
+
+
 class Refusing(Middleware):
     """Has the broker refuse what a function chooses: by default each message."""
 
@@ -71,7 +75,7 @@ class Refusing(Middleware):
 
     def before_enqueue(self, broker: Broker, message: Any, delay: Any) -> None:
         if self.chooses(message):
-            raise MiddlewareError("It is too far.")
+            raise FullError("The queue is full.")
 
 
 def broker_that_is_away(store_url: str) -> RedisBroker:
