@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pytest
+import waitress.server
 from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.response import Response
@@ -32,7 +33,6 @@ from tests.running import Runs
 from tests.streams import StreamClient, serving
 from tests.support import ROOT
 from tests.web.streaming import PublicRun, one, put, wait_until
-from tests.web.wsgi import serving_wsgi
 from tests.webapp import make_config
 
 #: What servers say of themselves and of the connection, and how they frame a body.
@@ -91,6 +91,29 @@ def make_views() -> Any:
             config.add_route(view.__name__, f"/{view.__name__}*rest")
             config.add_view(view, route_name=view.__name__)
         return config.make_wsgi_app()
+
+
+@contextlib.contextmanager
+def serving_wsgi(app: Any) -> Iterator[int]:
+    """Serve a WSGI application with waitress in a thread, and give its port."""
+    sockets: dict[int, Any] = {}
+    server = waitress.server.create_server(
+        app, map=sockets, host="127.0.0.1", port=0, threads=2
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield server.effective_port
+    finally:
+        server.task_dispatcher.shutdown()
+
+        def close() -> None:
+            server.close()
+            server.asyncore.close_all(sockets, ignore_all=True)
+
+        # In its own thread, which may be waiting for the sockets.
+        server.trigger.pull_trigger(close)
+        thread.join(5)
 
 
 @pytest.fixture(scope="module")
@@ -246,9 +269,6 @@ def test_bad_number_of_threads_is_an_error() -> None:
     for threads in bad:
         with pytest.raises(ValueError, match=r"threads must be a whole number .* not"):
             asgi_app(lambda environ, start: [], threads=threads)
-
-
-# Responses
 
 
 def test_response_may_be_replaced_until_its_first_byte() -> None:
@@ -429,9 +449,6 @@ def test_streams_need_no_threads(redis_url: str, runs: Runs, count: int) -> None
     with asgi.serving(app) as server:
         server.config = config
         server.end()
-
-
-# Without ASGI
 
 
 def test_import_without_a2wsgi(monkeypatch: pytest.MonkeyPatch) -> None:

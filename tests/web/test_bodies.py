@@ -124,9 +124,6 @@ def test_body_is_refused_unread(operated: TestApp) -> None:
     assert long.tell() < 100_000
 
 
-# Under the application's CSRF check
-
-
 def test_malformed_form_is_a_400(redis_url: str, store: JobStore) -> None:
     """One that is longer than a form with a token is not read."""
     app = csrf_app(redis_url)

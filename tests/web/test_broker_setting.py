@@ -625,9 +625,6 @@ def test_application_with_an_outbox_needs_no_server() -> None:
     assert port == 0, "the server has started"
 
 
-# The server of a stub broker.
-
-
 def test_missing_server_is_named_at_the_first_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -657,9 +654,6 @@ def test_stub_starts_its_server_at_the_first_command() -> None:
         with pytest.raises(redis.ConnectionError):
             client.ping()
     assert dramatiq.broker.global_broker is actor.broker is not broker
-
-
-# The base URL.
 
 
 def test_bad_base_url_stops_the_start() -> None:

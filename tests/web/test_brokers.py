@@ -55,9 +55,6 @@ def label(broker: Broker, *parcels: Any) -> Message[Any]:
     return broker.get_actor("print_label").message(*parcels)
 
 
-# The store of the other broker.
-
-
 def test_actor_whose_states_are_elsewhere_is_refused(
     job_states: Any, redis_url: str, client: redis.Redis, others: redis.Redis
 ) -> None:
@@ -90,9 +87,6 @@ def test_actor_whose_states_are_elsewhere_is_refused(
     job_states.request.tm.commit()
     assert batch.size == 0
     assert client.keys("dramatiq:*") == others.keys() == []
-
-
-# The choice of the broker.
 
 
 def test_message_of_another_broker_says_so(

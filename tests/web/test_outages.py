@@ -84,9 +84,6 @@ def is_503(response: Any) -> bool:
     return bool(response.status_code == 503 and response.headers["Retry-After"] == "5")
 
 
-# Answers
-
-
 def test_answer_is_of_the_accepted_type(caplog: pytest.LogCaptureFixture) -> None:
     """Below our path, it is JSON whatever is accepted. The outage is logged once."""
     app = make_app(config_without_store())
@@ -185,9 +182,6 @@ def test_store_that_refuses_is_a_503(redis_url: str, client: redis.Redis) -> Non
         app = make_app(make_config(url))
         for query in f"/{UUID}", f"?uuid={UUID}&uuid={UUID[::-1]}":
             assert get(app, f"/job_state{query}", "alice").status_code == 503
-
-
-# The log
 
 
 def watch(handler: Any, registry: Any) -> Any:
