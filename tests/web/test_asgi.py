@@ -386,9 +386,7 @@ def test_half_of_an_upload_does_not_pass_for_all_of_it(
     assert messages(caplog, "", logging.ERROR) == []
 
 
-def test_body_that_does_not_come_holds_no_thread(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_body_that_is_late_holds_no_thread(caplog: pytest.LogCaptureFixture) -> None:
     """The views see only the requests whose body has come."""
     bodies: list[bytes] = []
 
@@ -477,9 +475,7 @@ assert len([name for name in more if "jobstate" in name]) > 1
 
 
 @pytest.mark.system
-def test_nothing_of_push_is_imported_under_wsgi(
-    redis_url: str, store: JobStore
-) -> None:
+def test_nothing_of_push_is_loaded_under_wsgi(redis_url: str, store: JobStore) -> None:
     """Nor does the application offer a stream."""
     command = [sys.executable, "-c", UNDER_WSGI, redis_url, put(store)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60)

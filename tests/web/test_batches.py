@@ -229,9 +229,7 @@ def test_savepoint_takes_back_what_came_after_it(desk: BatchDesk) -> None:
     assert desk.is_empty()
 
 
-def test_broker_that_is_away_fails_the_rest(
-    desk: BatchDesk, global_broker: Broker
-) -> None:
+def test_refusing_broker_fails_the_rest(desk: BatchDesk, global_broker: Broker) -> None:
     """The members that the broker did not accept have failed. The others wait."""
     global_broker.add_middleware(Refusing(lambda message: message.args == (2,)))
     batch = desk.send(5)
@@ -401,9 +399,7 @@ def test_block_of_a_batch(desk: BatchDesk) -> None:
 # Scripts, actors and tests.
 
 
-def test_actor_sends_a_batch_from_its_request(
-    desk: BatchDesk, global_broker: Broker
-) -> None:
+def test_actors_request_sends_a_batch(desk: BatchDesk, global_broker: Broker) -> None:
     """When its transaction commits, and for the owner of its job."""
     global_broker.add_middleware(RequestMiddleware())
     batches: list[Batch] = []

@@ -100,10 +100,9 @@ def refusal(broker: Any, **settings: Any) -> str:
     return str(caught.value)
 
 
-def web_store(config: Configurator) -> JobStore:
+def web_store(config: Configurator) -> Any:
     """Return the store of the web side."""
-    store: JobStore = make_request(config).job_states.store
-    return store
+    return make_request(config).job_states.store
 
 
 def declare(name: str = "run", **options: Any) -> Any:
@@ -192,10 +191,12 @@ def test_broker_may_be_the_applications_own() -> None:
         assert kinds(own)[-2:] == OURS
 
 
-def test_middleware_that_a_broker_has_is_not_doubled(
-    caplog: pytest.LogCaptureFixture,
+def test_broker_may_have_middleware_of_its_own(
+    store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor one of a subclass: the broker keeps it and its store."""
+    """It keeps what it has of our classes or subclasses. The settings do not reach its
+    store, which is compared, as is one from the directive.
+    """
 
     class Own(RequestMiddleware):
         """The application's own."""
@@ -207,14 +208,9 @@ def test_middleware_that_a_broker_has_is_not_doubled(
     assert kinds(own)[-2:] == [JobStateMiddleware, Own]
     assert store_of(own).namespace == "own"
     assert not caplog.records
-
-
-def test_broker_with_a_middleware_of_its_own_is_compared(store: JobStore) -> None:
-    """The settings do not reach it. A store from the directive is compared as well."""
-    broker = RedisBroker(url=NOWHERE)
-    broker.add_middleware(JobStateMiddleware(namespace="own"))
+    release_broker()
     with pytest.raises(ConfigurationError, match="in another namespace"):
-        made(broker, namespace="shop")
+        made(own, namespace="shop")
     release_broker()
     config = included("redis://127.0.0.1:1/9")
     config.set_job_store(store)
@@ -296,9 +292,7 @@ def test_without_the_setting_brokers_are_left_alone() -> None:
     assert "127.0.0.1:1/0" in repr(web_store(config))
 
 
-def test_application_without_the_setting_runs_no_jobs_of_another(
-    redis_url: str,
-) -> None:
+def test_application_without_the_setting_runs_no_jobs_of_others(redis_url: str) -> None:
     """Those of the broker still belong to the first one."""
     registries = []
 
@@ -577,8 +571,10 @@ def test_release_spares_a_broker_of_the_applications_own() -> None:
 # Several applications.
 
 
-def test_applications_of_one_setting_share_the_broker() -> None:
-    """They share the store, too, whether a default is written out or not."""
+def test_applications_share_the_broker_of_one_setting() -> None:
+    """They share the store, too, whether a default is written out or not. Another
+    setting is refused: a test suite releases the broker before.
+    """
     defaults = {"namespace": "jobstate", "expire_in": "1d", "stalled_after": 15}
     for value in NOWHERE, "stub", f"{__name__}.make", f"{__name__}.own":
         one = made(value)
@@ -589,10 +585,6 @@ def test_applications_of_one_setting_share_the_broker() -> None:
         assert broker.middleware == middleware
         assert web_store(one) is web_store(two)
         release_broker()
-
-
-def test_application_of_another_setting_is_refused() -> None:
-    """A test suite releases the broker before."""
     others: list[dict[str, Any]] = [
         {"broker": "redis://127.0.0.1:1/5"},
         {"broker": f"{__name__}.make"},
@@ -611,10 +603,7 @@ def test_application_of_another_setting_is_refused() -> None:
 
 def test_application_with_an_outbox_needs_no_server() -> None:
     """Stores are neither compared nor written: the server of a stub does not start."""
-
-    @dramatiq.actor
-    def run(miles: int, *, job_state: RunMarathon) -> None: ...
-
+    run = declare()
     config = configured("stub")
     config.include("pyramid_jobstate.testing")
     make_app(config)
@@ -625,9 +614,7 @@ def test_application_with_an_outbox_needs_no_server() -> None:
     assert port == 0, "the server has started"
 
 
-def test_missing_server_is_named_at_the_first_command(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_missing_server_is_named_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error of a missing binary says what to install."""
     monkeypatch.setattr("shutil.which", lambda name: None)
     client: Any = store_of(use("stub")).client

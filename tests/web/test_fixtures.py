@@ -51,8 +51,7 @@ def app() -> Iterator[Router]:
         raise ZeroDivisionError
 
     def send(request: Request) -> Any:
-        sent = request.job_states.send(lead, 26)
-        return {"uuid": sent.uuid}
+        return {"uuid": request.job_states.send(lead, 26).uuid}
 
     def pipe(request: Request) -> Any:
         ignoring = follow.message_with_options(args=(9,), pipe_ignore=True)
@@ -91,10 +90,8 @@ def tm() -> Iterator[transaction.TransactionManager]:
 
 @pytest.fixture
 def testapp(app: Router, tm: transaction.TransactionManager) -> TestApp:
-    return TestApp(
-        app,
-        extra_environ={"HTTP_HOST": "example.com", "tm.active": True, "tm.manager": tm},
-    )
+    environ = {"HTTP_HOST": "example.com", "tm.active": True, "tm.manager": tm}
+    return TestApp(app, extra_environ=environ)
 
 
 RunJobs = Callable[[], list[JobState]]
@@ -121,9 +118,7 @@ def test_jobs_run_in_the_transaction_of_the_test(
     assert len(job_outbox) == 2 and run_jobs() == []
 
 
-def test_steps_of_a_pipeline_receive_results(
-    testapp: TestApp, run_jobs: RunJobs
-) -> None:
+def test_steps_of_a_pipeline_get_results(testapp: TestApp, run_jobs: RunJobs) -> None:
     """A step runs with the result of the step before it, unless it ignores that."""
     testapp.get("/pipe")
     reported = [values(job, "miles_run") for job in run_jobs()]

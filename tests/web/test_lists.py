@@ -34,9 +34,7 @@ def listed(app: TestApp, query: str = "", user: str = ADMIN) -> list[str]:
     return uuids_of(get(app, f"/job_state{query}", user).json["items"])
 
 
-def test_job_states_list_gives_jobs_that_can_be_shown(
-    redis_url: str, store: JobStore
-) -> None:
+def test_job_states_list_gives_jobs_to_show(redis_url: str, store: JobStore) -> None:
     """The parent of jobs from request.job_states.list() is that container."""
     (job,) = put(store, "bob", cls=RunMarathon)
     put(store, "alice", cls=RunMarathon)
@@ -143,9 +141,7 @@ def test_several_jobs_are_those_that_may_be_seen(app: TestApp, store: JobStore) 
     assert list(response.json) == ["jobs"]
 
 
-def test_max_uuids_limits_several_jobs(
-    redis_url: str, app: TestApp, store: JobStore
-) -> None:
+def test_max_uuids_is_a_limit(redis_url: str, app: TestApp, store: JobStore) -> None:
     """To different ones, and to a hundred by default. A bad number stops the start."""
     few = make_app(make_config(redis_url, settings={"jobstate.max_uuids": "3"}))
 
@@ -157,9 +153,8 @@ def test_max_uuids_limits_several_jobs(
     assert several(app, *range(100)).status_code == 200
     assert several(app, *range(101)).status_code == 400
     for value in "0", "-1", "1.5", None, True, "1٣":
-        config = make_config(NOWHERE, settings={"jobstate.max_uuids": value})
         with pytest.raises(Exception, match=r"jobstate\.max_uuids"):
-            make_app(config)
+            made_config(NOWHERE, settings={"jobstate.max_uuids": value})
 
 
 def test_lists_have_an_etag(app: TestApp, store: JobStore) -> None:

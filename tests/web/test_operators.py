@@ -74,9 +74,7 @@ def test_nothing_of_a_failure_leaves_by_other_ways(
                         assert word not in answer.body
 
 
-def test_inspect_tells_all_of_a_failure(
-    operated: TestApp, marathons: Marathons
-) -> None:
+def test_inspect_tells_all_of_an_error(operated: TestApp, marathons: Marathons) -> None:
     """Each parameter, the exception, the traceback and the tries, oldest first."""
     (job,) = marathons.fail("alice", kwargs={"shoes": SECRET})
     path = f"/job_state/{job}"

@@ -187,9 +187,7 @@ def test_row_tells_a_job_without_javascript(store: JobStore, visit: Visiting) ->
     assert page.one("[data-jobstate=acts]").has_attr("hidden")
 
 
-def test_row_tells_how_far_a_job_has_come(
-    store: JobStore, runs: Runs, visit: Visiting
-) -> None:
+def test_row_tells_the_progress(store: JobStore, runs: Runs, visit: Visiting) -> None:
     """Of an unknown total, before it has counted, and in a phase."""
     live = runs.start()
 

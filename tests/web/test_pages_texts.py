@@ -75,9 +75,7 @@ def german(redis_url: str, tmp_path: Path) -> TestApp:
     return make_app(config)
 
 
-def test_pages_are_in_the_language_of_the_request(
-    german: TestApp, store: JobStore
-) -> None:
+def test_pages_are_in_the_requests_language(german: TestApp, store: JobStore) -> None:
     """Words, plurals, numbers, questions, and what the scripts say."""
     job = put_job(store, Biathlon, progress=Progress(1234.5, 5000, "m")).uuid
     page = Visit(german, "/job_state?_LOCALE_=de")
@@ -160,9 +158,7 @@ def test_bad_address_is_said_in_the_language_of_the_request(german: TestApp) -> 
     assert comment == " limit must be a number, not &#x27;--&gt;&lt;b&gt;&#x27;. "
 
 
-def test_numbers_have_the_forms_of_their_language(
-    redis_url: str, tmp_path: Path
-) -> None:
+def test_numbers_have_forms_of_their_language(redis_url: str, tmp_path: Path) -> None:
     """The forms that the script is told are those of GNU gettext, for any number: the
     script looks up 100 + n % 100 in place of a number n from 200 on.
     """
