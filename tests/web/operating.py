@@ -11,9 +11,8 @@ from urllib.parse import urlencode
 from dramatiq import Message
 from dramatiq.brokers.redis import RedisBroker
 from pyramid.authorization import Allow, Deny
-from pyramid.csrf import CookieCSRFStoragePolicy
+from pyramid.csrf import CookieCSRFStoragePolicy, get_csrf_token
 from pyramid.request import Request
-from pyramid.response import Response
 from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStateMiddleware, JobStore
@@ -117,12 +116,9 @@ class Marathons:
 
     def fail(self, *owners: str | None, **options: Any) -> list[str]:
         """Let the jobs of owners fail, and return their uuids."""
-        messages = [
-            self.run_marathon.send_with_options(
-                **{"args": (26,), "job_owner": owner, **options}
-            )
-            for owner in owners
-        ]
+        options = {"args": (26,), **options}
+        send = self.run_marathon.send_with_options
+        messages = [send(job_owner=owner, **options) for owner in owners]
         self.wait(messages, "error")
         return [message.message_id for message in messages]
 
@@ -170,10 +166,7 @@ def statuses(store: JobStore, *uuids: str) -> list[str | None]:
 
 def uuids_of(items: Any) -> list[str]:
     """Return the uuids of the jobs of a list, as its JSON or the store gives them."""
-    return [
-        item.uuid if isinstance(item, JobState) else item["job"]["uuid"]
-        for item in items
-    ]
+    return [i.uuid if isinstance(i, JobState) else i["job"]["uuid"] for i in items]
 
 
 def csrf_app(redis_url: str) -> TestApp:
@@ -183,7 +176,5 @@ def csrf_app(redis_url: str) -> TestApp:
     config = make_config(redis_url, root_factory=operated_root)
     config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
     config.set_default_csrf_options(require_csrf=True)
-    config.add_view(
-        lambda c, r: Response(CookieCSRFStoragePolicy().get_csrf_token(r)), name="token"
-    )
+    config.add_view(lambda c, r: get_csrf_token(r), name="token", renderer="string")
     return make_app(config)

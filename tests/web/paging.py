@@ -61,11 +61,8 @@ class Visit:
         self.html = BeautifulSoup(response.text, "html.parser")
         page = self.one("[data-jobstate=page]")
         #: What the page's script is told.
-        self.data = {
-            name: value
-            for attribute in ("data-words", "data-page")
-            for name, value in json.loads(str(page[attribute])).items()
-        }
+        self.data = json.loads(str(page["data-words"]))
+        self.data |= json.loads(str(page["data-page"]))
 
     def all(self, selector: str) -> list[Tag]:
         """Return the elements that a selector matches."""
@@ -85,12 +82,9 @@ class Visit:
 
     def link(self, text: str) -> str:
         """Return the URL of the only link whose text begins so."""
-        (url,) = [
-            str(tag["href"])
-            for tag in self.all("a")
-            if tag.get_text().strip().startswith(text)
-        ]
-        return url
+        links = self.all("a")
+        (link,) = (tag for tag in links if tag.get_text().strip().startswith(text))
+        return str(link["href"])
 
     @property
     def uuids(self) -> list[str]:

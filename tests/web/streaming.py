@@ -59,11 +59,8 @@ def put_members(store: JobStore, count: int, size: int = 2) -> tuple[Batch, list
     """Store a batch of Alice's jobs that wait, each with so many bytes to show, which
     all end when it is cancelled. Return it and their uuids.
     """
-    member = {
-        "status": "queued",
-        "job_state_class": RunMarathon,
-        "params": {"miles": "x" * size},
-    }
+    params = {"miles": "x" * size}
+    member = {"status": "queued", "job_state_class": RunMarathon, "params": params}
     made = put_batch(store, Batch, [member] * count, owner="alice")
     return made, [job.uuid for job in store.members(made.uuid, limit=count).items]
 

@@ -121,9 +121,8 @@ def test_csrf_options_of_the_application_apply(
         ("POST", "/clear?all=1&everything=1", "success"),
     ):
         (job,) = put(store, "alice", status=status)
-        ask_with = functools.partial(
-            app.request, "/job_state" + end.format(job=job), method=method
-        )
+        path = "/job_state" + end.format(job=job)
+        ask_with = functools.partial(app.request, path, method=method)
         for wrong in {}, {"X-CSRF-Token": "wrong"}:
             response = ask_with(headers={**headers, **wrong}, status=400)
             text = "The CSRF check refused the request."

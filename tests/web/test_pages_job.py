@@ -199,10 +199,7 @@ def test_timeline(
         ("cancelled 0 queued=0 finished=5000", "", "sent|5 s Cancelled"),
     ):
         found = [
-            tried._replace(
-                started_at=time_at(int(begun)) if begun else None,
-                ended_at=time_at(int(ended)),
-            )
+            tried._replace(started_at=time_at(int(begun)), ended_at=time_at(int(ended)))
             for begun, _, ended in (each.partition("-") for each in tries.split())
         ]
         known = failures._replace(tries=tuple(found))

@@ -20,10 +20,8 @@ from tests.webapp import NOWHERE, get, make_app, make_request, queued
 View = Callable[[Request], Any]
 
 #: The reasons that viewers see of jobs that were not sent.
-NOT_SENT, NOT_REACHED = (
-    "The job could not be sent.",
-    "An earlier step did not succeed.",
-)
+NOT_SENT = "The job could not be sent."
+NOT_REACHED = "An earlier step did not succeed."
 
 
 def add_view(config: Configurator, name: str, view: View) -> None:
