@@ -149,9 +149,7 @@ def wrong(operated: TestApp, store: JobStore, marathons: Marathons) -> Wrong:
 
 
 def test_bad_parameter_is_a_400_that_names_it(wrong: Wrong) -> None:
-    """Nothing is done if a parameter is unknown, repeated or invalid, or if a cookie
-    cannot be read.
-    """
+    """Nor is anything done if a cookie cannot be read."""
     for method, end, named in BAD:
         wrong.refused(method, f"/job_state{end}", 400, named, X_Requested_With="x")
     sent = {"says": "A cookie is not UTF-8.", "Cookie": 'name="\\377"'}

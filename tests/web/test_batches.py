@@ -21,7 +21,7 @@ from tests.jobs import RunMarathon, job_actor, new_id, working
 from tests.support import wait_for
 from tests.web.databases import Manager, fail
 from tests.web.desks import Desk, make_desk
-from tests.web.operating import OPERATOR, Asked, act
+from tests.web.operating import OPERATOR, Asked, act, uuids_of
 from tests.web.reading import NOT_FOUND
 from tests.web.visits import NOT_SENT, Refusing, sent
 from tests.webapp import (
@@ -62,9 +62,9 @@ class BatchDesk(Desk):
                 batch.send(self.actor, n)
         return batch
 
-    def state(self, batch: JobState, user: str = "alice") -> Any:
-        """Return the `job` in the state of a batch as a user sees it."""
-        return get(self.app, f"/job_state/{batch.uuid}", user).json["job"]
+    def state(self, batch: JobState) -> Any:
+        """Return the `job` in the state of a batch as Alice sees it."""
+        return get(self.app, f"/job_state/{batch.uuid}", "alice").json["job"]
 
     def counts(self, batch: JobState) -> dict[str, int]:
         """Return how many members a batch has of each status that any has."""
@@ -77,8 +77,7 @@ class BatchDesk(Desk):
 
     def uuids(self, batch: JobState, query: str = "", user: str = "alice") -> list[str]:
         """Return the uuids of the members that a user is shown."""
-        items = self.listed(batch, query, user).json["items"]
-        return [item["job"]["uuid"] for item in items]
+        return uuids_of(self.listed(batch, query, user).json["items"])
 
     def members(self, batch: JobState) -> list[JobState]:
         """Return the members of a batch."""
@@ -306,21 +305,15 @@ def test_title_of_one_batch(desk: BatchDesk) -> None:
 def test_what_cannot_be_a_member(
     desk: BatchDesk, global_broker: Broker, subtests: pytest.Subtests
 ) -> None:
-    """A bad weight or key, options that members cannot have, an actor that cannot be
-    followed, another batch, or the same message twice. The rest of the batch is sent.
-    """
+    """The rest of the batch is sent."""
     nothing: Any = dramatiq.actor(broker=StubBroker())(lambda: None)
     other = make_request(desk.config, "alice").job_states.batch()
-    message = desk.actor.message(2)
+    twice = group([desk.actor.message(2)] * 2)
     calls: list[tuple[Callable[[Batch], object], type[Exception], str]] = [
         (lambda b: b.send(global_broker.get_actor("sweep")), ActorError, "not tracked"),
         (lambda b: b.send(nothing), TypeError, "no JobStateMiddleware"),
         (lambda b: b.send_message(other), TypeError, "cannot be a member"),
-        (
-            lambda b: b.send_message(group([message, message])),
-            ValueError,
-            "is in the batch already",
-        ),
+        (lambda b: b.send_message(twice), ValueError, "is in the batch already"),
     ]
     options: list[tuple[str, Any, type[Exception], str]] = [
         *(("weight", w, ValueError, "weight of a member") for w in (0, math.nan, 1e5)),
@@ -358,9 +351,7 @@ def test_message_of_a_member_is_sent_in_its_batch_only(desk: BatchDesk) -> None:
 
 
 def test_block_of_a_batch(desk: BatchDesk) -> None:
-    """It is entered once, in a transaction, and not within that of another batch; and
-    the transaction is not committed inside it.
-    """
+    """It is entered once, not nested, in a transaction that is not committed inside."""
     batch = make_request(desk.config, "alice").job_states.batch()
     with pytest.raises(RuntimeError, match="No transaction has begun"):
         batch.__enter__()
@@ -425,9 +416,7 @@ def test_actors_request_sends_a_batch(desk: BatchDesk, global_broker: Broker) ->
 def test_outbox_shows_what_a_batch_would_send(
     redis_url: str, client: redis.Redis, global_broker: Broker
 ) -> None:
-    """No transaction is needed, and nothing is written or sent. What a member sends
-    follows, and uses a key once.
-    """
+    """No transaction is needed. What a member sends follows, and uses a key once."""
 
     @job_actor(broker=global_broker, job_state=True)
     def folder(*, job_state: Any = None) -> None:
@@ -461,7 +450,7 @@ def test_members_are_listed_in_the_order_of_their_sending(desk: BatchDesk) -> No
     uuids = [job.uuid for job in desk.members(batch)]
     for query, found in ("&limit=3", uuids), ("&limit=2&status=error", uuids[2:]):
         first = desk.listed(batch, query).json
-        shown = [item["job"]["uuid"] for item in first["items"]]
+        shown = uuids_of(first["items"])
         rest = f"{query}&cursor={first['cursor']}"
         assert len(shown) == int(query[7])
         assert shown + desk.uuids(batch, rest) == found
@@ -549,10 +538,7 @@ def test_poll_of_a_batch_costs_what_a_lone_jobs_does(desk: BatchDesk) -> None:
 
 
 def test_cancel_of_a_batch_is_one_call(desk: BatchDesk) -> None:
-    """Those that wait read cancelled at once, in every answer, and whatever messages
-    come: they never run, and those that are over are skipped. Those that run are
-    counted till they end.
-    """
+    """Those that wait read cancelled in every answer, and never run."""
     batch = desk.put("success", "error", "queued", "working")
     uuids = desk.uuids(batch)
     assert act(desk.app, f"/job_state/{batch.uuid}/cancel", "alice").status_int == 202
@@ -576,9 +562,7 @@ def test_cancel_of_a_batch_is_one_call(desk: BatchDesk) -> None:
 
 
 def test_failed_members_run_again(desk: BatchDesk, global_broker: Broker) -> None:
-    """After the end of the batch, too: it goes on. Those of a cancelled batch do not,
-    and a batch itself does not run.
-    """
+    """The batch goes on. Those of a cancelled one do not run, nor does a batch."""
 
     @job_actor(broker=global_broker, job_state=True, max_retries=0)
     def fail_some(n: int) -> None:

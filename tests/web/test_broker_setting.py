@@ -131,10 +131,7 @@ def kinds(broker: Any) -> list[type[Middleware]]:
 
 
 def test_setting_makes_a_global_broker() -> None:
-    """It is there at once, with Dramatiq's middleware, then ours, and connects to
-    nothing. Both sides have one store: on a RedisBroker's server, unless another is
-    named.
-    """
+    """With Dramatiq's middleware, then ours, and one store. It connects to nothing."""
     b = {"redis_url": "redis://b:3/4"}
     cases: list[tuple[Any, dict[str, str], type[Broker], str]] = [
         ("  rediss://a:1/2\n", {}, RedisBroker, "a:1/2"),
@@ -354,10 +351,7 @@ WRONG: list[tuple[Any, str]] = [
 def test_bad_value_stops_the_include(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The error names the setting and what is wrong, and leaves no broker behind. No
-    part of a URL that may be a password shows in it, in one behind it or in the log.
-    That of a good URL is not shown either.
-    """
+    """No part of a URL that may be a password shows anywhere, nor of a good one."""
     caplog.set_level(logging.DEBUG)
     for value, text in WRONG:
         with pytest.raises(ConfigurationError) as caught:
@@ -431,9 +425,7 @@ def test_setting_that_changes_after_the_include_is_refused() -> None:
 
 
 def test_actors_declared_earlier_move(redis_url: str) -> None:
-    """Actors on Dramatiq's default broker are declared on ours, sent there, and
-    tracked. Their names stay taken there, and nowhere else.
-    """
+    """They are declared on ours, and tracked. Their names stay taken there alone."""
     early = [declare("a"), declare("b", queue_name="mail", max_retries=0)]
     default = dramatiq.get_broker()
     assert isinstance(default, RabbitmqBroker)

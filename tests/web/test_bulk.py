@@ -112,10 +112,7 @@ class Closed(JobState):
 def test_users_act_on_their_own_jobs(
     operated: TestApp, store: JobStore, marathons: Marathons
 ) -> None:
-    """Without list_jobs, a user acts on their own jobs, named or not, and reads nothing
-    of how many were refused. Even who may list all jobs acts on their own, unless the
-    query says otherwise.
-    """
+    """Even who may list all. Others read nothing of how many were refused."""
     for name, status in REQUESTS:
         for query in {"kind": "Letter"}, {"owner": "alice", "everything": 1}:
             store.client.flushdb()
@@ -131,9 +128,7 @@ def test_users_act_on_their_own_jobs(
 
 
 def test_owner_of_a_request_decides(redis_url: str, store: JobStore) -> None:
-    """A visitor whom the application knows no owner for acts on nothing, and not on the
-    jobs without an owner. A number owns the jobs of that number.
-    """
+    """A visitor without an owner acts on nothing, also not on jobs without one."""
     for own, done in (None, 0), (True, 0), (["alice"], 0), (7, 1):
         settings = {"jobstate.owner": lambda request, own=own: own}
         app = operated_app(redis_url, settings=settings)

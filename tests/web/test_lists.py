@@ -45,10 +45,7 @@ def test_job_states_list_gives_jobs_to_show(redis_url: str, store: JobStore) -> 
 
 
 def test_get_answers_the_callers_own_jobs(app: TestApp, store: JobStore) -> None:
-    """Without a query, GET lists the user's own jobs, newest first, each as it is shown
-    by itself. Others get nothing, and nobody gets jobs without an owner. Parameters
-    that it does not know, as some libraries add against caching, are ignored.
-    """
+    """Newest first. Nobody has jobs without an owner. Other parameters are ignored."""
     jobs = put(store, "alice", "alice", "alice", cls=RunMarathon)
     put(store, "bob", None)
     response = get(app, "/job_state", "alice")

@@ -57,9 +57,7 @@ def test_counts_of_all_jobs_and_of_a_kind(operated: TestApp, store: JobStore) ->
 def test_nothing_of_a_failure_leaves_by_other_ways(
     redis_url: str, marathons: Marathons
 ) -> None:
-    """Neither a state nor a list or a stream has a parameter that is not public, or
-    anything of the exception, whoever asks. What only operators read is never a stream.
-    """
+    """Whoever asks. What only operators read is never a stream."""
     (job,) = marathons.fail("alice", kwargs={"shoes": [SECRET]})
     stream = "text/event-stream"
     with pushing(make_config(redis_url, root_factory=operated_root)) as server:

@@ -149,8 +149,8 @@ def test_pages_below_a_prefix(redis_url: str, store: JobStore) -> None:
             config.include("pyramid_jobstate.pages")
         router = config.make_wsgi_app()
 
-        def serve(env: Any, start: Any, router: Any = router, mount: Any = mount) -> Any:
-            return router({**env, "SCRIPT_NAME": mount}, start)
+        def serve(env: Any, start: Any, app: Any = router, at: str = mount) -> Any:
+            return app({**env, "SCRIPT_NAME": at}, start)
 
         app, below = TestApp(serve), f"/team/{path}"
         page, one = Visit(app, f"{below}/?all=1"), Visit(app, f"{below}/{job}")
