@@ -160,8 +160,7 @@ def put(store: JobStore, *owners: Any, cls: Any = Letter, **options: Any) -> lis
 
 def statuses(store: JobStore, *uuids: str) -> list[str | None]:
     """Return the statuses of jobs, with None for each that is unknown."""
-    jobs = store.load_many(uuids)
-    return [None if job is None else job.status for job in jobs]
+    return [None if job is None else job.status for job in store.load_many(uuids)]
 
 
 def uuids_of(items: Any) -> list[str]:

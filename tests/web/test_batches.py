@@ -280,8 +280,7 @@ def test_owner_of_a_batch(desk: BatchDesk) -> None:
         batch.send_with_options(desk.actor, (2,), job_owner="carol")
     assert desk.state(batch)["status"] == "queued"
     assert [job.owner for job in desk.members(batch)] == ["alice", "carol"]
-    nobodys = desk.send(1, owner=None)
-    assert [job.owner for job in desk.members(nobodys)] == [None]
+    assert [job.owner for job in desk.members(desk.send(1, owner=None))] == [None]
 
 
 def test_title_of_one_batch(desk: BatchDesk) -> None:
@@ -512,8 +511,7 @@ def test_bad_queries_for_members(desk: BatchDesk) -> None:
         ("batch={0}&kind=RunMarathon", 400),
         ("batch={0}&batch={0}", 400),
     ):
-        path = f"/job_state?{query.format(batch.uuid)}"
-        answer = get(desk.app, path, "alice")
+        answer = get(desk.app, f"/job_state?{query.format(batch.uuid)}", "alice")
         assert answer.status_int == status, query
         assert answer.json["error"]
     assert desk.uuids(batch, "&status=stalled") == []

@@ -77,8 +77,7 @@ def test_clear_deletes_ended_jobs(operated: TestApp, store: JobStore) -> None:
         ]
         pass_time(store, 60)
         response = act(operated, "/job_state/clear", **query)
-        answer = {"done": len(gone), "refused": 0, "cursor": None}
-        assert response.json == answer, query
+        assert response.json == {"done": len(gone), "refused": 0, "cursor": None}, query
         assert response.headers["Cache-Control"] == "private, no-cache"
         found = [i for i, status in enumerate(statuses(store, *jobs)) if status is None]
         assert found == gone, query

@@ -121,8 +121,7 @@ def test_jobs_run_in_the_transaction_of_the_test(
 def test_steps_of_a_pipeline_get_results(testapp: TestApp, run_jobs: RunJobs) -> None:
     """A step runs with the result of the step before it, unless it ignores that."""
     testapp.get("/pipe")
-    reported = [values(job, "miles_run") for job in run_jobs()]
-    assert reported == [[1], [2], [9]]
+    assert [values(job, "miles_run") for job in run_jobs()] == [[1], [2], [9]]
 
 
 def test_error_of_a_job_reaches_the_test(testapp: TestApp, run_jobs: RunJobs) -> None:
@@ -139,8 +138,7 @@ def test_application_reads_the_store_of_the_test(
 ) -> None:
     """A job that a test puts into the `job_store` has a page."""
     job = put_job(job_store, status="retrying", owner="alice", attempt=2)
-    found = testapp.get(f"/job_state/{job.uuid}").json
-    assert found["job"]["status"] == "retrying"
+    assert testapp.get(f"/job_state/{job.uuid}").json["job"]["status"] == "retrying"
 
 
 @pytest.fixture

@@ -114,8 +114,7 @@ def test_words_of_ours_are_in_the_language_of_the_request(
         (None, "No worker knows the actor 'x'.", "No worker knows", "'x': wer?"),
         (None, "Something else.", "Something else.", "Something else."),
     ):
-        error = JobError(name, message)
-        path = f"/job_state/{put(store, status='error', error=error)}"
+        path = f"/job_state/{put(store, status='error', error=JobError(name, message))}"
         for query, text in ("", english), ("?_LOCALE_=de", german):
             state = get(app, path + query, "alice").json["job"]
             assert state["error"]["message"].startswith(text), (message, query)
@@ -131,8 +130,7 @@ def test_every_answer_is_translated(translated_app: TestApp, store: JobStore) ->
         assert response.status_code == 200
         assert TRANSLATED in response.text
         known = response.headers["ETag"]
-        again = get(translated_app, german, If_None_Match=known)
-        assert again.status_code == 304
+        assert get(translated_app, german, If_None_Match=known).status_code == 304
     listed = get(translated_app, "/job_state?_LOCALE_=de", "alice").json["items"]
     assert [item["job"]["title"] for item in listed] == [TRANSLATED]
     path = f"/job_state/{job}/cancel?_LOCALE_=de"
@@ -165,8 +163,7 @@ def test_catalog_of_a_region_comes_before_that_of_its_language(
     config = translated(make_config(redis_url), tmp_path)
     texts = {**GERMAN, "Marathon over ${miles} miles": "${miles} Miglien"}
     write_catalog(tmp_path / "de_AT" / "LC_MESSAGES" / "marathons.mo", texts)
-    app = make_app(config)
-    found = titles(app, store, "de", "de_AT", "de_CH")
+    found = titles(make_app(config), store, "de", "de_AT", "de_CH")
     assert found == [TRANSLATED, "26 Miglien", TRANSLATED]
 
 
@@ -176,8 +173,7 @@ def test_default_and_english_need_no_catalog(
     """Texts without a translation are English. An unknown language gets the default."""
     settings = {"pyramid.default_locale_name": "de_AT"}
     app = make_app(translated(make_config(redis_url, settings=settings), tmp_path))
-    found = titles(app, store, "fr", "en", "en_GB")
-    assert found == [TRANSLATED, ENGLISH, ENGLISH]
+    assert titles(app, store, "fr", "en", "en_GB") == [TRANSLATED, ENGLISH, ENGLISH]
     # Without any catalog, the mapping is still applied.
     assert titles(make_app(make_config(redis_url)), store, "de") == [ENGLISH]
 

@@ -34,11 +34,9 @@ def test_counts_of_all_jobs_and_of_a_kind(operated: TestApp, store: JobStore) ->
         put_job(store, Trotting, status, owner="alice")
     kinds, nothing = ["RunMarathon", "Trotting"], dict.fromkeys(STATUSES, 0)
     path = "/job_state/counts"
-    numbers = {"queued": 1, "working": 1, "error": 2, "success": 1}
-    of_kind = {"error": 1, "success": 1}
     for query, expected in (
-        ("", numbers),
-        ("?kind=Trotting", of_kind),
+        ("", {"queued": 1, "working": 1, "error": 2, "success": 1}),
+        ("?kind=Trotting", {"error": 1, "success": 1}),
         ("?kind=Unknown&_LOCALE_=de", {}),
         ("?kind=a%00%0d%0a*", {}),
     ):

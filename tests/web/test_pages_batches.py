@@ -183,7 +183,8 @@ def test_member_leads_to_its_batch(store: JobStore, visit: Visiting) -> None:
     page = visit(f"/job_state/{jobs[0]}", "alice")
     hidden = visit(f"/job_state/{sealed_jobs[0]}", "alice")
     assert page.texts(".jobstate-batch") == ["Part of: Import of the files"]
-    assert page.link("Import of") == f"http://localhost/job_state/{batch}/"
+    url = f"http://localhost/job_state/{batch}/"
+    assert page.link("Import of the files") == url
     assert not page.has(".jobstate-members")
     assert not hidden.has(".jobstate-batch")
     assert sealed not in hidden.response.text

@@ -125,8 +125,7 @@ def test_failure_is_for_those_who_may_inspect(
     assert page.texts("h2 + p") == [said]
     text = page.one("pre").get_text()
     assert text == get(paged, f"/job_state/{job}/inspect", KEEPER).json["traceback"]
-    steps = page.texts(".jobstate-timeline li")
-    assert "try 1 tests.web.operating.Blister" in steps[1]
+    assert "try 1 tests.web.operating.Blister" in page.texts(".jobstate-timeline li")[1]
     assert not page.has("#jobstate-reason, [data-act][disabled]")
     (reason,) = other.texts("#jobstate-reason")
     assert reason.startswith("The job cannot run again: ")

@@ -72,10 +72,9 @@ def test_pages_appear_in_the_layout(
     redis_url: str, store: JobStore, shop: str, engine: str
 ) -> None:
     """Title, head and content are markup there. A script gets the content alone."""
-    layout = f"{shop}:templates/jobs.{engine}"
     job = put_job(store, Luge, "error", owner="alice", metrics={"m": 1}).uuid
     own = paged_app(redis_url)
-    app = make_app(shop_config(redis_url, layout, engine))
+    app = make_app(shop_config(redis_url, f"{shop}:templates/jobs.{engine}", engine))
     # Two applications of a process have a layout each.
     for path, title in ("/job_state/?all=1", "Jobs"), (f"/job_state/{job}", "A & <B>"):
         page, plain = Visit(app, path), Visit(own, path)

@@ -67,8 +67,7 @@ def test_rows_are_the_jobs_of_the_json(paged: TestApp, store: JobStore) -> None:
 
 def test_base_url_is_not_that_of_a_page(redis_url: str, store: JobStore) -> None:
     """Its script could not reach another host."""
-    settings = {"jobstate.base_url": "https://example.com"}
-    paged = paged_app(redis_url, settings=settings)
+    paged = paged_app(redis_url, settings={"jobstate.base_url": "https://example.com"})
     (uuid,) = put(store, "alice")
     url = f"http://localhost/job_state/{uuid}/"
     listed, shown = Visit(paged, "/job_state/"), Visit(paged, f"/job_state/{uuid}/")
@@ -224,8 +223,7 @@ def test_chart_draws_what_ended(redis_url: str, store: JobStore) -> None:
     # The last bar, from the bottom: failed, cancelled, done.
     bars = ["M470 40h8v20h-8z", "M470 30h8v10h-8z", "M470 0h8v30h-8z"]
     assert [path["d"] for path in page.all("svg path")] == bars
-    said = of_a_kind.texts("figcaption span")[2:]
-    assert said == ["failed: 1", "peak: 1 in 30 min"]
+    assert of_a_kind.texts("figcaption span")[2:] == ["failed: 1", "peak: 1 in 30 min"]
 
 
 def test_chart_shows_one_failure_among_many(
@@ -255,10 +253,9 @@ def test_acts_are_those_that_a_job_allows(store: JobStore, visit: Visiting) -> N
     page = visit("/job_state")
     rows = page.all("tr[data-uuid]")
     acts = {str(row["data-uuid"]): row["data-acts"] for row in rows}
-    of_status = {status: acts[job] for status, job in jobs.items()}
     over = {"success": "delete", "error": "rerun delete", "cancelled": "delete"}
     unfinished = dict.fromkeys(("queued", "working", "retrying"), "cancel")
-    assert of_status == {**unfinished, **over}
+    assert {status: acts[job] for status, job in jobs.items()} == {**unfinished, **over}
     assert page.acts == ["cancel", "rerun", "delete"]
     assert len(page.all("tbody input[type=checkbox]")) == 6
     assert visit("/job_state?status=success").acts == ["delete"]
@@ -295,8 +292,7 @@ def test_acts_on_all_that_match(
         (OPERATOR, by_kind, "delete"),
     ):
         assert act(paged, bulk[name]["url"], user).json["done"] == 1
-    found = statuses(store, *failed, other, mine)
-    assert found == ["error", "queued", None, None]
+    assert statuses(store, *failed, other, mine) == ["error", "queued", None, None]
 
 
 def test_acts_need_their_permissions(redis_url: str, store: JobStore) -> None:

@@ -132,8 +132,7 @@ def test_error_pages_are_the_application_s(redis_url: str, store: JobStore) -> N
         assert response.headers["Vary"] == script.headers["Vary"] == "Accept"
         assert response.headers["Cache-Control"] == "private, no-store"
     for end in f"{job}/x", f"{job}/@@/x", "/x":
-        page = browse(app, f"/job_state/{end}")
-        assert page.text == "<h1>Our own 404</h1>", end
+        assert browse(app, f"/job_state/{end}").text == "<h1>Our own 404</h1>", end
 
 
 def test_outage_is_the_application_s_page() -> None:

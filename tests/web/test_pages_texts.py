@@ -142,8 +142,7 @@ def test_reason_is_in_the_language_of_the_request(
         ("E", not_sent, f"E: {not_sent}"),
         (None, "So.", "So."),
     ):
-        error = JobError(kind, text)
-        uuid = put_job(store, RunMarathon, "error", error=error).uuid
+        uuid = put_job(store, RunMarathon, "error", error=JobError(kind, text)).uuid
         page = Visit(german, f"/job_state/{uuid}?_LOCALE_=de")
         assert page.texts(".jobstate-exception") == [shown]
 

@@ -34,8 +34,7 @@ def test_everything_is_the_same_at_each_place(
         fresh = {"Cache-Control": "no-cache"}
         counts = get(paged, f"{place}/counts", OPERATOR, **fresh).json["counts"]
         assert counts["working"] == 3
-        inspected = get(paged, f"{place}/{job}/inspect", OPERATOR).json
-        assert inspected["uuid"] == job
+        assert get(paged, f"{place}/{job}/inspect", OPERATOR).json["uuid"] == job
 
         cancelled = act(paged, f"{place}/{job}/cancel", "alice")
         assert (cancelled.status_code, cancelled.json["job"]["url"]) == (202, url)
