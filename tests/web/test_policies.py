@@ -16,9 +16,9 @@ from pyramid.request import Request
 from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
-from pyramid_jobstate.testing import put_job
-from tests.jobs import RunMarathon, messages
+from tests.jobs import messages
 from tests.support import key_of, load_job
+from tests.web.reading import put
 from tests.webapp import (
     ADMIN,
     NOWHERE,
@@ -121,11 +121,6 @@ def rights(app: TestApp, job: str, **headers: str) -> tuple[bool, bool, bool, bo
 ALL, NONE = (True,) * 4, (False,) * 4
 
 
-def put(store: JobStore, owner: Any = "alice", cls: Any = RunMarathon) -> str:
-    """Store a running job, and return its uuid."""
-    return put_job(store, cls, owner=owner).uuid
-
-
 # The owner.
 
 
@@ -144,7 +139,7 @@ def test_owner_is_of_the_same_type(redis_url: str, store: JobStore) -> None:
         app = app_of(policy, redis_url)
         for owner in "1", '"1"', "1.0", '""', "true", "null":
             is_bool = owner == "true"
-            job = put(store, 1 if is_bool else json.loads(owner))
+            job = put(store, owner=1 if is_bool else json.loads(owner))
             if is_bool:
                 store.client.hset(key_of(store, job), "owner", owner)
             let_in = [user for user in users if any(rights(app, job, X_User=user))]
@@ -156,13 +151,13 @@ def test_policy_still_decides(redis_url: str, store: JobStore) -> None:
     app = app_of(SecondFactorPolicy(), redis_url)
     assert rights(app, put(store), X_User='"alice"') == NONE
     app = app_of(TutorialPolicy(), redis_url)
-    assert rights(app, put(store, cls=Stern), X_User='"alice"') == NONE
+    assert rights(app, put(store, Stern), X_User='"alice"') == NONE
 
 
 def test_aces_of_the_owner(redis_url: str, store: JobStore) -> None:
     """An ACE for Authenticated is in the request of the owner alone."""
     config = made_config(redis_url, security_policy=UseridPolicy())
-    job, of_one = put(store), put(store, 1)
+    job, of_one = put(store), put(store, owner=1)
 
     def acl(user: str, job: str) -> Any:
         return make_request(config, user).job_states[job].__acl__()
@@ -198,14 +193,14 @@ def test_owner_setting_lets_visitors_in(redis_url: str, store: JobStore) -> None
         return visitor(request)
 
     app = app_of(TutorialPolicy(), redis_url, owner=owner)
-    job = put(store, "v1")
+    job = put(store, owner="v1")
     assert rights(app, job, Cookie="visitor=v2") == NONE
     assert rights(app, job) == NONE
     assert rights(app, job, X_User='"v1"') == NONE
     assert rights(app, job, Cookie="visitor=v1") == ALL
     assert len(asked) == len(set(map(id, asked)))
     for name in Everyone, Authenticated:
-        put(store, name, cls=OpenRace)
+        put(store, OpenRace, owner=name)
         assert get(app, "/job_state", Cookie=f"visitor={name}").json["items"] == []
 
 
@@ -253,10 +248,10 @@ def test_refusal_is_told_to_the_applications_logging(
 
 def test_what_is_open_without_a_policy(redis_url: str, store: JobStore) -> None:
     """What an ACL allows Everyone, and to visitors whom `jobstate.owner` knows."""
-    app, public = app_of(None, redis_url), put(store, cls=OpenRace)
+    app, public = app_of(None, redis_url), put(store, OpenRace)
     assert rights(app, public) == (True, True, False, False)
     assert get(app, f"/job_state/{public}").json["job"]["cancellable"] is False
-    app, job = app_of(None, redis_url, owner=visitor), put(store, "v1")
+    app, job = app_of(None, redis_url, owner=visitor), put(store, owner="v1")
     assert rights(app, job, Cookie="visitor=v2") == rights(app, job) == NONE
     assert rights(app, job, Cookie="visitor=v1") == ALL
 
