@@ -114,7 +114,9 @@ def error_app(redis_url: str | None) -> TestApp:
 
 
 def test_error_pages_are_the_application_s(redis_url: str, store: JobStore) -> None:
-    """Scripts still read JSON. A path that is nobody's gets such a page, too."""
+    """Scripts still read JSON. A path that is nobody's gets such a page, too, and so
+    does an outage, for which Pyramid has a plain one.
+    """
     app = error_app(redis_url)
     (job,) = put(store, "alice")
     cases: list[tuple[str, str | None, int]] = [
@@ -133,10 +135,6 @@ def test_error_pages_are_the_application_s(redis_url: str, store: JobStore) -> N
         assert response.headers["Cache-Control"] == "private, no-store"
     for end in f"{job}/x", f"{job}/@@/x", "/x":
         assert browse(app, f"/job_state/{end}").text == "<h1>Our own 404</h1>", end
-
-
-def test_outage_is_the_application_s_page() -> None:
-    """Or else Pyramid's plain one."""
     path = f"/job_state/{UUID}"
     response = browse(error_app(NOWHERE), path)
     assert (response.status_code, response.text) == (503, "<h1>Our own 503</h1>")
@@ -146,7 +144,6 @@ def test_outage_is_the_application_s_page() -> None:
 
 
 def test_view_of_the_application_wins(redis_url: str, store: JobStore) -> None:
-
     class Procession(JobState):
         """A kind of job with a page of its own."""
 

@@ -124,12 +124,21 @@ ALL, NONE = (True,) * 4, (False,) * 4
 # The owner.
 
 
-def test_owner_needs_no_principal_of_its_own(redis_url: str, store: JobStore) -> None:
-    """With principals such as `u:alice`, senders see, list and cancel their jobs."""
+def test_policy_decides(redis_url: str, store: JobStore) -> None:
+    """With principals such as `u:alice`, senders have their jobs. A policy may refuse
+    owners who are not Authenticated yet, or are left out by the ACL of a kind, or by a
+    table that it asks in place of ACLs.
+    """
     app = app_of(TutorialPolicy(), redis_url)
     job = put(store)
     assert rights(app, job, X_User='"bob"') == rights(app, job) == NONE
     assert rights(app, job, X_User='"alice"') == ALL
+    assert rights(app, put(store, Stern), X_User='"alice"') == NONE
+    app = app_of(SecondFactorPolicy(), redis_url)
+    assert rights(app, put(store), X_User='"alice"') == NONE
+    app = app_of(RolePolicy(), redis_url)
+    assert rights(app, put(store), X_User='"alice"') == NONE
+    assert rights(app, put(store), X_User='"admin"') == (True, True, False, True)
 
 
 def test_owner_is_of_the_same_type(redis_url: str, store: JobStore) -> None:
@@ -144,14 +153,6 @@ def test_owner_is_of_the_same_type(redis_url: str, store: JobStore) -> None:
                 store.client.hset(key_of(store, job), "owner", owner)
             let_in = [user for user in users if any(rights(app, job, X_User=user))]
             assert let_in == ([] if owner in ("true", "null") else [owner]), owner
-
-
-def test_policy_still_decides(redis_url: str, store: JobStore) -> None:
-    """It refuses an owner without Authenticated, and one whom an ACL leaves out."""
-    app = app_of(SecondFactorPolicy(), redis_url)
-    assert rights(app, put(store), X_User='"alice"') == NONE
-    app = app_of(TutorialPolicy(), redis_url)
-    assert rights(app, put(store, Stern), X_User='"alice"') == NONE
 
 
 def test_aces_of_the_owner(redis_url: str, store: JobStore) -> None:
@@ -222,13 +223,6 @@ def test_owner_that_raises_shows_nothing(redis_url: str, store: JobStore) -> Non
     for path in f"/job_state/{jobs[0]}", "/job_state":
         with pytest.raises(LookupError, match="no session"):
             get(app, path, "alice")
-
-
-def test_policy_that_ignores_acls_decides(redis_url: str, store: JobStore) -> None:
-    """Even if it allows too much or little."""
-    app = app_of(RolePolicy(), redis_url)
-    assert rights(app, put(store), X_User='"alice"') == NONE
-    assert rights(app, put(store), X_User='"admin"') == (True, True, False, True)
 
 
 def test_refusal_is_told_to_the_applications_logging(
