@@ -162,17 +162,6 @@ def test_weights_and_pipelines(desk: BatchDesk, global_broker: Broker) -> None:
     assert desk.state(batch)["progress"]["fraction"] == 5 / 16
 
 
-def test_abort_leaves_nothing(desk: BatchDesk) -> None:
-    request = desk.begin()
-    with request.job_states.batch() as batch:
-        batch.send(desk.actor, 1)
-    request.tm.abort()
-    assert desk.is_empty()
-    assert batch.status == "cancelled"
-    with pytest.raises(RuntimeError, match=NOT_OPEN):
-        batch.send(desk.actor, 2)
-
-
 def test_veto_takes_the_batch_back(desk: BatchDesk) -> None:
     """Another database refuses after the batch and its members were written."""
     for count in 0, 3:
@@ -189,8 +178,16 @@ def test_veto_takes_the_batch_back(desk: BatchDesk) -> None:
         assert desk.store.load(batch.uuid) is None
 
 
-def test_exception_in_the_block_sends_nothing(desk: BatchDesk) -> None:
-    """Even if the view goes on and commits."""
+def test_abort_or_exception_in_the_block_sends_nothing(desk: BatchDesk) -> None:
+    """After an exception, even if the view goes on and commits."""
+    request = desk.begin()
+    with request.job_states.batch() as batch:
+        batch.send(desk.actor, 1)
+    request.tm.abort()
+    assert desk.is_empty()
+    assert batch.status == "cancelled"
+    with pytest.raises(RuntimeError, match=NOT_OPEN):
+        batch.send(desk.actor, 2)
     request = desk.begin()
     with contextlib.suppress(ZeroDivisionError), request.job_states.batch() as batch:
         batch.send(desk.actor, 1)

@@ -176,14 +176,6 @@ def test_job_that_is_not_read() -> None:
     assert seen == [f"<JobState {UUID} unread>"]
 
 
-def test_store_that_refuses_is_a_503(redis_url: str, client: redis.Redis) -> None:
-    """It is not a 404: a browser would stop asking."""
-    with narrow(client, redis_url, "-hgetall") as url:
-        app = make_app(make_config(url))
-        for query in f"/{UUID}", f"?uuid={UUID}&uuid={UUID[::-1]}":
-            assert get(app, f"/job_state{query}", "alice").status_code == 503
-
-
 def watch(handler: Any, registry: Any) -> Any:
     """Note exceptions, as pyramid_exclog does."""
 
@@ -256,13 +248,18 @@ def test_outages_are_logged_five_times_a_minute(
         assert len(messages(caplog, "pyramid_jobstate")) == 5
 
 
-def test_store_that_refuses_is_logged_once_a_minute(
+def test_store_that_refuses_is_a_503(
     redis_url: str,
     client: redis.Redis,
     store: JobStore,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A browser would stop asking at a 404. The log has a line once a minute."""
+    with narrow(client, redis_url, "-hgetall") as url:
+        app = make_app(make_config(url))
+        for query in f"/{UUID}", f"?uuid={UUID}&uuid={UUID[::-1]}":
+            assert get(app, f"/job_state{query}", "alice").status_code == 503
     clock, monotonic = [0.0], time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + clock[0])
     job = put(store)
