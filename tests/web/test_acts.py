@@ -72,9 +72,7 @@ def test_job_that_failed_runs_again(
     """It is queued under its uuid at once, with its owner and its parameters."""
     (job,) = marathons.fail("alice")
     path = f"/job_state/{job}"
-
     response = act(operated, f"{path}/rerun")
-
     assert response.status_code == 202
     assert response.json["job"]["status"] == "queued"
     assert get(operated, path, "alice").json["job"]["status"] == "queued"
@@ -129,9 +127,7 @@ def test_csrf_options_of_the_application_apply(
             assert response.json["error"].startswith(text), end
             assert statuses(store, job) == [status], end
         assert get(app, f"/job_state/{job}", OPERATOR).status_code == 200
-
         ask_with(headers={**headers, "X-CSRF-Token": token})
-
         assert statuses(store, job) != [status], end
     path = "/job_state/clear?all=1&everything=1"
     app.post(path, {"csrf_token": token}, headers=headers)
@@ -180,9 +176,7 @@ def test_act_on_a_job_that_becomes_an_alias_does_not_reach_the_job_of_another(
         (own,) = put(store, "alice", status="queued")
         # Its sender is between the two steps of a send.
         client.hset(key_of(store, own), "status", "sending")
-
         response = act(app, f"/job_state/{own}{end}", "alice", method)
-
         assert response.status_code == expected
         assert "secret" not in response.text
         assert statuses(store, theirs) == [status]
@@ -198,14 +192,12 @@ def test_acts_are_logged(
     (job,) = put(store, "alice", cls=RunMarathon, status="error")
     (other,) = put(store, "alice", cls=RunMarathon, status="working")
     said()
-
     for user in "bob", OPERATOR, OPERATOR:
         act(operated, f"/job_state/{job}/rerun", user)
     act(operated, f"/job_state/{other}", method="DELETE")
     for user in "bob", "alice", "alice":
         act(operated, f"/job_state/{job}/cancel", user)
     act(operated, f"/job_state/{job}", KEEPER, "DELETE")
-
     assert said() == [
         f"'operator' ran the job {job} again.",
         f"'alice' cancelled the job {job}.",
@@ -221,10 +213,8 @@ def test_visitor_is_not_named_in_the_log(
     app = make_app(make_config(redis_url, settings=settings))
     job, other = put(store, "visitor 7", "visitor 7", status="queued")
     said()
-
     act(app, f"/job_state/{job}/cancel", None)
     act(app, "/job_state/cancel", None, owner="visitor 7")
-
     assert said() == [
         f"A visitor without a login cancelled the job {job}.",
         f"A visitor without a login cancelled the job {other}.",

@@ -55,9 +55,7 @@ def test_broker_that_fails_is_a_503(
                 broker.add_middleware(Refusing())
             set_broker(broker)
             said()
-
             response = act(operated, path.format(job))
-
         error = AWAY if fault == "away" else REFUSED
         assert (response.status_code, response.json) == (503, {"error": error})
         assert response.headers["Retry-After"] == "5"

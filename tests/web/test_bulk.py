@@ -153,9 +153,7 @@ def test_job_on_which_the_policy_fails_is_refused(
 
     app = operated_app(redis_url, fail)
     jobs = put(store, "alice", "bob", "alice", status="queued")
-
     response = act(app, "/job_state/cancel", **ALL)
-
     assert response.json == {"done": 2, "refused": 1, "cursor": None}
     assert statuses(store, *jobs) == ["cancelled", "queued", "cancelled"]
     (line,) = messages(caplog, "pyramid_jobstate", logging.ERROR)
@@ -246,7 +244,6 @@ def test_interruption_loses_no_line_of_what_was_done(
     said()
     with contextlib.ExitStack() as stack:
         response = act(app, "/job_state/cancel", **ALL)
-
     assert response.status_code == 503
     count = statuses(store, *jobs).count("cancelled")
     assert 0 < count < len(jobs)
@@ -264,7 +261,6 @@ def test_bulk_requests_are_logged(
     (odd,) = put(store, "al\nice", status="queued")
     first, second = put(store, "alice", "alice", status="queued")
     said()
-
     for name, user, query in (
         ("clear", "bob", {"everything": 1}),
         ("cancel", OPERATOR, {"owner": "al\nice"}),
@@ -273,7 +269,6 @@ def test_bulk_requests_are_logged(
         ("clear", OPERATOR, {"all": 1, "kind": "None\n"}),
     ):
         act(operated, f"/job_state/{name}", user, **query)
-
     assert said() == [
         f"'bob' deleted the job {of_bob}.",
         "'bob' deleted 1 of their own jobs; 0 were refused.",
