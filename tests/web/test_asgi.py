@@ -343,12 +343,7 @@ def test_client_that_goes_ends_its_download(
 def test_server_that_raises_for_a_client_that_has_gone() -> None:
     """The download ends as well, and nothing more is sent."""
     download = Endless()
-
-    def app(environ: dict[str, Any], start_response: Any) -> Any:
-        start_response("200 OK", [])
-        return download
-
-    with asgi.serving(asgi_app(app)) as server:
+    with asgi.serving(asgi_app(Response(app_iter=download))) as server:
         exchange = server.open("/")
         wait_until(200, lambda: exchange.status)
         exchange.is_broken = True

@@ -21,18 +21,10 @@ from tests.jobs import RunMarathon, job_actor, new_id, working
 from tests.support import wait_for
 from tests.web.databases import Manager, fail
 from tests.web.desks import Desk, make_desk
-from tests.web.operating import OPERATOR, Asked, act, uuids_of
+from tests.web.operating import OPERATOR, act, operated_app, uuids_of
 from tests.web.reading import NOT_FOUND
 from tests.web.visits import NOT_SENT, Refusing, sent
-from tests.webapp import (
-    ADMIN,
-    get,
-    make_app,
-    make_config,
-    make_request,
-    make_tm_config,
-    queued,
-)
+from tests.webapp import ADMIN, get, make_app, make_request, make_tm_config, queued
 
 #: What is said of a batch that is sent elsewhere than in its block.
 NOT_OPEN = "takes members only within its block"
@@ -471,7 +463,7 @@ def test_rights_of_members(desk: BatchDesk) -> None:
         assert desk.uuids(batch, user=lister) == members
     assert get(desk.app, f"/job_state/{batch.uuid}", "bob").status_int == 403
     url = desk.config.registry.settings["jobstate.redis_url"]
-    for app in desk.app, make_app(make_config(url, security_policy=Asked(fail))):
+    for app in desk.app, operated_app(url, fail):
         for user in "bob", None:
             for uuid in batch.uuid, members[0], new_id():
                 hidden = get(app, f"/job_state?batch={uuid}", user)

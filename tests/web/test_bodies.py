@@ -10,9 +10,9 @@ from pyramid.request import Request
 from webtest import TestApp
 
 from pyramid_jobstate import JobStore
-from tests.jobs import RunMarathon
-from tests.web.operating import OPERATOR, csrf_app, put
+from tests.web.operating import OPERATOR, csrf_app
 from tests.web.paging import CHROMIUM
+from tests.web.reading import put
 
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data; boundary=x"
@@ -69,14 +69,9 @@ def send(
     return request.get_response(app.app)
 
 
-def put_waiting(store: JobStore) -> str:
-    """Store a job that waits, and return its uuid."""
-    return put(store, OPERATOR, cls=RunMarathon, status="queued")[0]
-
-
 def test_body_that_nobody_wants_is_not_read(paged: TestApp, store: JobStore) -> None:
     """Neither for a GET, as JSON or as a page, nor for an act on one job."""
-    job = put_waiting(store)
+    job = put(store, status="queued")
     for content_type in [*TYPES, FORM, "text/plain", ""]:
         sent: Any = {"content_type": content_type, "length": "1000000"}
         for path in f"/job_state/{job}", f"/job_state/{job}/inspect":
@@ -84,7 +79,7 @@ def test_body_that_nobody_wants_is_not_read(paged: TestApp, store: JobStore) -> 
                 get = {"method": "GET", "Accept": accept}
                 response = send(paged, path, Untouched(), **sent, **get)
                 assert response.status_code == 200, (content_type, path)
-        path = f"/job_state/{put_waiting(store)}/cancel"
+        path = f"/job_state/{put(store, status='queued')}/cancel"
         response = send(paged, path, Untouched(), **sent)
         assert response.status_code == 202, content_type
 
@@ -127,7 +122,7 @@ def test_body_is_refused_unread(operated: TestApp) -> None:
 def test_malformed_form_is_a_400(redis_url: str, store: JobStore) -> None:
     """One that is longer than a form with a token is not read."""
     app = csrf_app(redis_url)
-    job = put_waiting(store)
+    job = put(store, status="queued")
     malformed: list[tuple[str, bytes]] = [
         ("multipart/form-data", b"--x--"),
         (f"{FORM}; charset=latin-1", b"a=1"),
@@ -157,7 +152,7 @@ def test_token_in_a_form(redis_url: str, store: JobStore) -> None:
         return app.app(environ, start_response)
 
     for each, length in (app, str(len(body))), (app, ""), (TestApp(reading), ""):
-        job = put_waiting(store)
+        job = put(store, status="queued")
         sent = {"length": length, "Cookie": f"csrf_token={token}"}
         for method, end in ACTS:
             path = f"/job_state{end.format(job=job)}"

@@ -28,14 +28,7 @@ from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import release_broker
 from tests import annotated
 from tests.jobs import RunMarathon, job_actor, load, store_of, wait_until, working
-from tests.webapp import (
-    NOWHERE,
-    get,
-    made_config,
-    make_app,
-    make_config,
-    make_request,
-)
+from tests.webapp import NOWHERE, get, made_config, make_app, make_config, make_request
 
 pytestmark = pytest.mark.usefixtures("no_broker")
 

@@ -67,13 +67,8 @@ def config_without_store() -> Configurator:
 @contextlib.contextmanager
 def narrow(client: redis.Redis, url: str, *commands: str) -> Iterator[str]:
     """Give the URL of a user who may do little on a server."""
-    client.acl_setuser(
-        "narrow",
-        enabled=True,
-        passwords=["+secret"],
-        keys=["jobstate:*"],
-        commands=["+time", "+client", "+hello", "+ping", *commands],
-    )
+    rules = ["on", ">secret", "~jobstate:*", "+time", "+client", "+hello", "+ping"]
+    client.execute_command("ACL SETUSER", "narrow", *rules, *commands)
     try:
         yield url.replace("//", "//narrow:secret@")
     finally:

@@ -204,9 +204,7 @@ def test_each_request_may_have_a_localizer(redis_url: str, store: JobStore) -> N
     (job,) = put(store, "alice")
 
     class Odd(Asking):
-        """A localizer that cannot be the key of a dictionary, as one with this method
-        cannot.
-        """
+        """A localizer that cannot be the key of a dictionary, because of its method."""
 
         def __eq__(self, other: object) -> bool:
             return self is other
