@@ -13,18 +13,8 @@ from webtest import TestApp
 from pyramid_jobstate import JobState, JobStore
 from tests.jobs import RunMarathon
 from tests.support import UUID
-from tests.web.operating import LockedDiary, put, uuids_of
-from tests.webapp import (
-    ADMIN,
-    NOWHERE,
-    Policy,
-    Root,
-    get,
-    made_config,
-    make_app,
-    make_config,
-    make_request,
-)
+from tests.web.operating import LockedDiary, operated_app, put, uuids_of
+from tests.webapp import ADMIN, NOWHERE, Policy, Root, get, made_config, make_request
 
 EMPTY: dict[str, Any] = {"items": [], "cursor": None}
 
@@ -59,7 +49,7 @@ def test_get_answers_the_callers_own_jobs(app: TestApp, store: JobStore) -> None
     for user in None, "carol", ADMIN:
         assert get(app, "/job_state", user).json == EMPTY
     # An anonymous request has no jobs, and is answered without the store.
-    without_store = make_app(make_config(NOWHERE))
+    without_store = operated_app(NOWHERE)
     assert get(without_store, "/job_state").json == EMPTY
     assert get(without_store, "/job_state", "alice").status_code == 503
 
@@ -110,8 +100,8 @@ def test_owners_may_be_numbers(redis_url: str, store: JobStore) -> None:
     class NumberRoot(Root):
         __acl__ = ((Allow, 1, ("view_job", "list_jobs")),)
 
-    options = {"root_factory": NumberRoot, "security_policy": NumberPolicy()}
-    app = make_app(make_config(redis_url, **options))
+    policy = NumberPolicy()
+    app = operated_app(redis_url, root_factory=NumberRoot, security_policy=policy)
     job, _, _ = put(store, 7, "7", 8, cls=JobState)
     assert listed(app, "", "7") == [job]
     assert listed(app, "?owner=7", "1") == [job]
@@ -136,7 +126,7 @@ def test_several_jobs_are_those_that_may_be_seen(app: TestApp, store: JobStore) 
 
 def test_max_uuids_is_a_limit(redis_url: str, app: TestApp, store: JobStore) -> None:
     """To different ones, and to a hundred by default. A bad number stops the start."""
-    few = make_app(make_config(redis_url, settings={"jobstate.max_uuids": "3"}))
+    few = operated_app(redis_url, settings={"jobstate.max_uuids": "3"})
 
     def several(app: TestApp, *uuids: object) -> Any:
         return get(app, "/job_state?" + "&".join(f"uuid={u}" for u in uuids), "alice")
