@@ -18,7 +18,6 @@ from pyramid.request import Request
 from pyramid.threadlocal import get_current_request
 from pyramid_retry import RetryableException
 from transaction.interfaces import TransientError
-from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, RequestMiddleware
 from pyramid_jobstate.errors import ActorError
@@ -26,6 +25,7 @@ from tests.incaller import InCallerBroker
 from tests.jobs import job_actor, make_broker, messages, wait_until, working
 from tests.support import load_job, wait_for
 from tests.web.databases import Manager, fail
+from tests.web.visits import visit
 from tests.webapp import EXPLICIT, make_config, make_request, make_tm_config
 
 LOGGER = "pyramid_jobstate"
@@ -143,9 +143,7 @@ def test_actor_runs_in_a_request_with_a_root_and_a_transaction(
 def test_url_of_the_application_comes_from_the_setting_or_the_sender(
     broker: Broker, events: Events, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The setting wins over the URL under which the sender reached the application. A
-    plain send has none; one that cannot be a URL is logged and not used.
-    """
+    """The setting wins over the sender's URL. A wrong one is logged and not used."""
 
     @job_actor(broker=broker)
     def visit(*, request: Any, job_state: JobState) -> None:
@@ -195,9 +193,7 @@ def test_request_stands_for_the_owner_of_the_job(
 
 
 def test_application_may_have_no_transactions(broker: Broker, events: Events) -> None:
-    """Without pyramid_tm an actor, also one that reports nothing, has a request and no
-    transaction.
-    """
+    """Without pyramid_tm, any actor has a request and no transaction."""
     config = make_config(None)
     config.include("pyramid_jobstate")
     config.make_wsgi_app()
@@ -248,23 +244,20 @@ def test_failed_commit_is_the_error_of_the_job(
     """A job is a success only if its transaction has committed: not if a database
     refuses, if it is doomed, or if the actor has ended it.
     """
-    ways: list[tuple[str, Callable[[Any], object], str]] = [
-        (
-            "ZeroDivisionError",
-            lambda tm: tm.get().join(Manager("b", "tpc_vote", fail)),
-            "abort",
-        ),
-        ("DoomedTransaction", lambda tm: tm.doom(), "abort"),
-        ("NoTransaction", lambda tm: tm.commit(), "commit"),
-    ]
+    database = Manager("b", "tpc_vote", fail)
+    ways: dict[str, tuple[str, Callable[[Any], object]]] = {
+        "ZeroDivisionError": ("abort", lambda tm: tm.get().join(database)),
+        "DoomedTransaction": ("abort", lambda tm: tm.doom()),
+        "NoTransaction": ("commit", lambda tm: tm.commit()),
+    }
 
     @job_actor(broker=broker, max_retries=0)
-    def visit(number: int, *, request: Any, job_state: JobState) -> None:
-        ways[number][1](request.tm)
+    def visit(error: str, *, request: Any, job_state: JobState) -> None:
+        ways[error][1](request.tm)
 
-    for number, (error, _, end) in enumerate(ways):
+    for error, (end, _) in ways.items():
         events.clear()
-        job = run(broker, visit, number, status="error")
+        job = run(broker, visit, error, status="error")
         assert error_of(job)[0] == error
         assert list(dict.fromkeys(events)) == ["root", end, "finished"], error
 
@@ -309,8 +302,8 @@ def test_interrupts_leave_no_database_locked(
     @job_actor(broker=broker, max_retries=0)
     def visit(*, request: Any, job_state: JobState) -> None:
         for name in "b", "c":
-            database: Any = Manager(name, "tpc_abort", functools.partial(note, name))
-            request.tm.get().join(database)
+            abort = functools.partial(note, name)
+            request.tm.get().join(Manager(name, "tpc_abort", abort))
         raise TimeLimitExceeded
 
     def note(name: str) -> None:
@@ -345,8 +338,17 @@ def test_conflict_runs_the_job_again_at_once(
     broker: Broker, config: Configurator, events: Events
 ) -> None:
     """Whatever pyramid_retry would retry runs again at once: a real attempt, whose
-    metrics start empty.
+    metrics start empty. So does an actor that has ended its transaction itself.
     """
+
+    @job_actor(broker=broker, min_backoff=HOUR)
+    def commit(*, request: Any, job_state: JobState) -> None:
+        if job_state.attempt == 1:
+            request.tm.commit()
+            raise RetryableException
+
+    assert run(broker, commit).attempt == 2
+    events.clear()
     for error in TransientError, RetryableException:
         actor = conflicting(broker, events, error, actor_name=error.__name__)
         assert run(broker, actor, 2).attempt == 3
@@ -359,9 +361,7 @@ def test_conflict_runs_the_job_again_at_once(
 def test_transaction_says_what_is_a_conflict(
     broker: Broker, config: Configurator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A data manager knows its database's errors, also without pyramid_retry, which
-    knows others.
-    """
+    """A data manager knows its database's errors, also without pyramid_retry."""
 
     @job_actor(broker=broker, min_backoff=HOUR)
     def visit(*, request: Any, job_state: JobState) -> None:
@@ -379,20 +379,6 @@ def test_transaction_says_what_is_a_conflict(
     assert error_of(job)[0] == "RetryableException"
     assert job.due_at and job.updated_at
     assert job.due_at - job.updated_at > timedelta(minutes=20)
-
-
-def test_conflict_after_the_commit(broker: Broker, config: Configurator) -> None:
-    """Also an actor that has ended its transaction itself may ask for another attempt
-    at once.
-    """
-
-    @job_actor(broker=broker, min_backoff=HOUR)
-    def visit(*, request: Any, job_state: JobState) -> None:
-        if job_state.attempt == 1:
-            request.tm.commit()
-            raise RetryableException
-
-    assert run(broker, visit).attempt == 2
 
 
 def test_conflict_beyond_the_attempts_waits_like_any_failure(
@@ -418,9 +404,7 @@ def test_conflict_beyond_the_attempts_waits_like_any_failure(
 def test_actor_decides_about_conflicts(
     broker: Broker, config: Configurator, events: Events
 ) -> None:
-    """`retry_when` sees a Retry whose cause is the conflict. An exception that the
-    actor `throws` does not count as a conflict.
-    """
+    """`retry_when` sees the conflict as a Retry's cause. What it `throws` is none."""
     seen: list[BaseException] = []
 
     def retry_when(retries: int, exception: BaseException) -> bool:
@@ -558,21 +542,16 @@ def test_job_in_the_caller_has_a_transaction_of_its_own(
     set_broker(broker)
 
     @job_actor(broker=broker)
-    def visit(*, request: Any, job_state: JobState) -> None: ...
+    def look(*, request: Any, job_state: JobState) -> None: ...
 
     request = make_request(make_app_config(events))
     with request.tm:
-        job = request.job_states.send(visit)
+        job = request.job_states.send(look)
     assert load_job(store, job.uuid).status == "success"
     assert events == ["root", "commit", "finished"]
 
-    def view(request: Request) -> Any:
-        return {"uuid": request.job_states.send(visit).uuid}
-
     config = make_tm_config(None, {})
-    config.add_view(view, name="go", renderer="json")
-    config.include("pyramid_jobstate")
-    sent = TestApp(config.make_wsgi_app()).get("/go").json
-    job = load_job(store, sent["uuid"])
+    uuid = visit(config, lambda request: request.job_states.send(look).uuid).text
+    job = load_job(store, uuid)
     assert job.status == "error"
     assert "pyramid_tm.explicit_manager" in error_of(job)[1]

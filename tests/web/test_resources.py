@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import redis
 from pyramid.config import Configurator
@@ -31,7 +33,8 @@ from tests.webapp import (
 
 def test_container_finds_jobs(config: Configurator, store: JobStore) -> None:
     """A container is a mapping of uuids to instances of the jobs' classes, whose parent
-    it is, also for Pyramid's own functions. It belongs to its request.
+    it is, also for Pyramid's own functions. It belongs to its request, to which a test
+    may give its own.
     """
     uuid = put(store)
     request = make_request(config)
@@ -39,17 +42,16 @@ def test_container_finds_jobs(config: Configurator, store: JobStore) -> None:
 
     assert job_states is request.job_states
     assert job_states is not make_request(config).job_states
-    for job in (
-        job_states.find(uuid),
-        job_states[uuid],
-        find_resource(job_states, uuid),
-    ):
+    found = find_resource(job_states, uuid)
+    for job in job_states.find(uuid), job_states[uuid], found:
         assert isinstance(job, RunMarathon)
         assert (job.uuid, job.__name__) == (uuid, uuid)
         assert job.__parent__ is job_states
     assert job_states.find(UUID) is None
     with pytest.raises(KeyError, match=UUID):
         job_states[UUID]
+    request.job_states = mine = JobStates(request)
+    assert request.job_states is mine
 
 
 def test_anything_but_a_uuid_is_unknown() -> None:
@@ -67,20 +69,11 @@ def test_anything_but_a_uuid_is_unknown() -> None:
     assert isinstance(caught.value.__cause__, redis.ConnectionError)
 
 
-def test_tests_of_an_application_may_set_it(config: Configurator) -> None:
-    """Tests may set request.job_states to a container of their own."""
-    request = make_request(config, "alice")
-    request.job_states = mine = JobStates(request)
-    assert request.job_states is mine
-
-
 # The root
 
 
 def test_root_is_made_when_it_is_needed(redis_url: str, store: JobStore) -> None:
-    """Neither an owner's request nor the URL of a job makes the root. Another user's
-    request makes it once, and the lineage of a job ends there.
-    """
+    """Only the request of somebody else than the owner makes the root, and once."""
     made: list[Root] = []
 
     def root(request: Request) -> Root:
@@ -119,9 +112,7 @@ def test_root_that_fails_hides_no_rights(redis_url: str, store: JobStore) -> Non
 def test_container_may_be_the_root_of_the_application(
     redis_url: str, store: JobStore
 ) -> None:
-    """Its own parent is then a plain root, and not another such container without
-    end.
-    """
+    """A container that is the root has a plain root as its own parent."""
     app = make_app(make_config(redis_url, root_factory=JobStates))
     path = f"/job_state/{put(store)}"
 
@@ -135,17 +126,14 @@ def test_container_may_be_the_root_of_the_application(
 def test_views_of_the_application_work_beside_ours_in_its_tree(
     redis_url: str, store: JobStore
 ) -> None:
-    """The application may add views for jobs in its own tree; its own error views
-    handle their errors.
-    """
+    """The application may have views, and error views, for jobs in its own tree."""
+
+    def show(context: Any, request: Request) -> Response:
+        return Response(context.__name__)
+
     config = make_config(redis_url, root_factory=mounted_root)
-    for context, permission in (JobState, "view_job"), (JobStates, "list_jobs"):
-        config.add_view(
-            lambda c, r: Response(c.__name__),
-            name="page",
-            context=context,
-            permission=permission,
-        )
+    config.add_view(show, name="page", context=JobState, permission="view_job")
+    config.add_view(show, name="page", context=JobStates, permission="list_jobs")
     config.add_notfound_view(lambda e, r: Response("app 404", 404))
     config.add_forbidden_view(lambda e, r: Response("app 403", 403))
     app = make_app(config)

@@ -10,10 +10,11 @@ from pyramid.authorization import Allow, Authenticated, Deny, Everyone
 from webtest import TestApp
 
 from pyramid_jobstate import Batch, JobState, JobStore
-from pyramid_jobstate.testing import put_batch, put_job
+from pyramid_jobstate.testing import put_batch
 from tests.jobs import RunMarathon
 from tests.support import key_of
 from tests.web.operating import (
+    ACTS,
     OPERATOR,
     Marathons,
     act,
@@ -23,11 +24,18 @@ from tests.web.operating import (
     uuids_of,
 )
 from tests.web.paging import paged_app
-from tests.webapp import ADMIN, Root, ask, get, make_app, make_config
+from tests.web.reading import FORBIDDEN
+from tests.webapp import (
+    ADMIN,
+    Root,
+    ask,
+    get,
+    make_app,
+    make_config,
+    make_request,
+)
 
 SECRET = "hush-4711"
-
-FORBIDDEN = {"error": "You may not do this with the job."}
 
 #: What each user may do with a job of Alice's, and with all jobs.
 USERS: dict[str | None, set[str]] = {
@@ -41,10 +49,7 @@ USERS: dict[str | None, set[str]] = {
     "inspector": {"inspect_job"},
     "lister": {"list_jobs"},
     ADMIN: {"view_job", "cancel_job", "list_jobs"},
-    OPERATOR: {
-        *("view_job", "cancel_job", "delete_job", "rerun_job", "inspect_job"),
-        "list_jobs",
-    },
+    OPERATOR: {"view_job", "cancel_job", "list_jobs", *ACTS},
 }
 
 
@@ -164,9 +169,7 @@ def test_lists_show_what_may_be_viewed(roles: TestApp, store: JobStore) -> None:
 def test_application_without_a_policy_opens_nothing(
     redis_url: str, store: JobStore
 ) -> None:
-    """Without a security policy, nobody reads or changes anything, whatever the root
-    allows. Of many jobs, nobody owns any.
-    """
+    """Without a security policy, nobody reads, changes or owns anything."""
     options = {"root_factory": operated_root, "security_policy": None}
     app = make_app(make_config(redis_url, **options))
     ways = [(method, end, status) for method, end, status, _, _ in ON_ONE]
@@ -186,14 +189,8 @@ def test_others_learn_nothing(
     """No path, query or method lets other users see or change anything, and no header
     makes somebody Alice. To her, many of these requests do show the job.
     """
-    job = put_job(
-        store,
-        RunMarathon,
-        owner="alice",
-        params={"miles": SECRET},
-        metrics={"secret": SECRET},
-        message=SECRET,
-    ).uuid
+    hidden: Any = {"params": {"miles": SECRET}, "metrics": {"secret": SECRET}}
+    (job,) = put(store, "alice", cls=RunMarathon, message=SECRET, **hidden)
     before = client.hgetall(key_of(store, job))
     ways = [
         *((m, f"/{job}") for m in ("HEAD", "POST", "OPTIONS", "PROPFIND", "get")),
@@ -270,9 +267,7 @@ def test_acl_of_a_class_may_use_the_parameters(app: TestApp, store: JobStore) ->
 def test_strange_record_has_only_the_lineages_rights(
     app: TestApp, store: JobStore, client: redis.Redis
 ) -> None:
-    """The root alone decides about a kind that this process has not imported, and about
-    an owner or a kind that cannot be parsed.
-    """
+    """The root alone decides about an unknown kind, and what cannot be parsed."""
     fields: list[tuple[str, str | bytes]] = [
         ("kind", "NeverImported"),
         ("kind", b"\xff"),
@@ -284,11 +279,8 @@ def test_strange_record_has_only_the_lineages_rights(
         client.hset(key_of(store, job), field, value)
         path = f"/job_state/{job}"
 
-        for user, read, done in (
-            ("bob", 403, 403),
-            ("alice", 403, 403),
-            (ADMIN, 200, 202),
-        ):
+        for user in "bob", "alice", ADMIN:
+            read, done = (200, 202) if user == ADMIN else (403, 403)
             assert get(app, path, user).status_code == read, value
             assert act(app, f"{path}/cancel", user).status_code == done, value
         assert get(app, "/job_state", "alice").json["items"] == []
@@ -301,20 +293,13 @@ def test_strange_record_has_only_the_lineages_rights(
 def test_user_named_like_everybody_owns_nothing(
     redis_url: str, marathons: Marathons
 ) -> None:
-    """If somebody could choose such a userid, everybody would own their jobs. Instead,
-    these have no owner.
-    """
+    """Jobs of a user whose name stands for everybody have no owner."""
     config = make_config(redis_url)
-    config.add_view(
-        lambda context, request: {
-            "uuid": request.job_states.send_immediately(marathons.run_marathon, 1).uuid
-        },
-        name="send",
-        renderer="json",
-    )
     app = make_app(config)
     for name in Everyone, Authenticated:
-        path = f"/job_state/{get(app, '/send', name).json['uuid']}"
+        job_states = make_request(config, name).job_states
+        job = job_states.send_immediately(marathons.run_marathon, 1)
+        path = f"/job_state/{job.uuid}"
         for user in "bob", name:
             assert get(app, path, user).status_code == 403
         assert get(app, "/job_state", name).json["items"] == []
