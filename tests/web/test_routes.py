@@ -73,21 +73,13 @@ def test_proutes_shows_the_documented_paths(tmp_path: Path) -> None:
 
     rows = [row.split()[1:] for line in lines for row in line.splitlines()]
     found = {(r[0], r[2]) for r in rows if len(r) == 3 and "pyramid_jobstate" in r[1]}
-    assert {
-        (f"/api/job_state{end}", method)
-        for end, method in (
-            ("", "GET"),
-            ("/counts", "GET"),
-            ("/clear", "POST"),
-            ("/cancel", "POST"),
-            ("/rerun", "POST"),
-            ("/{uuid}", "GET"),
-            ("/{uuid}", "DELETE"),
-            ("/{uuid}/cancel", "POST"),
-            ("/{uuid}/rerun", "POST"),
-            ("/{uuid}/inspect", "GET"),
-        )
-    } <= found
+    documented = {
+        "GET": ["", "/counts", "/{uuid}", "/{uuid}/inspect"],
+        "POST": ["/clear", "/cancel", "/rerun", "/{uuid}/cancel", "/{uuid}/rerun"],
+        "DELETE": ["/{uuid}"],
+    }
+    for method, ends in documented.items():
+        assert {(f"/api/job_state{end}", method) for end in ends} <= found
 
 
 # Paths
@@ -205,9 +197,7 @@ def test_routes_and_views_of_the_application_do_not_answer_for_ours(
 def test_traverser_of_the_application_enters_its_root(
     redis_url: str, store: JobStore
 ) -> None:
-    """A traverser for all resources is called with the application's root, which it may
-    announce, whatever it finds there. The job is found in any case.
-    """
+    """A traverser gets the application's root. The job is found in any case."""
 
     class Announcing(ResourceTreeTraverser):
         def __call__(self, request: Request) -> Any:
@@ -226,12 +216,12 @@ def test_route_of_the_application_may_traverse_to_a_container(
     redis_url: str, store: JobStore
 ) -> None:
     """A route whose factory makes a container finds the jobs in it."""
+
+    def container(request: Request) -> JobStates:
+        return JobStates(request, parent=Root(request), name="own")
+
     config = make_config(redis_url)
-    config.add_route(
-        "own",
-        "/own/*traverse",
-        factory=lambda request: JobStates(request, parent=Root(request), name="own"),
-    )
+    config.add_route("own", "/own/*traverse", factory=container)
     config.add_view(lambda c, r: Response(c.uuid), route_name="own", context=JobState)
     app, job = make_app(config), put(store)
     assert get(app, f"/own/{job}", "alice").text == job
@@ -241,9 +231,7 @@ def test_route_of_the_application_may_traverse_to_a_container(
 def test_error_views_of_the_application_answer_for_its_pages_alone(
     redis_url: str, store: JobStore
 ) -> None:
-    """The application's pages keep its own error pages, however specific these are, and
-    requests for jobs get our responses.
-    """
+    """However specific error views are, requests for jobs get our responses."""
     job = put(store)
     for options in {}, {"request_method": ("GET", "POST"), "header": "Accept"}:
         config = make_config(redis_url)
@@ -268,20 +256,14 @@ def test_error_views_of_the_application_answer_for_its_pages_alone(
 
 
 def test_refused_csrf_check_is_json(redis_url: str, store: JobStore) -> None:
-    """A request below our path that Pyramid's CSRF check refuses, by token or origin,
-    gets JSON, however specific the application's own view for that is. Elsewhere the
-    application answers.
+    """A request that the CSRF check refuses, by token or origin, gets JSON, however
+    specific the application's own view for that is. Elsewhere that answers.
     """
     config = checking_csrf(make_config(redis_url, root_factory=mounted_root))
     config.add_view(lambda c, r: Response("posted"), name="post")
     for method in "POST", "DELETE":
-        config.add_exception_view(
-            lambda exc, request: Response("app"),
-            context=BadCSRFToken,
-            request_method=method,
-            header="X-User",
-            accept="text/html",
-        )
+        most = {"request_method": method, "header": "X-User", "accept": "text/html"}
+        config.add_exception_view(lambda e, r: Response("app"), BadCSRFToken, **most)
     app = make_app(config)
     job = put(store)
     acts = [
@@ -310,16 +292,10 @@ def test_refused_csrf_check_is_json(redis_url: str, store: JobStore) -> None:
 
 def add_cors(config: Configurator) -> None:
     """Let a route of the application answer every preflight, as in the README."""
-    config.add_route(
-        "preflight",
-        "/{path:.*}",
-        request_method="OPTIONS",
-        header="Access-Control-Request-Method",
-    )
-    config.add_view(
-        lambda c, r: Response(headers={"Access-Control-Allow-Origin": "*"}),
-        route_name="preflight",
-    )
+    asked = {"request_method": "OPTIONS", "header": "Access-Control-Request-Method"}
+    config.add_route("preflight", "/{path:.*}", **asked)
+    allowed = Response(headers={"Access-Control-Allow-Origin": "*"})
+    config.add_view(lambda c, r: allowed, route_name="preflight")
 
 
 def test_preflight_is_the_applications() -> None:
@@ -355,9 +331,8 @@ def test_request_method_of_the_same_name_stops_the_start() -> None:
 
     for steps in "own include make", "own commit include make", "include commit own":
         config = make_config(NOWHERE)
-        own = functools.partial(
-            config.add_request_method, OwnRequest.job_states, reify=True
-        )
+        add = config.add_request_method
+        own = functools.partial(add, OwnRequest.job_states, reify=True)
         with pytest.raises(ConfigurationError, match="request method job_states"):
             take_steps(config, f"{steps} make", own=own)
     with pytest.raises(ConfigurationError, match=r"OwnRequest.*Rename yours"):

@@ -8,17 +8,19 @@ import datetime
 import re
 import time
 import uuid
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, assert_type
 
 import dramatiq.broker
 import pytest
 import redis
-from dramatiq import Broker, Message, group, pipeline
+from dramatiq import Actor, Broker, Message, group, pipeline
 from dramatiq.middleware import GroupCallbacks
 from dramatiq.rate_limits.backends import StubBackend
 from pyramid.config import Configurator
 
-from pyramid_jobstate import JobStateMiddleware, StoreUnavailable
+from pyramid_jobstate import JobState, JobStateMiddleware, StoreUnavailable
+from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.testing import pass_time
 from tests.jobs import RunMarathon
 from tests.web.visits import (
@@ -30,13 +32,7 @@ from tests.web.visits import (
     load,
     sent,
 )
-from tests.webapp import (
-    NOWHERE,
-    made_config,
-    make_broker,
-    make_request,
-    queued,
-)
+from tests.webapp import NOWHERE, made_config, make_broker, make_request, queued
 
 MINUTE = datetime.timedelta(minutes=1)
 
@@ -53,9 +49,7 @@ def run_marathon(global_broker: Broker) -> Any:
 def test_message_and_record_have_one_id(
     job_states: Any, run_marathon: Any, client: redis.Redis
 ) -> None:
-    """The job that a send returns is what the store holds, ready to be shown, and what
-    the message says.
-    """
+    """The job that a send returns is what the store holds and the message says."""
     request = job_states.request
     job_state = job_states.send_immediately(run_marathon, 26, shoes="blue")
     (message,) = queued(client)
@@ -77,10 +71,23 @@ def test_message_and_record_have_one_id(
     assert job_states.find(job_state.uuid).status == "cancelled"
 
 
-def test_job_that_waits_never_stalls(job_states: Any, run_marathon: Any) -> None:
-    """A job whose message was sent stays queued, however long it waits; so do the later
-    steps of a pipeline, however long the first one takes.
+def test_send_returns_one_job_or_all(job_states: JobStates, run_marathon: Any) -> None:
+    """An actor and a message are one job, a pipeline and a group are several. A type
+    checker, which reads this, too, knows it.
     """
+    run: Actor[..., Any] = run_marathon
+    for send in job_states.send_message, job_states.send_immediately:
+        one = assert_type(send(run.message(26)), JobState)
+        several = assert_type(send(run.message(1) | run.message(2)), Sequence[JobState])
+        members = assert_type(send(group([run.message(3)])), Sequence[JobState])
+        assert one.job_params == {"miles": 26}
+        assert [len(several), len(members)] == [2, 1]
+    sent = assert_type(job_states.send_immediately(run, 26, shoes="blue"), JobState)
+    assert sent.job_params == {"miles": 26, "shoes": "blue"}
+
+
+def test_job_that_waits_never_stalls(job_states: Any, run_marathon: Any) -> None:
+    """A job whose message was sent, or is a later step, stays queued."""
     steps = run_marathon.message(1) | run_marathon.message(2)
     jobs = [job_states.send(run_marathon, 0), *job_states.send_message(steps)]
     job_states.request.tm.commit()
@@ -92,9 +99,7 @@ def test_job_that_waits_never_stalls(job_states: Any, run_marathon: Any) -> None
 def test_message_is_sent_as_it_is(
     job_states: Any, run_marathon: Any, client: redis.Redis
 ) -> None:
-    """A message that was made earlier keeps its id, its delay and the step to which it
-    leads, and further options of a send become options of the message.
-    """
+    """A message keeps its id, delay and next step, and gets the options of a send."""
     plain = run_marathon.message(1)
     late = run_marathon.message_with_options(args=(2,), delay=60_000)
     first, second = (run_marathon.message(3) | run_marathon.message(4)).messages
@@ -142,9 +147,7 @@ def test_arguments_are_those_of_the_call(
 def test_owner_is_the_sender_unless_another_is_named(
     made_tm_config: Configurator, run_marathon: Any, client: redis.Redis
 ) -> None:
-    """The owner of a job is the one that the view names, possibly None, or else the
-    user of the request. The message carries it to the worker.
-    """
+    """The message carries the owner, which a view may name, to the worker."""
     cases: list[tuple[str | None, dict[str, Any], object]] = [
         ("alice", {}, "alice"),
         (None, {}, None),
@@ -167,9 +170,7 @@ def test_owner_is_the_sender_unless_another_is_named(
 def test_owner_that_json_would_change_is_refused(
     job_states: Any, redis_url: str, run_marathon: Any, client: redis.Redis
 ) -> None:
-    """An owner is a string, a finite number or None, also where jobstate.owner returns
-    it. Otherwise nothing is sent.
-    """
+    """An owner is a string, a finite number or None. Otherwise nothing is sent."""
     match = r"a string or a finite number, not .*jobstate\.owner"
     for owner in ["alice"], True, b"alice", float("nan"):
         options: Any = {"args": (26,), "job_owner": owner}
@@ -209,17 +210,11 @@ def test_delay_counts_from_the_commit(
 def test_delay_that_the_store_cannot_keep_is_refused(
     job_states: Any, run_marathon: Any
 ) -> None:
-    """The call names the delay and its unit, in a batch, too, and where it is among the
-    options of a message or of any step of a pipeline.
-    """
+    """The call names a wrong delay and its unit, wherever that stands."""
     first = run_marathon.message(1)
     batch = job_states.batch().__enter__()
-    for delay, error in (
-        ("soon", TypeError),
-        (True, TypeError),
-        (float("nan"), ValueError),
-        (10**14 + 1, ValueError),
-    ):
+    for delay in "soon", True, float("nan"), 10**14 + 1:
+        error = TypeError if isinstance(delay, str | bool) else ValueError
         late = run_marathon.message_with_options(args=(1,), delay=delay)
         for what in late, late | first, first | late, group([late | first]):
             for send in job_states.send_message, job_states.send_immediately:
@@ -259,13 +254,10 @@ def test_pipeline_has_all_its_records_from_the_start(
 def test_group_has_all_its_records(
     job_states: Any, run_marathon: Any, client: redis.Redis
 ) -> None:
-    """All members of a group are sent, and the sender owns each job. An empty group
-    sends nothing.
-    """
+    """All members of a group are sent for its sender, and none of an empty group."""
     m = [run_marathon.message(i) for i in range(6)]
-    jobs = job_states.send_message(
-        group([m[0], m[1] | m[2], group([m[3], m[4] | m[5]])])
-    )
+    what = group([m[0], m[1] | m[2], group([m[3], m[4] | m[5]])])
+    jobs = job_states.send_message(what)
     assert job_states.send_message(group([])) == []
     job_states.request.tm.commit()
     assert [job.uuid for job in jobs] == [message.message_id for message in m]
@@ -282,24 +274,17 @@ def test_group_that_left_in_part_is_shown_as_it_is(
     later steps. With the transaction the others read as failed; sent immediately, they
     leave no record.
     """
-
-    def many() -> list[Any]:
-        return [run_marathon.message(i) for i in range(5)]
-
     global_broker.add_middleware(Refusing(lambda message: message.args == (2,)))
-    m = many()
+    m = [run_marathon.message(i) for i in range(5)]
     jobs = job_states.send_message(group([m[0] | m[1], m[2] | m[3], m[4]]))
     job_states.request.tm.commit()
     loaded = [job_states[job_state.uuid] for job_state in jobs]
-    assert [(j.status, j.error and j.error.message) for j in loaded] == [
-        ("queued", None),
-        ("queued", None),
-        ("error", NOT_SENT),
-        ("cancelled", NOT_REACHED),
-        ("error", NOT_SENT),
-    ]
+    found = [(job.status, job.error and job.error.message) for job in loaded]
+    assert found[:2] == [("queued", None)] * 2
+    assert found[2::2] == [("error", NOT_SENT)] * 2
+    assert found[3] == ("cancelled", NOT_REACHED)
     assert sent(client) == [0]
-    m = many()
+    m = [run_marathon.message(i) for i in range(5)]
     with pytest.raises(dramatiq.middleware.MiddlewareError):
         job_states.send_immediately(group([m[0] | m[1], m[2] | m[3], m[4]]))
     found = job_states.find_many([message.message_id for message in m])
@@ -344,9 +329,7 @@ def test_what_cannot_be_followed_is_refused(
 
 
 def test_only_an_actor_is_sent_arguments(job_states: Any, run_marathon: Any) -> None:
-    """The error says what was passed in place of an actor, in a batch, too. A message
-    has its arguments already.
-    """
+    """The error says what was passed in place of an actor, in a batch, too."""
     message = run_marathon.message(26)
     batch = job_states.batch().__enter__()
     for what in None, "run_marathon", print, message:
@@ -363,10 +346,12 @@ def test_only_an_actor_is_sent_arguments(job_states: Any, run_marathon: Any) -> 
 # Sending immediately.
 
 
-def test_send_immediately_that_the_broker_refuses_leaves_nothing(
+def test_send_immediately_that_fails_leaves_nothing(
     job_states: Any, redis_url: str, client: redis.Redis
 ) -> None:
-    """The caller gets the broker's error, and no record stays behind."""
+    """The caller gets the broker's error, and no record stays behind. While the store
+    is away, nothing is sent: nobody could follow the job.
+    """
     broker = broker_that_is_away(redis_url)
     run_marathon = broker.get_actor("run_marathon")
     steps = pipeline([run_marathon.message(i) for i in range(3)], broker=broker)
@@ -374,12 +359,6 @@ def test_send_immediately_that_the_broker_refuses_leaves_nothing(
         with pytest.raises(redis.ConnectionError):
             job_states.send_immediately(what)
     assert client.keys() == []
-
-
-def test_nothing_is_sent_while_the_store_is_away(
-    redis_url: str, client: redis.Redis
-) -> None:
-    """Nobody could follow the job."""
     broker = make_broker(redis_url, JobStateMiddleware(url=NOWHERE))
     job_states = make_request(made_config(NOWHERE)).job_states
     with pytest.raises(StoreUnavailable):
