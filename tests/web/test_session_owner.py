@@ -14,10 +14,10 @@ from pyramid.session import SignedCookieSessionFactory
 from webtest import TestApp
 
 from pyramid_jobstate import JobStore, RequestMiddleware
-from tests.jobs import working
-from tests.support import load_job, wait_for
+from tests.jobs import wait_until, working
 from tests.webapp import EXPLICIT, Root, make_request
 
+Visitors = Callable[[], TestApp]
 AJAX = {"X-Requested-With": "XMLHttpRequest"}
 
 
@@ -41,12 +41,11 @@ class PlainSession:
         self.data[name] = value
 
 
-def cookies(**options: Any) -> Any:
-    """Return a factory of cookie sessions, which do not end. Each access that would
-    ever renew a session does so at once, with a new cookie.
+def cookies(timeout: int | None = None) -> Any:
+    """Return a factory of cookie sessions, which do not end by default. Each access
+    that would ever renew a session does so at once, with a new cookie.
     """
-    usual = {"timeout": None, "reissue_time": -1}
-    return SignedCookieSessionFactory("s" * 64, **{**usual, **options})
+    return SignedCookieSessionFactory("s" * 64, timeout=timeout, reissue_time=-1)
 
 
 def make_visited(redis_url: str, broker: Broker, factory: Any = None) -> Configurator:
@@ -106,29 +105,20 @@ def config(redis_url: str, global_broker: Broker) -> Configurator:
 
 
 @pytest.fixture
-def new_visitor(config: Configurator) -> Callable[[], TestApp]:
+def new_visitor(config: Configurator) -> Visitors:
     """Returns a new visitor of the application."""
     app = config.make_wsgi_app()
     return lambda: TestApp(app)
 
 
-@pytest.fixture
-def owners(store: JobStore) -> Callable[[], list[Any]]:
-    """Returns the owners of all jobs and batches."""
-    return lambda: [job.owner for job in store.list().items]
-
-
-def has_ended(store: JobStore, uuid: str) -> bool:
-    return load_job(store, uuid).is_success
+def owners(store: JobStore) -> set[Any]:
+    """Return the owners of all jobs and batches."""
+    return {job.owner for job in store.list().items}
 
 
 @pytest.mark.parametrize("path", ["/send", "/now"])
-def test_send_makes_a_name(
-    new_visitor: Callable[[], TestApp], owners: Callable[[], list[Any]], path: str
-) -> None:
-    """The first send gives the visitor a random name, kept in the session, which later
-    sends keep. Only the visitor owns the jobs.
-    """
+def test_send_makes_a_name(new_visitor: Visitors, store: JobStore, path: str) -> None:
+    """The first send gives the visitor, who alone owns the jobs, a random name."""
     visitor, other = new_visitor(), new_visitor()
     uuid = visitor.post(path).json
     visitor.post("/now")
@@ -144,36 +134,33 @@ def test_send_makes_a_name(
         assert stranger.get(f"/job_state?uuid={uuid}").json == {"jobs": {uuid: None}}
         assert stranger.get(f"/page?uuid={uuid}").json["may"] is False
     visitor.post(f"/job_state/{uuid}/cancel", headers=AJAX, status=202)
-    found = set(owners())
-    assert len(found) == 2
-    assert all(owner is not None and len(owner) > 20 for owner in found)
+    assert len(owners(store)) == 2
+    assert all(owner is not None and len(owner) > 20 for owner in owners(store))
 
 
 def test_batch_and_jobs_of_a_first_request_share_a_name(
-    new_visitor: Callable[[], TestApp], owners: Callable[[], list[Any]]
+    new_visitor: Visitors, store: JobStore
 ) -> None:
     """The session keeps one name, whatever the request sends."""
     visitor = new_visitor()
     for uuid in visitor.post("/beside").json:
         visitor.get(f"/job_state/{uuid}", status=200)
     assert len(visitor.get("/job_state").json["items"]) == 3
-    assert len(set(owners())) == 1
+    assert len(owners(store)) == 1
 
 
 def test_invalidated_session_gets_a_new_name(
-    new_visitor: Callable[[], TestApp], owners: Callable[[], list[Any]]
+    new_visitor: Visitors, store: JobStore
 ) -> None:
-    """A view that invalidates the session, as a login does, between two sends gives the
-    new session a name: the old one would be lost, and the job a 403.
-    """
+    """A session that is invalidated between two sends, as by a login, is named anew."""
     visitor = new_visitor()
     old, new = visitor.post("/between").json
     visitor.get(f"/job_state/{new}", status=200)
     visitor.get(f"/job_state/{old}", status=403)
-    assert len(set(owners())) == 2
+    assert len(owners(store)) == 2
 
 
-def test_reading_sets_no_cookie(new_visitor: Callable[[], TestApp]) -> None:
+def test_reading_sets_no_cookie(new_visitor: Visitors) -> None:
     """A poll, a list, a page and a cancel neither make a name nor renew the session,
     whether the visitor has one or not: their cookie could undo what another request
     stored.
@@ -181,12 +168,8 @@ def test_reading_sets_no_cookie(new_visitor: Callable[[], TestApp]) -> None:
     sender = new_visitor()
     uuid = sender.post("/send").json
     cookie = sender.cookies["session"]
-    for path in (
-        f"/job_state/{uuid}",
-        f"/job_state?uuid={uuid}",
-        "/job_state",
-        f"/page?uuid={uuid}",
-    ):
+    jobs, query = "/job_state", f"?uuid={uuid}"
+    for path in f"{jobs}/{uuid}", f"{jobs}{query}", jobs, f"/page{query}":
         stranger = new_visitor()
         for visitor in (sender, stranger):
             response = visitor.get(path, expect_errors=True)
@@ -197,24 +180,20 @@ def test_reading_sets_no_cookie(new_visitor: Callable[[], TestApp]) -> None:
     assert "Set-Cookie" not in response.headers
 
 
-def test_named_owner_makes_no_name(
-    new_visitor: Callable[[], TestApp], owners: Callable[[], list[Any]]
-) -> None:
+def test_named_owner_makes_no_name(new_visitor: Visitors, store: JobStore) -> None:
     """A send that names the owner, or none, leaves the session alone."""
     visitor = new_visitor()
     response = visitor.post("/named")
     assert "Set-Cookie" not in response.headers
     for uuid in response.json:
         visitor.get(f"/job_state/{uuid}", status=403)
-    assert {*owners()} == {None, "bob"}
+    assert owners(store) == {None, "bob"}
 
 
 def test_job_ends_with_the_session(
     redis_url: str, global_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A session that ends before its job loses it: polls do not renew the session, so
-    it must outlive the job.
-    """
+    """A session that ends before its job loses it: polls do not renew it."""
     now = time.time()
     clock = SimpleNamespace(time=lambda: now)
     monkeypatch.setattr("pyramid.session.time", clock)
@@ -231,10 +210,8 @@ def test_job_ends_with_the_session(
 def test_session_need_not_be_a_dict(redis_url: str, global_broker: Broker) -> None:
     """Any session that can get and set items will do, such as Beaker's."""
     kept: dict[str, dict[str, Any]] = {}
-    config = make_visited(
-        redis_url, global_broker, lambda request: PlainSession(request, kept)
-    )
-    app = config.make_wsgi_app()
+    factory = functools.partial(PlainSession, kept=kept)
+    app = make_visited(redis_url, global_broker, factory).make_wsgi_app()
     visitor, other = TestApp(app), TestApp(app)
     visitor.set_cookie("id", "a")
     other.set_cookie("id", "b")
@@ -248,9 +225,7 @@ def test_session_need_not_be_a_dict(redis_url: str, global_broker: Broker) -> No
 def test_request_of_a_job_makes_no_name(
     config: Configurator, global_broker: Broker, store: JobStore
 ) -> None:
-    """What a job sends belongs to the job's owner, if any, and to no session. It may
-    view its own.
-    """
+    """What a job sends belongs to the job's owner, if any, and to no session."""
     global_broker.add_middleware(RequestMiddleware())
     config.make_wsgi_app()
     run_marathon = global_broker.get_actor("run_marathon")
@@ -268,5 +243,5 @@ def test_request_of_a_job_makes_no_name(
         message = lead.message_with_options(**options)
         uuid = make_request(config).job_states.send_immediately(message).uuid
         with working(global_broker):
-            wait_for(functools.partial(has_ended, store, uuid))
+            wait_until(global_broker, message.copy(message_id=uuid), "success")
     assert found == [("somebody", "somebody", True, 0), (None, None, False, 0)]

@@ -51,9 +51,8 @@ def role_of(request: Request) -> str:
 
 def configured(url: str | None = NOWHERE, **settings: Any) -> Configurator:
     """Return the configurator of an application that has included the package."""
-    config = make_config(
-        url, settings={f"jobstate.{k}": v for k, v in settings.items()}
-    )
+    given = {f"jobstate.{name}": value for name, value in settings.items()}
+    config = make_config(url, settings=given)
     config.include("pyramid_jobstate")
     return config
 
@@ -111,9 +110,7 @@ def test_store_is_that_of_the_middleware_or_of_the_setting(
 def test_broker_of_other_jobs_is_left_alone(
     redis_url: str, set_broker: SetBroker, warnings: Callable[[], list[str]]
 ) -> None:
-    """An application that reads jobs at a place of its own may have a broker without
-    our middleware.
-    """
+    """An application that reads other jobs may have a broker without ours."""
     set_broker(RedisBroker(url=NOWHERE))
     store = start(configured(redis_url))
     assert store.counts().queued == 0
@@ -121,9 +118,7 @@ def test_broker_of_other_jobs_is_left_alone(
 
 
 def test_registry_above_that_of_the_application_is_heard(redis_url: str) -> None:
-    """If the registry of an application has another one above it, subscribers there
-    still hear of its requests.
-    """
+    """Subscribers in a registry above that of the application hear of requests."""
     heard: list[Any] = []
     above = Registry("above")
     above.registerHandler(heard.append, (INewRequest,))
@@ -136,9 +131,7 @@ def test_registry_above_that_of_the_application_is_heard(redis_url: str) -> None
 
 
 def test_application_without_a_store_does_not_start(set_broker: SetBroker) -> None:
-    """The error says what to do, be it that there is no broker, no middleware or no
-    place.
-    """
+    """The error says what is missing: a broker, a middleware or a place."""
     assert re.search(r"set_broker.*jobstate\.redis_url", refusal(configured(None)))
     set_broker(RedisBroker(url=NOWHERE))
     assert "add_middleware(JobState" in refusal(configured(None))
@@ -149,9 +142,7 @@ def test_application_without_a_store_does_not_start(set_broker: SetBroker) -> No
 
 
 def test_set_job_store_replaces_the_store() -> None:
-    """The directive wins over redis_url, and survives a second include. It takes one
-    store, or its dotted name, and names what else it got, but no password.
-    """
+    """The directive takes one store, or its dotted name. It wins over redis_url."""
     config = configured("redis://127.0.0.1:2/0")
     config.set_job_store(f"{__name__}.STORE")
     config.commit()
@@ -191,11 +182,8 @@ def test_each_option_of_the_store_has_its_setting() -> None:
     store = start(configured())
     assert (store.expire_in, store.active_expire_in) == (DAY, 8 * DAY)
     assert (store.stalled_after, store.namespace) == (15, "jobstate")
-    store = start(
-        configured(
-            expire_in="1h", active_expire_in="2h", stalled_after="3s", namespace="races"
-        )
-    )
+    times = {"expire_in": "1h", "active_expire_in": "2h", "stalled_after": "3s"}
+    store = start(configured(**times, namespace="races"))
     assert (store.expire_in, store.active_expire_in) == (3600, 7200)
     assert (store.stalled_after, store.namespace) == (3, "races")
 
@@ -211,18 +199,20 @@ def test_bad_setting_stops_the_start(subtests: pytest.Subtests) -> None:
         "permits": ["no.such.module", 5],
         "redis_url": ["", "localhost", 5, "redis+cluster://127.0.0.1:1"],
         "base_url": [5],
+        "max_streams": ["-1", "", "1.5", True, "٣", "1\n"],
+        "stream_max_age": ["", "0", "-5", "5 minutes", None],
     }
     for name, values in cases.items():
         for value in values:
             with subtests.test(msg=f"{name} = {value!r}"):
                 error = refusal(configured(**{name: value}))
-                assert f"setting jobstate.{name} " in error
+                # A URL may hold a password.
+                value_shown = "" if name == "redis_url" else "= "
+                assert f"setting jobstate.{name} {value_shown}" in error
 
 
 def test_unknown_setting_is_told_the_known_ones() -> None:
-    """The error for an unknown setting names it, and lists the known ones. Settings of
-    others are left alone.
-    """
+    """The error for an unknown setting lists the known ones, apart from others'."""
     for name in ("expires", ""):
         error = refusal(configured(**{name: "1h"}))
         assert f"jobstate.{name} is unknown" in error
@@ -231,9 +221,7 @@ def test_unknown_setting_is_told_the_known_ones() -> None:
 
 
 def test_setting_of_a_wrong_type_stops_the_start() -> None:
-    """A setting that Python code has set to what no ini could give is named in the
-    error that stops the start, which shows no password.
-    """
+    """A setting that no ini could give is named in an error without passwords."""
     known = refusal(configured(x="")).partition("Known settings:")[2]
     names = re.findall(r"jobstate\.(\w+)", known)
     assert len(names) > 10
@@ -246,9 +234,7 @@ def test_setting_of_a_wrong_type_stops_the_start() -> None:
 
 
 def test_settings_may_follow_the_include() -> None:
-    """They take effect, but for the path, whose routes have been added: that is an
-    error rather than ignored.
-    """
+    """Settings may follow the include, but for the path, which is then an error."""
     config = configured(None)
     config.add_settings({"jobstate.redis_url": NOWHERE, "jobstate.namespace": "late"})
     assert start(config).namespace == "late"
@@ -260,9 +246,7 @@ def test_settings_may_follow_the_include() -> None:
 def test_path_is_where_the_jobs_are(
     redis_url: str, store: JobStore, subtests: pytest.Subtests
 ) -> None:
-    """The jobs, their URLs and the script are below the path, behind the route_prefix
-    of the include, and nowhere else.
-    """
+    """Jobs, their URLs and the script are below the prefix and the path alone."""
     for prefix, path, base in (
         (None, "/jobs/", "/jobs"),
         (None, ".well-known/v1.2/my-jobs", "/.well-known/v1.2/my-jobs"),
@@ -337,20 +321,11 @@ def reading(store: JobStore) -> Configurator:
     return config
 
 
-def test_other_namespace_stops_the_start(set_broker: SetBroker) -> None:
-    """Every job would be unknown, whatever the servers are."""
-    middleware = JobStateMiddleware(url="redis://a/0", namespace="shop")
-    set_broker(make_broker(NOWHERE, middleware))
-    error = refusal(configured("redis://b/0", namespace="store"))
-    assert "jobstate.namespace" in error
-    assert "'shop'" in error and "'store'" in error
-
-
 def test_other_place_stops_the_start(
     set_broker: SetBroker, subtests: pytest.Subtests
 ) -> None:
-    """Another database on the same server, or another port on the same host, is an
-    error that shows both stores, whoever has made the client.
+    """Another database, or another port of the same host, is an error that shows both
+    stores. So is another namespace, without which every job would be unknown.
     """
     for read, written, word in other_places(HOST):
         with subtests.test(msg=f"{read} {written}"):
@@ -359,20 +334,20 @@ def test_other_place_stops_the_start(
             assert word in error
             assert "jobstate.redis_url" in error and "set_job_store" in error
             assert repr(read) in error and repr(written) in error
-
-
-def test_place_of_a_redis_broker_counts(set_broker: SetBroker) -> None:
-    """A middleware without a URL writes to its broker's server."""
+    # A middleware without a URL writes to its broker's server.
     set_broker(make_broker(f"{HOST}/1"))
     assert "database" in refusal(configured(f"{HOST}/0"))
+    middleware = JobStateMiddleware(url="redis://a/0", namespace="shop")
+    set_broker(make_broker(NOWHERE, middleware))
+    error = refusal(configured("redis://b/0", namespace="store"))
+    assert "jobstate.namespace" in error
+    assert "'shop'" in error and "'store'" in error
 
 
 def test_same_place_is_quiet(
     set_broker: SetBroker, warnings: Callable[[], list[str]], subtests: pytest.Subtests
 ) -> None:
-    """Different spellings of one place cause no warning, nor does one client in two
-    stores, wherever it leads.
-    """
+    """No spelling of one place, and no client in two stores, causes a warning."""
     private, _ = next(private_stores(HOST))
     for read, written in *same_places(HOST), (private, private.replace(expire_in=5)):
         with subtests.test(msg=f"{read} {written}"):
@@ -384,9 +359,7 @@ def test_same_place_is_quiet(
 def test_other_place_that_may_be_the_same_is_warned_of(
     set_broker: SetBroker, warnings: Callable[[], list[str]], subtests: pytest.Subtests
 ) -> None:
-    """Two names may stand for one server, and only the application may know how to
-    connect: one warning shows both stores.
-    """
+    """Where two names may stand for one server, one warning shows both stores."""
     for read, written in [*unclear_places(HOST), *private_stores(HOST)]:
         with subtests.test(msg=f"{read} {written}"):
             set_broker(make_broker(NOWHERE, JobStateMiddleware(written)))
@@ -408,7 +381,9 @@ def with_route(pattern: str, prefix: str | None = None, **options: Any) -> Confi
 
 
 def test_earlier_route_that_swallows_our_path_stops_the_start() -> None:
-    """An earlier route that matches our URLs is an error that names the route."""
+    """An earlier route that matches our URLs is an error that names the route, also if
+    it was committed alone.
+    """
     for pattern, prefix in (
         ("/*everything", None),
         ("/{a}/{b}", None),
@@ -421,10 +396,6 @@ def test_earlier_route_that_swallows_our_path_stops_the_start() -> None:
         assert "'everything'" in error and pattern in error
         assert f"{prefix or ''}/job_state" in error
         assert 'config.include("pyramid_jobstate")' in error
-
-
-def test_order_of_the_routes_counts() -> None:
-    """A catch-all before our routes is refused, also if it was committed alone."""
     config = make_config(NOWHERE)
     config.add_route("everything", "/*everything")
     config.commit()
@@ -433,9 +404,7 @@ def test_order_of_the_routes_counts() -> None:
 
 
 def test_route_beside_our_path_is_quiet(warnings: Callable[[], list[str]]) -> None:
-    """A route that matches none of our requests, that only makes URLs, or that comes
-    later causes no warning.
-    """
+    """A route that never matches our requests causes no warning."""
     for pattern in ("/", "/{a}/{b}/{c}/{d}", "/job_state/{n:[0-9]+}", "/job"):
         start(with_route(pattern))
     start(with_route("/*everything", static=True))
@@ -455,9 +424,7 @@ def test_catch_all_with_a_predicate_is_warned_of(
 
 
 def test_placeholder_in_the_prefix_stops_the_include() -> None:
-    """A placeholder in the prefix, or in that of an outer include, is an error: URLs of
-    jobs need a fixed path. What only resembles one is accepted.
-    """
+    """A placeholder in any prefix is an error: URLs of jobs need a fixed path."""
     for prefix in ("{tenant}", "/a/{b:[a-z]+}/", ":tenant"):
         with pytest.raises(ConfigurationError, match="route_prefix") as caught:
             make_config(NOWHERE).include("pyramid_jobstate", route_prefix=prefix)
