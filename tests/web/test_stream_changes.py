@@ -40,6 +40,12 @@ from tests.webapp import make_config
 LOST = "The connection on which the job state store tells of changes is lost. Streams "
 AGAIN = "The job state store tells of changes again."
 
+Lines = Callable[[], list[str]]
+
+#: What a server may say instead of an answer.
+LOADING = "LOADING Redis is loading the dataset in memory"
+BUSY = "BUSY Redis is busy running a script"
+
 #: What a server says when all keys may have changed.
 ALL_CHANGED = b">2\r\n$10\r\ninvalidate\r\n_\r\n"
 
@@ -103,17 +109,14 @@ def far(relay: TrackingRelay) -> Iterator[Server]:
 
 
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+def log(caplog: pytest.LogCaptureFixture) -> Lines:
     """Returns what was logged of streams, without the reasons of outages."""
     caplog.set_level(logging.INFO, "pyramid_jobstate")
 
     def lines() -> list[str]:
         found = messages(caplog, "pyramid_jobstate", logging.INFO)
-        return [
-            LOST if line.startswith(LOST) else line
-            for line in found
-            if not line.startswith("Job states are stored in")
-        ]
+        found = [line for line in found if not line.startswith("Job states are stored")]
+        return [LOST if line.startswith(LOST) else line for line in found]
 
     return lines
 
@@ -127,9 +130,7 @@ def names(stream: Exchange) -> list[str]:
 
 
 def test_changes_are_read_together(pushed: Server, runs: Runs) -> None:
-    """Many changes in a short time are few readings, 20 ms apart, and the newest
-    wins.
-    """
+    """Many changes are few readings, 20 ms apart, and the newest wins."""
     run = runs.start(n=0)
     stream = follow(pushed, run)
     count, begun = len(stream.events), time.monotonic()
@@ -147,9 +148,7 @@ def test_changes_are_read_together(pushed: Server, runs: Runs) -> None:
 def test_stream_takes_nothing_from_before_it(
     far: Server, relay: TrackingRelay, runs: Runs
 ) -> None:
-    """A reply on its way may be older than a stream that begins meanwhile, which waits
-    for the next one.
-    """
+    """A stream takes no reply that was on its way when it began."""
     run = runs.start(n=0)
     first = follow(far, run)
     with relay.held():
@@ -168,9 +167,7 @@ def test_stream_takes_nothing_from_before_it(
 def test_stream_that_begins_during_a_reading_waits_for_no_change(
     relay: TrackingRelay, store: JobStore
 ) -> None:
-    """What a view has read may be outdated when its stream begins. If a job is being
-    read just then, it is read once more, though nothing changes any more.
-    """
+    """A job that is being read when a stream begins is read once more."""
     gate = Gate()
 
     def gated(app: Any) -> Any:
@@ -205,9 +202,7 @@ def test_stream_that_begins_during_a_reading_waits_for_no_change(
 def test_only_what_is_shown_is_read(
     far: Server, relay: TrackingRelay, runs: Runs, store: JobStore
 ) -> None:
-    """A job is read only while a stream shows it to a client that may see it. The
-    connection closes with the last stream.
-    """
+    """A job is read only while a stream shows it, the last of which closes the link."""
     run, other, hidden = runs.start(n=0), runs.start(n=0), put(store, owner="bob")
     gone, staying = follow(far, run), far.open(batch(other.uuid, hidden))
     report(other, 1, staying)
@@ -233,9 +228,7 @@ def test_only_what_is_shown_is_read(
 def test_more_jobs_than_are_asked_for_at_a_time(
     far: Server, relay: TrackingRelay, store: JobStore
 ) -> None:
-    """Hundreds of jobs, each of which depends on its batch, are read in turn. Those
-    that wait for theirs may leave.
-    """
+    """Hundreds of jobs are read in turn. Those that wait for theirs may leave."""
     made, uuids = put_members(store, 200)
     _, others = put_members(store, 100)
     streams = []
@@ -268,9 +261,7 @@ def test_more_jobs_than_are_asked_for_at_a_time(
 def test_connection_that_comes_too_late(
     far: Server, relay: TrackingRelay, runs: Runs, log: Callable[[], list[str]]
 ) -> None:
-    """When nobody needs a connection any more while it is made, it is closed at once if
-    it is made in the end, and nothing is logged if it is not.
-    """
+    """A connection that nobody needs any more is closed, and not logged if it fails."""
     run = runs.start(n=0)
     for comes in True, False:
         with relay.held():
@@ -353,14 +344,8 @@ def test_store_that_hangs_is_away(
 def test_store_that_does_not_answer_yet(
     far: Server, relay: TrackingRelay, runs: Runs, log: Callable[[], list[str]]
 ) -> None:
-    """A store that is loading, is busy or has too many clients is away, and is asked
-    again, from the first stream on.
-    """
-    for error in (
-        "LOADING Redis is loading the dataset in memory",
-        "BUSY Redis is busy running a script",
-        "ERR max number of clients reached",
-    ):
+    """A store that is loading, busy or full is away, and is asked again."""
+    for error in LOADING, BUSY, "ERR max number of clients reached":
         relay.refuse({"CLIENT TRACKING": error})
         relay.lose()
         run = runs.start(n=0)
@@ -389,7 +374,7 @@ def test_busy_store_has_lost_nothing(
     run = runs.start(n=0)
     stream = follow(far, run)
     begun, asked = time.monotonic(), relay.asked.count(b"HGETALL")
-    relay.refuse({"HGETALL": "BUSY Redis is busy running a script"})
+    relay.refuse({"HGETALL": BUSY})
     run.report(n=2)
     wait_for(lambda: relay.asked.count(b"HGETALL") > asked + 3)
     assert time.monotonic() > begun + 0.1 + 0.2 + 0.4
@@ -399,7 +384,7 @@ def test_busy_store_has_lost_nothing(
     relay.refuse({})
     wait_until([0, 1, 2], told, stream)
     # The next interval is the first one again, and not a second.
-    relay.refuse({"HGETALL": "BUSY Redis is busy running a script"})
+    relay.refuse({"HGETALL": BUSY})
     begun, asked = time.monotonic(), relay.asked.count(b"HGETALL")
     run.report(n=3)
     wait_for(lambda: relay.asked.count(b"HGETALL") > asked + 1)
@@ -430,21 +415,17 @@ def test_server_that_says_what_it_should_not(
     runs: Runs,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """After a reply that belongs to no question, nothing on the connection can be
-    trusted: there is a new one. The log does not hold what a job keeps secret.
-    """
+    """After a reply to no question there is a new connection. No secret is logged."""
 
     def is_logged(reason: str) -> bool:
         return reason in caplog.text
 
     run = runs.start(n=0)
     stream = follow(far, run)
-    for n, (said, reason) in enumerate(
-        (
-            (b"-ERR going down\r\n", "says unasked: ERR going down"),
-            (b"*2\r\n$6\r\nparams\r\n$6\r\nsecret\r\n", "says unasked: list"),
-        ),
-        start=2,
+    secret = b"*2\r\n$6\r\nparams\r\n$6\r\nsecret\r\n"
+    for n, said, reason in (
+        (2, b"-ERR going down\r\n", "says unasked: ERR going down"),
+        (3, secret, "says unasked: list"),
     ):
         relay.say(said)
         wait_until(True, is_logged, reason)
@@ -453,12 +434,12 @@ def test_server_that_says_what_it_should_not(
     with relay.held():
         far.open(one(run.uuid)).at(0)
         wait_for(lambda: relay.is_holding)
-        relay.say(b"*2\r\n$6\r\nparams\r\n$6\r\nsecret\r\n")
+        relay.say(secret)
         wait_until(True, is_logged, "out of order, with a list")
     far.pass_time(1)
     report(run, 4, stream)
     # A server that does not even tell the time is as good as lost.
-    relay.refuse({"TIME": "BUSY Redis is busy running a script"})
+    relay.refuse({"TIME": BUSY})
     far.pass_time(6)
     wait_until(True, is_logged, "ResponseError: BUSY")
     relay.refuse({})
@@ -496,9 +477,7 @@ def test_messages_come_in_any_number_and_in_pieces(
 def test_server_that_reads_nothing_is_given_up(
     relay: TrackingRelay, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Questions that the system's buffers do not hold are sent as the server reads, for
-    half a second at most. Then the connection counts as lost.
-    """
+    """A server that reads nothing for half a second counts as lost."""
     store = JobStore(relay.url, namespace="n" * 200_000)
     jobs = [put(store, "queued") for _ in range(50)]
     settings = {"jobstate.namespace": store.namespace}
@@ -550,12 +529,8 @@ def test_where_changes_cannot_be_heard_pages_poll(
 # Clients of the application's own
 
 
-def test_pool_of_the_applications_own(
-    redis_url: str, runs: Runs, log: Callable[[], list[str]]
-) -> None:
-    """Only such a pool knows how it connects. Whatever it raises is an outage. It gets
-    its connection back.
-    """
+def test_pool_of_the_applications_own(redis_url: str, runs: Runs, log: Lines) -> None:
+    """Whatever a pool raises is an outage. It gets its connection back."""
     run, failures = runs.start(n=0), [KeyError("token")]
 
     def fail(connection: Any, name: str) -> None:
@@ -571,48 +546,37 @@ def test_pool_of_the_applications_own(
         assert pool.lent == 1
 
 
-def test_pool_whose_connections_show_no_socket(
-    redis_url: str, store: JobStore, log: Callable[[], list[str]]
+def test_connections_that_cannot_be_heard_poll(
+    redis_url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch, log: Lines
 ) -> None:
-    """Nobody could hear what such a connection is told: pages poll."""
+    """Nobody could hear what a connection that shows no socket is told, and a hiredis
+    before 3.0 cannot tell messages from replies: pages poll, and the log says why.
+    """
+    path = one(put(store))
 
     def hide(connection: Any, name: str) -> None:
         if name == LINKS:
             connection.disconnect()
 
-    path = one(put(store))
-    with pooling(redis_url, hide) as (server, _):
-        server.open(path).wait()
-        assert not server.ask(path).is_stream
-    (said,) = log()
-    assert said.startswith("Push is off") and "show no socket" in said
-
-
-def test_old_hiredis_polls(
-    redis_url: str,
-    store: JobStore,
-    monkeypatch: pytest.MonkeyPatch,
-    log: Callable[[], list[str]],
-) -> None:
-    """With a hiredis that cannot tell messages from replies, pages poll, and the log
-    says why.
-    """
-    monkeypatch.delattr(hiredis, "PushNotification")
-    with pushing(make_config(redis_url)) as server:
-        path = one(put(store))
+    def assert_polls(server: Server) -> None:
         server.open(path).wait()
         answer = server.ask(path)
         assert (answer.status, answer.is_stream) == (200, False)
-    (said,) = log()
-    assert said.endswith("the installed hiredis is older than 3.0")
+
+    with pooling(redis_url, hide) as (server, _):
+        assert_polls(server)
+    monkeypatch.delattr(hiredis, "PushNotification")
+    with pushing(make_config(redis_url)) as server:
+        assert_polls(server)
+    first, second = log()
+    assert first.startswith("Push is off") and "show no socket" in first
+    assert second.endswith("the installed hiredis is older than 3.0")
 
 
 def test_client_may_have_any_options(
     redis_url: str, client: redis.Redis, runs: Runs
 ) -> None:
-    """Streams learn of changes whatever options the application's client has, whose
-    name and user they bear, and take no connection of a limited pool.
-    """
+    """Streams hear of changes by any client, whose name and user they bear."""
     client.acl_setuser(
         "jobs", enabled=True, passwords=["+hunter2"], keys=["*"], commands=["+@all"]
     )
@@ -682,9 +646,7 @@ def play(server: Server, relay: TrackingRelay, jobs: list[Run], seed: int) -> No
 )
 @pytest.mark.timeout(900)
 def test_no_stream_goes_backwards(relay: TrackingRelay, runs: Runs, count: int) -> None:
-    """Whatever happens, what a stream is told is never older than what it had, and at
-    last the newest.
-    """
+    """A stream is told nothing older than what it had, and at last the newest."""
     with pushing(make_config(relay.url), rooms=50) as server:
         for seed in range(count):
             jobs = [runs.start(owner=None, kind=PublicRun, n=0) for _ in range(3)]

@@ -41,8 +41,7 @@ def test_max_streams_are_open(
     redis_url: str, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once max_streams are open, the rest polls, which is logged once."""
-    settings = {"jobstate.max_streams": 3}
-    with pushing(make_config(redis_url, settings=settings)) as server:
+    with pushing(make_config(redis_url), rooms=3) as server:
         streams = [server.open(path, f"user{number}") for number in range(3)]
         for stream in streams:
             assert stream.at(0).state["job_state"] == "working"
@@ -67,11 +66,12 @@ def test_streams_of_one_owner(
     only.
     """
     owners = {"1": 1, "1.0": 1.0, "text": "1"}
-    settings: Any = {
-        "jobstate.max_streams": "50",
-        "jobstate.owner": lambda request: owners.get(request.headers.get("X-User")),
-    }
-    with pushing(make_config(redis_url, settings=settings)) as server:
+
+    def owner(request: Any) -> Any:
+        return owners.get(request.headers.get("X-User"))
+
+    config = make_config(redis_url, settings={"jobstate.owner": owner})
+    with pushing(config, rooms=50) as server:
         streams = [server.open(path, "1") for _ in range(20)]
         assert all(stream.is_stream for stream in streams)
         for _ in range(2):
@@ -89,8 +89,7 @@ def test_streams_of_many_hosts(
     redis_url: str, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A process renders for eight host names with open streams. Others poll."""
-    settings = {"jobstate.max_streams": "30"}
-    with pushing(make_config(redis_url, settings=settings)) as server:
+    with pushing(make_config(redis_url), rooms=30) as server:
         streams = [server.open(path, None, host=f"h{n}.example") for n in range(8)]
         for number, stream in enumerate(streams):
             url = stream.at(0).state["job"]["url"]
@@ -112,11 +111,8 @@ def test_streams_of_many_hosts(
 
 def test_streams_of_many_hosts_with_a_base_url(redis_url: str, path: str) -> None:
     """With jobstate.base_url, all hosts count as one, and get the same URLs."""
-    settings = {
-        "jobstate.base_url": "https://example.com/shop/",
-        "jobstate.max_streams": "12",
-    }
-    with pushing(make_config(redis_url, settings=settings)) as server:
+    settings = {"jobstate.base_url": "https://example.com/shop/"}
+    with pushing(make_config(redis_url, settings=settings), rooms=12) as server:
         for number in range(10):
             host = f"h{number}.example:8000"
             poll = server.poll(path, host=host)
@@ -132,8 +128,7 @@ def test_streams_of_many_hosts_with_a_base_url(redis_url: str, path: str) -> Non
 def test_ended_stream_makes_room(redis_url: str, path: str, store: JobStore) -> None:
     """However a stream ends, another one may begin at once."""
     # One room is for what wakes the thread of the streams.
-    settings = {"jobstate.max_streams": "2"}
-    with pushing(make_config(redis_url, settings=settings)) as server:
+    with pushing(make_config(redis_url), rooms=2) as server:
 
         def cancel(stream: Exchange) -> None:
             """Servers may cancel what runs at their end."""
@@ -187,8 +182,7 @@ def test_request_that_is_cancelled_before_its_answer(redis_url: str, path: str) 
 
         return application
 
-    settings = {"jobstate.max_streams": "1"}
-    with pushing(make_config(redis_url, settings=settings), slow) as server:
+    with pushing(make_config(redis_url), slow, rooms=1) as server:
         stream = server.open(path, x_slow="1")
         gate.wait_for_job()
         stream.future.cancel()

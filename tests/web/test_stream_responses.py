@@ -121,9 +121,7 @@ def test_tween_that_replaces_the_answer(
 def test_request_ends_before_its_stream(
     redis_url: str, store: JobStore, change: list[Change]
 ) -> None:
-    """The transaction and the request of a stream end when its view has answered, and
-    nothing of the request stays in memory.
-    """
+    """The transaction and the request end, and are freed, before their stream."""
     ended: list[str] = []
     kept: list[weakref.ref[Any]] = []
 
@@ -163,10 +161,8 @@ def buffered(app: Any) -> Any:
         if environ["HTTP_X_THEN"] == "fail":
             raise LookupError("too late")
         if environ["HTTP_X_THEN"] == "zip":
-            headers, body = (
-                [*headers, ("Content-Encoding", "gzip")],
-                gzip.compress(body),
-            )
+            headers = [*headers, ("Content-Encoding", "gzip")]
+            body = gzip.compress(body)
         start_response(status, [*headers, ("Content-Length", str(len(body)))])
         return [body, b""]
 
@@ -177,8 +173,7 @@ def test_wsgi_application_around_pyramids(redis_url: str, store: JobStore) -> No
     """A stream passes a WSGI application that buffers. Nothing is appended to what one
     makes of it, and none that fails takes its room.
     """
-    settings = {"jobstate.max_streams": "1"}
-    with pushing(make_config(redis_url, settings=settings), buffered) as server:
+    with pushing(make_config(redis_url), buffered, rooms=1) as server:
         job, other = put(store, "queued"), one(put(store))
         stream = server.open(one(job), x_then="send")
         assert stream.at(0).name == "message"
