@@ -26,6 +26,8 @@ from tests.webapp import (
     make_tm_config,
 )
 
+SetBroker = Callable[[Any], None]
+
 
 def assert_same_answer(stream: Exchange, poll: Exchange) -> None:
     """Assert that a request for a stream got the answer to a poll."""
@@ -59,7 +61,7 @@ def test_jobs_stream_wherever_they_are_polled(pushed: Server, store: JobStore) -
 
 
 def click(
-    store_url: str, redis_url: str, set_broker: Callable[[Any], None], other: str
+    store_url: str, redis_url: str, set_broker: SetBroker, other: str
 ) -> tuple[str, str, Callable[[], None]]:
     """Have another user and Alice press a button at the same time, of whom the other
     wins. Return the uuids of their jobs, and what commits both requests.
@@ -88,10 +90,7 @@ def click(
 
 
 def test_alias_streams_its_job(
-    pushed: Server,
-    redis_url: str,
-    set_broker: Callable[[Any], None],
-    store: JobStore,
+    pushed: Server, redis_url: str, set_broker: SetBroker, store: JobStore
 ) -> None:
     """A page that lost a double click follows the job that won, under its own uuid."""
     winner, loser, commit = click(redis_url, redis_url, set_broker, "alice")
@@ -107,14 +106,9 @@ def test_alias_streams_its_job(
 
 
 def test_job_that_becomes_an_alias_is_gone(
-    pushed: Server,
-    redis_url: str,
-    set_broker: Callable[[Any], None],
-    store: JobStore,
+    pushed: Server, redis_url: str, set_broker: SetBroker, store: JobStore
 ) -> None:
-    """A stream is authorised for the jobs that it began with. Once one of its uuids
-    leads to another job, perhaps of somebody else's, a poll decides anew.
-    """
+    """A stream ends for a uuid that leads to another job: a poll decides anew."""
     other = put(store)
     streams: list[Exchange] = []
     with faulty(redis_url) as proxy:
@@ -145,9 +139,7 @@ def test_job_that_becomes_an_alias_is_gone(
 
 
 def test_accept_decides(pushed: Server, store: JobStore) -> None:
-    """A request streams whose header Accept begins with the type of an event stream,
-    and does not rule it out. Any other one polls.
-    """
+    """A request streams if its Accept begins with event streams and allows them."""
     path = one(put(store))
     for accept in (
         "text/event-stream",
@@ -259,10 +251,8 @@ def test_client_that_has_all_ends_is_told_to_come_no_more(
     assert pushed.ask(one(over), "bob", last_event_id=last).status == 403
     for other in "", "0" * 16, "é":
         assert pushed.ask(one(over), last_event_id=other).events == stream.events, other
-    for uuids in (
-        [over, put(store, "error"), put(store, owner="bob"), UUID],
-        [UUID, "x"],
-    ):
+    several = [over, put(store, "error"), put(store, owner="bob"), UUID]
+    for uuids in several, [UUID, "x"]:
         stream = pushed.ask(batch(*uuids))
         assert len(stream.events) == len(uuids)
         last = stream.events[-1].id
@@ -299,9 +289,7 @@ def test_polls_say_that_a_stream_could_be_had(pushed: Server, store: JobStore) -
 def test_request_whose_owner_cannot_be_told_polls(
     redis_url: str, store: JobStore
 ) -> None:
-    """If jobstate.owner raises, a request that needs no owner gets the answer to a
-    poll, and no poll speaks of streams.
-    """
+    """If jobstate.owner raises, the request polls, and no poll speaks of streams."""
 
     def owner(request: Request) -> str:
         raise LookupError("no session")
@@ -315,9 +303,7 @@ def test_request_whose_owner_cannot_be_told_polls(
 
 
 def test_wsgi_never_streams(app: TestApp, store: JobStore) -> None:
-    """Under WSGI, a request for a stream is a poll, and no poll speaks of streams,
-    whatever its headers say. So it is in another bridge between ASGI and WSGI.
-    """
+    """Under WSGI, and in another bridge, no request streams, and no poll says so."""
     path = one(put(store))
     headers = {"X-User": "alice", "Accept": "text/event-stream"}
     poll = get(app, path, "alice", asgi_scope="{}")
