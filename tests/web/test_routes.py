@@ -266,20 +266,14 @@ def test_refused_csrf_check_is_json(redis_url: str, store: JobStore) -> None:
         config.add_exception_view(lambda e, r: Response("app"), BadCSRFToken, **most)
     app = make_app(config)
     job = put(store)
-    acts = [
-        ("POST", f"/job_state/{job}/cancel"),
-        ("DELETE", f"/job_state/{job}"),
-        ("POST", "/job_state/clear"),
-        ("POST", f"/jobs/{job}/cancel"),
-    ]
+    acts = [("POST", f"/job_state/{job}/cancel"), ("DELETE", f"/job_state/{job}")]
+    acts += [("POST", "/job_state/clear"), ("POST", f"/jobs/{job}/cancel")]
+    sent = {"X-User": "alice", "Accept": "text/html"}
 
     for scheme, (method, path) in itertools.product(("http", "https"), acts):
+        environ = {"wsgi.url_scheme": scheme, "HTTP_HOST": "shop.example"}
         response = app.request(
-            path,
-            method=method,
-            headers={"X-User": "alice", "Accept": "text/html"},
-            environ={"wsgi.url_scheme": scheme, "HTTP_HOST": "shop.example"},
-            status=400,
+            path, method=method, headers=sent, environ=environ, status=400
         )
         assert response.headers["Cache-Control"] == "private, no-cache"
         assert response.headers["X-Content-Type-Options"] == "nosniff"

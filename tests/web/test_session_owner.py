@@ -77,11 +77,8 @@ def make_visited(redis_url: str, broker: Broker, factory: Any = None) -> Configu
         return [batch.uuid, *uuids]
 
     def named(request: Request) -> Any:
-        sent = [
-            request.job_states.send_with_options(run_marathon, (26,), owner=owner)
-            for owner in ("bob", None)
-        ]
-        return [job.uuid for job in sent]
+        give = functools.partial(request.job_states.send_with_options, run_marathon)
+        return [give((26,), owner=owner).uuid for owner in ("bob", None)]
 
     def page(request: Request) -> Any:
         """Show a job and the visitor's others, as a page with progress bars does."""

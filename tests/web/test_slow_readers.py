@@ -36,9 +36,7 @@ def put_large(store: JobStore, size: int, **options: Any) -> str:
 def test_stopped_reader_gets_the_newest_state(
     pushed: Server, runs: Runs, client: redis.Redis
 ) -> None:
-    """A reader that stops holds one frame, and then gets the newest state alone, even
-    if its record went missing just then. Others get each change at once.
-    """
+    """A reader that stops holds one frame, and then gets the newest state alone."""
     run = runs.start(n=1)
     stopped, watching = (pushed.open(one(run.uuid)) for _ in range(2))
     stopped.at(0)
@@ -64,9 +62,7 @@ def test_large_event_comes_in_pieces(pushed: Server, store: JobStore) -> None:
 
 
 def test_first_events_of_many_jobs(pushed: Server, store: JobStore) -> None:
-    """A reader of many large jobs holds 64 KiB of them, and gets all in the end. So
-    does one whose jobs are all over.
-    """
+    """A reader of many large jobs holds 64 KiB of them, and gets all in the end."""
     made, uuids = put_members(store, 30, 20_000)
     stream = pushed.open(batch(*uuids), is_reading=False)
     wait_for(stream.is_held)
@@ -104,9 +100,7 @@ def test_chunks_of_a_stopped_reader(pushed: Server, store: JobStore) -> None:
 
 
 def test_reader_of_nothing_is_dropped(pushed: Server, store: JobStore) -> None:
-    """A reader that takes nothing for a minute gets no more. Its stream ends when it
-    reads. One that has received all may wait for news for as long as it likes.
-    """
+    """A reader gets no more when it takes nothing for a minute, unless it has all."""
     stopped = pushed.open(one(put_large(store, 300_000)), is_reading=False)
     wait_for(stopped.is_held)
     job = put(store, "queued")
@@ -141,9 +135,7 @@ def test_busy_stream_ends_in_time(redis_url: str, runs: Runs) -> None:
 
 @pytest.mark.system
 def test_most_unsent_bytes(redis_url: str, store: JobStore) -> None:
-    """Beyond 64 MiB of unsent bytes, those readers go first that have taken longest,
-    and nobody else is hurt.
-    """
+    """Beyond 64 MiB of unsent bytes, only those go that have taken longest."""
     paths = [one(put_large(store, 4 * 1024 * 1024, kind=PublicRun)) for _ in range(20)]
     small = put(store, "queued")
     with pushing(make_config(redis_url), rooms=25) as server:

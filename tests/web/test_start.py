@@ -165,15 +165,8 @@ def test_set_job_store_replaces_the_store() -> None:
 
 def test_durations_are_understood() -> None:
     """A duration is a number of seconds, or a number with a unit."""
-    for text, seconds in (
-        ("90", 90),
-        ("90s", 90),
-        ("15m", 900),
-        (" 2 h ", 7200),
-        ("8d", 8 * DAY),
-        ("1.5m", 90),
-        (0.5, 0.5),
-    ):
+    cases: dict[Any, float] = {"90": 90, "90s": 90, "15m": 900, " 2 h ": 7200}
+    for text, seconds in {**cases, "8d": 8 * DAY, "1.5m": 90, 0.5: 0.5}.items():
         assert start(configured(expire_in=text)).expire_in == seconds, text
 
 
@@ -384,14 +377,9 @@ def test_earlier_route_that_swallows_our_path_stops_the_start() -> None:
     """An earlier route that matches our URLs is an error that names the route, also if
     it was committed alone.
     """
-    for pattern, prefix in (
-        ("/*everything", None),
-        ("/{a}/{b}", None),
-        ("/job_state/", None),
-        ("/job_state/{id}/cancel", None),
-        ("/job_state/counts", None),
-        ("/*everything", "api"),
-    ):
+    alone = "/*everything /{a}/{b} /job_state/ /job_state/{id}/cancel /job_state/counts"
+    cases = [*((pattern, None) for pattern in alone.split()), ("/*everything", "api")]
+    for pattern, prefix in cases:
         error = refusal(with_route(pattern, prefix))
         assert "'everything'" in error and pattern in error
         assert f"{prefix or ''}/job_state" in error

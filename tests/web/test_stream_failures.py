@@ -101,9 +101,7 @@ def test_failure_ends_all_streams_and_the_next_is_served(
 
 
 def test_connection_that_comes_after_a_failure(redis_url: str, runs: Runs) -> None:
-    """A connection that is made when the thread which feeds streams has failed is given
-    back with the next stream.
-    """
+    """A connection that comes after a failure is given back with the next stream."""
     run, gate = runs.start(n=0), Gate()
 
     def wait(connection: Any, name: str) -> None:

@@ -58,16 +58,11 @@ def test_streams_show_what_polls_show(
     """A stream shows the same states as a poll to whoever asks for them."""
     chance = random.Random(count)
     for _ in range(count):
-        jobs = [
-            put(
-                store,
-                chance.choice(["working", "success"]),
-                chance.choice(KINDS),
-                chance.choice(OWNERS),
-                message=f"secret of {number}",
-            )
-            for number in range(chance.randint(1, 4))
-        ]
+        jobs = []
+        for number in range(chance.randint(1, 4)):
+            status, kind = chance.choice(["working", "success"]), chance.choice(KINDS)
+            owner, message = chance.choice(OWNERS), f"secret of {number}"
+            jobs.append(put(store, status, kind, owner, message=message))
         uuids = chance.sample([*jobs, UUID, "x"], chance.randint(1, len(jobs) + 2))
         user = chance.choice(USERS)
         polled = json.loads(pushed.poll(batch(*uuids), user).body)["jobs"]

@@ -12,15 +12,8 @@ import transaction
 from pyramid.request import Request
 from webtest import TestApp
 
-from pyramid_jobstate import (
-    Batch,
-    JobError,
-    JobState,
-    JobStore,
-    Progress,
-    rerun,
-    testing,
-)
+import pyramid_jobstate
+from pyramid_jobstate import Batch, JobError, JobState, JobStore, Progress, testing
 from tests.jobs import RunMarathon, make_broker
 from tests.support import FINISHED, STATUSES, load_job
 from tests.webapp import make_tm_config
@@ -53,9 +46,7 @@ def application(job_store: JobStore, *includes: str) -> TestApp:
 
 
 def test_outbox_keeps_what_views_send(job_store: JobStore) -> None:
-    """What a view sends is kept, not sent, even under a doomed manager. The JobStates
-    there have ended once the jobs have run.
-    """
+    """What a view sends is kept until the jobs run, even under a doomed manager."""
     ours = ["pyramid_jobstate.testing", "pyramid_jobstate"]
     for includes in ours, ours[::-1]:
         app = application(job_store, *includes)
@@ -118,9 +109,7 @@ def test_detached_records_every_value_in_order() -> None:
 
 
 def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
-    """Only a JobState that keeps its reports has a history, and only one of a job that
-    runs here can be cancelled.
-    """
+    """Only a detached JobState has a history, and only a job's can be cancelled."""
     wrongs: list[Any] = [testing.put_job(job_store), None]
     for wrong in wrongs:
         with pytest.raises(TypeError, match=f"^{wrong} was not created by detached"):
@@ -133,23 +122,13 @@ def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
 def test_put_job_reaches_every_status(job_store: JobStore) -> None:
     """A job can be put into any status, with all that a page may show of it."""
     bad, cancelled = JobError("ValueError", "bad"), "The job was cancelled."
+    who: Any = {"actor": "run_marathon", "owner": "alice", "params": {"miles": 26}}
+    how_far: Any = {"metrics": {"miles_run": 12}, "progress": Progress(12, 26, "miles")}
+    rest: Any = {"message": "On we go", "log": ["a", "b"], "attempt": 3, "delay": 60}
     for status in STATUSES:
         error = bad if status in ("retrying", "error") else None
-        job_state = testing.put_job(
-            job_store,
-            RunMarathon,
-            status,
-            actor="run_marathon",
-            owner="alice",
-            params={"miles": 26},
-            metrics={"miles_run": 12},
-            progress=Progress(12, 26, "miles"),
-            message="On we go",
-            log=["a", "b"],
-            error=error,
-            attempt=3,
-            delay=60,
-        )
+        options = {**who, **how_far, **rest, "error": error}
+        job_state = testing.put_job(job_store, RunMarathon, status, **options)
         assert isinstance(job_state, RunMarathon)
         assert (job_state.status, job_state.owner) == (status, "alice")
         assert job_state.job_params == {"miles": 26}
@@ -194,15 +173,11 @@ def test_put_job_names_a_wrong_argument(job_store: JobStore) -> None:
 
 def test_put_batch_follows_from_its_members(job_store: JobStore) -> None:
     """A batch is put with members in any status, and reads what follows from these."""
-    members: list[Any] = [
-        "queued",
-        {"job_state_class": RunMarathon, "metrics": {"mile": 2}},
-        "success",
-        {"status": "error", "error": JobError("ValueError", "bad")},
-    ]
-    batch = testing.put_batch(
-        job_store, PutFiles, members, owner="alice", title="Two files"
-    )
+    running = {"job_state_class": RunMarathon, "metrics": {"mile": 2}}
+    failed = {"status": "error", "error": JobError("ValueError", "bad")}
+    members: list[Any] = ["queued", running, "success", failed]
+    named: Any = {"owner": "alice", "title": "Two files"}
+    batch = testing.put_batch(job_store, PutFiles, members, **named)
     assert isinstance(batch, PutFiles) and batch.owner == "alice"
     assert (batch.status, batch.title) == ("working", "Two files")
     found = job_store.members(batch.uuid).items
@@ -252,10 +227,10 @@ def test_failed_job_that_was_put_runs_again(redis_url: str) -> None:
     member = {"status": "error", "error": error, "actor": "run", "params": {"miles": 3}}
     batch = testing.put_batch(store, members=[member])
     (failed,) = store.members(batch.uuid).items
-    assert rerun(store, broker, job.uuid) and rerun(store, broker, failed.uuid)
-    assert [load_job(store, each.uuid).status for each in (job, failed, batch)] == (
-        ["queued"] * 3
-    )
+    for each in job, failed:
+        assert pyramid_jobstate.rerun(store, broker, each.uuid)
+    after = [load_job(store, each.uuid).status for each in (job, failed, batch)]
+    assert after == ["queued"] * 3
 
 
 def test_time_passes_for_a_store(job_store: JobStore) -> None:
@@ -277,9 +252,7 @@ def test_time_passes_for_a_store(job_store: JobStore) -> None:
 
 
 def test_store_that_is_away(job_store: JobStore) -> None:
-    """Inside the block the store does not answer, and an application says so with 503;
-    afterwards it has all its jobs.
-    """
+    """Inside the block the store does not answer; then it has all its jobs."""
     app = application(job_store, "pyramid_jobstate")
     job = testing.put_job(job_store, owner="alice")
     with testing.away(job_store):
@@ -288,7 +261,6 @@ def test_store_that_is_away(job_store: JobStore) -> None:
             job_store.load(job.uuid)
     assert job_store.load(job.uuid)
     of_a_cluster: Any = types.SimpleNamespace(client=object())
-    with pytest.raises(
-        TypeError, match=r"must be a redis\.Redis, not <class 'object'>"
-    ):
+    match = r"must be a redis\.Redis, not <class 'object'>"
+    with pytest.raises(TypeError, match=match):
         testing.away(of_a_cluster).__enter__()

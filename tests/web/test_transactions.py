@@ -5,7 +5,7 @@ fails.
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,7 @@ def test_commit_sends_when_the_database_is_durable(
     client: redis.Redis,
     database: Any,
 ) -> None:
-    """The message is sent once others see what the request wrote, under the uuid that
-    the view got. Before, the store has no record.
-    """
+    """The message leaves, and is recorded, once others see what the request wrote."""
 
     class Watch(Middleware):
         def before_enqueue(self, broker: Broker, message: Any, delay: Any) -> None:
@@ -144,11 +142,7 @@ def test_abort_leaves_nothing(
         send(request)
         ways[request.headers["X-User"]](request)
 
-    ways: dict[str, Callable[[Request], object]] = {
-        "doom": doom,
-        "abort": abort,
-        "fail": lambda request: fail(),
-    }
+    ways: dict[str, Any] = {"doom": doom, "abort": abort, "fail": lambda r: fail()}
     add_view(tm_config, "go", view)
     app = make_app(tm_config)
     for way in ways:
@@ -177,9 +171,7 @@ def test_commit_veto_leaves_nothing(redis_url: str, client: redis.Redis) -> None
 def test_retried_request_sends_once(
     tm_config: Configurator, store: JobStore, client: redis.Redis, database: Any
 ) -> None:
-    """Of the attempts of pyramid_retry, only the last one's job is sent, also if the
-    conflict arises in the commit, after the records were written.
-    """
+    """Only the last attempt's job is sent, also after a conflict in the commit."""
     phases = ["tpc_vote", "commit", "view"]
     uuids = []
 
@@ -297,9 +289,7 @@ def test_store_that_is_away_vetoes_the_commit(
 def test_commit_asks_a_store_that_has_just_failed_others(
     redis_url: str, tm_config: Configurator, store: JobStore, client: redis.Redis
 ) -> None:
-    """An earlier failure of another sender, who does not wait for the store for a
-    while, vetoes nothing: the record is written.
-    """
+    """An earlier failure of another sender vetoes nothing: the record is written."""
     broker = make_broker(redis_url, JobStateMiddleware(store))
 
     def view(request: Request) -> str:
@@ -317,9 +307,7 @@ def test_commit_asks_a_store_that_has_just_failed_others(
 def test_store_that_goes_away_before_an_abort_is_only_logged(
     made_tm_config: Configurator, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the record cannot be deleted, the request's own error is raised, and the job
-    will read stalled.
-    """
+    """A record that cannot be deleted hides no error, and its job will read stalled."""
     request = make_request(made_tm_config)
     stack = contextlib.ExitStack()
 
@@ -347,9 +335,7 @@ def test_broker_that_is_away_marks_the_job(
     sqlite: SQLite,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The commit stands: the user gets a response and sees that the job failed. Each
-    message of a transaction is sent independently.
-    """
+    """The commit stands, the job has failed, and the other message is sent."""
     broker = broker_that_is_away(redis_url)
 
     def view(request: Request) -> str:
@@ -377,9 +363,7 @@ def test_failed_job_is_put_back_when_its_message_leaves(
     store: JobStore,
     client: redis.Redis,
 ) -> None:
-    """Its failure stays as it was if the transaction aborts. At the commit it is
-    queued, without its last run's error.
-    """
+    """A job's failure stays until the commit, which queues it without an error."""
 
     def state() -> Any:
         job = load(made_tm_config, failed.uuid)
@@ -453,9 +437,7 @@ def test_script_sends_at_its_commit(
 def test_application_without_a_manager_is_told(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """Without pyramid_tm, or with a hook that returns nothing, the application has no
-    transaction to join.
-    """
+    """Without pyramid_tm, or its manager, there is no transaction to join."""
     hook: Any = {"tm.manager_hook": lambda request: None}
     for config in make_config(redis_url), make_tm_config(redis_url, hook):
         with script(config) as request, transaction.manager:
@@ -541,9 +523,7 @@ def test_subrequest_with_an_explicit_manager_has_its_own_transaction(
 def test_callback_after_the_commit_needs_its_own_transaction(
     either_config: Configurator, client: redis.Redis
 ) -> None:
-    """A callback that runs after the tween cannot send with the transaction, but may
-    begin and commit its own.
-    """
+    """A callback that runs after the tween may send with its own transaction."""
 
     def view(request: Request) -> str:
         request.add_finished_callback(late)
@@ -590,9 +570,7 @@ def test_transaction_that_nobody_commits_is_told(
 def test_send_within_a_commit_is_refused(
     either_config: Configurator, client: redis.Redis
 ) -> None:
-    """A transaction that is committing accepts no further sends, but a before-commit
-    hook can send with it.
-    """
+    """A transaction that is committing takes sends of before-commit hooks alone."""
 
     def late(request: Request) -> None:
         with pytest.raises(RuntimeError, match=r"commit.*send_immediately"):

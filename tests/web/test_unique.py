@@ -20,7 +20,7 @@ from pyramid_jobstate.testing import away, outbox, pass_time, run_jobs
 from tests.faulty import FaultyProxy, Moment, faulty
 from tests.jobs import Gate, messages, working
 from tests.lost import keys_without_end
-from tests.support import wait_for
+from tests.support import load_job, wait_for
 from tests.web.databases import Manager, fail
 from tests.web.desks import Desk, make_desk
 from tests.web.operating import OPERATOR, act
@@ -82,9 +82,7 @@ class UniqueDesk(Desk):
 
     def load(self, job: JobState) -> JobState:
         """Return what the store says of a job."""
-        found = self.store.load(job.uuid)
-        assert found is not None
-        return found
+        return load_job(self.store, job.uuid)
 
     def status(self, job: JobState) -> str:
         return self.load(job).status
@@ -213,18 +211,10 @@ def test_the_next_one_is_sent_when_it_is_over(desk: UniqueDesk) -> None:
 
 
 def test_keys_actors_and_owners_are_told_apart(desk: UniqueDesk, nightly: Any) -> None:
-    """Also owners of different types, and a key that looks like an identity. A key may
-    have 200 characters.
-    """
-    options: list[dict[str, Any]] = [
-        {},
-        {"key": "é" * 200},
-        {"actor": nightly},
-        {"owner": "bob"},
-        {"owner": 1},
-        {"owner": "1"},
-        {"key": 'nightly","alice'},
-    ]
+    """Owners may differ in their type alone. A key may have 200 characters."""
+    keys = [{"key": "é" * 200}, {"key": 'nightly","alice'}]
+    owners = [{"owner": owner} for owner in ("bob", 1, "1")]
+    options: list[Any] = [{}, {"actor": nightly}, *keys, *owners]
     jobs = [desk.press(**each).uuid for each in options]
     assert len({*jobs}) == len(jobs)
     assert [desk.press(**each).uuid for each in options] == jobs
@@ -327,9 +317,7 @@ def test_its_message_cannot_be_sent_otherwise(desk: UniqueDesk) -> None:
 
 
 def test_a_double_click_shows_one_job_on_both_pages(desk: UniqueDesk) -> None:
-    """Both have been answered with a job of their own before either commits. The one
-    that is not sent leads to the other, and is in no list and no count.
-    """
+    """The job that is not sent leads to the other, and is in no list or count."""
     loser, winner = desk.press_twice(miles=1)
     assert loser.uuid != winner.uuid
     assert desk.sent() == [winner.uuid]
@@ -381,9 +369,7 @@ def test_an_alias_lives_as_long_as_its_job(redis_url: str, desk: UniqueDesk) -> 
 
 
 def test_two_sends_of_a_transaction_become_one_job(desk: UniqueDesk) -> None:
-    """The second follows the first, even if that has ended by then, but not one that a
-    savepoint took back.
-    """
+    """The second follows the first, also one that has ended, but none taken back."""
 
     class Quick(Middleware):
         def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:

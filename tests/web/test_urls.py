@@ -52,9 +52,7 @@ def url_in(state: Any) -> str:
 
 
 def test_url_of_a_job_is_where_it_was_reached(app: TestApp, store: JobStore) -> None:
-    """The URL of a job is below the place through which it was reached, and leads to
-    it, also among several.
-    """
+    """The URL of a job is below the place through which it was reached."""
     uuid = put(store)
     for place in PLACES:
         for script_name in "", "/app":

@@ -81,9 +81,7 @@ def test_jobs_are_served_in_the_persistent_tree(
 
 
 def test_nothing_of_a_request_is_stored(zodb_app: TestApp, zodb: DB) -> None:
-    """A request that changes the root stores its changes, but no container. One in the
-    database stops the commit, and the error says what to do.
-    """
+    """A root that changes is stored without containers, which stop the commit."""
     for user in "alice", "bob":
         get(zodb_app, "/visit", user)
     with zodb.transaction() as connection:
