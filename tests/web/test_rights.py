@@ -25,15 +25,7 @@ from tests.web.operating import (
 )
 from tests.web.paging import paged_app
 from tests.web.reading import FORBIDDEN
-from tests.webapp import (
-    ADMIN,
-    Root,
-    ask,
-    get,
-    make_app,
-    make_config,
-    make_request,
-)
+from tests.webapp import ADMIN, Root, ask, get, make_app, make_config, make_request
 
 SECRET = "hush-4711"
 
