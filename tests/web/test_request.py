@@ -22,7 +22,7 @@ from transaction.interfaces import TransientError
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, RequestMiddleware
 from pyramid_jobstate.errors import ActorError
 from tests.incaller import InCallerBroker
-from tests.jobs import job_actor, make_broker, messages, wait_until, working
+from tests.jobs import job_actor, make_broker, messages, store_of, wait_until, working
 from tests.support import load_job, wait_for
 from tests.web.databases import Manager, fail
 from tests.web.visits import visit
@@ -169,10 +169,7 @@ def test_url_of_the_application_comes_from_the_setting_or_the_sender(
 
 
 def test_request_stands_for_the_owner_of_the_job(
-    broker: Broker,
-    config: Configurator,
-    store: JobStore,
-    caplog: pytest.LogCaptureFixture,
+    broker: Broker, config: Configurator, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What an actor sends with its request belongs to the owner of its own job. One
     that cannot be an owner is logged, and nobody's.
@@ -188,7 +185,7 @@ def test_request_stands_for_the_owner_of_the_job(
 
     for option, owner in ("alice", "alice"), (7, 7), (["bob"], None):
         assert run(broker, lead, job_owner=option).owner == owner
-        assert load_job(store, sent[-1].uuid).owner == owner
+        assert load_job(store_of(broker), sent[-1].uuid).owner == owner
     assert any("has no owner" in line for line in messages(caplog, LOGGER))
 
 
@@ -473,7 +470,7 @@ def test_request_comes_inside_whatever_the_order(
     assert events == ["root", "commit", "finished", "working"] * 2
 
 
-# Which application.
+# Which application, and which transaction.
 
 
 def test_applications_that_share_a_broker_keep_their_jobs_apart(
@@ -526,9 +523,6 @@ def test_request_of_an_application_that_was_made_before_the_broker(
         if not is_made:
             assert "has made no Pyramid application" in error_of(job)[1]
     assert registries == [config.registry]
-
-
-# Brokers that run a job in its sender.
 
 
 def test_job_in_the_caller_has_a_transaction_of_its_own(

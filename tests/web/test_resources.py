@@ -42,8 +42,6 @@ from tests.webapp import (
     mounted_root,
 )
 
-# Lookup
-
 
 def test_container_finds_jobs(config: Configurator, store: JobStore) -> None:
     """A container is a mapping of uuids to instances of the jobs' classes, whose parent

@@ -391,8 +391,10 @@ def test_earlier_route_that_swallows_our_path_stops_the_start() -> None:
     assert "'everything'" in refusal(config)
 
 
-def test_route_beside_our_path_is_quiet(warnings: Callable[[], list[str]]) -> None:
-    """A route that never matches our requests causes no warning."""
+def test_route_that_may_be_meant_is_let_be(warnings: Callable[[], list[str]]) -> None:
+    """A route that matches none of our requests, that only makes URLs, or that comes
+    later causes no warning. A catch-all with predicates causes one, which names it.
+    """
     for pattern in ("/", "/{a}/{b}/{c}/{d}", "/job_state/{n:[0-9]+}", "/job"):
         start(with_route(pattern))
     start(with_route("/*everything", static=True))
@@ -400,12 +402,6 @@ def test_route_beside_our_path_is_quiet(warnings: Callable[[], list[str]]) -> No
     config.add_route("everything", "/*everything")
     start(config)
     assert warnings() == []
-
-
-def test_catch_all_with_a_predicate_is_warned_of(
-    warnings: Callable[[], list[str]],
-) -> None:
-    """A catch-all with predicates may be intended: one warning names it."""
     start(with_route("/*everything", request_method="OPTIONS"))
     (warning,) = warnings()
     assert "'everything'" in warning and "/job_state" in warning

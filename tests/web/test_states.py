@@ -12,7 +12,6 @@ import sys
 from typing import Any
 
 import pytest
-import redis
 from pyramid.events import NewResponse
 from pyramid.renderers import JSON
 from webtest import TestApp
@@ -120,9 +119,6 @@ def test_state_in_an_answer_of_the_application(
     assert get(app, "/page", "alice").json == {"job": state, "loaded": state}
 
 
-# What it reveals
-
-
 def test_error_is_told_as_far_as_the_class_says(app: TestApp, store: JobStore) -> None:
     """The text and type of an exception are hidden from every viewer, but a class may
     show the errors that it knows. Markup stays text, of a type that no browser renders.
@@ -145,7 +141,7 @@ def test_error_is_told_as_far_as_the_class_says(app: TestApp, store: JobStore) -
         assert response.content_type == "application/json"
 
 
-# Arbitrary values in Redis
+# What it reveals
 
 
 def reject(constant: str) -> None:
@@ -272,9 +268,9 @@ TIME = "JobState-Time"
 EXPOSED = "Access-Control-Expose-Headers"
 
 
-def millis(client: redis.Redis) -> int:
+def millis(store: JobStore) -> int:
     """Return the time of the server."""
-    seconds, micros = client.time()
+    seconds, micros = store.client.time()
     return int(seconds * 1000 + micros // 1000)
 
 
@@ -285,10 +281,7 @@ def timed(redis_url: str) -> TestApp:
 
 
 def test_every_answer_tells_the_time(
-    timed: TestApp,
-    client: redis.Redis,
-    store: JobStore,
-    monkeypatch: pytest.MonkeyPatch,
+    timed: TestApp, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """States, batches, lists, acts, refusals and answers without a body tell the time
     of the store, not that of the web process, wherever the jobs are. A bad query, for
@@ -312,13 +305,13 @@ def test_every_answer_tells_the_time(
         (403, "GET", "/job_state?owner=bob", "alice", {}),
         (400, "GET", "/job_state?limit=x", "alice", {}),
     ):
-        before = millis(client)
+        before = millis(store)
         response = ask(timed, method, path, user, **headers)
         assert response.status_code == status, path
         times = response.headers.getall(TIME)
         assert len(times) == (status != 400)
         for time in times:
-            assert before - 100 <= int(time) <= millis(client) + 100, path
+            assert before - 100 <= int(time) <= millis(store) + 100, path
 
 
 def test_time_is_not_part_of_the_state(timed: TestApp, store: JobStore) -> None:

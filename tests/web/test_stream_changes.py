@@ -598,9 +598,6 @@ def test_client_may_have_any_options(
     client.acl_deluser("jobs")
 
 
-# All of it
-
-
 def play(server: Server, relay: TrackingRelay, jobs: list[Run], seed: int) -> None:
     """Have jobs report, clients come and go, and the connection be held up and lost, at
     random. Check that no stream goes backwards, that none begins with a state that was

@@ -364,10 +364,7 @@ def test_batch_streams_the_counts_of_its_members(
 
 
 def test_waiting_member_hears_that_its_batch_was_cancelled(
-    pushed: Server,
-    store: JobStore,
-    client: redis.Redis,
-    caplog: pytest.LogCaptureFixture,
+    pushed: Server, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The stream of a member that waits tells of the cancel of its batch, if any."""
     made = put_batch(store, Batch, ["queued", "working"], owner="alice")
@@ -380,7 +377,7 @@ def test_waiting_member_hears_that_its_batch_was_cancelled(
     assert made.cancel()
     assert statuses(waiting.wait()) == ["queued", "cancelled"]
     assert not running.is_done
-    client.set(f"jobstate:{orphan.uuid}", "x")
+    store.client.set(f"jobstate:{orphan.uuid}", "x")
     wait_for(lambda: f"the key jobstate:{orphan.uuid} of" in caplog.text)
     child.cancel()
     assert statuses(left.wait()) == ["queued", "cancelled"]

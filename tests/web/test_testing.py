@@ -146,7 +146,7 @@ def test_put_job_reaches_every_status(job_store: JobStore) -> None:
         assert (job_state.finished_at is not None) is (status in FINISHED)
 
 
-def test_put_job_names_a_wrong_argument(job_store: JobStore) -> None:
+def test_wrong_argument_is_named(job_store: JobStore) -> None:
     """The error names the argument and its value, and nothing is stored."""
     wrong: list[tuple[Any, dict[str, Any], str]] = [
         ("error", {}, "^job_state_class must be a JobState class, not 'error'"),
@@ -165,6 +165,15 @@ def test_put_job_names_a_wrong_argument(job_store: JobStore) -> None:
     for cls, options, match in wrong:
         with pytest.raises((TypeError, ValueError), match=match):
             testing.put_job(job_store, cls, **options)
+    cases: list[tuple[tuple[Any, Any], str]] = [
+        ((RunMarathon, []), "^A batch needs a subclass of Batch, not "),
+        ((Batch, "error"), "^members must be a list of statuses, not 'error'"),
+        ((Batch, [{"weight": "1"}]), "^The weight of a member must be a number"),
+        ((Batch, [{"state": "error"}]), "unexpected keyword argument 'state'"),
+    ]
+    for arguments, match in cases:
+        with pytest.raises(TypeError, match=match):
+            testing.put_batch(job_store, *arguments)
     assert job_store.client.dbsize() == 0
     url: Any = "redis://:hush@localhost"
     with pytest.raises(TypeError, match=r"^store must be a JobStore, not str\.$"):
@@ -196,20 +205,6 @@ def test_put_batch_follows_from_its_members(job_store: JobStore) -> None:
         batch = testing.put_batch(job_store, members=members, **options)
         assert (type(batch), batch.status) == (Batch, status), members
     assert batch.progress and batch.progress.fraction == 0.75
-
-
-def test_put_batch_names_a_wrong_argument(job_store: JobStore) -> None:
-    """The error names the argument and its value, and nothing is stored."""
-    cases: list[tuple[tuple[Any, Any], str]] = [
-        ((RunMarathon, []), "^A batch needs a subclass of Batch, not "),
-        ((Batch, "error"), "^members must be a list of statuses, not 'error'"),
-        ((Batch, [{"weight": "1"}]), "^The weight of a member must be a number"),
-        ((Batch, [{"state": "error"}]), "unexpected keyword argument 'state'"),
-    ]
-    for arguments, match in cases:
-        with pytest.raises(TypeError, match=match):
-            testing.put_batch(job_store, *arguments)
-    assert job_store.client.dbsize() == 0
 
 
 def test_failed_job_that_was_put_runs_again(redis_url: str) -> None:

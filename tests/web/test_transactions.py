@@ -354,9 +354,6 @@ def test_broker_that_is_away_marks_the_job(
     assert response.text in line
 
 
-# Jobs that are sent again.
-
-
 def test_failed_job_is_put_back_when_its_message_leaves(
     made_tm_config: Configurator,
     global_broker: Broker,
@@ -460,7 +457,7 @@ def test_transaction_that_was_begun_elsewhere_is_joined(
     assert sent(client) == [26]
 
 
-# Subrequests.
+# Subrequests, and sends outside the tween.
 
 
 def subrequest(request: Request, **options: Any) -> Any:
@@ -517,9 +514,6 @@ def test_subrequest_with_an_explicit_manager_has_its_own_transaction(
     assert sent(client) == [26]
 
 
-# Outside the tween.
-
-
 def test_callback_after_the_commit_needs_its_own_transaction(
     either_config: Configurator, client: redis.Redis
 ) -> None:
@@ -536,9 +530,6 @@ def test_callback_after_the_commit_needs_its_own_transaction(
 
     visit(either_config, view)
     assert sent(client) == [26, 27]
-
-
-# Transactions that nobody commits.
 
 
 def test_transaction_that_nobody_commits_is_told(
@@ -562,9 +553,6 @@ def test_transaction_that_nobody_commits_is_told(
     (line,) = messages(caplog, "pyramid_jobstate")
     assert uuids[0] in line
     assert sent(client) == []
-
-
-# Transactions that are over.
 
 
 def test_send_within_a_commit_is_refused(

@@ -182,7 +182,9 @@ def nightly(global_broker: Broker) -> Any:
 
 
 def test_the_job_under_way_is_returned(desk: UniqueDesk) -> None:
-    """Other arguments change nothing. Nothing is sent or written."""
+    """Other arguments change nothing. Nothing is sent or written. A delayed job is
+    under way even if it is due after a record of another job would have expired.
+    """
     first = desk.press()
     keys = set(desk.client.keys())
     second = desk.press(miles=5)
@@ -190,6 +192,9 @@ def test_the_job_under_way_is_returned(desk: UniqueDesk) -> None:
     assert second.job_params["miles"] == 26
     assert desk.sent() == [first.uuid]
     assert set(desk.client.keys()) == keys
+    late = desk.press(key="late", delay=30 * DAY * 1000)
+    pass_time(desk.store, 29 * DAY)
+    assert desk.press(key="late").uuid == late.uuid
 
 
 def test_the_next_one_is_sent_when_it_is_over(desk: UniqueDesk) -> None:
@@ -232,13 +237,6 @@ def test_a_shared_job_belongs_to_everybody(desk: UniqueDesk, nightly: Any) -> No
     assert desk.state(jobs[1], "bob")["job"]["cancellable"]
     assert desk.find(nightly, None, shared=True).uuid == jobs[0].uuid
     assert desk.find(nightly, None) is None
-
-
-def test_a_delayed_job_is_under_way(desk: UniqueDesk) -> None:
-    """Even if it is due after a record of another job would have expired."""
-    first = desk.press(delay=30 * DAY * 1000)
-    pass_time(desk.store, 29 * DAY)
-    assert desk.press().uuid == first.uuid
 
 
 def test_a_stalled_run_is_under_way(
@@ -613,9 +611,6 @@ def test_a_press_may_come_at_any_moment_of_a_rerun(
         assert desk.same(second, winner), number
         assert desk.status(first) == ("queued" if answer == 202 else "error"), number
     assert answers >= {202, 409}
-
-
-# Tests of applications.
 
 
 def test_the_outbox_holds_one_job_of_a_key(redis_url: str, crash: Any) -> None:
