@@ -26,7 +26,7 @@ from tests.jobs import job_actor, make_broker, messages, store_of, wait_until, w
 from tests.support import load_job, wait_for
 from tests.web.databases import Manager, fail
 from tests.web.visits import visit
-from tests.webapp import EXPLICIT, make_config, make_request, make_tm_config
+from tests.webapp import EXPLICIT, made_config, make_request, make_tm_config
 
 LOGGER = "pyramid_jobstate"
 HOUR = 3_600_000
@@ -56,7 +56,7 @@ def config(broker: Broker, events: Events) -> Configurator:
     return make_app_config(events)
 
 
-def make_app_config(events: Events, *includes: str, **settings: Any) -> Configurator:
+def make_app_config(events: Events, **settings: Any) -> Configurator:
     def root(request: Request) -> Any:
         request.tm.get()  # It has begun.
         told: Any = Manager("a", "tpc_finish", lambda: events.append("commit"))
@@ -68,8 +68,6 @@ def make_app_config(events: Events, *includes: str, **settings: Any) -> Configur
 
     config = make_tm_config(None, {**EXPLICIT, **settings}, root_factory=root)
     config.include("pyramid_jobstate")
-    for name in includes:
-        config.include(name)
     config.add_route("page", "/page")
     config.make_wsgi_app()
     return config
@@ -100,12 +98,6 @@ def wait_for_attempt(broker: Broker, message: Any, attempt: int) -> JobState:
     return wait_for(reached)
 
 
-def ended(store: JobStore, uuid: str) -> JobState:
-    """Wait until a job has ended, and return it."""
-    wait_for(lambda: load_job(store, uuid).is_finished)
-    return load_job(store, uuid)
-
-
 # The request.
 
 
@@ -123,9 +115,7 @@ def test_actor_runs_in_a_request_with_a_root_and_a_transaction(
         assert get_current_request() is request
         assert request.environ["tm.active"] and request.registry is config.registry
         assert request.root == request.context == {"the": "root"}
-        request.add_finished_callback(
-            lambda request: events.append(job_state.is_working)
-        )
+        request.add_finished_callback(lambda _: events.append(job_state.is_working))
         events.append((miles, request.tm.get().description))
 
     @job_actor(broker=broker)
@@ -141,7 +131,7 @@ def test_actor_runs_in_a_request_with_a_root_and_a_transaction(
 
 
 def test_url_of_the_application_comes_from_the_setting_or_the_sender(
-    broker: Broker, events: Events, store: JobStore, caplog: pytest.LogCaptureFixture
+    broker: Broker, events: Events, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The setting wins over the sender's URL. A wrong one is logged and not used."""
 
@@ -152,14 +142,15 @@ def test_url_of_the_application_comes_from_the_setting_or_the_sender(
     def url_of_sent(config: Configurator) -> str | None:
         request = make_request(config)
         request.host = "shop.example.com:8443"
-        return ended(store, request.job_states.send_immediately(visit).uuid).message
+        request.job_states.send_immediately(message := visit.message())
+        return wait_until(broker, message, "success").message
 
     with working(broker):
         config = make_app_config(events)
         assert url_of_sent(config) == "http://shop.example.com:8443/page"
         for option in None, "javascript:alert(1)", "http://u@host", ["http://h"]:
             options: Any = {} if option is None else {"job_url": option}
-            job = ended(store, visit.send_with_options(**options).message_id)
+            job = wait_until(broker, visit.send_with_options(**options), "success")
             assert job.message == "http://localhost/page", option
         base = {"jobstate.base_url": "https://example.com/shop/"}
         config = make_app_config(events, **base)
@@ -191,9 +182,7 @@ def test_request_stands_for_the_owner_of_the_job(
 
 def test_application_may_have_no_transactions(broker: Broker, events: Events) -> None:
     """Without pyramid_tm, any actor has a request and no transaction."""
-    config = make_config(None)
-    config.include("pyramid_jobstate")
-    config.make_wsgi_app()
+    made_config(None)
 
     @job_actor(broker=broker)
     def visit(miles: int, *, request: Any) -> None:
@@ -264,7 +253,6 @@ def test_trouble_after_the_end_is_logged(
     config: Configurator,
     events: Events,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An abort that fails does not hide the actor's error. If a finished callback
     fails, the transaction has committed, so the job is a success; the others run.
@@ -272,7 +260,7 @@ def test_trouble_after_the_end_is_logged(
 
     @job_actor(broker=broker, max_retries=0)
     def abort(*, request: Any, job_state: JobState) -> None:
-        monkeypatch.setattr(request.tm, "abort", fail)
+        request.tm.abort = fail
         raise ValueError
 
     @job_actor(broker=broker)
@@ -461,9 +449,7 @@ def test_request_comes_inside_whatever_the_order(
 
         @job_actor(broker=broker)
         def visit(*, request: Any, job_state: JobState) -> None:
-            request.add_finished_callback(
-                lambda request: events.append(job_state.status)
-            )
+            request.add_finished_callback(lambda _: events.append(job_state.status))
 
         make_app_config(events)
         assert run(broker, visit).job_params == {}
@@ -474,7 +460,7 @@ def test_request_comes_inside_whatever_the_order(
 
 
 def test_applications_that_share_a_broker_keep_their_jobs_apart(
-    broker: Broker, events: Events, store: JobStore
+    broker: Broker, events: Events
 ) -> None:
     """A job's request belongs to the application that has sent the job, in whichever
     process: the same settings, or the same base URL, make the same application, and the
@@ -490,8 +476,9 @@ def test_applications_that_share_a_broker_keep_their_jobs_apart(
 
     with working(broker):
         for config, name in zip(made, ("shop", "admin", "new", "new"), strict=True):
-            job = make_request(config).job_states.send_immediately(tell)
-            assert ended(store, job.uuid).message == name
+            job_states = make_request(config).job_states
+            job_states.send_immediately(message := tell.message())
+            assert wait_until(broker, message, "success").message == name
         refused = wait_until(broker, tell.send(), "error")
     text = "several applications of this process share its broker"
     assert text in error_of(refused)[1]
@@ -503,15 +490,9 @@ def test_request_of_an_application_that_was_made_before_the_broker(
     """It is the last one that has included the package. Without any, the error says how
     to start a worker.
     """
-    global_registries.empty()
-    config, plain = make_config(redis_url), Configurator()
     registries = []
-    for is_made in False, True:
-        if is_made:
-            set_broker(None)
-            config.include("pyramid_jobstate")
-            config.make_wsgi_app()
-            plain.make_wsgi_app()
+
+    def run_with_a_new_broker(status: str) -> JobState:
         broker = make_broker(redis_url, others=(RequestMiddleware(),))
         set_broker(broker)
 
@@ -519,9 +500,15 @@ def test_request_of_an_application_that_was_made_before_the_broker(
         def visit(*, request: Any, job_state: JobState) -> None:
             registries.append(request.registry)
 
-        job = run(broker, visit, status="success" if is_made else "error")
-        if not is_made:
-            assert "has made no Pyramid application" in error_of(job)[1]
+        return run(broker, visit, status=status)
+
+    global_registries.empty()
+    refused = run_with_a_new_broker("error")
+    assert "has made no Pyramid application" in error_of(refused)[1]
+    set_broker(None)
+    config = made_config(redis_url)
+    Configurator().make_wsgi_app()
+    run_with_a_new_broker("success")
     assert registries == [config.registry]
 
 

@@ -413,10 +413,8 @@ def test_placeholder_in_the_prefix_stops_the_include() -> None:
         with pytest.raises(ConfigurationError, match="route_prefix") as caught:
             make_config(NOWHERE).include("pyramid_jobstate", route_prefix=prefix)
         assert prefix.strip("/") in str(caught.value)
+    config = make_config(NOWHERE)
     with pytest.raises(ConfigurationError, match=r"route_prefix.*\{tenant\}/api"):
-        make_config(NOWHERE).include(
-            lambda config: config.include("pyramid_jobstate", route_prefix="api"),
-            route_prefix="{tenant}",
-        )
+        config.include(lambda c: c.include("pyramid_jobstate", "api"), "{tenant}")
     for prefix in ("/api/v1.2/", "a:8", "~x"):
         make_config(NOWHERE).include("pyramid_jobstate", route_prefix=prefix)

@@ -80,9 +80,7 @@ def test_headers_of_the_application_are_kept(
         response.headers["Access-Control-Allow-Origin"] = "https://other.example"
         response.vary = ["Accept", "Origin"]
         response.etag = "other"
-        request.add_response_callback(
-            lambda request, response: response.headers.add("X-Callback", "1")
-        )
+        request.add_response_callback(lambda _, r: r.headers.add("X-Callback", "1"))
 
     change.append(decorate)
     path = one(put(store, "success"))
