@@ -520,9 +520,8 @@ def test_where_changes_cannot_be_heard_pages_poll(
         relay.refuse({})
         follow(server, run)
         (said,) = log()
-        assert said.startswith(
-            "Push is off for 5 minutes, and pages poll: the job state"
-        )
+        start = "Push is off for 5 minutes, and pages poll: the job state"
+        assert said.startswith(start)
         assert "tell of changes: CLIENT TRACKING ON: NOPERM" in said
 
 

@@ -23,16 +23,7 @@ from tests.asgi import FEEDS, LINKS, Server, pushing, serving
 from tests.jobs import Gate
 from tests.running import Runs
 from tests.support import load_job, wait_for
-from tests.web.streaming import (
-    flagged,
-    follow,
-    one,
-    pooling,
-    put,
-    report,
-    statuses,
-    wait_until,
-)
+from tests.web.streaming import flagged, follow, one, pooling, put, report, wait_until
 from tests.webapp import make_config
 
 ENDED = "The job streams of this process end. Clients reconnect."
@@ -209,7 +200,7 @@ def see_an_end(server: Server, redis_url: str) -> str:
     stream = server.open(one(job))
     stream.at(0)
     load_job(store, job).cancel()
-    return statuses(stream.wait())[-1]
+    return str(stream.wait().events[-1].state["job"]["status"])
 
 
 @pytest.mark.system

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import redis
+from pyramid.authorization import Allow, Everyone
 from pyramid.i18n import TranslationStringFactory
 from pyramid.request import Request
 from pyramid.threadlocal import get_current_registry, get_current_request
@@ -22,17 +24,7 @@ from tests.catalogs import write_catalog
 from tests.jobs import Gate
 from tests.running import Runs
 from tests.support import load_job, wait_for
-from tests.web.streaming import (
-    HINT,
-    PublicRun,
-    batch,
-    one,
-    pooling,
-    put,
-    report,
-    statuses,
-    wait_until,
-)
+from tests.web.streaming import HINT, batch, one, pooling, put, report, statuses
 from tests.webapp import Policy, make_config
 
 _ = TranslationStringFactory("marathons")
@@ -247,7 +239,8 @@ def test_equal_viewers_share_a_rendering(pushed: Server, runs: Runs) -> None:
         rendered.append(self.get_progress_metric("n"))
         return "Title"
 
-    kind = make_kind(title=property(title), __acl__=PublicRun.__acl__)
+    public = [(Allow, Everyone, "view_job")]
+    kind = make_kind(title=property(title), __acl__=lambda self: public)
     run = runs.start(kind, n=1)
     path = f"{one(run.uuid)}?_LOCALE_=x"
     streams = [pushed.open(f"{path}{n}&y={n}", f"user{n}") for n in range(20)]
@@ -345,6 +338,11 @@ def test_silent_job_is_stalled(redis_url: str, runs: Runs) -> None:
 # Batches
 
 
+def has_cancelled(number: int, event: Event) -> bool:
+    """Return whether an event tells of so many cancelled members."""
+    return bool(event.state["job"]["counts"]["cancelled"] == number)
+
+
 def test_batch_streams_the_counts_of_its_members(
     pushed: Server, store: JobStore
 ) -> None:
@@ -356,9 +354,7 @@ def test_batch_streams_the_counts_of_its_members(
     assert first["members"] == f"http://example.com/job_state/?batch={made.uuid}"
     for number, member in enumerate(store.members(made.uuid).items, start=1):
         member.cancel()
-        wait_until(
-            number, lambda: stream.events[-1].state["job"]["counts"]["cancelled"]
-        )
+        stream.until(functools.partial(has_cancelled, number))
     assert stream.wait().events[-1].data.encode() == pushed.poll(one(made.uuid)).body
     assert stream.events[-1].state["job_state"] == "error"
 

@@ -74,13 +74,11 @@ def click(
     config = make_tm_config(store_url)
     make_app(config)
     requests = [make_request(config, user) for user in (other, "alice")]
-    uuids = []
+    actor, uuids = broker.get_actor("run_marathon"), []
     for request in requests:
         request.tm.begin()
-        sent = request.job_states.send_with_options(
-            broker.get_actor("run_marathon"), (26,), unique="nightly", shared=True
-        )
-        uuids.append(sent.uuid)
+        send = request.job_states.send_with_options
+        uuids.append(send(actor, (26,), unique="nightly", shared=True).uuid)
 
     def commit() -> None:
         for request in requests:

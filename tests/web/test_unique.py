@@ -37,11 +37,6 @@ from tests.webapp import (
 DAY = 24 * 3600
 
 
-def let_pass(request: bytes) -> str:
-    """Let a request pass the network."""
-    return "pass"
-
-
 class Nightly(JobState):
     """A job that everybody with a login may see and cancel."""
 
@@ -53,19 +48,14 @@ class UniqueDesk(Desk):
     """An application whose users press a button twice."""
 
     def press(
-        self,
-        request: Request | None = None,
-        key: Any = "nightly",
-        miles: int = 26,
-        **options: Any,
+        self, request: Request | None = None, key: Any = "nightly", **options: Any
     ) -> JobState:
         """Send a unique job, in a request that commits unless one is given."""
         own = request is None
         request = request or self.begin()
-        actor = options.pop("actor", self.actor)
-        job_state = request.job_states.send_with_options(
-            actor, (miles,), unique=key, **options
-        )
+        actor, miles = options.pop("actor", self.actor), options.pop("miles", 26)
+        options = {"args": (miles,), "unique": key, **options}
+        job_state = request.job_states.send_with_options(actor, **options)
         if own:
             request.tm.commit()
         assert isinstance(job_state, JobState)
@@ -530,7 +520,7 @@ def test_a_press_may_come_at_any_moment_of_a_long_commit(
         desk.grow_old()
         proxy.judge = moment
 
-    winners = set()
+    winners, undisturbed = set(), proxy.judge
     for number in itertools.count():
         desk.client.flushdb()
         moment = Moment(number, desk.press)
@@ -538,7 +528,7 @@ def test_a_press_may_come_at_any_moment_of_a_long_commit(
         slow = far.press(request)
         request.tm.get().join(Manager("a", "tpc_finish", grow_old))
         request.tm.commit()
-        proxy.judge = let_pass
+        proxy.judge = undisturbed
         if not moment.results:
             break
         (found,) = moment.results
@@ -591,7 +581,7 @@ def test_a_press_may_come_at_any_moment_of_a_rerun(
         press.start()
         press.join(0.1)
 
-    answers = set()
+    answers, undisturbed = set(), proxy.judge
     for number in itertools.count():
         desk.client.flushdb()
         first = failed(desk, crash)
@@ -600,7 +590,7 @@ def test_a_press_may_come_at_any_moment_of_a_rerun(
         press = threading.Thread(target=request.tm.commit)
         proxy.judge = moment = Moment(number, begin)
         answer = act(far.app, f"/job_state/{first.uuid}/rerun").status_int
-        proxy.judge = let_pass
+        proxy.judge = undisturbed
         if moment.asked <= number:
             request.tm.abort()
             break
