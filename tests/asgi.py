@@ -120,10 +120,11 @@ class Exchange:
         if not self._gone.is_set():
             self.messages.append(dict(message))
 
-    def go(self) -> None:
+    def go(self) -> Exchange:
         """Go, as a page does that is closed."""
         for event in self._gone, self._flows:
             self._loop.call_soon_threadsafe(event.set)
+        return self
 
     def stop(self) -> None:
         """Read no more."""

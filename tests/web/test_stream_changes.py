@@ -206,8 +206,7 @@ def test_only_what_is_shown_is_read(
     run, other, hidden = runs.start(n=0), runs.start(n=0), put(store, owner="bob")
     gone, staying = follow(far, run), far.open(batch(other.uuid, hidden))
     report(other, 1, staying)
-    gone.go()
-    gone.wait()
+    gone.go().wait()
     report(run, 2)
     report(other, 2, staying)
     asked = relay.asked.count(run.uuid.encode())
@@ -217,8 +216,7 @@ def test_only_what_is_shown_is_read(
     assert relay.asked.count(run.uuid.encode()) == asked
     assert hidden.encode() not in relay.asked
     assert len(relay.told) == 1
-    staying.go()
-    staying.wait()
+    staying.go().wait()
     for _ in range(2):
         far.pass_time(6)
     wait_for(lambda: not relay.told)
@@ -247,8 +245,7 @@ def test_more_jobs_than_are_asked_for_at_a_time(
         far.pass_time(0.1)
         assert relay.asked[before:].count(b"HGETALL") == 500
         # Of the 49 jobs that wait, 20 leave.
-        streams[3].go()
-        streams[3].wait()
+        streams[3].go().wait()
     wait_for(lambda: all(uuid.encode() in relay.asked[before:] for uuid in staying))
     made.cancel()
     for stream in streams[:2]:
@@ -268,8 +265,7 @@ def test_connection_that_comes_too_late(
             stream = far.open(one(run.uuid))
             wait_for(lambda: relay.is_holding)
             (connecting,) = (t for t in far.threads if t.name == LINKS)
-            stream.go()
-            stream.wait()
+            stream.go().wait()
             far.pass_time(6)
             if not comes:
                 # The server does not answer for half a second.
@@ -615,8 +611,7 @@ def play(server: Server, relay: TrackingRelay, jobs: list[Run], seed: int) -> No
             opened.append((run, server.open(one(run.uuid), None), written[run]))
         elif chance < 0.9 and opened:
             _, stream, _ = opened.pop(dice.randrange(len(opened)))
-            stream.go()
-            stream.wait()
+            stream.go().wait()
         elif chance < 0.93:
             relay.lose()
 
@@ -633,8 +628,7 @@ def play(server: Server, relay: TrackingRelay, jobs: list[Run], seed: int) -> No
         seen = told(stream)
         assert seen == sorted(seen), seen
         assert seen[0] >= least, (seen, least)
-        stream.go()
-        stream.wait()
+        stream.go().wait()
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,7 @@ def test_failure_ends_all_streams_and_the_next_is_served(
         for stream in streams:
             # One that came after the failure goes on.
             wait_until(True, lambda s: s.is_done or s.events != [], stream)
-            stream.go()
-            stream.wait()
+            stream.go().wait()
         errors = [r for r in caplog.records if r.exc_info]
         assert [r.getMessage() for r in errors] == [ENDED]
         assert errors[0].exc_info is not None
@@ -141,8 +140,7 @@ def test_streams_that_come_and_go_leave_nothing(
             for _ in range(40):
                 passing = other.open(one(put(store)))
                 passing.at(0)
-                passing.go()
-                passing.wait()
+                passing.go().wait()
         gc.collect()
         return tracemalloc.get_traced_memory()[0]
 
@@ -230,8 +228,7 @@ def test_forked_child_has_streams_of_its_own(
                 first, second = (own.open(one(run.uuid)) for _ in range(2))
                 began = first.at(0).state["n"], second.at(0).state["n"]
                 wait_for(lambda: len(flagged(mine, *others)) == 2)
-                first.go()
-                first.wait()
+                first.go().wait()
                 return f"{has_link} {began} {see_an_end(own, redis_url)}"
 
         assert in_child(look) == "False (2, 2) cancelled"

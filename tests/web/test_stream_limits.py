@@ -47,8 +47,7 @@ def test_max_streams_are_open(
             assert stream.at(0).state["job_state"] == "working"
         for user in "other", None:
             assert_polled(server, path, user)
-        streams[1].go()
-        streams[1].wait()
+        streams[1].go().wait()
         assert server.poll(path, "other").headers[HINT] == "1"
         assert server.open(path, "other").is_stream
         assert not server.ask(path, "more").is_stream
@@ -78,8 +77,7 @@ def test_streams_of_one_owner(
         for other in "1.0", "text", *[None] * 21:
             assert server.poll(path, other).headers[HINT] == "1"
             assert server.open(path, other).is_stream
-        streams[0].go()
-        streams[0].wait()
+        streams[0].go().wait()
         assert server.open(path, "1").is_stream
         assert messages(caplog, "pyramid_jobstate") == [LIMIT_OF_OWNER]
 
@@ -97,8 +95,7 @@ def test_streams_of_many_hosts(
             assert_polled(server, path, user, host=host)
         assert server.poll(path, host="h3.example").headers[HINT] == "1"
         assert server.open(path, host="h3.example").is_stream
-        streams[5].go()
-        streams[5].wait()
+        streams[5].go().wait()
         assert server.poll(path, host="h8.example").headers[HINT] == "1"
         assert server.open(path, host="h8.example").is_stream
         assert_polled(server, path, host="h5.example")
@@ -140,7 +137,7 @@ def test_ended_stream_makes_room(redis_url: str, path: str, store: JobStore) -> 
         def end_all(stream: Exchange) -> None:
             server.end()
 
-        ends: list[tuple[str, dict[str, Any], Callable[[Exchange], None]]] = [
+        ends: list[tuple[str, dict[str, Any], Callable[[Exchange], object]]] = [
             ("gone before the first byte", {"is_there": False}, Exchange.go),
             ("gone", {}, Exchange.go),
             ("gone in mid-frame", {"is_reading": False}, Exchange.go),
