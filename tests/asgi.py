@@ -236,6 +236,14 @@ class Server:
         self._exchanges.append(exchange)
         return exchange
 
+    def watch(
+        self, path: str, user: str | None = "alice", count: int = 1, **options: Any
+    ) -> Exchange:
+        """Open a stream, and wait for so many events."""
+        stream = self.open(path, user, **options)
+        stream.at(count - 1)
+        return stream
+
     def ask(self, path: str, user: str | None = "alice", **options: Any) -> Exchange:
         """Make a request, and wait for the end of the answer."""
         return self.open(path, user, **options).wait()

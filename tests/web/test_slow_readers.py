@@ -38,8 +38,7 @@ def test_stopped_reader_gets_the_newest_state(
 ) -> None:
     """A reader that stops holds one frame, and then gets the newest state alone."""
     run = runs.start(n=1)
-    stopped, watching = (pushed.open(one(run.uuid)) for _ in range(2))
-    stopped.at(0)
+    stopped, watching = (pushed.watch(one(run.uuid)) for _ in range(2))
     stopped.stop()
     for n in range(2, 12):
         report(run, n, watching)
@@ -86,8 +85,7 @@ def test_chunks_of_a_stopped_reader(pushed: Server, store: JobStore) -> None:
     which only the last event has an id.
     """
     made, uuids = put_members(store, 10, 20_000)
-    stream = pushed.open(batch(*uuids))
-    stream.at(9)
+    stream = pushed.watch(batch(*uuids), count=10)
     stream.stop()
     made.cancel()
     wait_for(lambda: sum(stream.sending) > 220_000)
@@ -104,8 +102,7 @@ def test_reader_of_nothing_is_dropped(pushed: Server, store: JobStore) -> None:
     stopped = pushed.open(one(put_large(store, 300_000)), is_reading=False)
     wait_for(stopped.is_held)
     job = put(store, "queued")
-    patient = pushed.open(one(job))
-    patient.at(0)
+    patient = pushed.watch(one(job))
     for _ in range(3):
         pushed.pass_time(21)
     pushed.pass_time(1)
@@ -122,9 +119,7 @@ def test_busy_stream_ends_in_time(redis_url: str, runs: Runs) -> None:
     run = runs.start(n=1)
     settings = {"jobstate.stream_max_age": "10s"}
     with pushing(make_config(redis_url, settings=settings)) as server:
-        stream, watching = (server.open(one(run.uuid)) for _ in range(2))
-        for each in stream, watching:
-            each.at(0)
+        stream, watching = (server.watch(one(run.uuid)) for _ in range(2))
         stream.stop()
         for n in 2, 3:
             report(run, n, watching)
@@ -139,8 +134,7 @@ def test_most_unsent_bytes(redis_url: str, store: JobStore) -> None:
     paths = [one(put_large(store, 4 * 1024 * 1024, kind=PublicRun)) for _ in range(20)]
     small = put(store, "queued")
     with pushing(make_config(redis_url), rooms=25) as server:
-        watching = server.open(one(small))
-        watching.at(0)
+        watching = server.watch(one(small))
         streams: list[Exchange] = []
         for path in paths:
             streams.append(server.open(path, None, is_reading=False))

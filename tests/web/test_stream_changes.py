@@ -152,8 +152,7 @@ def test_stream_takes_nothing_from_before_it(
     run = runs.start(n=0)
     first = follow(far, run)
     with relay.held():
-        second = far.open(one(run.uuid))
-        second.at(0)
+        second = far.watch(one(run.uuid))
         # The server has answered.
         wait_for(lambda: relay.is_holding)
         run.report(n=2)
@@ -183,8 +182,7 @@ def test_stream_that_begins_during_a_reading_waits_for_no_change(
     job = put(store)
     config = make_config(relay.url, settings={"jobstate.stalled_after": "600"})
     with pushing(config, gated) as server:
-        first = server.open(one(job))
-        first.at(0)
+        first = server.watch(one(job))
         late = server.open(one(job), x_gate="1")
         gate.wait_for_job()
         load_job(store, job).cancel()
@@ -229,10 +227,8 @@ def test_more_jobs_than_are_asked_for_at_a_time(
     """Hundreds of jobs are read in turn. Those that wait for theirs may leave."""
     made, uuids = put_members(store, 200)
     _, others = put_members(store, 100)
-    streams = []
-    for group in uuids[:100], uuids[100:], others[:80], others[80:]:
-        streams.append(far.open(batch(*group)))
-        streams[-1].at(len(group) - 1)
+    groups = uuids[:100], uuids[100:], others[:80], others[80:]
+    streams = [far.watch(batch(*group), count=len(group)) for group in groups]
     wait_for(lambda: relay.asked.count(b"HGETALL") >= 600)
     # When its end is shown, all that was asked before has been answered.
     ended, *staying = others[:80]
@@ -345,8 +341,7 @@ def test_store_that_does_not_answer_yet(
         relay.refuse({"CLIENT TRACKING": error})
         relay.lose()
         run = runs.start(n=0)
-        stream = far.open(one(run.uuid))
-        stream.at(0)
+        stream = far.watch(one(run.uuid))
         wait_until([LOST], lambda: log()[-1:])
         run.report(n=1)
         far.pass_time(3)
@@ -478,8 +473,7 @@ def test_server_that_reads_nothing_is_given_up(
     jobs = [put(store, "queued") for _ in range(50)]
     settings = {"jobstate.namespace": store.namespace}
     with pushing(make_config(relay.url, settings=settings)) as server:
-        stream = server.open(batch(*jobs))
-        stream.at(49)
+        stream = server.watch(batch(*jobs), count=50)
         wait_for(lambda: relay.asked.count(b"HGETALL") == 50)
         with relay.frozen():
             relay.say(ALL_CHANGED)

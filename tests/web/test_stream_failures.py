@@ -138,8 +138,7 @@ def test_streams_that_come_and_go_leave_nothing(
     def come_and_go() -> int:
         with serving(server.app) as other:
             for _ in range(40):
-                passing = other.open(one(put(store)))
-                passing.at(0)
+                passing = other.watch(one(put(store)))
                 passing.go().wait()
         gc.collect()
         return tracemalloc.get_traced_memory()[0]
@@ -195,8 +194,7 @@ def see_an_end(server: Server, redis_url: str) -> str:
     """Cancel a job, and return how its stream ends."""
     store = JobStore(redis_url)
     job = put(store, "queued")
-    stream = server.open(one(job))
-    stream.at(0)
+    stream = server.watch(one(job))
     load_job(store, job).cancel()
     return str(stream.wait().events[-1].state["job"]["status"])
 

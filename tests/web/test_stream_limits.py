@@ -154,8 +154,7 @@ def test_ended_stream_makes_room(redis_url: str, path: str, store: JobStore) -> 
             assert all(stream.is_stream for stream in streams), end
             server.close()
         job = put(store, "queued")
-        stream = server.open(one(job))
-        stream.at(0)
+        stream = server.watch(one(job))
         load_job(store, job).cancel()
         assert stream.wait().events[-1].state["job"]["status"] == "cancelled"
         assert [server.open(path).is_stream for _ in range(2)] == [True, True]
@@ -243,8 +242,7 @@ def test_streams_outlive_the_loop_of_a_server(
     gate.open()
     job = put(store, "queued")
     with serving(app) as server:
-        stream = server.open(one(job))
-        stream.at(0)
+        stream = server.watch(one(job))
         load_job(store, job).cancel()
         assert statuses(stream.wait()) == ["queued", "cancelled"]
         assert messages(caplog, "pyramid_jobstate") == []

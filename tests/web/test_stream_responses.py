@@ -135,8 +135,7 @@ def test_request_ends_before_its_stream(
     config = with_tween(make_tm_config(redis_url), under="pyramid_tm.tm_tween_factory")
     with pushing(config) as server:
         change.append(keep)
-        stream = server.open(one(put(store)))
-        stream.at(0)
+        stream = server.watch(one(put(store)))
         assert ended == ["transaction", "request"]
         # The thread that ran the view may be about to forget it.
         wait_for(is_free)

@@ -92,8 +92,7 @@ def test_others_get_no_byte(pushed: Server, store: JobStore) -> None:
     for user in "bob", None:
         alone = pushed.ask(one(theirs), user)
         assert (alone.status, b"SECRET" in alone.body) == (403, False)
-    stream = pushed.open(batch(own, theirs), "bob")
-    stream.at(1)
+    stream = pushed.watch(batch(own, theirs), "bob", count=2)
     for uuid in theirs, own:
         load_job(store, uuid).cancel()
     stream.wait()
@@ -112,9 +111,7 @@ def test_streams_end_at_their_age(redis_url: str, store: JobStore) -> None:
     """Streams end at 80 to 100 % of jobstate.stream_max_age, not all at once."""
     path = one(put(store, "queued", PublicRun))
     with pushing(make_config(redis_url), rooms=21) as server:
-        streams = [server.open(path, None) for _ in range(20)]
-        for stream in streams:
-            stream.at(0)
+        streams = [server.watch(path, None) for _ in range(20)]
         server.pass_time(235)
         server.pass_time(1)
         assert not any(stream.is_done for stream in streams)

@@ -108,8 +108,7 @@ def test_error_that_asks_its_request(
     kind = make_kind(public_error=public_error)
     run, other = runs.start(kind), runs.start()
     failing = runs.start(make_kind(public_error=broken))
-    stream = pushed.open(batch(run.uuid, other.uuid, failing.uuid))
-    stream.at(2)
+    stream = pushed.watch(batch(run.uuid, other.uuid, failing.uuid), count=3)
     for number, each in (3, run), (4, failing):
         each.fail(ValueError("x"))
         assert stream.at(number)[:2] == ("gone", each.uuid)
@@ -129,8 +128,7 @@ def test_class_that_raises_is_polled(pushed: Server, runs: Runs) -> None:
             assert self.get_progress_metric("n") != 2
 
     run, other = runs.start(make_kind(__init__=init), n=1), runs.start()
-    stream = pushed.open(batch(run.uuid, other.uuid))
-    stream.at(1)
+    stream = pushed.watch(batch(run.uuid, other.uuid), count=2)
     run.report(n=2)
     assert stream.at(2)[:2] == ("gone", run.uuid)
     other.report(n=1)
@@ -243,9 +241,7 @@ def test_equal_viewers_share_a_rendering(pushed: Server, runs: Runs) -> None:
     kind = make_kind(title=property(title), __acl__=lambda self: public)
     run = runs.start(kind, n=1)
     path = f"{one(run.uuid)}?_LOCALE_=x"
-    streams = [pushed.open(f"{path}{n}&y={n}", f"user{n}") for n in range(20)]
-    for stream in streams:
-        stream.at(0)
+    streams = [pushed.watch(f"{path}{n}&y={n}", f"user{n}") for n in range(20)]
     # All have been read at least once since they joined.
     for n in 2, 3:
         report(run, n, *streams)
@@ -281,9 +277,7 @@ def test_job_that_vanishes_is_gone_after_a_while(
     after longer than a worker's heartbeat, 5 seconds. Its stream ends.
     """
     jobs = [put(store), put(store)]
-    streams = [pushed.open(one(job)) for job in jobs]
-    for stream in streams:
-        stream.at(0)
+    streams = [pushed.watch(one(job)) for job in jobs]
     client.pexpire(f"jobstate:{jobs[0]}", 1)
     client.set(f"jobstate:{jobs[1]}", "x")
     wait_for(lambda: not client.exists(f"jobstate:{jobs[0]}"))
@@ -304,8 +298,7 @@ def test_job_that_its_worker_writes_again_goes_on(
     # Nothing else has a job read again.
     settings = {"jobstate.stalled_after": "600"}
     with pushing(make_config(redis_url, settings=settings)) as server:
-        stream = server.open(batch(run.uuid, lost))
-        stream.at(1)
+        stream = server.watch(batch(run.uuid, lost), count=2)
         run.report(n=2)
         # By now both are watched.
         assert stream.at(2).state["n"] == 2
@@ -367,9 +360,7 @@ def test_waiting_member_hears_that_its_batch_was_cancelled(
     uuids = [job.uuid for job in store.members(made.uuid).items]
     orphan = put_batch(store, Batch, ["queued"], owner="alice")
     (child,) = store.members(orphan.uuid).items
-    waiting, running, left = (pushed.open(one(u)) for u in (*uuids, child.uuid))
-    for stream in waiting, running, left:
-        stream.at(0)
+    waiting, running, left = (pushed.watch(one(u)) for u in (*uuids, child.uuid))
     assert made.cancel()
     assert statuses(waiting.wait()) == ["queued", "cancelled"]
     assert not running.is_done
