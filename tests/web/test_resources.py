@@ -265,8 +265,7 @@ class TenantURL:
 
 
 def url_in(state: Any) -> str:
-    url: str = state["job"]["url"]
-    return url
+    return str(state["job"]["url"])
 
 
 def test_url_of_a_job_is_where_it_was_reached(app: TestApp, store: JobStore) -> None:
@@ -314,9 +313,7 @@ def test_urls_by_pyramids_functions(config: Configurator, store: JobStore) -> No
 class OwnHostRequest(Request):
     """A request that comes by another name than the application's."""
 
-    @property
-    def host_url(self) -> str:
-        return "https://jobs.example.com"
+    host_url = "https://jobs.example.com"
 
 
 class OwnURLRequest(Request):

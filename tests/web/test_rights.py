@@ -175,15 +175,13 @@ def test_application_without_a_policy_opens_nothing(
     assert response.json == {"done": 0, "cursor": None}
 
 
-def test_others_learn_nothing(
-    app: TestApp, store: JobStore, client: redis.Redis
-) -> None:
+def test_others_learn_nothing(app: TestApp, store: JobStore) -> None:
     """No path, query or method lets other users see or change anything, and no header
     makes somebody Alice. To her, many of these requests do show the job.
     """
     hidden: Any = {"params": {"miles": SECRET}, "metrics": {"secret": SECRET}}
     (job,) = put(store, "alice", cls=RunMarathon, message=SECRET, **hidden)
-    before = client.hgetall(key_of(store, job))
+    before = store.client.hgetall(key_of(store, job))
     ways = [
         *((m, f"/{job}") for m in ("HEAD", "POST", "OPTIONS", "PROPFIND", "get")),
         ("POST", f"/{job}/cancel"),
@@ -213,7 +211,7 @@ def test_others_learn_nothing(
             if response.status_code == 200 and response.body:
                 assert not response.json.get("items"), case
                 assert not any(response.json.get("jobs", {}).values()), case
-    assert client.hgetall(key_of(store, job)) == before
+    assert store.client.hgetall(key_of(store, job)) == before
     hers = [ask(unlinted, m, "/job_state" + path, "alice").text for m, path in ways]
     assert sum(SECRET in text for text in hers) >= 7
 

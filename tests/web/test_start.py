@@ -2,7 +2,6 @@
 that stop it.
 """
 
-import logging
 import re
 import traceback
 from collections.abc import Callable
@@ -49,11 +48,13 @@ def role_of(request: Request) -> str:
     return f"role:{request.authenticated_userid}"
 
 
-def configured(url: str | None = NOWHERE, **settings: Any) -> Configurator:
+def configured(
+    url: str | None = NOWHERE, prefix: str | None = None, **settings: Any
+) -> Configurator:
     """Return the configurator of an application that has included the package."""
     given = {f"jobstate.{name}": value for name, value in settings.items()}
     config = make_config(url, settings=given)
-    config.include("pyramid_jobstate")
+    config.include("pyramid_jobstate", route_prefix=prefix)
     return config
 
 
@@ -110,7 +111,7 @@ def test_store_is_that_of_the_middleware_or_of_the_setting(
 def test_broker_of_other_jobs_is_left_alone(
     redis_url: str, set_broker: SetBroker, warnings: Callable[[], list[str]]
 ) -> None:
-    """An application that reads other jobs may have a broker without ours."""
+    """Who reads jobs elsewhere may have a broker without our middleware."""
     set_broker(RedisBroker(url=NOWHERE))
     store = start(configured(redis_url))
     assert store.counts().queued == 0
@@ -205,7 +206,7 @@ def test_bad_setting_stops_the_start(subtests: pytest.Subtests) -> None:
 
 
 def test_unknown_setting_is_told_the_known_ones() -> None:
-    """The error for an unknown setting lists the known ones, apart from others'."""
+    """An unknown setting is told the known ones. Others' settings are left alone."""
     for name in ("expires", ""):
         error = refusal(configured(**{name: "1h"}))
         assert f"jobstate.{name} is unknown" in error
@@ -219,8 +220,8 @@ def test_setting_of_a_wrong_type_stops_the_start() -> None:
     names = re.findall(r"jobstate\.(\w+)", known)
     assert len(names) > 10
     for name in names:
+        match = rf"setting jobstate\.{name} = "
         for value in None, ["redis://:hush@h/0"]:
-            match = rf"setting jobstate\.{name} = "
             with pytest.raises(ConfigurationError, match=match) as caught:
                 made_config(NOWHERE, settings={f"jobstate.{name}": value})
             assert "hush" not in str(caught.value)
@@ -246,8 +247,7 @@ def test_path_is_where_the_jobs_are(
         ("/api", "job_state", "/api/job_state"),
     ):
         with subtests.test(msg=base):
-            config = make_config(redis_url, settings={"jobstate.path": path})
-            config.include("pyramid_jobstate", route_prefix=prefix)
+            config = configured(redis_url, prefix, path=path)
             app = TestApp(config.make_wsgi_app())
             job = put(store)
             response = get(app, f"{base}/{job}", "alice")
@@ -286,21 +286,16 @@ def test_owner_of_sessions_needs_a_session_factory() -> None:
     config.make_wsgi_app()
 
 
-def test_start_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_start_is_logged(said: Callable[[], list[str]]) -> None:
     """One line says where the jobs are stored and shown, and who owns them."""
-    caplog.set_level(logging.INFO, logger="pyramid_jobstate")
     owner = {"path": "jobs", "namespace": "races", "owner": f"{__name__}.role_of"}
     cases: list[tuple[dict[str, Any], list[str]]] = [
         ({}, ["127.0.0.1:1/0", "/api/job_state", "authenticated_userid(request)"]),
         (owner, ["'races'", "/api/jobs. ", "role_of(request)"]),
     ]
     for given, words in cases:
-        caplog.clear()
-        settings = {f"jobstate.{name}": value for name, value in given.items()}
-        config = make_config(NOWHERE, settings=settings)
-        config.include("pyramid_jobstate", route_prefix="api")
-        start(config)
-        (line,) = messages(caplog, "pyramid_jobstate", logging.INFO)
+        start(configured(prefix="api", **given))
+        (line,) = said()
         assert all(word in line for word in words), line
 
 
@@ -318,7 +313,7 @@ def test_other_place_stops_the_start(
     set_broker: SetBroker, subtests: pytest.Subtests
 ) -> None:
     """Another database, or another port of the same host, is an error that shows both
-    stores. So is another namespace, without which every job would be unknown.
+    stores. So is another namespace, in which every job would be unknown.
     """
     for read, written, word in other_places(HOST):
         with subtests.test(msg=f"{read} {written}"):
