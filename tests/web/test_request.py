@@ -133,7 +133,9 @@ def test_actor_runs_in_a_request_with_a_root_and_a_transaction(
 def test_url_of_the_application_comes_from_the_setting_or_the_sender(
     broker: Broker, events: Events, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The setting wins over the sender's URL. A wrong one is logged and not used."""
+    """The setting wins over the URL under which the sender reached the application. A
+    plain send has none; one that cannot be a URL is logged and not used.
+    """
 
     @job_actor(broker=broker)
     def visit(*, request: Any, job_state: JobState) -> None:
@@ -389,7 +391,9 @@ def test_conflict_beyond_the_attempts_waits_like_any_failure(
 def test_actor_decides_about_conflicts(
     broker: Broker, config: Configurator, events: Events
 ) -> None:
-    """`retry_when` sees the conflict as a Retry's cause. What it `throws` is none."""
+    """`retry_when` sees a Retry whose cause is the conflict. An exception that the
+    actor `throws` does not count as a conflict.
+    """
     seen: list[BaseException] = []
 
     def retry_when(retries: int, exception: BaseException) -> bool:

@@ -222,7 +222,9 @@ def test_jobs_are_served_in_the_persistent_tree(
 
 
 def test_nothing_of_a_request_is_stored(zodb_app: TestApp, zodb: DB) -> None:
-    """A root that changes is stored without containers, which stop the commit."""
+    """A request that changes the root stores its changes, but no container. One in the
+    database stops the commit, and the error says what to do.
+    """
     for user in "alice", "bob":
         get(zodb_app, "/visit", user)
     with zodb.transaction() as connection:
@@ -269,7 +271,9 @@ def url_in(state: Any) -> str:
 
 
 def test_url_of_a_job_is_where_it_was_reached(app: TestApp, store: JobStore) -> None:
-    """The URL of a job is below the place through which it was reached."""
+    """The URL of a job is below the place through which it was reached, and leads to
+    it, also among several.
+    """
     uuid = put(store)
     for place in PLACES:
         for script_name in "", "/app":

@@ -161,7 +161,7 @@ def test_lists_show_what_may_be_viewed(roles: TestApp, store: JobStore) -> None:
 def test_application_without_a_policy_opens_nothing(
     redis_url: str, store: JobStore
 ) -> None:
-    """Without a security policy, nobody reads, changes or owns anything."""
+    """Whatever the root allows, nobody reads, changes or owns anything."""
     options = {"root_factory": operated_root, "security_policy": None}
     app = make_app(make_config(redis_url, **options))
     ways = [(method, end, status) for method, end, status, _, _ in ON_ONE]
@@ -270,7 +270,9 @@ def test_strange_record_has_only_the_lineages_rights(
 def test_user_named_like_everybody_owns_nothing(
     redis_url: str, marathons: Marathons
 ) -> None:
-    """Jobs of a user whose name stands for everybody have no owner."""
+    """If somebody could choose such a userid, everybody would own their jobs. Instead,
+    these have no owner.
+    """
     config = make_config(redis_url)
     app = make_app(config)
     for name in Everyone, Authenticated:

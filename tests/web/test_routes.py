@@ -197,7 +197,9 @@ def test_routes_and_views_of_the_application_do_not_answer_for_ours(
 def test_traverser_of_the_application_enters_its_root(
     redis_url: str, store: JobStore
 ) -> None:
-    """A traverser gets the application's root. The job is found in any case."""
+    """A traverser for all resources is called with the application's root, which it may
+    announce, whatever it finds there. The job is found in any case.
+    """
 
     class Announcing(ResourceTreeTraverser):
         def __call__(self, request: Request) -> Any:
@@ -256,8 +258,9 @@ def test_error_views_of_the_application_answer_for_its_pages_alone(
 
 
 def test_refused_csrf_check_is_json(redis_url: str, store: JobStore) -> None:
-    """A request that the CSRF check refuses, by token or origin, gets JSON, however
-    specific the application's own view for that is. Elsewhere that answers.
+    """A request below our path that Pyramid's CSRF check refuses, by token or origin,
+    gets JSON, however specific the application's own view for that is. Elsewhere the
+    application answers.
     """
     config = checking_csrf(make_config(redis_url, root_factory=mounted_root))
     config.add_view(lambda c, r: Response("posted"), name="post")

@@ -147,7 +147,9 @@ def test_arguments_are_those_of_the_call(
 def test_owner_is_the_sender_unless_another_is_named(
     made_tm_config: Configurator, run_marathon: Any, client: redis.Redis
 ) -> None:
-    """The message carries the owner, which a view may name, to the worker."""
+    """The owner of a job is the one that the view names, possibly None, or else the
+    user of the request. The message carries it to the worker.
+    """
     cases: list[tuple[str | None, dict[str, Any], object]] = [
         ("alice", {}, "alice"),
         (None, {}, None),
@@ -170,7 +172,9 @@ def test_owner_is_the_sender_unless_another_is_named(
 def test_owner_that_json_would_change_is_refused(
     job_states: Any, redis_url: str, run_marathon: Any, client: redis.Redis
 ) -> None:
-    """An owner is a string, a finite number or None. Otherwise nothing is sent."""
+    """An owner is a string, a finite number or None, also where jobstate.owner returns
+    it. Otherwise nothing is sent.
+    """
     match = r"a string or a finite number, not .*jobstate\.owner"
     for owner in ["alice"], True, b"alice", float("nan"):
         options: Any = {"args": (26,), "job_owner": owner}

@@ -115,7 +115,9 @@ def owners(store: JobStore) -> set[Any]:
 
 @pytest.mark.parametrize("path", ["/send", "/now"])
 def test_send_makes_a_name(new_visitor: Visitors, store: JobStore, path: str) -> None:
-    """The first send gives the visitor, who alone owns the jobs, a random name."""
+    """The first send gives the visitor a random name, kept in the session, which later
+    sends keep. Only the visitor owns the jobs.
+    """
     visitor, other = new_visitor(), new_visitor()
     uuid = visitor.post(path).json
     visitor.post("/now")
@@ -149,7 +151,9 @@ def test_batch_and_jobs_of_a_first_request_share_a_name(
 def test_invalidated_session_gets_a_new_name(
     new_visitor: Visitors, store: JobStore
 ) -> None:
-    """A session that is invalidated between two sends, as by a login, is named anew."""
+    """A view that invalidates the session, as a login does, between two sends gives the
+    new session a name: the old one would be lost, and the job a 403.
+    """
     visitor = new_visitor()
     old, new = visitor.post("/between").json
     visitor.get(f"/job_state/{new}", status=200)
@@ -190,7 +194,9 @@ def test_named_owner_makes_no_name(new_visitor: Visitors, store: JobStore) -> No
 def test_job_ends_with_the_session(
     redis_url: str, global_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A session that ends before its job loses it: polls do not renew it."""
+    """A session that ends before its job loses it: polls do not renew the session, so
+    it must outlive the job.
+    """
     now = time.time()
     clock = SimpleNamespace(time=lambda: now)
     monkeypatch.setattr("pyramid.session.time", clock)
@@ -222,7 +228,9 @@ def test_session_need_not_be_a_dict(redis_url: str, global_broker: Broker) -> No
 def test_request_of_a_job_makes_no_name(
     config: Configurator, global_broker: Broker, store: JobStore
 ) -> None:
-    """What a job sends belongs to the job's owner, if any, and to no session."""
+    """What a job sends belongs to the job's owner, if any, and to no session. It may
+    view its own.
+    """
     global_broker.add_middleware(RequestMiddleware())
     config.make_wsgi_app()
     run_marathon = global_broker.get_actor("run_marathon")

@@ -36,7 +36,9 @@ def put_large(store: JobStore, size: int, **options: Any) -> str:
 def test_stopped_reader_gets_the_newest_state(
     pushed: Server, runs: Runs, client: redis.Redis
 ) -> None:
-    """A reader that stops holds one frame, and then gets the newest state alone."""
+    """A reader that stops holds one frame, and then gets the newest state alone, even
+    if its record went missing just then. Others get each change at once.
+    """
     run = runs.start(n=1)
     stopped, watching = (pushed.watch(one(run.uuid)) for _ in range(2))
     stopped.stop()
@@ -61,7 +63,7 @@ def test_large_event_comes_in_pieces(pushed: Server, store: JobStore) -> None:
 
 
 def test_first_events_of_many_jobs(pushed: Server, store: JobStore) -> None:
-    """A reader of many large jobs holds 64 KiB of them, and gets all in the end."""
+    """A reader of many jobs, even ended ones, holds 64 KiB and gets all in the end."""
     made, uuids = put_members(store, 30, 20_000)
     stream = pushed.open(batch(*uuids), is_reading=False)
     wait_for(stream.is_held)

@@ -143,7 +143,9 @@ def test_application_without_a_store_does_not_start(set_broker: SetBroker) -> No
 
 
 def test_set_job_store_replaces_the_store() -> None:
-    """The directive takes one store, or its dotted name. It wins over redis_url."""
+    """The directive wins over redis_url, and survives a second include. It takes one
+    store, or its dotted name, and names what else it got, but no password.
+    """
     config = configured("redis://127.0.0.1:2/0")
     config.set_job_store(f"{__name__}.STORE")
     config.commit()
@@ -228,7 +230,7 @@ def test_setting_of_a_wrong_type_stops_the_start() -> None:
 
 
 def test_settings_may_follow_the_include() -> None:
-    """Settings may follow the include, but for the path, which is then an error."""
+    """Settings may follow the include, but for the path: that is an error."""
     config = configured(None)
     config.add_settings({"jobstate.redis_url": NOWHERE, "jobstate.namespace": "late"})
     assert start(config).namespace == "late"
@@ -347,7 +349,9 @@ def test_same_place_is_quiet(
 def test_other_place_that_may_be_the_same_is_warned_of(
     set_broker: SetBroker, warnings: Callable[[], list[str]], subtests: pytest.Subtests
 ) -> None:
-    """Where two names may stand for one server, one warning shows both stores."""
+    """Two names may stand for one server, and only the application may know how to
+    connect: one warning shows both stores.
+    """
     for read, written in [*unclear_places(HOST), *private_stores(HOST)]:
         with subtests.test(msg=f"{read} {written}"):
             set_broker(make_broker(NOWHERE, JobStateMiddleware(written)))
@@ -403,7 +407,9 @@ def test_route_that_may_be_meant_is_let_be(warnings: Callable[[], list[str]]) ->
 
 
 def test_placeholder_in_the_prefix_stops_the_include() -> None:
-    """A placeholder in any prefix is an error: URLs of jobs need a fixed path."""
+    """A placeholder in the prefix, or in that of an outer include, is an error: URLs of
+    jobs need a fixed path. What only resembles one is accepted.
+    """
     for prefix in ("{tenant}", "/a/{b:[a-z]+}/", ":tenant"):
         with pytest.raises(ConfigurationError, match="route_prefix") as caught:
             make_config(NOWHERE).include("pyramid_jobstate", route_prefix=prefix)

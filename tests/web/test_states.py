@@ -106,7 +106,7 @@ def test_changed_job_has_another_etag(app: TestApp, store: JobStore, job: str) -
 def test_state_in_an_answer_of_the_application(
     redis_url: str, store: JobStore, job: str
 ) -> None:
-    """A job has the same JSON in the response of an application's view."""
+    """A job, also of the store itself, has the same JSON in an application's view."""
     config = make_config(redis_url)
     config.add_renderer("app_json", JSON(indent=4))
     config.add_view(

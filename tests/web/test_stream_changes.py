@@ -166,7 +166,9 @@ def test_stream_takes_nothing_from_before_it(
 def test_stream_that_begins_during_a_reading_waits_for_no_change(
     relay: TrackingRelay, store: JobStore
 ) -> None:
-    """A job that is being read when a stream begins is read once more."""
+    """What a view has read may be outdated when its stream begins. If a job is being
+    read just then, it is read once more, though nothing changes any more.
+    """
     gate = Gate()
 
     def gated(app: Any) -> Any:
@@ -200,7 +202,9 @@ def test_stream_that_begins_during_a_reading_waits_for_no_change(
 def test_only_what_is_shown_is_read(
     far: Server, relay: TrackingRelay, runs: Runs, store: JobStore
 ) -> None:
-    """A job is read only while a stream shows it, the last of which closes the link."""
+    """A job is read only while a stream shows it to a client that may see it. The
+    connection closes with the last stream.
+    """
     run, other, hidden = runs.start(n=0), runs.start(n=0), put(store, owner="bob")
     gone, staying = follow(far, run), far.open(batch(other.uuid, hidden))
     report(other, 1, staying)
@@ -224,7 +228,7 @@ def test_only_what_is_shown_is_read(
 def test_more_jobs_than_are_asked_for_at_a_time(
     far: Server, relay: TrackingRelay, store: JobStore
 ) -> None:
-    """Hundreds of jobs are read in turn. Those that wait for theirs may leave."""
+    """Hundreds of jobs are read in turn. Those that wait for their turn may leave."""
     made, uuids = put_members(store, 200)
     _, others = put_members(store, 100)
     groups = uuids[:100], uuids[100:], others[:80], others[80:]
@@ -336,7 +340,7 @@ def test_store_that_hangs_is_away(
 def test_store_that_does_not_answer_yet(
     far: Server, relay: TrackingRelay, runs: Runs, log: Callable[[], list[str]]
 ) -> None:
-    """A store that is loading, busy or full is away, and is asked again."""
+    """A store that is loading, busy or full is away from the first stream on."""
     for error in LOADING, BUSY, "ERR max number of clients reached":
         relay.refuse({"CLIENT TRACKING": error})
         relay.lose()
@@ -565,7 +569,9 @@ def test_connections_that_cannot_be_heard_poll(
 def test_client_may_have_any_options(
     redis_url: str, client: redis.Redis, runs: Runs
 ) -> None:
-    """Streams hear of changes by any client, whose name and user they bear."""
+    """Streams learn of changes whatever options the application's client has, whose
+    name and user they bear, and take no connection of a limited pool.
+    """
     client.acl_setuser(
         "jobs", enabled=True, passwords=["+hunter2"], keys=["*"], commands=["+@all"]
     )

@@ -85,7 +85,9 @@ def test_streams_of_one_owner(
 def test_streams_of_many_hosts(
     redis_url: str, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A process renders for eight host names with open streams. Others poll."""
+    """A process renders for eight host names at a time, whoever asks. A host counts
+    while one of its streams is open, and a request under another one polls.
+    """
     with pushing(make_config(redis_url), rooms=30) as server:
         streams = [server.open(path, None, host=f"h{n}.example") for n in range(8)]
         for number, stream in enumerate(streams):

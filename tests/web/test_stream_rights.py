@@ -108,7 +108,7 @@ def test_others_get_no_byte(pushed: Server, store: JobStore) -> None:
 
 
 def test_streams_end_at_their_age(redis_url: str, store: JobStore) -> None:
-    """Streams end at 80 to 100 % of jobstate.stream_max_age, not all at once."""
+    """Streams end at 80 to 100 % of stream_max_age, 5 minutes, and not all at once."""
     path = one(put(store, "queued", PublicRun))
     with pushing(make_config(redis_url), rooms=21) as server:
         streams = [server.watch(path, None) for _ in range(20)]
@@ -134,7 +134,9 @@ class Revocable(Policy):
 
 
 def test_revoked_rights_end_with_the_stream(redis_url: str, store: JobStore) -> None:
-    """Who comes again after a stream ended at its age is asked for rights anew."""
+    """A stream ends at its age, and who comes again is asked for their rights anew: so
+    is who has logged out.
+    """
     policy, job = Revocable(), put(store, "queued", OpenJob)
     settings = {"jobstate.stream_max_age": "0.5s"}
     config = make_config(redis_url, settings=settings, security_policy=policy)

@@ -71,7 +71,9 @@ QUESTIONS: dict[str, Callable[[JobState], object]] = {
 def test_title_that_asks_its_request(
     pushed: Server, store: JobStore, said: Lines
 ) -> None:
-    """A job streams nothing once its class asks for more, even if it hides errors."""
+    """A job streams nothing once its class asks for more than a stream has, even if it
+    hides what is raised, as careful code does. Other jobs do.
+    """
     other = put(store)
     for name, question in QUESTIONS.items():
 
@@ -97,7 +99,9 @@ def test_title_that_asks_its_request(
 def test_error_that_asks_its_request(
     pushed: Server, runs: Runs, said: Lines, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job whose error asks for more, or raises, is streamed until then."""
+    """A job whose error asks for more, or raises anything, is streamed until then: its
+    page polls for it. The others in its stream go on.
+    """
 
     def public_error(self: JobState, exception_type: str, message: str) -> str:
         return f"It failed on {request_of(self).host}"
@@ -355,7 +359,9 @@ def test_batch_streams_the_counts_of_its_members(
 def test_waiting_member_hears_that_its_batch_was_cancelled(
     pushed: Server, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The stream of a member that waits tells of the cancel of its batch, if any."""
+    """The stream of a member that waits tells of its batch's cancel. One whose batch
+    another program has overwritten goes on.
+    """
     made = put_batch(store, Batch, ["queued", "working"], owner="alice")
     uuids = [job.uuid for job in store.members(made.uuid).items]
     orphan = put_batch(store, Batch, ["queued"], owner="alice")

@@ -106,7 +106,9 @@ def test_alias_streams_its_job(
 def test_job_that_becomes_an_alias_is_gone(
     pushed: Server, redis_url: str, set_broker: SetBroker, store: JobStore
 ) -> None:
-    """A stream ends for a uuid that leads to another job: a poll decides anew."""
+    """A stream is authorised for the jobs that it began with. Once one of its uuids
+    leads to another job, perhaps of somebody else's, a poll decides anew.
+    """
     other = put(store)
     streams: list[Exchange] = []
     with faulty(redis_url) as proxy:
@@ -301,7 +303,9 @@ def test_request_whose_owner_cannot_be_told_polls(
 
 
 def test_wsgi_never_streams(app: TestApp, store: JobStore) -> None:
-    """Under WSGI, and in another bridge, no request streams, and no poll says so."""
+    """Under WSGI, a request for a stream is a poll, and no poll speaks of streams,
+    whatever its headers say. So it is in another bridge between ASGI and WSGI.
+    """
     path = one(put(store))
     headers = {"X-User": "alice", "Accept": "text/event-stream"}
     poll = get(app, path, "alice", asgi_scope="{}")

@@ -109,7 +109,7 @@ def test_detached_records_every_value_in_order() -> None:
 
 
 def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
-    """Only a detached JobState has a history, and only a job's can be cancelled."""
+    """Only what keeps its reports has a history, and only a job here is cancelled."""
     wrongs: list[Any] = [testing.put_job(job_store), None]
     for wrong in wrongs:
         with pytest.raises(TypeError, match=f"^{wrong} was not created by detached"):
@@ -247,7 +247,7 @@ def test_time_passes_for_a_store(job_store: JobStore) -> None:
 
 
 def test_store_that_is_away(job_store: JobStore) -> None:
-    """Inside the block the store does not answer; then it has all its jobs."""
+    """Inside the block the store does not answer: a 503. Then it has all its jobs."""
     app = application(job_store, "pyramid_jobstate")
     job = testing.put_job(job_store, owner="alice")
     with testing.away(job_store):
