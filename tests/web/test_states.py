@@ -21,7 +21,7 @@ from pyramid_jobstate.testing import pass_time
 from tests.jobs import RunMarathon
 from tests.support import ROOT, UUID, load_job
 from tests.web.reading import FORBIDDEN, put, put_odd
-from tests.webapp import ADMIN, ask, get, make_app, make_config, mounted_root
+from tests.webapp import ADMIN, ask, get, make_app, make_config
 
 #: Texts, numbers and collections that jobs may report.
 VALUES: list[Any] = [
@@ -274,14 +274,8 @@ def millis(store: JobStore) -> int:
     return int(seconds * 1000 + micros // 1000)
 
 
-@pytest.fixture
-def timed(redis_url: str) -> TestApp:
-    """An application, of which no request has been made."""
-    return make_app(make_config(redis_url, root_factory=mounted_root))
-
-
 def test_every_answer_tells_the_time(
-    timed: TestApp, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    app: TestApp, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """States, batches, lists, acts, refusals and answers without a body tell the time
     of the store, not that of the web process, wherever the jobs are. A bad query, for
@@ -291,7 +285,7 @@ def test_every_answer_tells_the_time(
     monkeypatch.setattr("time.time", lambda: 1_000_000.0)
     monkeypatch.setattr("time.time_ns", lambda: 10**15)
     place = f"/job_state/{job}"
-    etag = get(timed, place, "alice").headers["ETag"]
+    etag = get(app, place, "alice").headers["ETag"]
     asking = {"X_Requested_With": "x"}
     for status, method, path, user, headers in (
         (304, "GET", place, "alice", {"If_None_Match": etag}),
@@ -306,7 +300,7 @@ def test_every_answer_tells_the_time(
         (400, "GET", "/job_state?limit=x", "alice", {}),
     ):
         before = millis(store)
-        response = ask(timed, method, path, user, **headers)
+        response = ask(app, method, path, user, **headers)
         assert response.status_code == status, path
         times = response.headers.getall(TIME)
         assert len(times) == (status != 400)
@@ -314,10 +308,10 @@ def test_every_answer_tells_the_time(
             assert before - 100 <= int(time) <= millis(store) + 100, path
 
 
-def test_time_is_not_part_of_the_state(timed: TestApp, store: JobStore) -> None:
+def test_time_is_not_part_of_the_state(app: TestApp, store: JobStore) -> None:
     """A state that has not changed keeps its ETag, however late it is."""
     path = f"/job_state/{put(store)}"
-    answers = [get(timed, path, "alice") for _ in range(20)]
+    answers = [get(app, path, "alice") for _ in range(20)]
     assert len({(answer.headers["ETag"], answer.body) for answer in answers}) == 1
     times = [int(answer.headers[TIME]) for answer in answers]
     assert times == sorted(times)
