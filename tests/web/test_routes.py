@@ -291,8 +291,8 @@ def add_cors(config: Configurator) -> None:
     """Let a route of the application answer every preflight, as in the README."""
     asked = {"request_method": "OPTIONS", "header": "Access-Control-Request-Method"}
     config.add_route("preflight", "/{path:.*}", **asked)
-    allowed = Response(headers={"Access-Control-Allow-Origin": "*"})
-    config.add_view(lambda c, r: allowed, route_name="preflight")
+    allowed = {"Access-Control-Allow-Origin": "*"}
+    config.add_view(lambda c, r: Response(headers=allowed), route_name="preflight")
 
 
 def test_preflight_is_the_applications() -> None:
