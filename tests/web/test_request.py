@@ -78,8 +78,7 @@ def run(
 ) -> JobState:
     """Run a job to its end, and return its state."""
     with working(broker, threads=1):
-        message = actor.send_with_options(args=args, **options)
-        return wait_until(broker, message, status)
+        return wait_until(broker, actor.send_with_options(args=args, **options), status)
 
 
 def error_of(job: JobState) -> tuple[str, str]:
@@ -378,8 +377,7 @@ def test_conflict_beyond_the_attempts_waits_like_any_failure(
     in_use = functools.partial(TransientError, "in use")
     actor = conflicting(broker, events, in_use)
     with working(broker):
-        message = actor.send(9)
-        job = wait_for_attempt(broker, message, 2)
+        job = wait_for_attempt(broker, actor.send(9), 2)
     assert events.count("abort") == 2 and (2, None) in events
     assert error_of(job) == ("TransientError", "in use")
     assert job.due_at and job.updated_at
@@ -480,8 +478,7 @@ def test_applications_that_share_a_broker_keep_their_jobs_apart(
 
     with working(broker):
         for config, name in zip(made, ("shop", "admin", "new", "new"), strict=True):
-            job_states = make_request(config).job_states
-            job_states.send_immediately(message := tell.message())
+            make_request(config).job_states.send_immediately(message := tell.message())
             assert wait_until(broker, message, "success").message == name
         refused = wait_until(broker, tell.send(), "error")
     text = "several applications of this process share its broker"

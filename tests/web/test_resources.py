@@ -54,8 +54,7 @@ def test_container_finds_jobs(config: Configurator, store: JobStore) -> None:
 
     assert job_states is request.job_states
     assert job_states is not make_request(config).job_states
-    found = find_resource(job_states, uuid)
-    for job in job_states.find(uuid), job_states[uuid], found:
+    for job in job_states.find(uuid), job_states[uuid], find_resource(job_states, uuid):
         assert isinstance(job, RunMarathon)
         assert (job.uuid, job.__name__) == (uuid, uuid)
         assert job.__parent__ is job_states
@@ -346,8 +345,7 @@ def test_state_has_the_url_that_pyramid_gives(redis_url: str, store: JobStore) -
     ]
     for factory in Request, OwnHostRequest, OwnURLRequest:
         request = make_request(config, factory=factory)
-        root = mounted_root(request)
-        for container in request.job_states, root["site"]["jobs"]:
+        for container in request.job_states, mounted_root(request)["site"]["jobs"]:
             found = [container[uuid] for uuid in jobs]
             found[1].__parent__ = Root(request)
             found[2].__name__ = "other"

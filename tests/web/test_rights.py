@@ -242,8 +242,7 @@ def test_acl_of_a_class_may_use_the_parameters(app: TestApp, store: JobStore) ->
         assert (several[job] is not None) is (code == 200), user
         assert get(app, "/job_state", user).json["items"] == [], user
         assert act(app, f"/job_state/{job}/cancel", user).status_code == after, user
-    items = get(app, "/job_state?owner=alice", ADMIN).json["items"]
-    assert uuids_of(items) == [job]
+    assert uuids_of(get(app, "/job_state?owner=alice", ADMIN).json["items"]) == [job]
 
 
 def test_strange_record_has_only_the_lineages_rights(

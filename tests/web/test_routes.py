@@ -209,8 +209,7 @@ def test_traverser_of_the_application_enters_its_root(
     seen: list[Any] = []
     config = make_config(redis_url)
     config.add_traverser(Announcing)
-    job = put(store)
-    assert get(make_app(config), f"/job_state/{job}", "alice").status_code == 200
+    assert get(make_app(config), f"/job_state/{put(store)}", "alice").status_code == 200
     assert seen == [(Root, {"traverse": "/"})]
 
 

@@ -198,8 +198,7 @@ def test_job_ends_with_the_session(
     it must outlive the job.
     """
     now = time.time()
-    clock = SimpleNamespace(time=lambda: now)
-    monkeypatch.setattr("pyramid.session.time", clock)
+    monkeypatch.setattr("pyramid.session.time", SimpleNamespace(time=lambda: now))
     config = make_visited(redis_url, global_broker, cookies(timeout=60))
     visitor = TestApp(config.make_wsgi_app())
     path = f"/job_state/{visitor.post('/send').json}"

@@ -104,8 +104,7 @@ def test_store_is_that_of_the_middleware_or_of_the_setting(
     ):
         set_broker(broker)
         app = make_app(make_config(url))
-        job = put(store)
-        assert get(app, f"/job_state/{job}", "alice").status_code == 200
+        assert get(app, f"/job_state/{put(store)}", "alice").status_code == 200
 
 
 def test_broker_of_other_jobs_is_left_alone(
@@ -113,8 +112,7 @@ def test_broker_of_other_jobs_is_left_alone(
 ) -> None:
     """Who reads jobs elsewhere may have a broker without our middleware."""
     set_broker(RedisBroker(url=NOWHERE))
-    store = start(configured(redis_url))
-    assert store.counts().queued == 0
+    assert start(configured(redis_url)).counts().queued == 0
     assert warnings() == []
 
 
@@ -126,8 +124,7 @@ def test_registry_above_that_of_the_application_is_heard(redis_url: str) -> None
     registry = Registry("below", bases=(above,))
     config = Configurator(registry=registry)
     config.setup_registry(settings={"jobstate.redis_url": redis_url})
-    app = make_app(config)
-    assert get(app, "/job_state", "alice").status_code == 200
+    assert get(make_app(config), "/job_state", "alice").status_code == 200
     assert len(heard) == 1
 
 

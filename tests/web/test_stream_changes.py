@@ -583,8 +583,7 @@ def test_client_may_have_any_options(
     ]
     for n, options in enumerate(own, start=1):
         made = redis.Redis.from_url(redis_url, **options)
-        config = make_config(None)
-        with made, pushing(config, store=JobStore(made), rooms=1) as server:
+        with made, pushing(make_config(None), store=JobStore(made), rooms=1) as server:
             follow(server, run, n)
             (found,) = flagged(client, *others)
             assert found["name"] == options.get("client_name", ""), options

@@ -47,8 +47,7 @@ def failing(
 
     def fail() -> float:
         thread = threading.current_thread()
-        is_ours = thread.name == FEEDS and thread not in server.others
-        if is_ours and not failed.is_set():
+        if thread.name == FEEDS and thread not in server.others and not failed.is_set():
             left[0] -= 1
             if left[0] == 0:
                 failed.set()
@@ -138,8 +137,7 @@ def test_streams_that_come_and_go_leave_nothing(
     def come_and_go() -> int:
         with serving(server.app) as other:
             for _ in range(40):
-                passing = other.watch(one(put(store)))
-                passing.go().wait()
+                other.watch(one(put(store))).go().wait()
         gc.collect()
         return tracemalloc.get_traced_memory()[0]
 

@@ -147,8 +147,7 @@ def test_revoked_rights_end_with_the_stream(redis_url: str, store: JobStore) -> 
         stream.wait(5)
         last = stream.events[-1].id
         assert {event.name for event in stream.events} == {"message"}
-        again = server.ask(one(job), "carol", last_event_id=last)
-        assert again.status == 403
+        assert server.ask(one(job), "carol", last_event_id=last).status == 403
         policy.may = True
         assert server.open(one(job), "carol", last_event_id=last).opening
         own = server.open(one(put(store)))

@@ -261,8 +261,7 @@ def test_beat(pushed: Server, client: redis.Redis, store: JobStore) -> None:
     seconds, _ = client.time()
     path = one(put(store, "queued"))
     stream = pushed.open(path)
-    last = stream.at(0).id
-    for each in stream, pushed.open(path, last_event_id=last):
+    for each in stream, pushed.open(path, last_event_id=stream.at(0).id):
         assert abs(each.opening / 1000 - seconds) < 10
     pushed.pass_time(19)
     assert len(stream.events) == 1

@@ -125,8 +125,7 @@ def test_job_that_becomes_an_alias_is_gone(
         commit()
     (stream,) = streams
     assert stream.at(0).state["job"]["status"] == "queued"
-    gone = stream.until(lambda event: event.name == "gone")
-    assert gone.data == loser
+    assert stream.until(lambda event: event.name == "gone").data == loser
     shown = len(stream.events)
     for uuid in winner, other:
         load_job(store, uuid).cancel()
@@ -295,8 +294,7 @@ def test_request_whose_owner_cannot_be_told_polls(
         raise LookupError("no session")
 
     path = one(put(store, kind=PublicRun))
-    config = make_config(redis_url, settings={"jobstate.owner": owner})
-    with pushing(config) as server:
+    with pushing(make_config(redis_url, settings={"jobstate.owner": owner})) as server:
         poll = server.poll(path, None)
         assert (poll.status, HINT in poll.headers) == (200, False)
         assert_same_answer(server.ask(path, None), poll)

@@ -92,8 +92,7 @@ class UniqueDesk(Desk):
         states = [self.state(job) for job in jobs]
         for job, state in zip(jobs, states, strict=True):
             assert state["job"].pop("uuid") == job.uuid
-            url = f"http://localhost/job_state/{job.uuid}/"
-            assert state["job"].pop("url") == url
+            assert state["job"].pop("url") == f"http://localhost/job_state/{job.uuid}/"
         return all(state == states[0] for state in states)
 
     def find(
@@ -436,8 +435,7 @@ def test_a_broker_that_is_away_leaves_the_key_free(desk: UniqueDesk) -> None:
     """The job reads as not sent."""
     refuses = [True, False]
     desk.actor.broker.add_middleware(Refusing(lambda message: refuses.pop(0)))
-    first = desk.press()
-    assert desk.is_not_sent(first, "error")
+    assert desk.is_not_sent(desk.press(), "error")
     second = desk.press()
     assert desk.sent() == [second.uuid]
 
@@ -458,8 +456,7 @@ def test_a_job_whose_sender_died_loses_its_key_when_it_is_stalled(
     second = desk.press()
     assert desk.is_not_sent(first, "cancelled")
     assert desk.sent() == [second.uuid]
-    line = f"Job {first.uuid} was never sent. Another has taken its place."
-    assert line in said()
+    assert f"Job {first.uuid} was never sent. Another has taken its place." in said()
 
 
 def test_a_sender_that_dies_before_it_takes_the_key_leaves_nothing_behind(
