@@ -256,7 +256,7 @@ def test_more_jobs_than_are_asked_for_at_a_time(
 
 
 def test_connection_that_comes_too_late(
-    far: Server, relay: TrackingRelay, runs: Runs, log: Callable[[], list[str]]
+    far: Server, relay: TrackingRelay, runs: Runs, log: Lines
 ) -> None:
     """A connection that nobody needs any more is closed, and not logged if it fails."""
     run = runs.start(n=0)
@@ -277,7 +277,7 @@ def test_connection_that_comes_too_late(
 
 
 def test_short_break_is_told_to_nobody(
-    far: Server, relay: TrackingRelay, runs: Runs, log: Callable[[], list[str]]
+    far: Server, relay: TrackingRelay, runs: Runs, log: Lines
 ) -> None:
     """What changes while the connection is lost, or was being read when it was lost, is
     read when there is another one. The log says when it was lost and when that was
@@ -301,7 +301,7 @@ def test_short_break_is_told_to_nobody(
 
 
 def test_store_that_hangs_is_away(
-    far: Server, relay: TrackingRelay, runs: Runs, log: Callable[[], list[str]]
+    far: Server, relay: TrackingRelay, runs: Runs, log: Lines
 ) -> None:
     """A store that keeps its connections and says nothing for 2 seconds is away. Its
     streams are told once, hear signs of life, and get the state that they had once more
@@ -338,7 +338,7 @@ def test_store_that_hangs_is_away(
 
 
 def test_store_that_does_not_answer_yet(
-    far: Server, relay: TrackingRelay, runs: Runs, log: Callable[[], list[str]]
+    far: Server, relay: TrackingRelay, runs: Runs, log: Lines
 ) -> None:
     """A store that is loading, busy or full is away from the first stream on."""
     for error in LOADING, BUSY, "ERR max number of clients reached":
@@ -445,7 +445,7 @@ def test_server_that_says_what_it_should_not(
 
 
 def test_messages_come_in_any_number_and_in_pieces(
-    far: Server, relay: TrackingRelay, runs: Runs, log: Callable[[], list[str]]
+    far: Server, relay: TrackingRelay, runs: Runs, log: Lines
 ) -> None:
     """Messages of the server's are understood wherever the network cuts them, and
     thousands may precede a reply, also the first one. Those of another kind mean
@@ -487,7 +487,7 @@ def test_server_that_reads_nothing_is_given_up(
 
 
 def test_where_changes_cannot_be_heard_pages_poll(
-    relay: TrackingRelay, runs: Runs, log: Callable[[], list[str]]
+    relay: TrackingRelay, runs: Runs, log: Lines
 ) -> None:
     """When the server refuses to tell of changes, the streams end, requests get the
     answer to a poll, and polls offer no stream. After 5 minutes, it is asked again. One

@@ -50,15 +50,20 @@ class UniqueDesk(Desk):
     def press(
         self, request: Request | None = None, key: Any = "nightly", **options: Any
     ) -> JobState:
-        """Send a unique job, in a request that commits unless one is given."""
-        own = request is None
+        """Send a unique job, in a request that commits unless one is given. `meanwhile`
+        is called with the job before its key is taken.
+        """
+        own, meanwhile = request is None, options.pop("meanwhile", None)
         request = request or self.begin()
         actor, miles = options.pop("actor", self.actor), options.pop("miles", 26)
         options = {"args": (miles,), "unique": key, **options}
         job_state = request.job_states.send_with_options(actor, **options)
+        assert isinstance(job_state, JobState)
+        if meanwhile:
+            manager = Manager("a", "tpc_finish", lambda: meanwhile(job_state))
+            request.tm.get().join(manager)
         if own:
             request.tm.commit()
-        assert isinstance(job_state, JobState)
         return job_state
 
     def press_twice(self, **second: Any) -> tuple[JobState, JobState]:
@@ -466,7 +471,7 @@ def test_a_sender_that_dies_before_it_takes_the_key_leaves_nothing_behind(
     the sender live after all, its job leads to the new one.
     """
 
-    def meanwhile() -> None:
+    def meanwhile(dead: JobState) -> None:
         assert keys_without_end(desk.client) == []
         desk.grow_old()
         assert desk.status(dead) == "stalled"
@@ -476,10 +481,7 @@ def test_a_sender_that_dies_before_it_takes_the_key_leaves_nothing_behind(
         assert desk.sent() == [found[0].uuid]
 
     found: list[JobState] = []
-    request = desk.begin()
-    dead = desk.press(request)
-    request.tm.get().join(Manager("a", "tpc_finish", meanwhile))
-    request.tm.commit()
+    dead = desk.press(meanwhile=meanwhile)
     assert found[0].uuid != dead.uuid
     assert desk.same(dead, found[0])
     assert desk.sent() == [found[0].uuid]
@@ -491,7 +493,7 @@ def test_a_job_of_a_dead_sender_is_cancelled_when_that_of_a_press_ends(
 ) -> None:
     """At the press nobody knew that the sender was dead."""
 
-    def meanwhile() -> None:
+    def meanwhile(dead: JobState) -> None:
         found.append(desk.press())
         assert desk.status(dead) == "queued"
         desk.grow_old()
@@ -499,10 +501,7 @@ def test_a_job_of_a_dead_sender_is_cancelled_when_that_of_a_press_ends(
         assert desk.is_not_sent(dead, "cancelled")
 
     found: list[JobState] = []
-    request = desk.begin()
-    dead = desk.press(request)
-    request.tm.get().join(Manager("a", "tpc_finish", meanwhile))
-    request.tm.commit()
+    desk.press(meanwhile=meanwhile)
     assert len(found) == 1
 
 
@@ -513,7 +512,7 @@ def test_a_press_may_come_at_any_moment_of_a_long_commit(
     sender loses it only to a press that comes before. One message leaves.
     """
 
-    def grow_old() -> None:
+    def grow_old(slow: JobState) -> None:
         desk.grow_old()
         proxy.judge = moment
 
@@ -521,10 +520,7 @@ def test_a_press_may_come_at_any_moment_of_a_long_commit(
     for number in itertools.count():
         desk.client.flushdb()
         moment = Moment(number, desk.press)
-        request = far.begin()
-        slow = far.press(request)
-        request.tm.get().join(Manager("a", "tpc_finish", grow_old))
-        request.tm.commit()
+        slow = far.press(meanwhile=grow_old)
         proxy.judge = undisturbed
         if not moment.results:
             break
