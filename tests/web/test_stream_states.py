@@ -188,14 +188,6 @@ def test_kind_with_json_of_its_own(
 # Viewers
 
 
-class Translated(JobState):
-    """A kind whose title is a translation string."""
-
-    @property
-    def title(self) -> Any:
-        return _("Marathon")
-
-
 def test_viewers_in_two_languages(redis_url: str, runs: Runs, tmp_path: Path) -> None:
     """Each viewer of a job gets it in their own language, as in a poll."""
     head = "Content-Type: text/plain; charset=UTF-8\n"
@@ -203,7 +195,7 @@ def test_viewers_in_two_languages(redis_url: str, runs: Runs, tmp_path: Path) ->
     write_catalog(path, {"": head, "Marathon": "Lauf über 42 km"})
     config = make_config(redis_url)
     config.add_translation_dirs(str(tmp_path))
-    run = runs.start(Translated)
+    run = runs.start(make_kind(title=property(lambda self: _("Marathon"))))
     english_url = one(run.uuid)
     german_url = f"{english_url}?_LOCALE_=de"
     with pushing(config) as server:

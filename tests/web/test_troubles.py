@@ -69,10 +69,6 @@ def fail(store: JobStore, *classes: type[JobState]) -> list[str]:
     return [put(store, cls, "error", error=ERROR) for cls in classes[::-1]][::-1]
 
 
-def troubles(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    return [r for r in caplog.records if r.levelno == logging.ERROR]
-
-
 def test_job_in_trouble_is_left_out(
     app: TestApp, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -98,7 +94,7 @@ def test_job_in_trouble_is_left_out(
                 assert uuids_of(items) == [one, three], (name, query)
         if name == "nothing":
             continue
-        (record,) = troubles(caplog)
+        (record,) = (r for r in caplog.records if r.levelno == logging.ERROR)
         assert cls.__qualname__ in record.getMessage()
         assert two in record.getMessage() or four in record.getMessage()
         assert record.exc_info is not None, name
