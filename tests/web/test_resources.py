@@ -1,7 +1,5 @@
 """The containers of jobs: lookup, their root, mounting in a tree, and URLs."""
 
-from __future__ import annotations
-
 import sys
 import types
 from collections.abc import Iterator

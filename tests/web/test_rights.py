@@ -1,7 +1,5 @@
 """Who may do what to whose job: the table, and attempts to get round it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

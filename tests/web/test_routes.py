@@ -1,7 +1,5 @@
 """The routes: introspection, paths, methods, and the application's own around them."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from pathlib import Path

@@ -2,8 +2,6 @@
 header of all answers with the store's time.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import math

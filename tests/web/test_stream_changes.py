@@ -1,7 +1,5 @@
 """How streams learn of changes: over a connection that may be slow, lost or lie."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import random

@@ -1,7 +1,5 @@
 """What a failure, a fork or the end of streams leaves behind."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import multiprocessing

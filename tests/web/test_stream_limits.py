@@ -2,8 +2,6 @@
 reader holds.
 """
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import json

@@ -2,8 +2,6 @@
 applications around it.
 """
 
-from __future__ import annotations
-
 import gc
 import gzip
 import json

@@ -1,7 +1,5 @@
 """Who gets which states by a stream: those who get them by a poll."""
 
-from __future__ import annotations
-
 import json
 import random
 from typing import Any

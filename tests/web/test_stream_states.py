@@ -1,7 +1,5 @@
 """The events of a stream: states, which are rendered without a request, and others."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools

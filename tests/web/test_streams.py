@@ -1,7 +1,5 @@
 """Streams of states: what a request gets."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Application code that raises for one job, beside others that are fine."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Callable
