@@ -194,7 +194,7 @@ class Own(JobState):
 
 
 def test_each_value_is_encoded_alike(app: TestApp, store: JobStore) -> None:
-    """A poll, a batch of polls and a list show the same, also an application's own."""
+    """Polls, batches of polls and lists show the same, also what a class adds to it."""
     metrics = {str(n): value for n, value in enumerate(VALUES)}
     plain, own = (put(store, cls, metrics=metrics) for cls in (RunMarathon, Own))
 

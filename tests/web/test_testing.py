@@ -109,7 +109,9 @@ def test_detached_records_every_value_in_order() -> None:
 
 
 def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
-    """Only what keeps its reports has a history, and only a job here is cancelled."""
+    """Only a JobState that keeps its reports has a history, and only one of a job that
+    runs here can be cancelled.
+    """
     wrongs: list[Any] = [testing.put_job(job_store), None]
     for wrong in wrongs:
         with pytest.raises(TypeError, match=f"^{wrong} was not created by detached"):
