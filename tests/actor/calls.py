@@ -48,14 +48,8 @@ CALLS: dict[str, tuple[Callable[[JobState], Any], Callable[[JobState], Any]]] = 
         lambda j: j.phase("Reading", 1).__enter__(),
         lambda j: j.progress and j.progress.fraction,
     ),
-    "set_message": (
-        lambda j: j.set_message(f"{j.message}!"),
-        lambda j: j.message,
-    ),
-    "append_log": (
-        lambda j: j.append_log("line"),
-        lambda j: j.log,
-    ),
+    "set_message": (lambda j: j.set_message(f"{j.message}!"), lambda j: j.message),
+    "append_log": (lambda j: j.append_log("line"), lambda j: j.log),
 }
 
 #: Those that fail once the job has ended or is cancelled.

@@ -45,10 +45,7 @@ def test_track_counts_the_items(job_state: JobState) -> None:
     assert job_state.progress == Progress(0, 2, "letters")
     assert job_state.message == "Reading"
     seen = [(item, job_state.progress) for item in loop]
-    assert seen == [
-        ("a", Progress(0, 2, "letters")),
-        ("b", Progress(1, 2, "letters")),
-    ]
+    assert seen == [("a", Progress(0, 2, "letters")), ("b", Progress(1, 2, "letters"))]
     assert job_state.progress == Progress(2, 2, "letters")
 
 

@@ -43,13 +43,7 @@ def batch(
 
 USUAL = batch(fraction=0.984, eta=12.5, success=116, error=2, working=1, queued=1)
 EACH = batch(
-    fraction=0.8,
-    success=40,
-    error=20,
-    cancelled=10,
-    working=15,
-    queued=13,
-    retrying=2,
+    fraction=0.8, success=40, error=20, cancelled=10, working=15, queued=13, retrying=2
 )
 
 LOOK_AT_COUNTS = """() => {

@@ -101,11 +101,7 @@ def data(status: str = "working", metrics: Any = None, **job: Any) -> dict[str, 
         "cancellable": True,
         **job,
     }
-    return {
-        **(metrics or {}),
-        "job_state": coarse.get(status, "working"),
-        "job": whole,
-    }
+    return {**(metrics or {}), "job_state": coarse.get(status, "working"), "job": whole}
 
 
 def answer(*args: Any, **kwargs: Any) -> Answer:

@@ -244,9 +244,7 @@ def test_metrics_of_another_job_go(stage: Stage) -> None:
     second = held(json.dumps(data(title="Two")))
     stage.server.answer("job", answer(metrics={"n": 111}))
     stage.server.answer("two", second, answer(title="Two"))
-    stage.open(
-        FOLLOWING.format("").replace("><", "><b id=n data-metric=n>?</b><", 1),
-    )
+    stage.open(FOLLOWING.format("").replace("><", "><b id=n data-metric=n>?</b><", 1))
     wait_for(lambda: stage.text("#n") == "111")
     stage.set("e.src = '/job_state/two'")
     stage.wait("loading")

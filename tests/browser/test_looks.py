@@ -15,15 +15,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.batches import EACH, STATUSES, USUAL, Batches, batch
-from tests.browser.looks import (
-    EMPTY,
-    FREEZE,
-    LAYERS,
-    NAMES,
-    PARTIAL,
-    THEMES,
-    contrast,
-)
+from tests.browser.looks import EMPTY, FREEZE, LAYERS, NAMES, PARTIAL, THEMES, contrast
 from tests.browser.staging import ELEMENT, HEAD, SETTLE, STATES, answer, data
 from tests.pollserver import STATIC, PollServer
 

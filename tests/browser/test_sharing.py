@@ -7,15 +7,7 @@ from __future__ import annotations
 import itertools
 
 from tests.browser.polling import Polling, follow_all
-from tests.pollserver import (
-    Answer,
-    held,
-    release,
-    state,
-    success,
-    uuid_of,
-    working,
-)
+from tests.pollserver import Answer, held, release, state, success, uuid_of, working
 
 BOTH = ["one", "two"]
 

@@ -12,12 +12,7 @@ from dramatiq.middleware import AsyncIO
 from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import RedisBackend
 
-from pyramid_jobstate import (
-    JobCancelled,
-    JobError,
-    JobState,
-    JobStateMiddleware,
-)
+from pyramid_jobstate import JobCancelled, JobError, JobState, JobStateMiddleware
 from tests.jobs import (
     Alarm,
     Gate,
@@ -257,9 +252,7 @@ def test_async_job_stops_and_cleans_up(
     assert not [r for r in caplog.records if r.exc_info]
 
 
-def test_retry_that_was_cancelled_keeps_what_the_first_try_said(
-    redis_url: str,
-) -> None:
+def test_retry_that_was_cancelled_keeps_what_the_first_try_said(redis_url: str) -> None:
     """A job that is cancelled before its retry never begins again. It keeps what its
     run has reported, its attempt and its start when the message arrives.
     """

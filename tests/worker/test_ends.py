@@ -8,12 +8,7 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import (
-    AgeLimit,
-    CurrentMessage,
-    Retries,
-    SkipMessage,
-)
+from dramatiq.middleware import AgeLimit, CurrentMessage, Retries, SkipMessage
 from dramatiq.middleware.time_limit import TimeLimit
 from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import RedisBackend

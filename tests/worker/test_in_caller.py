@@ -21,12 +21,7 @@ from dramatiq.middleware import (
     SkipMessage,
 )
 
-from pyramid_jobstate import (
-    JobError,
-    JobState,
-    JobStateMiddleware,
-    current_job_state,
-)
+from pyramid_jobstate import JobError, JobState, JobStateMiddleware, current_job_state
 from pyramid_jobstate.resources import JobStates
 from tests.incaller import InCallerBroker
 from tests.jobs import job_actor, load, messages, store_of

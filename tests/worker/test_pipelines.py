@@ -20,12 +20,7 @@ from dramatiq.rate_limits.backends import StubBackend
 from pyramid_jobstate import JobState, JobStateMiddleware
 from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.testing import pass_time
-from tests.jobs import (
-    Gate,
-    RunMarathon,
-    make_broker,
-    working,
-)
+from tests.jobs import Gate, RunMarathon, make_broker, working
 from tests.support import wait_for
 
 

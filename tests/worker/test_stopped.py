@@ -16,14 +16,7 @@ from dramatiq.middleware import (
 
 from pyramid_jobstate import JobState, JobStateMiddleware
 from pyramid_jobstate.resources import JobStates
-from tests.jobs import (
-    Alarm,
-    job_actor,
-    load,
-    make_broker,
-    wait_until,
-    working,
-)
+from tests.jobs import Alarm, job_actor, load, make_broker, wait_until, working
 from tests.support import wait_for
 
 
