@@ -1,10 +1,12 @@
 """What the tests of the worker side share."""
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import dramatiq
 import pytest
+import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Retries
@@ -13,10 +15,13 @@ from webtest import TestApp
 from pyramid_jobstate import JobStateMiddleware, JobStore
 from pyramid_jobstate.resources import JobStates
 from tests.faulty import FaultyProxy, faulty
-from tests.jobs import make_broker
+from tests.jobs import make_broker, messages
 from tests.relay import Relay, relaying
 from tests.webapp import make_request
-from tests.worker.floors import Floor
+from tests.worker.floors import Floor, MakeFloor
+
+#: Returns what the package has logged so far, at WARNING and above or at a level.
+Logged = Callable[..., list[str]]
 
 
 @pytest.fixture
@@ -52,9 +57,7 @@ def stub(redis_url: str) -> dramatiq.Broker:
 
 
 @pytest.fixture
-def make_floor(
-    request: pytest.FixtureRequest, store: JobStore
-) -> Iterator[Callable[..., Floor]]:
+def make_floor(request: pytest.FixtureRequest, store: JobStore) -> Iterator[MakeFloor]:
     """Makes floors, whose jobs end with the test. Viewers read `store`."""
     for name in {"relay", "proxy"}.intersection(request.fixturenames):
         # They go after the floors, which have to write the last ends.
@@ -71,8 +74,28 @@ def make_floor(
 
 
 @pytest.fixture
-def floor(make_floor: Callable[..., Floor]) -> Floor:
+def floor(make_floor: MakeFloor) -> Floor:
     return make_floor()
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Logged:
+    def lines(level: int = logging.WARNING) -> list[str]:
+        return messages(caplog, "pyramid_jobstate", level)
+
+    return lines
+
+
+@pytest.fixture
+def own(redis_url: str) -> JobStore:
+    """The store of a worker, which the test takes away."""
+    return JobStore(redis_url)
+
+
+@pytest.fixture
+def slow(relay: Relay) -> JobStore:
+    """The store of a worker, whose client is more patient than a job. It may freeze."""
+    return JobStore(redis.Redis.from_url(relay.url, socket_timeout=60))
 
 
 @pytest.fixture

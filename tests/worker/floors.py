@@ -21,11 +21,15 @@ from pyramid.config import Configurator
 from pyramid.request import Request
 
 from pyramid_jobstate import Batch, JobState, JobStateMiddleware, JobStore
+from tests.faulty import FaultyProxy
 from tests.jobs import job_actor
 from tests.support import wait_for
 from tests.webapp import make_request, make_tm_config
 
 Script = Callable[[Any], object]
+
+#: Makes floors, with the store of the worker and options.
+MakeFloor = Callable[..., "Floor"]
 
 
 class Chore(JobState):
@@ -43,7 +47,7 @@ class Held:
     """
 
     message: Message[Any]
-    job_state: Chore
+    job_state: Any
     _script: Script
 
     def __init__(self, floor: Floor) -> None:
@@ -329,7 +333,40 @@ class Floor:
         return [self.load(message.message_id).status for message in messages]
 
 
+def failed(floor: Floor, count: int = 1, **options: Any) -> list[Message[Any]]:
+    """Have jobs of Alice's fail, which would succeed by now. No worker runs."""
+    floor.scripts["a"] = lambda _: fail(ValueError("a failed"))
+    options = {"job_owner": "alice", **options}
+    sent = [floor.post("a", **options) for _ in range(count)]
+    floor.work()
+    assert {*floor.statuses(*sent)} == {"error"}
+    del floor.scripts["a"]
+    floor.ran.clear()
+    return sent
+
+
 # Trouble.
+
+
+class Ear:
+    """Notes what a worker asks its store.
+
+    Attributes:
+      requests: What was sent, one round trip each.
+    """
+
+    def __init__(self, proxy: FaultyProxy) -> None:
+        self.requests: list[bytes] = []
+        proxy.judge = self._judge
+
+    def _judge(self, request: bytes) -> str:
+        self.requests.append(request)
+        return "pass"
+
+    def about(self, *uuids: str) -> list[bytes]:
+        """Return the requests that name a job."""
+        wanted = [uuid.encode() for uuid in uuids]
+        return [r for r in self.requests if any(uuid in r for uuid in wanted)]
 
 
 @contextlib.contextmanager

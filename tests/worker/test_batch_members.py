@@ -15,12 +15,10 @@ from pyramid_jobstate import Batch, JobCancelled, JobStore, StoreUnavailable
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import pass_time
 from tests.faulty import FaultyProxy
-from tests.jobs import messages
 from tests.support import wait_for
 from tests.trips import dying
-from tests.worker.floors import Floor, Held
-
-MakeFloor = Callable[..., Floor]
+from tests.worker.conftest import Logged
+from tests.worker.floors import Ear, Floor, Held, MakeFloor
 
 
 def begin_batch(floor: Floor, *names: str, **options: Any) -> tuple[Batch, Held]:
@@ -34,9 +32,9 @@ def begin_batch(floor: Floor, *names: str, **options: Any) -> tuple[Batch, Held]
 
 def send(held: Held, name: str, actor: Any = None, **options: Any) -> Any:
     """Send a further member with its name as its key."""
-    batch, options = held.job_state.batch, {"key": name, **options}
-    assert batch is not None
-    return batch.send_with_options(actor or held.floor.errand, (name,), **options)
+    return held.job_state.batch.send_with_options(
+        actor or held.floor.errand, (name,), **{"key": name, **options}
+    )
 
 
 def sends(floor: Floor, *names: str) -> Callable[[Any], object]:
@@ -64,6 +62,12 @@ def end_sending(held: Held, *names: str) -> list[str]:
     return raised
 
 
+def fraction_of(floor: Floor, batch: Batch) -> float | None:
+    """Return where the bar of a batch stands."""
+    progress = floor.batch(batch.uuid).progress
+    return progress and progress.fraction
+
+
 def worked(floor: Floor, batch: Batch) -> Batch:
     """Have a worker run the members of a batch, and return the batch."""
     with floor.working():
@@ -79,19 +83,14 @@ def test_reports_of_a_member_move_the_bar(make_floor: MakeFloor) -> None:
     floor = make_floor()
     batch, held = begin_batch(floor, "a", "b")
     job_state = held.job_state
-
-    def fraction() -> float | None:
-        progress = floor.batch(batch.uuid).progress
-        return progress and progress.fraction
-
     job_state.set_progress(1, 4)
     with job_state.phase("second half", 50):
         job_state.set_progress(1, 2)
         # It begins at a quarter, and half of half the bar is another one.
-        wait_for(lambda: fraction() == 0.75, 5)
+        wait_for(lambda: fraction_of(floor, batch) == 0.75, 5)
         assert floor.counts(batch) == {"working": 1, "success": 1}
         job_state.set_progress(2, 2)
-        wait_for(lambda: fraction() == 0.875, 5)
+        wait_for(lambda: fraction_of(floor, batch) == 0.875, 5)
         held.end()
     assert floor.batch(batch.uuid).status == "success"
 
@@ -102,22 +101,20 @@ def test_progress_is_told_once_a_second(make_floor: MakeFloor) -> None:
     """
     floor = make_floor(heartbeat=3600)
     batch, held = begin_batch(floor)
-    told: list[Any] = []
+    told: set[float | None] = set()
 
-    def fraction() -> Any:
-        progress = floor.batch(batch.uuid).progress
-        if progress is not None and progress.fraction not in told:
-            told.append(progress.fraction)
-        return progress and progress.fraction
+    def look() -> float | None:
+        told.add(fraction := fraction_of(floor, batch))
+        return fraction
 
     begun = time.monotonic()
     for number in range(60):
         held.job_state.set_progress(number, 100)
-        fraction()
+        look()
         time.sleep(0.005)
     held.job_state.set_progress(3, 4)
-    wait_for(lambda: fraction() == 0.75)
-    assert len(told) <= 3 + time.monotonic() - begun, told
+    wait_for(lambda: look() == 0.75)
+    assert len(told - {None}) <= 3 + time.monotonic() - begun, told
 
 
 # Further members.
@@ -206,7 +203,6 @@ def test_what_a_running_member_cannot_send(
     send(held, "x", key="used")
     other = make_floor(JobStore(redis_url, namespace="shop"))
     own = held.job_state.batch
-    assert own is not None
     parts = group([floor.message("x")], broker=floor.broker)
     cases: list[tuple[Callable[[], object], type[Exception], str]] = [
         (lambda: send(held, "y", key=None), TypeError, "needs a key"),
@@ -339,7 +335,7 @@ def test_sender_that_dies_loses_no_member(
 
 
 def test_members_of_a_lost_batch_go_on(
-    make_floor: MakeFloor, client: redis.Redis, caplog: pytest.LogCaptureFixture
+    make_floor: MakeFloor, client: redis.Redis, logged: Logged
 ) -> None:
     """The store came back empty. They, and what they send then, each once, are jobs of
     their owner outside it, which may send further ones.
@@ -349,11 +345,9 @@ def test_members_of_a_lost_batch_go_on(
     batch, held = begin_batch(floor)
     client.flushall()
     first = send(held, "x")
-    assert "has lost the batch" in caplog.text
-    own = held.job_state.batch
-    assert own is not None
+    assert "has lost the batch" in str(logged())
     steps = pipeline(map(floor.message, "st"), broker=floor.broker)
-    later = own.send_message(steps, key="st")
+    later = held.job_state.batch.send_message(steps, key="st")
     wait_for(lambda: floor.ran["y"] and floor.ran["s"])
     held.end()
     wait_for(floor.is_idle)
@@ -385,16 +379,10 @@ def test_cancel_of_a_batch_is_heard_soon(
     floor.start()
     silent.wait()
     wait_for(lambda: floor.counts(batch).get("working") == 2)
-    asked: list[bytes] = []
-
-    def judge(request: bytes) -> str:
-        asked.append(request)
-        return "pass"
-
     assert floor.batch(batch.uuid).cancel()
-    proxy.judge = judge
+    ear = Ear(proxy)
     wait_for(lambda: floor.counts(batch).get("working", 0) < 2)
-    wait_for(lambda: any(silent.uuid.encode() in request for request in asked))
+    wait_for(lambda: ear.about(silent.uuid))
     wait_for(lambda: silent.job_state.cancel_requested)
     silent.end(lambda job_state: job_state.raise_if_cancelled())
     wait_for(floor.is_idle)
@@ -406,16 +394,14 @@ def test_cancel_of_a_batch_is_heard_soon(
 # Messages that come again.
 
 
-def test_message_that_names_a_foreign_batch_runs(
-    floor: Floor, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_message_that_names_a_foreign_batch_runs(floor: Floor, logged: Logged) -> None:
     """A message that names a batch that does not know it runs as any other."""
     batch = floor.send_batch("a")
     stranger = floor.post("s", job_batch=batch.uuid)
     floor.work()
     assert floor.statuses(stranger) == ["success"]
     assert floor.counts(batch) == {"success": 1}
-    assert messages(caplog, "pyramid_jobstate") == []
+    assert logged() == []
 
 
 def test_message_of_a_member_that_is_put_back(floor: Floor) -> None:

@@ -14,17 +14,7 @@ from dramatiq import Message
 
 from pyramid_jobstate import NotRepeatable, rerun
 from tests.support import UUID
-from tests.worker.floors import Floor, fail, records
-
-
-def failed(floor: Floor, **options: Any) -> Message[Any]:
-    """Have a job of Alice's fail, which would succeed by now."""
-    floor.scripts["a"] = lambda job_state: fail(ValueError("x"))
-    message = floor.post("a", job_owner="alice", **options)
-    floor.work()
-    del floor.scripts["a"]
-    floor.ran.clear()
-    return message
+from tests.worker.floors import Floor, failed, records
 
 
 def kept(client: redis.Redis, message: Message[Any]) -> str:
@@ -60,7 +50,7 @@ def test_foreign_message_runs_nothing(floor: Floor, client: redis.Redis) -> None
             "does not know the actor 'unknown'",
         ),
     ]
-    message = failed(floor)
+    (message,) = failed(floor)
     key = kept(client, message)
     before: Any = client.hget(key, "message")
     for changes, reason in cases:
@@ -81,7 +71,7 @@ def test_message_may_not_choose_owner_or_queue(
 ) -> None:
     """The owner comes from the record, and the queue from the actor."""
     for owner in "alice", None:
-        message = failed(floor)
+        (message,) = failed(floor)
         if owner is None:
             client.hdel(f"jobstate:{message.message_id}", "owner")
         options = {"job_owner": "mallory"}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import redis
 from dramatiq import Message, pipeline
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Interrupt
@@ -18,28 +17,16 @@ from dramatiq.middleware.threading import raise_thread_exception
 
 from pyramid_jobstate import JobCancelled, JobStore
 from pyramid_jobstate.testing import away, pass_time
-from tests.jobs import messages
+from tests.faulty import FaultyProxy
 from tests.relay import Relay
 from tests.support import ROOT, unmeasured, wait_for
-from tests.worker.floors import Floor, Held
-
-MakeFloor = Callable[..., Floor]
-
-LOGGER = "pyramid_jobstate"
-
-
-@pytest.fixture
-def slow(relay: Relay) -> JobStore:
-    """The store of a worker that may freeze, whose client is patient."""
-    return JobStore(redis.Redis.from_url(relay.url, socket_timeout=60))
-
+from tests.worker.conftest import Logged
+from tests.worker.floors import Ear, Floor, Held, MakeFloor
 
 # A newer run.
 
 
-def test_older_run_changes_nothing(
-    make_floor: MakeFloor, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_older_run_changes_nothing(make_floor: MakeFloor, logged: Logged) -> None:
     """A run whose message runs elsewhere by now logs one warning. That it failed is
     kept among the tries of its job.
     """
@@ -48,7 +35,7 @@ def test_older_run_changes_nothing(
     new = make_floor().begin(old.message)
     new.job_state.set_message("new")
     assert new.job_state.flush(10)
-    (said,) = wait_for(lambda: messages(caplog, LOGGER))
+    (said,) = wait_for(lambda: logged())
     assert said == (
         f"This process no longer records job {old.uuid}: a newer run of it has begun."
     )
@@ -60,7 +47,7 @@ def test_older_run_changes_nothing(
     assert (new.load().status, new.load().message) == ("working", "new")
     new.end()
     assert new.load().status == "success"
-    assert len(messages(caplog, LOGGER)) == 1
+    assert len(logged()) == 1
 
 
 def test_flush_of_a_run_that_was_replaced_is_false(
@@ -72,9 +59,8 @@ def test_flush_of_a_run_that_was_replaced_is_false(
         new = make_floor().begin(old.message)
         old.job_state.set_message("old")
         flushed: list[bool] = []
-        thread = threading.Thread(
-            target=lambda: flushed.append(old.job_state.flush(30))
-        )
+        flush = functools.partial(old.job_state.flush, 30)
+        thread = threading.Thread(target=lambda: flushed.append(flush()))
         thread.start()
     thread.join()
     assert flushed == [False]
@@ -86,10 +72,7 @@ def tries(held: Held) -> list[Any]:
 
 
 def test_retry_that_begins_elsewhere_first_does_no_harm(
-    make_floor: MakeFloor,
-    slow: JobStore,
-    relay: Relay,
-    caplog: pytest.LogCaptureFixture,
+    make_floor: MakeFloor, slow: JobStore, relay: Relay, logged: Logged
 ) -> None:
     """The retry may begin before it is written that the first try has failed."""
     first = make_floor(slow).begin(max_retries=1, min_backoff=3_600_000)
@@ -98,14 +81,11 @@ def test_retry_that_begins_elsewhere_first_does_no_harm(
         first.end(ValueError("a cramp"))
     wait_for(lambda: tries(second))
     assert second.load().status == "working"
-    assert not [m for m in messages(caplog, LOGGER) if "no longer records" in m]
+    assert not [m for m in logged() if "no longer records" in m]
 
 
 def test_failure_that_comes_with_a_late_report_is_among_the_tries(
-    make_floor: MakeFloor,
-    slow: JobStore,
-    relay: Relay,
-    caplog: pytest.LogCaptureFixture,
+    make_floor: MakeFloor, slow: JobStore, relay: Relay, logged: Logged
 ) -> None:
     """A run fails while a report of it is on its way, which a retry has overtaken."""
     old = make_floor(slow).begin(max_retries=1, min_backoff=3_600_000)
@@ -120,7 +100,7 @@ def test_failure_that_comes_with_a_late_report_is_among_the_tries(
     (each,) = wait_for(lambda: tries(new))
     assert each.error == ("ValueError", "a cramp")
     assert (new.load().status, new.load().message) == ("working", None)
-    assert not messages(caplog, LOGGER, logging.ERROR)
+    assert not logged(logging.ERROR)
 
 
 def test_late_deliveries_leave_the_later_steps_alone(make_floor: MakeFloor) -> None:
@@ -160,19 +140,18 @@ def test_redelivered_job_that_was_cancelled_is_skipped(make_floor: MakeFloor) ->
 
 
 def test_start_that_is_written_late_does_not_take_over(
-    make_floor: MakeFloor, redis_url: str, caplog: pytest.LogCaptureFixture
+    make_floor: MakeFloor, own: JobStore, logged: Logged
 ) -> None:
     """A run that began without the store, before another one, does not own the job: its
     failure begins nothing, even if the job is put back in the queue meanwhile.
     """
-    own = JobStore(redis_url)
     floor, other = make_floor(own), make_floor()
     message = floor.message()
     make_waiting(floor, message)
     with away(own):
         old = floor.begin(message)
         new = other.begin(message)
-    wait_for(lambda: any(old.uuid in m for m in messages(caplog, LOGGER)))
+    wait_for(lambda: any(old.uuid in m for m in logged()))
     assert not old.job_state.flush(10)
     new.end()
     assert new.load().status == "success"
@@ -201,23 +180,17 @@ def test_running_job_hears_of_its_cancel(make_floor: MakeFloor) -> None:
 
 
 def test_silent_job_hears_of_its_cancel_at_once(
-    proxy: Any, make_floor: MakeFloor
+    make_floor: MakeFloor, proxy: FaultyProxy
 ) -> None:
     """A cancel is announced: a job that reports nothing knows of it long before its
     next beat. The others are left alone.
     """
     floor = make_floor(JobStore(proxy.url), heartbeat=3600)
     silent, other = floor.begin(), floor.begin()
-    asked: list[bytes] = []
-
-    def judge(request: bytes) -> str:
-        asked.append(request)
-        return "pass"
-
-    proxy.judge = judge
+    ear = Ear(proxy)
     assert silent.load().cancel()
-    wait_for(lambda: any(silent.uuid.encode() in request for request in asked))
-    assert not any(other.uuid.encode() in request for request in asked)
+    wait_for(lambda: ear.about(silent.uuid))
+    assert not ear.about(other.uuid)
     # What is written later is read later.
     assert other.job_state.flush(10)
     assert silent.job_state.cancel_requested
@@ -225,10 +198,7 @@ def test_silent_job_hears_of_its_cancel_at_once(
 
 
 def test_run_that_was_cancelled_while_it_was_silent_is_told(
-    make_floor: MakeFloor,
-    slow: JobStore,
-    relay: Relay,
-    caplog: pytest.LogCaptureFixture,
+    make_floor: MakeFloor, slow: JobStore, relay: Relay, logged: Logged
 ) -> None:
     """It stays cancelled even if it returns, which is logged."""
     floor = make_floor(slow, heartbeat=0.05)
@@ -240,7 +210,7 @@ def test_run_that_was_cancelled_while_it_was_silent_is_told(
     wait_for(lambda: held.job_state.cancel_requested)
     held.end()
     assert held.load().status == "cancelled"
-    assert messages(caplog, LOGGER) == [
+    assert logged() == [
         f"Job {held.uuid} returned after it was cancelled while its worker was silent: "
         "it stays cancelled."
     ]
@@ -248,11 +218,7 @@ def test_run_that_was_cancelled_while_it_was_silent_is_told(
 
 @pytest.mark.parametrize("is_over", [False, True])
 def test_cancelled_job_that_began_without_the_store(
-    make_floor: MakeFloor,
-    slow: JobStore,
-    relay: Relay,
-    caplog: pytest.LogCaptureFixture,
-    is_over: bool,
+    make_floor: MakeFloor, slow: JobStore, relay: Relay, logged: Logged, is_over: bool
 ) -> None:
     """It learns of the cancel when the store is back. Even if it has succeeded by then
     it stays cancelled, which is logged once.
@@ -268,9 +234,7 @@ def test_cancelled_job_that_began_without_the_store(
     if not is_over:
         wait_for(lambda: held.job_state.cancel_requested)
         held.end()
-    (said,) = wait_for(
-        lambda: [m for m in messages(caplog, LOGGER) if "returned after" in m]
-    )
+    (said,) = wait_for(lambda: [m for m in logged() if "returned after" in m])
     assert held.uuid in said
     assert held.load().status == "cancelled"
 
@@ -285,9 +249,7 @@ def make_waiting(floor: Floor, message: Message[Any]) -> Any:
 # Interrupts, threads that die, and faults of others.
 
 
-def test_worker_survives_the_unforeseen(
-    make_floor: MakeFloor, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_worker_survives_the_unforeseen(make_floor: MakeFloor, logged: Logged) -> None:
     """If logging itself fails, for one, that is logged, and reports go on."""
     floor = make_floor(heartbeat=0.05)
     other = floor.begin()
@@ -298,15 +260,15 @@ def test_worker_survives_the_unforeseen(
                 raise ZeroDivisionError
             return True
 
-    handler = Broken()
-    logging.getLogger(LOGGER).addHandler(handler)
+    handler, logger = Broken(), logging.getLogger("pyramid_jobstate")
+    logger.addHandler(handler)
     try:
         old = floor.begin()
         make_floor().begin(old.message)
-        wait_for(lambda: messages(caplog, LOGGER, logging.ERROR))
+        wait_for(lambda: logged(logging.ERROR))
     finally:
-        logging.getLogger(LOGGER).removeHandler(handler)
-    assert "Job states could not be written." in messages(caplog, LOGGER)
+        logger.removeHandler(handler)
+    assert "Job states could not be written." in logged()
     other.job_state.set_message("on we go")
     assert other.job_state.flush(10)
     other.end()
@@ -328,23 +290,18 @@ def test_interrupt_at_the_end_loses_no_end(
     wait_for(lambda: held.reads("success"))
 
 
-def test_job_whose_thread_is_gone_stalls(
-    make_floor: MakeFloor, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_job_whose_thread_is_gone_stalls(make_floor: MakeFloor, logged: Logged) -> None:
     """Dramatiq's threads die when they are interrupted at the wrong time: such a job is
     not reported as running, and nothing that it has set is written.
     """
     floor = make_floor(heartbeat=0.05, interval=0.05)
     gone, alive = floor.message("gone"), floor.begin()
     floor.scripts["gone"] = lambda job_state: job_state.set_message("last words")
-
-    def die() -> None:
-        floor.broker.emit_before("process_message", MessageProxy(gone))
-
-    thread = threading.Thread(target=die)
+    die: Any = ("process_message", MessageProxy(gone))
+    thread = threading.Thread(target=floor.broker.emit_before, args=die)
     thread.start()
     thread.join()
-    (said,) = wait_for(lambda: messages(caplog, LOGGER))
+    (said,) = wait_for(lambda: logged())
     assert said == (
         f"This process no longer records job {gone.message_id}: the thread that ran it "
         "is gone."

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
-from typing import Any
 
 import pytest
-from dramatiq import Message
 
 from pyramid_jobstate import rerun, rerun_all
 from pyramid_jobstate.testing import pass_time
 from tests.support import wait_for
 from tests.trips import dying
-from tests.worker.floors import Floor, fail
-
-
-def failed(floor: Floor) -> Message[Any]:
-    """Have a job fail, which would succeed by now. No worker runs."""
-    floor.scripts["a"] = lambda _: fail(ValueError("x"))
-    message = floor.post("a")
-    floor.work()
-    floor.scripts.clear()
-    floor.ran.clear()
-    return message
+from tests.worker.floors import Floor, fail, failed
 
 
 def test_running_again_while_a_worker_is_at_work(floor: Floor) -> None:
@@ -56,7 +44,7 @@ def test_operator_who_dies_runs_a_job_once(
     latest when another does it.
     """
     for number in itertools.count(1):
-        sent = failed(floor)
+        (sent,) = failed(floor)
         with dying(number, moment) as has_died:
             if is_bulk:
                 rerun_all(floor.store, floor.broker, kind="Chore")
@@ -84,7 +72,7 @@ def test_operator_who_dies_leaves_others_to_the_next(
     deleted or cancelled, and another finishes the work.
     """
     for number in itertools.count(1):
-        lost, waiting = failed(floor), floor.post("waits")
+        (lost,), waiting = failed(floor), floor.post("waits")
         with dying(number, moment) as has_died:
             if act == "delete":
                 floor.store.delete(lost.message_id)

@@ -15,27 +15,10 @@ from dramatiq import Middleware
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.testing import away
 from tests.faulty import FaultyProxy
-from tests.jobs import messages
 from tests.relay import Relay
 from tests.support import wait_for
-from tests.worker.floors import Floor, Held
-
-MakeFloor = Callable[..., Floor]
-
-LOGGER = "pyramid_jobstate"
-
-
-@pytest.fixture
-def own(redis_url: str) -> JobStore:
-    """The store of the worker, which the test takes away."""
-    return JobStore(redis_url)
-
-
-@pytest.fixture
-def slow(relay: Relay) -> JobStore:
-    """The store of the worker, whose client is more patient than a job."""
-    return JobStore(redis.Redis.from_url(relay.url, socket_timeout=60))
-
+from tests.worker.conftest import Logged
+from tests.worker.floors import Floor, Held, MakeFloor
 
 # The log, and who waits.
 
@@ -207,10 +190,7 @@ def test_store_that_came_back_empty_is_told_everything(
 
 
 def test_end_that_waits_is_written_to_an_empty_store(
-    make_floor: MakeFloor,
-    own: JobStore,
-    client: redis.Redis,
-    caplog: pytest.LogCaptureFixture,
+    make_floor: MakeFloor, own: JobStore, client: redis.Redis, logged: Logged
 ) -> None:
     """A job that ended while the store was away is stored with all its values, and with
     its failure if it has failed, even if the store has lost it.
@@ -229,7 +209,7 @@ def test_end_that_waits_is_written_to_an_empty_store(
     failures = floor.store.failures(failing.uuid)
     assert failures.traceback.endswith("ValueError: a cramp\n")
     assert failures.message and len(failures.tries) == 1
-    assert not messages(caplog, LOGGER, logging.ERROR)
+    assert not logged(logging.ERROR)
 
 
 def test_values_that_a_failover_lost_are_written_again(
@@ -255,10 +235,7 @@ def test_values_that_a_failover_lost_are_written_again(
 
 
 def test_expired_record_is_not_created_again(
-    make_floor: MakeFloor,
-    store: JobStore,
-    client: redis.Redis,
-    caplog: pytest.LogCaptureFixture,
+    make_floor: MakeFloor, store: JobStore, client: redis.Redis, logged: Logged
 ) -> None:
     """A run frozen for so long that its job may have ended elsewhere and expired does
     not restore the record.
@@ -271,7 +248,7 @@ def test_expired_record_is_not_created_again(
     assert not held.job_state.flush(10)
     held.end()
     assert store.load(held.uuid) is None
-    assert messages(caplog, LOGGER) == [
+    assert logged() == [
         f"This process no longer records job {held.uuid}: its record has expired."
     ]
 
@@ -297,7 +274,7 @@ def end_all(jobs: list[Held]) -> None:
 
 
 def test_worker_that_stops_waits_for_a_store_that_comes_back(
-    make_floor: MakeFloor, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
+    make_floor: MakeFloor, proxy: FaultyProxy, logged: Logged
 ) -> None:
     """Ends that could not be written are written at shutdown if the store is back in
     time.
@@ -322,11 +299,11 @@ def test_worker_that_stops_waits_for_a_store_that_comes_back(
         state = held.load()
         assert state.status == "success"
         assert state.progress_metrics == {"number": number}
-    assert not messages(caplog, LOGGER, logging.ERROR)
+    assert not logged(logging.ERROR)
 
 
 def test_worker_that_stops_gives_up_in_time(
-    make_floor: MakeFloor, own: JobStore, caplog: pytest.LogCaptureFixture
+    make_floor: MakeFloor, own: JobStore, logged: Logged
 ) -> None:
     """A store that stays away holds up the shutdown for some seconds only. One line
     counts the lost outcomes; a job that has not ended is not lost.
@@ -340,7 +317,7 @@ def test_worker_that_stops_gives_up_in_time(
         floor.stop(timeout=1)
         # It takes six: four are left to a busy machine.
         assert time.monotonic() - begun < 10
-    assert messages(caplog, LOGGER, logging.ERROR) == [
+    assert logged(logging.ERROR) == [
         "The job state store did not answer in time: 3 job outcomes are lost."
     ]
 
@@ -350,7 +327,7 @@ def test_worker_that_stops_gives_up_in_time(
 
 @pytest.mark.system
 def test_memory_is_bounded_while_the_store_is_away(
-    make_floor: MakeFloor, own: JobStore, caplog: pytest.LogCaptureFixture
+    make_floor: MakeFloor, own: JobStore, logged: Logged
 ) -> None:
     """Jobs whose ends take more than 64 MiB are dropped, the oldest first, with one
     error. The others, and those still running, are stored once the store is back, in
@@ -370,7 +347,7 @@ def test_memory_is_bounded_while_the_store_is_away(
             floor.deliver(message)
             wait_for(lambda: len(floor.waiting()) < 8)
         wait_for(lambda: floor.is_idle(but=1))
-        (said,) = wait_for(lambda: messages(caplog, LOGGER, logging.ERROR))
+        (said,) = wait_for(lambda: logged(logging.ERROR))
         assert said == (
             "The job state store has been away for so long that the outcomes of jobs "
             f"are lost, beginning with job {sent[0].message_id}."
@@ -384,4 +361,4 @@ def test_memory_is_bounded_while_the_store_is_away(
     wait_for(lambda: {*floor.statuses(*kept)} == {"success"}, 60)
     assert floor.store.load(sent[0].message_id) is None
     wait_for(lambda: running.reads("working"))
-    assert len(messages(caplog, LOGGER, logging.ERROR)) == 1
+    assert len(logged(logging.ERROR)) == 1

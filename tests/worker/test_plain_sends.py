@@ -20,12 +20,12 @@ from tests.jobs import (
     job_actor,
     load,
     make_broker,
-    messages,
     store_of,
     wait_until,
     working,
 )
 from tests.support import wait_for
+from tests.worker.conftest import Logged
 
 # Parameters.
 
@@ -92,7 +92,7 @@ def test_job_is_queued_before_its_message_is_visible(redis_url: str) -> None:
 
 
 def test_owner_that_cannot_be_one_owns_nothing(
-    broker: RedisBroker, caplog: pytest.LogCaptureFixture
+    broker: RedisBroker, logged: Logged
 ) -> None:
     """The job runs, for nobody, and a warning names the owner."""
 
@@ -105,7 +105,7 @@ def test_owner_that_cannot_be_one_owns_nothing(
     with working(broker):
         for message in sent:
             wait_until(broker, message, "success")
-    said = [m for m in messages(caplog, "pyramid_jobstate") if "has no owner" in m]
+    said = [m for m in logged() if "has no owner" in m]
     for owner in owners:
         assert any(f"not {owner!r}." in line for line in said), owner
 
@@ -132,7 +132,7 @@ def test_delayed_job_says_when_it_is_due(broker: RedisBroker) -> None:
 
 
 def test_message_whose_id_is_no_uuid_is_not_tracked(
-    broker: RedisBroker, client: redis.Redis, caplog: pytest.LogCaptureFixture
+    broker: RedisBroker, client: redis.Redis, logged: Logged
 ) -> None:
     """Its actor gets a detached JobState, with one warning for all such messages."""
     ran = threading.Semaphore(0)
@@ -144,14 +144,10 @@ def test_message_whose_id_is_no_uuid_is_not_tracked(
 
     with working(broker):
         for number in range(2):
-            fields: Any = {
-                **run_marathon.message().asdict(),
-                "message_id": f"n{number}",
-            }
-            broker.enqueue(dramatiq.Message(**fields))
+            broker.enqueue(run_marathon.message().copy(message_id=f"n{number}"))
             assert ran.acquire(timeout=5)
     assert client.keys("jobstate*") == []
-    assert messages(caplog, "pyramid_jobstate") == [
+    assert logged() == [
         "Messages whose id is not a uuid are not tracked, such as 'n0'."
     ]
 
@@ -221,34 +217,31 @@ def test_job_that_the_broker_refuses_reads_stalled(
 
 
 def test_send_without_the_store_goes_out(
-    redis_url: str, caplog: pytest.LogCaptureFixture
+    redis_url: str, own: JobStore, logged: Logged
 ) -> None:
     """While the store is away, plain sends still go out, with one warning for all. Once
     it is back, their jobs appear when they start, and further ones when they are sent.
     """
-    store = JobStore(redis_url)
-    broker = make_broker(redis_url, JobStateMiddleware(store))
+    broker = make_broker(redis_url, JobStateMiddleware(own))
 
     @job_actor(broker=broker)
     def run_marathon(miles: int, *, job_state: JobState) -> None:
         job_state.set_progress_metric("miles_run", miles)
 
-    with away(store):
+    with away(own):
         sent = [run_marathon.send(i) for i in range(3)]
-    assert len(messages(caplog, "pyramid_jobstate")) == 1
+    assert len(logged()) == 1
     with working(broker):
         for number, message in enumerate(sent):
-            state = wait_for(functools.partial(success, store, message))
-            assert (state.owner, state.progress_metrics) == (
-                None,
-                {"miles_run": number},
-            )
-    with away(store):
+            state = wait_for(functools.partial(success, own, message))
+            assert state.owner is None
+            assert state.progress_metrics == {"miles_run": number}
+    with away(own):
         run_marathon.send(4)
-    assert len(messages(caplog, "pyramid_jobstate")) == 2
+    assert len(logged()) == 2
 
     def is_recorded() -> bool:
-        return store.load(run_marathon.send(5).message_id) is not None
+        return own.load(run_marathon.send(5).message_id) is not None
 
     wait_for(is_recorded)
     assert is_recorded() and is_recorded()
@@ -261,7 +254,7 @@ def success(store: JobStore, message: dramatiq.Message[Any]) -> JobState | None:
 
 
 def test_send_that_the_store_refuses_is_logged(
-    stub: dramatiq.Broker, client: redis.Redis, caplog: pytest.LogCaptureFixture
+    stub: dramatiq.Broker, client: redis.Redis, logged: Logged
 ) -> None:
     """A full server keeps no message from its actor, and the next send asks again."""
 
@@ -273,7 +266,7 @@ def test_send_that_the_store_refuses_is_logged(
         message = run_marathon.send()
     finally:
         client.config_set("maxmemory", 0)
-    (said,) = messages(caplog, "pyramid_jobstate")
+    (said,) = logged()
     assert said.startswith("The store refused to note that a job is sent.")
     assert load(stub, run_marathon.send()).status == "queued"
     with working(stub):

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
 
 from pyramid_jobstate import JobStore
-from tests.jobs import messages
 from tests.support import wait_for
-from tests.worker.floors import Floor, spoil
-
-MakeFloor = Callable[..., Floor]
-
-LOGGER = "pyramid_jobstate"
+from tests.worker.conftest import Logged
+from tests.worker.floors import MakeFloor, spoil
 
 
 @pytest.fixture
@@ -30,7 +26,7 @@ def named(client: redis.Redis, redis_url: str) -> Iterator[str]:
 
 
 def test_poisoned_record_does_not_hold_up_the_others(
-    make_floor: MakeFloor, client: redis.Redis, caplog: pytest.LogCaptureFixture
+    make_floor: MakeFloor, client: redis.Redis, logged: Logged
 ) -> None:
     """A job whose key holds text of another program is given up with a warning, and so
     is its next run. The other jobs are recorded as usual, and their ends waited for.
@@ -39,14 +35,14 @@ def test_poisoned_record_does_not_hold_up_the_others(
     held, poisoned = floor.begin(), floor.begin()
     client.set(f"jobstate:{poisoned.uuid}", "a string")
     poisoned.job_state.set_message("one")
-    wait_for(lambda: messages(caplog, LOGGER))
+    wait_for(lambda: logged())
     assert not poisoned.job_state.flush(10)
     poisoned.end()
     floor.begin(poisoned.message).end()
     held.job_state.set_message("one")
     held.end()
     assert (held.load().status, held.load().message) == ("success", "one")
-    first, second, *_ = messages(caplog, LOGGER)
+    first, second, *_ = logged()
     assert first.startswith(f"This process no longer records job {poisoned.uuid}: ")
     assert "WRONGTYPE" in first and "WRONGTYPE" in second
 
@@ -67,7 +63,7 @@ def test_poisoned_lists_hold_up_no_job(
 
 
 def test_full_server_is_told_later(
-    make_floor: MakeFloor, client: redis.Redis, caplog: pytest.LogCaptureFixture
+    make_floor: MakeFloor, client: redis.Redis, logged: Logged
 ) -> None:
     """What a full server refuses is written when it has room again."""
     held = make_floor().begin()
@@ -80,7 +76,7 @@ def test_full_server_is_told_later(
         client.config_set("maxmemory", 0)
     wait_for(lambda: held.reads("success"))
     assert held.load().progress_metrics == {"miles": 3}
-    (said,) = messages(caplog, LOGGER)
+    (said,) = logged()
     assert "does not accept updates" in said and "OutOfMemoryError" in said
 
 
@@ -88,6 +84,7 @@ def test_cancel_is_heard_though_the_store_refuses_its_list(
     make_floor: MakeFloor,
     client: redis.Redis,
     named: str,
+    logged: Logged,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """If a worker may not read which jobs were cancelled, a beat brings it, and it is
@@ -98,21 +95,21 @@ def test_cancel_is_heard_though_the_store_refuses_its_list(
         stats: Any = client.info("commandstats")
         return bool(stats.get("cmdstat_zrangebyscore", {}).get("calls", 0) > 2)
 
-    caplog.set_level(logging.INFO, LOGGER)
+    caplog.set_level(logging.INFO, "pyramid_jobstate")
     floor = make_floor(JobStore(named), heartbeat=0.05)
     held = floor.begin()
     client.acl_setuser("worker", enabled=True, commands=["-zrangebyscore", "-zrange"])
-    (said,) = wait_for(lambda: messages(caplog, LOGGER))
+    (said,) = wait_for(lambda: logged())
     assert "refuses to list cancels" in said and "next heartbeat" in said
     assert held.load().cancel()
     wait_for(lambda: held.job_state.cancel_requested)
     held.end(lambda job_state: job_state.raise_if_cancelled())
     assert held.load().status == "cancelled"
-    assert messages(caplog, LOGGER, logging.INFO) == [said]
+    assert logged(logging.INFO) == [said]
     floor.begin()
     client.config_resetstat()
     client.acl_setuser("worker", enabled=True, commands=["+zrangebyscore", "+zrange"])
     wait_for(is_asked)
-    assert messages(caplog, LOGGER, logging.INFO) == [said]
+    assert logged(logging.INFO) == [said]
     client.acl_setuser("worker", enabled=True, commands=["-zrangebyscore", "-zrange"])
-    assert wait_for(lambda: messages(caplog, LOGGER)[1:])[0] == said
+    assert wait_for(lambda: logged()[1:])[0] == said

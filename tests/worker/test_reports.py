@@ -18,32 +18,10 @@ from dramatiq.brokers.stub import StubBroker
 from pyramid_jobstate import JobError, JobStore
 from pyramid_jobstate.testing import pass_time, put_job
 from tests.faulty import FaultyProxy
-from tests.jobs import RunMarathon, job_actor, messages, working
+from tests.jobs import RunMarathon, job_actor, working
 from tests.support import PACKAGE, load_job, wait_for
-from tests.worker.floors import Chore, Floor, Held
-
-MakeFloor = Callable[..., Floor]
-
-
-class Ear:
-    """Notes what a worker asks its store.
-
-    Attributes:
-      requests: What was sent, one round trip each.
-    """
-
-    def __init__(self, proxy: FaultyProxy) -> None:
-        self.requests: list[bytes] = []
-        proxy.judge = self._judge
-
-    def _judge(self, request: bytes) -> str:
-        self.requests.append(request)
-        return "pass"
-
-    def about(self, *uuids: str) -> list[bytes]:
-        """Return the requests that name a job."""
-        wanted = [uuid.encode() for uuid in uuids]
-        return [r for r in self.requests if any(uuid in r for uuid in wanted)]
+from tests.worker.conftest import Logged
+from tests.worker.floors import Chore, Ear, Floor, Held, MakeFloor
 
 
 def in_thread(call: Callable[[], object]) -> threading.Thread:
@@ -69,7 +47,7 @@ def test_end_is_stored_before_the_message_is_acknowledged(
 ) -> None:
     """The end carries all that was reported. After it, nothing can be reported."""
     floor = make_floor(interval=60)
-    found = []
+    found: list[Any] = []
 
     class Look(Middleware):
         def after_nack(self, broker: Any, message: Any) -> None:
@@ -83,7 +61,6 @@ def test_end_is_stored_before_the_message_is_acknowledged(
     (state,) = found
     assert (state.status, state.error) == ("error", JobError("ValueError", "bad"))
     assert state.progress_metrics == {"miles": 26, "name": "Åsa"}
-    assert state.progress is not None
     assert (state.progress.done, state.message) == (3, "Done")
     with pytest.raises(RuntimeError, match=r"has ended: it can no longer report\."):
         held.job_state.set_message("late")
@@ -337,7 +314,6 @@ def test_sixteen_threads_lose_nothing(
         assert metrics[f"own {number}"] == rounds - 1
         assert metrics[f"pair {number}"] == [rounds - 1]
     assert (state.message, state.log) == (job_state.message, job_state.log)
-    assert job_state.progress is not None
     assert state.progress[:3] == job_state.progress[:3]
 
 
@@ -469,7 +445,7 @@ def test_worker_that_stops_leaves_the_jobs_of_others_alone(
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_job_may_fork(make_floor: MakeFloor, caplog: pytest.LogCaptureFixture) -> None:
+def test_job_may_fork(make_floor: MakeFloor, logged: Logged) -> None:
     """In the child, its JobState raises an error, and a new job is recorded. Nothing is
     written for the parent, which goes on undisturbed.
     """
@@ -517,7 +493,7 @@ def test_job_may_fork(make_floor: MakeFloor, caplog: pytest.LogCaptureFixture) -
     assert childs.progress_metrics == {"miles": 3}
     assert held.load().progress_metrics == {"miles": 4}
     assert held.load().message == "of the parent"
-    assert not messages(caplog, "pyramid_jobstate")
+    assert not logged()
 
 
 def test_time_left_is_reckoned_at_the_pace_so_far(make_floor: MakeFloor) -> None:

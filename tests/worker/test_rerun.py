@@ -28,12 +28,9 @@ from pyramid_jobstate import (
     rerun_all,
 )
 from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
-from tests.jobs import messages
 from tests.support import wait_for
-from tests.worker.floors import Chore, Floor, fail, standing_still
-
-MakeFloor = Callable[..., Floor]
-
+from tests.worker.conftest import Logged
+from tests.worker.floors import Chore, Floor, MakeFloor, fail, failed, standing_still
 
 #: A member that may run again.
 FAILED = {"status": "error", "actor": "errand", "error": JobError("ValueError", "x")}
@@ -47,18 +44,6 @@ def breaks(floor: Floor, name: str = "a", error: BaseException | None = None) ->
     """Let the jobs of an argument fail from now on."""
     found = error or ValueError(f"{name} failed")
     floor.scripts[name] = lambda job_state: fail(found)
-
-
-def failed(floor: Floor, count: int = 1, **options: Any) -> list[Message[Any]]:
-    """Have jobs of Alice's fail, which would succeed by now. No worker runs."""
-    breaks(floor)
-    options = {"job_owner": "alice", **options}
-    sent = [floor.post("a", **options) for _ in range(count)]
-    floor.work()
-    assert {*floor.statuses(*sent)} == {"error"}
-    del floor.scripts["a"]
-    floor.ran.clear()
-    return sent
 
 
 def failed_pipeline(floor: Floor, *, cancels: int | None = None) -> list[Message[Any]]:
@@ -494,9 +479,7 @@ def test_jobs_that_were_lost_run_again_with_those_that_failed(
     assert floor.store.counts() == Counts(success=5, stalled=1)
 
 
-def test_members_that_were_never_sent_are_told(
-    floor: Floor, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_members_that_were_never_sent_are_told(floor: Floor, logged: Logged) -> None:
     """If the sender of a batch died, the log says what to do about the jobs that were
     never sent, once the batch has been silent for a while. The failed ones run again.
     """
@@ -519,10 +502,10 @@ def test_members_that_were_never_sent_are_told(
         (batch,) = [job for job in floor.store.list().items if isinstance(job, Batch)]
         do: dict[str, Any] = {"batch": batch.uuid}
         assert rerun_all(floor.store, floor.broker, **do, limit=0).done == 0
-        assert not messages(caplog, "pyramid_jobstate")
+        assert not logged()
         pass_time(floor.store, 20)
         assert rerun_all(floor.store, floor.broker, **do) == (1, 0, None)
-        (said,) = messages(caplog, "pyramid_jobstate")
+        (said,) = logged()
         assert said == (
             f"1 of the jobs of batch {batch.uuid} were never sent, and cannot run "
             "again. Cancel the batch, and send again what is cancelled then."

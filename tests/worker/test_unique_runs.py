@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,12 +10,10 @@ from dramatiq.errors import Retry
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.testing import away, pass_time
-from tests.jobs import messages
 from tests.lost import keys_without_end
 from tests.support import wait_for
-from tests.worker.floors import Floor, Held, evict
-
-MakeFloor = Callable[..., Floor]
+from tests.worker.conftest import Logged
+from tests.worker.floors import Floor, Held, MakeFloor, evict
 
 #: Seconds.
 DAY = 24 * 3600
@@ -46,7 +43,7 @@ def is_under_way(floor: Floor, uuid: str) -> bool:
 
 @pytest.mark.parametrize("how", ["redelivered", "put back"])
 def test_ended_job_does_not_run_while_another_is_under_way(
-    floor: Floor, how: str, caplog: pytest.LogCaptureFixture
+    floor: Floor, how: str, logged: Logged
 ) -> None:
     """Its worker died before the message was acknowledged, or an operator put it back
     in the queue. Its record stays as it was.
@@ -58,7 +55,7 @@ def test_ended_job_does_not_run_while_another_is_under_way(
     second.wait()
     again = floor.deliver if how == "redelivered" else floor.broker.enqueue
     again(first.message)
-    (said,) = wait_for(lambda: messages(caplog, "pyramid_jobstate"))
+    (said,) = wait_for(lambda: logged())
     assert said == (
         f"This process no longer records job {first.uuid}: another job with its unique "
         "key is under way."
@@ -102,12 +99,11 @@ def test_job_that_is_tried_again_is_under_way(floor: Floor) -> None:
 
 
 def test_late_run_is_stopped_if_another_job_is_under_way(
-    make_floor: MakeFloor, redis_url: str, caplog: pytest.LogCaptureFixture
+    make_floor: MakeFloor, own: JobStore, logged: Logged
 ) -> None:
     """The store was away when its message came again: it learns of the other job when
     it is back.
     """
-    own = JobStore(redis_url)
     floor = make_floor(own)
     first = run(floor)
     second = press(floor)
@@ -116,9 +112,7 @@ def test_late_run_is_stopped_if_another_job_is_under_way(
     second.wait()
     with away(own):
         again = floor.begin(first.message)
-    wait_for(
-        lambda: any("unique key" in m for m in messages(caplog, "pyramid_jobstate"))
-    )
+    wait_for(lambda: any("unique key" in line for line in logged()))
     wait_for(lambda: again.job_state.cancel_requested)
     again.end(lambda job_state: job_state.raise_if_cancelled())
     assert first.load().finished_at == before.finished_at
