@@ -103,6 +103,14 @@ def follow(what: Script | BaseException | None, job_state: Chore) -> object:
     return what and what(job_state)
 
 
+def idle_actor(broker: dramatiq.Broker, **options: Any) -> Any:
+    """Declare a tracked actor that does nothing, whatever it is sent."""
+
+    def run_marathon(*args: Any) -> None: ...
+
+    return dramatiq.actor(broker=broker, **{"job_state": True, **options})(run_marathon)
+
+
 class Settling(Middleware):
     """Notes which messages are sent, and which runs are settled."""
 

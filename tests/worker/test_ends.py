@@ -17,7 +17,6 @@ from pyramid_jobstate import JobError, JobState, JobStateMiddleware
 from tests.jobs import (
     Alarm,
     Gate,
-    RunMarathon,
     job_actor,
     load,
     make_broker,
@@ -25,6 +24,7 @@ from tests.jobs import (
     wait_until,
     working,
 )
+from tests.worker.floors import idle_actor
 
 #: The stored type of the exception with which a message is skipped.
 SKIPPED = "dramatiq.middleware.middleware.SkipMessage"
@@ -115,9 +115,8 @@ def test_time_limit_is_an_error(redis_url: str) -> None:
 
     with working(broker):
         state = wait_until(broker, run_marathon.send(), "error", timeout=8)
-    assert state.error and state.error.type == (
-        "dramatiq.middleware.time_limit.TimeLimitExceeded"
-    )
+    said = "dramatiq.middleware.time_limit.TimeLimitExceeded"
+    assert state.error and state.error.type == said
 
 
 class Unspeakable(SyntaxError):
@@ -163,11 +162,7 @@ def test_age_limit_cancels_with_a_reason(redis_url: str, before: Any) -> None:
     with the reason.
     """
     broker = make_broker(redis_url, before=before)
-
-    @dramatiq.actor(broker=broker, max_age=-1, job_state=True)
-    def run_marathon() -> None: ...
-
-    message = run_marathon.send()
+    message = idle_actor(broker, max_age=-1).send()
     with working(broker):
         state = wait_until(broker, message, "cancelled", "success", "error")
     assert state.status == "cancelled"
@@ -177,14 +172,8 @@ def test_age_limit_cancels_with_a_reason(redis_url: str, before: Any) -> None:
 def test_message_for_an_unknown_actor_is_an_error(redis_url: str) -> None:
     """A message whose actor no worker knows ends in error."""
     sender, worker = make_broker(redis_url), make_broker(redis_url)
-
-    @dramatiq.actor(broker=sender, job_state=RunMarathon)
-    def run_marathon() -> None: ...
-
-    @dramatiq.actor(broker=worker, job_state=RunMarathon)
-    def other() -> None: ...
-
-    message = run_marathon.send()
+    idle_actor(worker, actor_name="other")
+    message = idle_actor(sender).send()
     with working(worker):
         state = wait_until(sender, message, "error")
     assert state.error == JobError(None, "No worker knows the actor 'run_marathon'.")

@@ -22,6 +22,7 @@ from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.testing import pass_time
 from tests.jobs import Gate, RunMarathon, make_broker, working
 from tests.support import wait_for
+from tests.worker.floors import idle_actor
 
 
 class SkipNinetyNine(Middleware):
@@ -259,10 +260,7 @@ def test_next_step_that_is_never_sent_is_an_error(
     """
     broker = make_broker(redis_url, without=Pipelines)
     broker.actor_options |= {"pipe_target", "pipe_ignore"}
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def run_marathon(*args: None) -> None: ...
-
+    run_marathon = idle_actor(broker)
     steps = [run_marathon.message() for _ in range(3)]
     sent = alice.send_immediately(pipeline(steps, broker=broker))
     with working(broker):

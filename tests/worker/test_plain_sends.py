@@ -26,6 +26,7 @@ from tests.jobs import (
 )
 from tests.support import wait_for
 from tests.worker.conftest import Logged
+from tests.worker.floors import idle_actor
 
 # Parameters.
 
@@ -80,10 +81,7 @@ def test_job_is_queued_before_its_message_is_visible(redis_url: str) -> None:
 
     broker = Looking()
     broker.add_middleware(JobStateMiddleware(url=redis_url))
-
-    @dramatiq.actor(broker=broker, job_state=RunMarathon)
-    def run_marathon(miles: int) -> None: ...
-
+    run_marathon = idle_actor(broker, job_state=RunMarathon)
     run_marathon.send(26)
     run_marathon.send_with_options(args=(26,), job_owner="alice")
     assert [state.status for state in seen] == ["queued"] * 2
@@ -95,10 +93,7 @@ def test_owner_that_cannot_be_one_owns_nothing(
     broker: RedisBroker, logged: Logged
 ) -> None:
     """The job runs, for nobody, and a warning names the owner."""
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def run_marathon() -> None: ...
-
+    run_marathon = idle_actor(broker)
     owners: list[Any] = [float("nan"), True, ["a"]]
     sent = [run_marathon.send_with_options(job_owner=owner) for owner in owners]
     assert [load(broker, message).owner for message in sent] == [None] * 3
@@ -115,10 +110,7 @@ def test_delayed_job_says_when_it_is_due(broker: RedisBroker) -> None:
     can say is cut short.
     """
     broker.add_middleware(alarm := Alarm())
-
-    @dramatiq.actor(broker=broker, job_state=RunMarathon)
-    def run_marathon() -> None: ...
-
+    run_marathon = idle_actor(broker, job_state=RunMarathon)
     message = run_marathon.send_with_options(delay=3000)
     state = load(broker, message)
     assert state.status == "queued" and state.due_at and state.queued_at
@@ -156,10 +148,7 @@ def test_message_that_cannot_be_encoded_leaves_no_job(
     stub: dramatiq.Broker, client: redis.Redis
 ) -> None:
     """The sender is told, and nothing is stored."""
-
-    @dramatiq.actor(broker=stub, job_state=True)
-    def run_marathon(miles: object) -> None: ...
-
+    run_marathon = idle_actor(stub)
     with pytest.raises(TypeError, match="not JSON serializable"):
         run_marathon.send(object())
     assert client.keys("jobstate*") == []
@@ -194,10 +183,7 @@ def test_job_that_the_broker_refuses_reads_stalled(
     stub: dramatiq.Broker, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not read queued for ever. Others do for as long as they wait."""
-
-    @dramatiq.actor(broker=stub, job_state=True)
-    def run_marathon() -> None: ...
-
+    run_marathon = idle_actor(stub)
     accepted, refused = run_marathon.send(), run_marathon.message()
 
     def refuse(message: Any, *args: Any) -> None:
@@ -257,10 +243,7 @@ def test_send_that_the_store_refuses_is_logged(
     stub: dramatiq.Broker, client: redis.Redis, logged: Logged
 ) -> None:
     """A full server keeps no message from its actor, and the next send asks again."""
-
-    @dramatiq.actor(broker=stub, job_state=True)
-    def run_marathon() -> None: ...
-
+    run_marathon = idle_actor(stub)
     client.config_set("maxmemory", 1)
     try:
         message = run_marathon.send()

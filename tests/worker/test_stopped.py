@@ -18,16 +18,11 @@ from pyramid_jobstate import JobState, JobStateMiddleware
 from pyramid_jobstate.resources import JobStates
 from tests.jobs import Alarm, job_actor, load, make_broker, wait_until, working
 from tests.support import wait_for
+from tests.worker.floors import idle_actor
 
 
-class Refusing(Middleware):
-    """Fails before a message is processed."""
-
-    class RefusedError(MiddlewareError):
-        pass
-
-    def before_process_message(self, broker: Any, message: Any) -> None:
-        raise self.RefusedError("not today")
+class RefusedError(MiddlewareError):
+    """A message is refused."""
 
 
 class Stopping(Middleware):
@@ -48,7 +43,7 @@ class Stopping(Middleware):
         if how == "skip":
             raise SkipMessage("not today")
         if how == "refuse":
-            raise Refusing.RefusedError("not today")
+            raise RefusedError("not today")
 
 
 @pytest.mark.parametrize("order", ["after", "before", "first"])
@@ -107,17 +102,12 @@ def test_message_that_is_refused_and_put_back_waits(redis_url: str, order: str) 
         def before_process_message(self, broker: Any, message: Any) -> None:
             seen.append(load(broker, message).status)
             if len(seen) == 1:
-                raise Refusing.RefusedError("not today")
+                raise RefusedError("not today")
 
     where: Any = None if order == "before" else JobStateMiddleware
     broker.add_middleware(RefusingOnce(), before=where)
     broker.add_middleware(alarm := Alarm())
-    backoff: Any = {"min_backoff": 60_000, "max_backoff": 60_001}
-
-    @dramatiq.actor(broker=broker, job_state=True, **backoff)
-    def run_marathon() -> None: ...
-
-    message = run_marathon.send()
+    message = idle_actor(broker, min_backoff=60_000, max_backoff=60_001).send()
     with working(broker):
         state = wait_until(broker, message, "retrying")
         assert (state.attempt, state.started_at) == (0, None)
@@ -156,10 +146,7 @@ def test_message_that_a_limiter_puts_back_waits(
     broker.add_middleware(limiter := Limiter(), before=where)
     broker.add_middleware(alarm := Alarm())
     over: list[Any] = []
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def run_marathon(*args: Any) -> None: ...
-
+    run_marathon = idle_actor(broker)
     steps = [run_marathon.message() for _ in range(2)]
     pipe = dramatiq.pipeline(steps, broker=broker)
 
