@@ -32,9 +32,7 @@ def broker(redis_url: str) -> RedisBroker:
 
 @pytest.fixture(params=["appended", "before", "without"])
 def place(request: pytest.FixtureRequest, redis_url: str) -> tuple[str, RedisBroker]:
-    """A broker with the middleware after Retries, before it, or without Retries, and
-    the name of that place.
-    """
+    """A broker with the middleware after or before Retries or without it; which one."""
     name = request.param
     before = Retries if name == "before" else None
     without = Retries if name == "without" else None

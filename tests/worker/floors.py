@@ -379,9 +379,7 @@ class Ear:
 
 @contextlib.contextmanager
 def standing_still(floor: Floor, call: Callable[[], object]) -> Iterator[None]:
-    """Make a call in a thread that stands still as soon as it hands a message to the
-    broker, until this ends.
-    """
+    """Make a call in a thread that stands still as it hands a message to the broker."""
     reached, opened = threading.Event(), threading.Event()
     enqueue, thread = floor.broker.enqueue, threading.Thread(target=call)
 
@@ -415,9 +413,7 @@ def evict(client: redis.Redis) -> None:
 
 
 def spoil(client: redis.Redis, *kinds: str) -> None:
-    """Have another program write text into all keys of some types, but for those of the
-    jobs themselves.
-    """
+    """Overwrite all keys of some types, but those of the jobs, with another's text."""
     for key in set(client.keys()) - records(client):
         kind: Any = client.type(key)
         if kind.decode() in kinds:

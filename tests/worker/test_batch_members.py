@@ -96,9 +96,7 @@ def test_reports_of_a_member_move_the_bar(make_floor: MakeFloor) -> None:
 
 
 def test_progress_is_told_once_a_second(make_floor: MakeFloor) -> None:
-    """However often a member reports; what it reported last is told soon, and not only
-    with its next beat.
-    """
+    """However often it is reported. What came last is told before the next beat."""
     floor = make_floor(heartbeat=3600)
     batch, held = begin_batch(floor)
     told: set[float | None] = set()
@@ -157,9 +155,7 @@ def test_member_that_was_sent_is_known_to_be(make_floor: MakeFloor) -> None:
 
 
 def test_sender_that_is_tried_again_sends_nothing_twice(floor: Floor) -> None:
-    """Two members that send the same keys send two members each, and none again when
-    they are tried again.
-    """
+    """Two members with the same keys send two each, and none again when tried again."""
 
     def fan_out(job_state: Any) -> None:
         sends(floor, "x", "a")(job_state)
@@ -364,9 +360,7 @@ def test_members_of_a_lost_batch_go_on(
 def test_cancel_of_a_batch_is_heard_soon(
     make_floor: MakeFloor, proxy: FaultyProxy
 ) -> None:
-    """By a member that reports all the time, by one that is silent, and by those that
-    wait: they do not learn of it only with their next beat.
-    """
+    """By members that report, are silent or wait, and not only with their next beat."""
     floor = make_floor(JobStore(proxy.url), heartbeat=3600, threads=2)
 
     def busy(job_state: Any) -> None:
@@ -405,9 +399,7 @@ def test_message_that_names_a_foreign_batch_runs(floor: Floor, logged: Logged) -
 
 
 def test_message_of_a_member_that_is_put_back(floor: Floor) -> None:
-    """It is sent again, by hand, after it has ended: the bar steps back, and the batch
-    is listed as unfinished.
-    """
+    """After its end: the bar steps back, and the batch is listed as unfinished."""
     batch = floor.send_batch("a", "b")
     sent = floor.waiting()
     worked(floor, batch)

@@ -88,9 +88,7 @@ def test_job_stops_at_whatever_it_calls_next(redis_url: str) -> None:
 def test_cancelled_job_ends_quietly(
     place: tuple[str, RedisBroker], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A cancelled job is not retried, calls no callbacks and logs no traceback,
-    whatever exception it ends with.
-    """
+    """Whatever it raises: without retry, callbacks or a traceback in the log."""
     _, broker = place
     called = []
 
@@ -120,9 +118,7 @@ def test_cancelled_job_ends_quietly(
 
 
 def test_exception_before_the_job_heard_of_it_is_a_cancel(redis_url: str) -> None:
-    """A job that fails before it learns of the cancel is cancelled, and its retry is
-    skipped.
-    """
+    """It ends the job as cancelled, and the retry is skipped."""
     middleware = JobStateMiddleware(url=redis_url, interval=10)
     broker = make_broker(redis_url, middleware)
     gate = Gate()
@@ -169,9 +165,7 @@ def test_job_that_shields_itself_is_a_success(redis_url: str) -> None:
 def test_waiting_job_never_begins(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job that is cancelled while queued or delayed is skipped: the actor does not
-    run, no callback is sent, and nothing is logged.
-    """
+    """Queued or delayed, it is skipped: no actor, no callback, and nothing logged."""
     broker = make_broker(redis_url)
     ran: list[str] = []
 

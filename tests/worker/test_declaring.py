@@ -116,9 +116,7 @@ def test_actor_is_tracked_by_its_parameter_or_the_option(
 
 
 def test_other_actors_are_left_alone(broker: RedisBroker, client: redis.Redis) -> None:
-    """An actor that declares neither keeps its function, and nothing is stored, even
-    if its message is skipped.
-    """
+    """They keep their function, and nothing is stored, even of a skipped message."""
     done = threading.Event()
 
     def sweep() -> None:
@@ -167,9 +165,7 @@ def test_parameter_that_cannot_be_passed_is_refused(stub: dramatiq.Broker) -> No
 
 
 def test_function_whose_parameters_are_unknown(stub: dramatiq.Broker) -> None:
-    """Python does not know the parameters of some of its own functions. An actor of one
-    cannot be tracked, and is otherwise left alone.
-    """
+    """One of Python's own. Its actor cannot be tracked, and is otherwise left alone."""
     with pytest.raises(ActorError, match="'tracked' cannot be tracked: Python does no"):
         dramatiq.actor(broker=stub, actor_name="tracked", job_state=True)(dict)
     plain: Any = dramatiq.actor(broker=stub, actor_name="plain")(dict)
@@ -195,9 +191,7 @@ def test_option_that_is_no_class_of_jobs_is_refused(stub: dramatiq.Broker) -> No
 
 
 def test_second_middleware_is_refused() -> None:
-    """Two middlewares on one broker are refused, whether they or a tracked actor come
-    first, or the broker is made with both.
-    """
+    """Before or after a tracked actor, or if the broker is made with both."""
     declare, url = annotated.declare_marathon, "redis://localhost"
 
     def add(declared: str) -> None:
@@ -303,9 +297,7 @@ def test_option_wins_over_the_annotation(declare: Declare) -> None:
 def test_annotation_that_cannot_be_resolved_is_refused(
     stub: dramatiq.Broker, declare: Declare
 ) -> None:
-    """It could hide the class, so the actor is not declared, and the error says how to
-    name the class.
-    """
+    """It could hide the class. The error says how to name that."""
     fns: list[Any] = [
         annotated.unresolvable,
         annotated.wrapped(annotated.unresolvable),
@@ -330,9 +322,7 @@ def test_annotation_that_cannot_be_resolved_is_refused(
 def test_direct_call_gets_a_detached_job_state(
     stub: dramatiq.Broker, store: JobStore
 ) -> None:
-    """Called directly, an actor gets a JobState that keeps its values in memory, or the
-    one that the call brings.
-    """
+    """It keeps its values in memory. The call may bring another one."""
     seen: list[Any] = []
 
     @job_actor(broker=stub, job_state=RunMarathon)
@@ -394,9 +384,7 @@ def test_middleware_takes_one_place(client: redis.Redis) -> None:
 
 
 def test_pace_that_no_worker_can_keep_is_refused() -> None:
-    """The constructor names an interval or a heartbeat at which nothing could be
-    written.
-    """
+    """The error names the interval or heartbeat at which nothing could be written."""
     for name in ("interval", "heartbeat"):
         for wrong in ("1s", True, 0, -1, float("nan"), 1e10):
             options: dict[str, Any] = {name: wrong}

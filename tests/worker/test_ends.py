@@ -75,9 +75,7 @@ def test_exception_is_an_error_once_dramatiq_gives_up(
 def test_attempts_are_counted_until_dramatiq_gives_up(
     redis_url: str, before: Any
 ) -> None:
-    """A job that succeeds at its third attempt is a success with three attempts. An
-    exception that Dramatiq does not retry ends the job at its first one.
-    """
+    """A job may succeed at its third; what Dramatiq does not retry ends it at once."""
     broker = make_broker(redis_url, before=before)
 
     @job_actor(broker=broker, max_retries=3, min_backoff=10, max_backoff=20)
@@ -158,9 +156,7 @@ def test_error_is_kept_short(
 
 @pytest.mark.parametrize("before", [None, AgeLimit])
 def test_age_limit_cancels_with_a_reason(redis_url: str, before: Any) -> None:
-    """A message that AgeLimit skips, before or after this middleware, ends in cancelled
-    with the reason.
-    """
+    """Before this middleware or after it."""
     broker = make_broker(redis_url, before=before)
     message = idle_actor(broker, max_age=-1).send()
     with working(broker):
@@ -182,9 +178,7 @@ def test_message_for_an_unknown_actor_is_an_error(redis_url: str) -> None:
 def test_result_is_stored_before_the_job_ends(
     place: tuple[str, RedisBroker], redis_url: str
 ) -> None:
-    """Once a job reads success, its result is there; that of a failed job reads as a
-    failure.
-    """
+    """It is there once the job reads success; that of a failed one is a failure."""
     name, broker = place
     backend = RedisBackend(url=redis_url)
     broker.add_middleware(Results(backend=backend))

@@ -252,9 +252,7 @@ class Watching(Middleware):
 def test_retry_runs_within_the_try_that_failed(
     in_caller: InCaller, is_first: bool
 ) -> None:
-    """A job that is retried in place counts its attempts, ends as the last one, and
-    never reads as if it had ended before.
-    """
+    """It counts. The job ends as the last one, and never reads as ended before."""
     retries = Retries(max_retries=3)
     order = (None, retries) if is_first else (retries, None)
     watching = [Watching(), Watching()]
@@ -318,9 +316,7 @@ class Quitting(Middleware):
 def test_job_whose_end_nobody_told_ends_with_the_outer_one(
     ours: JobStateMiddleware, keeps_nothing: Callable[[], bool]
 ) -> None:
-    """If the acknowledgement of an inner job is interrupted, its end is written when
-    the job around it ends.
-    """
+    """Its acknowledgement was interrupted."""
     broker = InCallerBroker([ours, Quitting()])
     seen: list[JobState] = []
 
@@ -417,9 +413,7 @@ def test_jobs_of_two_greenlets_stay_separate(ours: JobStateMiddleware) -> None:
 def test_job_that_leaves_with_the_transaction_runs_in_the_commit(
     ours: JobStateMiddleware, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that a request sends in a transaction has ended once the transaction is
-    committed: jobs, the jobs that they send, pipelines and groups.
-    """
+    """All have ended once it is committed: jobs, their jobs, pipelines and groups."""
     broker = InCallerBroker([Pipelines(), ours])
     inner: list[Any] = []
 
@@ -488,9 +482,7 @@ def test_nothing_is_left_behind(
 def test_retry_that_the_broker_refuses_is_an_error(
     ours: JobStateMiddleware, keeps_nothing: Callable[[], bool]
 ) -> None:
-    """A job whose retry the broker does not take is an error, and nothing of it is
-    kept.
-    """
+    """And nothing of the job is kept."""
 
     class Refusing(InCallerBroker):
         def enqueue(self, message: Any, *, delay: int | None = None) -> Any:

@@ -27,9 +27,7 @@ from tests.worker.floors import Ear, Floor, Held, MakeFloor
 
 
 def test_older_run_changes_nothing(make_floor: MakeFloor, logged: Logged) -> None:
-    """A run whose message runs elsewhere by now logs one warning. That it failed is
-    kept among the tries of its job.
-    """
+    """One warning is logged. That it failed is kept among the tries of its job."""
     floor = make_floor(heartbeat=0.05)
     old = floor.begin(max_retries=1, min_backoff=3_600_000)
     new = make_floor().begin(old.message)
@@ -125,9 +123,7 @@ def test_late_deliveries_leave_the_later_steps_alone(make_floor: MakeFloor) -> N
 
 
 def test_redelivered_job_that_was_cancelled_is_skipped(make_floor: MakeFloor) -> None:
-    """A job that was cancelled while a worker ran it, from which it is taken away, does
-    not run again.
-    """
+    """It was cancelled while a worker ran it, from which it is then taken away."""
     floor, other = make_floor(interval=60), make_floor()
     held = floor.begin()
     began = held.load()
@@ -166,9 +162,7 @@ def test_start_that_is_written_late_does_not_take_over(
 
 
 def test_running_job_hears_of_its_cancel(make_floor: MakeFloor) -> None:
-    """By the reply to its next report, long before its next beat. Any exception after
-    that ends it as cancelled.
-    """
+    """By its next report, long before a beat. Whatever it raises then is the cancel."""
     held = make_floor(heartbeat=3600).begin()
     assert held.load().cancel()
     wait_for(lambda: held.job_state.cancel_requested)
@@ -182,9 +176,7 @@ def test_running_job_hears_of_its_cancel(make_floor: MakeFloor) -> None:
 def test_silent_job_hears_of_its_cancel_at_once(
     make_floor: MakeFloor, proxy: FaultyProxy
 ) -> None:
-    """A cancel is announced: a job that reports nothing knows of it long before its
-    next beat. The others are left alone.
-    """
+    """It is announced, long before the next beat. Other jobs are left alone."""
     floor = make_floor(JobStore(proxy.url), heartbeat=3600)
     silent, other = floor.begin(), floor.begin()
     ear = Ear(proxy)
@@ -220,9 +212,7 @@ def test_run_that_was_cancelled_while_it_was_silent_is_told(
 def test_cancelled_job_that_began_without_the_store(
     make_floor: MakeFloor, slow: JobStore, relay: Relay, logged: Logged, is_over: bool
 ) -> None:
-    """It learns of the cancel when the store is back. Even if it has succeeded by then
-    it stays cancelled, which is logged once.
-    """
+    """Told when that is back. If it has succeeded it stays cancelled, logged once."""
     floor = make_floor(slow)
     floor.start()
     message = floor.message()
@@ -314,9 +304,7 @@ def test_job_whose_thread_is_gone_stalls(make_floor: MakeFloor, logged: Logged) 
 @pytest.mark.system
 @pytest.mark.parametrize("rounds", [80, pytest.param(400, marks=pytest.mark.long)])
 def test_interrupts_at_any_time_do_no_harm(redis_url: str, rounds: int) -> None:
-    """Wherever threads are interrupted while they report, the worker goes on with other
-    jobs, and keeps nothing of the interrupted runs.
-    """
+    """The worker goes on with other jobs, and keeps nothing of the interrupted runs."""
     subprocess.run(
         [sys.executable, "-m", "tests.interrupts", redis_url, str(rounds)],
         cwd=ROOT,

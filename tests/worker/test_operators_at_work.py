@@ -15,9 +15,7 @@ from tests.worker.floors import Floor, fail, failed
 
 
 def test_running_again_while_a_worker_is_at_work(floor: Floor) -> None:
-    """Two operators run all failed jobs again while a worker processes them: each runs
-    once more.
-    """
+    """Two operators run all failed jobs again: each runs once more."""
     names = [str(number) for number in range(30)]
     floor.scripts = dict.fromkeys(names, lambda _: fail(ValueError("x")))
     sent = [floor.post(name) for name in names]
@@ -40,9 +38,7 @@ def test_running_again_while_a_worker_is_at_work(floor: Floor) -> None:
 def test_operator_who_dies_runs_a_job_once(
     floor: Floor, is_bulk: bool, moment: str
 ) -> None:
-    """Wherever an operator who runs a job again dies, the job runs once more, at the
-    latest when another does it.
-    """
+    """Once more, at the latest when another does it, wherever the first one dies."""
     for number in itertools.count(1):
         (sent,) = failed(floor)
         with dying(number, moment) as has_died:
@@ -68,9 +64,7 @@ def test_operator_who_dies_runs_a_job_once(
 def test_operator_who_dies_leaves_others_to_the_next(
     floor: Floor, act: str, moment: str
 ) -> None:
-    """Wherever an operator who deletes or cancels jobs dies, nothing runs that was
-    deleted or cancelled, and another finishes the work.
-    """
+    """Nothing deleted or cancelled runs, and another finishes the work."""
     for number in itertools.count(1):
         (lost,), waiting = failed(floor), floor.post("waits")
         with dying(number, moment) as has_died:

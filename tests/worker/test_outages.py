@@ -64,9 +64,7 @@ def test_flush_says_whether_all_is_stored(
 def test_starts_and_ends_wait_for_a_second(
     make_floor: MakeFloor, slow: JobStore, relay: Relay
 ) -> None:
-    """A store that does not answer delays a job's start and its end for a while, not
-    for as long as the connection's timeout. Both are written as soon as it answers.
-    """
+    """Not as long as the connection would. Both are written once the store answers."""
     floor = make_floor(slow, heartbeat=3600)
     floor.start()
     begun = time.monotonic()
@@ -90,9 +88,7 @@ def test_starts_and_ends_wait_for_a_second(
 def test_nobody_waits_for_a_store_that_has_been_away(
     make_floor: MakeFloor, slow: JobStore, relay: Relay
 ) -> None:
-    """Once the store has failed, starts and ends wait for it no longer, but for one a
-    second.
-    """
+    """Starts and ends wait for it no longer, but for one a second."""
     floor = make_floor(slow, threads=1)
     floor.start()
     with relay.frozen():
@@ -166,9 +162,7 @@ def test_lost_reply_is_made_good(make_floor: MakeFloor, proxy: FaultyProxy) -> N
 def test_store_that_came_back_empty_is_told_everything(
     make_floor: MakeFloor, client: redis.Redis
 ) -> None:
-    """A running job is written again with all that it has reported, even if it has
-    nothing new.
-    """
+    """All that a running job has reported, even if it has nothing new."""
     floor = make_floor(heartbeat=0.05)
     held = floor.begin(job_owner="alice")
     held.job_state.set_progress_metrics(miles=3, names=["a", "b"])
@@ -192,9 +186,7 @@ def test_store_that_came_back_empty_is_told_everything(
 def test_end_that_waits_is_written_to_an_empty_store(
     make_floor: MakeFloor, own: JobStore, client: redis.Redis, logged: Logged
 ) -> None:
-    """A job that ended while the store was away is stored with all its values, and with
-    its failure if it has failed, even if the store has lost it.
-    """
+    """With all values and, if the job has failed, with its failure."""
     floor = make_floor(own)
     held, failing = floor.begin(), floor.begin()
     held.job_state.set_progress_metric("miles", 3)
@@ -215,9 +207,7 @@ def test_end_that_waits_is_written_to_an_empty_store(
 def test_values_that_a_failover_lost_are_written_again(
     floor: Floor, client: redis.Redis
 ) -> None:
-    """A record that a failover has set back gets all that the run has reported, with
-    its next report.
-    """
+    """All that the run has reported, with its next report."""
     held = floor.begin()
     job_state, key = held.job_state, f"jobstate:{held.uuid}"
     job_state.set_progress_metric("first", 1)
@@ -237,9 +227,7 @@ def test_values_that_a_failover_lost_are_written_again(
 def test_expired_record_is_not_created_again(
     make_floor: MakeFloor, store: JobStore, client: redis.Redis, logged: Logged
 ) -> None:
-    """A run frozen for so long that its job may have ended elsewhere and expired does
-    not restore the record.
-    """
+    """By a run frozen so long that its job may have ended elsewhere and expired."""
     held = make_floor(store.replace(expire_in=0.2), heartbeat=3600).begin()
     assert held.job_state.flush(10)
     time.sleep(0.25)
@@ -276,9 +264,7 @@ def end_all(jobs: list[Held]) -> None:
 def test_worker_that_stops_waits_for_a_store_that_comes_back(
     make_floor: MakeFloor, proxy: FaultyProxy, logged: Logged
 ) -> None:
-    """Ends that could not be written are written at shutdown if the store is back in
-    time.
-    """
+    """Ends that could not be written are written then."""
     floor, stopping = make_floor(JobStore(proxy.url)), Stopping()
     floor.broker.add_middleware(stopping)
     jobs = [floor.begin() for _ in range(3)]

@@ -98,9 +98,7 @@ NOT_RUN = ("cancelled", "An earlier step did not succeed.")
 def test_steps_succeed_in_their_turn(
     broker: Broker, alice: JobStates, step: Any, gate: Gate, ended: Any
 ) -> None:
-    """Each step is queued until its turn comes, gets the result of the step before, and
-    belongs to the sender.
-    """
+    """Each waits queued, gets the result of the one before, and is the sender's."""
     sent = alice.send_immediately(step.message(7) | step.message(2) | step.message(3))
     with working(broker):
         gate.wait_for_job()
@@ -172,9 +170,7 @@ def test_steps_outlast_the_delay_of_the_first(alice: JobStates, step: Any) -> No
 def test_step_that_waits_can_be_cancelled(
     broker: Broker, alice: JobStates, step: Any, gate: Gate, ended: Any
 ) -> None:
-    """A waiting step is cancelled at once; those before it go on, and those after it
-    are cancelled when its turn comes.
-    """
+    """At once. Those before it go on, those after it are cancelled in their turn."""
     sent = alice.send_immediately(step.message(7) | step.message(2) | step.message(3))
     with working(broker):
         gate.wait_for_job()
@@ -219,9 +215,7 @@ def test_step_that_is_not_tracked_does_no_harm(
 def test_groups_and_their_pipelines_succeed(
     broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:
-    """The members of a group run side by side, a failing member ends only its own
-    pipeline, and groups and pipelines may be nested.
-    """
+    """A failing member ends only its own pipeline. Both may be nested."""
     sent = alice.send_immediately(
         group(
             [
@@ -239,9 +233,7 @@ def test_groups_and_their_pipelines_succeed(
 def test_completion_callback_is_a_job_of_the_senders(
     broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:
-    """A group's completion callback has a state, too, under its message's id, and
-    belongs to the group's sender.
-    """
+    """Under the id of its message."""
     what = group([step.message(1), step.message(2) | step.message(3)])
     last = step.message(4)
     what.add_completion_callback(last)
@@ -255,9 +247,7 @@ def test_completion_callback_is_a_job_of_the_senders(
 def test_next_step_that_is_never_sent_is_an_error(
     redis_url: str, alice: JobStates, ended: Any
 ) -> None:
-    """On a broker without Pipelines, a pipeline ends with its first step: the next one
-    is not sent, and those after it read as not reached.
-    """
+    """The broker has no Pipelines. Those after it read as not reached."""
     broker = make_broker(redis_url, without=Pipelines)
     broker.actor_options |= {"pipe_target", "pipe_ignore"}
     run_marathon = idle_actor(broker)

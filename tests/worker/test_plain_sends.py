@@ -32,9 +32,7 @@ from tests.worker.floors import idle_actor
 
 
 def test_params_have_the_names_that_the_actor_gives_them(stub: dramatiq.Broker) -> None:
-    """What was sent is stored by the names of the parameters, even if the call is going
-    to fail.
-    """
+    """Even if the call is going to fail."""
 
     @dramatiq.actor(broker=stub, job_state=True)
     def run(a: int, b: int = 0, *more: int, **options: int) -> None: ...
@@ -51,9 +49,7 @@ def test_params_have_the_names_that_the_actor_gives_them(stub: dramatiq.Broker) 
 
 
 def test_params_leave_out_what_cannot_be_stored(stub: dramatiq.Broker) -> None:
-    """A value of more than 16 KiB is left out, and one that JSON cannot say, which
-    another encoder of messages allows.
-    """
+    """Over 16 KiB, or no JSON, which another encoder of messages allows."""
 
     @dramatiq.actor(broker=stub, job_state=True)
     def run(thing: object, miles: int) -> None: ...
@@ -106,9 +102,7 @@ def test_owner_that_cannot_be_one_owns_nothing(
 
 
 def test_delayed_job_says_when_it_is_due(broker: RedisBroker) -> None:
-    """It reads queued until then, and runs. A delay that Dramatiq accepts and no time
-    can say is cut short.
-    """
+    """It is queued until then, and runs. A delay that no time can say is cut short."""
     broker.add_middleware(alarm := Alarm())
     run_marathon = idle_actor(broker, job_state=RunMarathon)
     message = run_marathon.send_with_options(delay=3000)
@@ -155,9 +149,7 @@ def test_message_that_cannot_be_encoded_leaves_no_job(
 
 
 def test_worker_that_is_faster_than_the_senders_hook_wins(redis_url: str) -> None:
-    """A job that has begun before its sender learns that the broker took the message
-    keeps its status.
-    """
+    """A job that has begun before its sender hears from the broker keeps its status."""
     gate = Gate()
 
     class Slow(Middleware):

@@ -50,9 +50,7 @@ def test_poisoned_record_does_not_hold_up_the_others(
 def test_poisoned_lists_hold_up_no_job(
     make_floor: MakeFloor, client: redis.Redis
 ) -> None:
-    """Keys that hold text of another program in place of a list cost the places in it,
-    but no report.
-    """
+    """Another program's text in place of a list costs the places in it, no report."""
     floor = make_floor()
     floor.begin(job_owner="alice")
     spoil(client, "zset")

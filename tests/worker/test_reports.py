@@ -129,9 +129,7 @@ def test_all_jobs_are_written_together(
 
 
 def test_silent_job_is_not_written(make_floor: MakeFloor, proxy: FaultyProxy) -> None:
-    """Once all that it has reported is stored, only its beats are. Whoever waits for it
-    is released at once.
-    """
+    """Once all is stored, only its beats are. Whoever waits is released at once."""
     floor = make_floor(JobStore(proxy.url), heartbeat=3600)
     held = floor.begin()
     held.job_state.set_progress(1, 2)
@@ -145,9 +143,6 @@ def test_silent_job_is_not_written(make_floor: MakeFloor, proxy: FaultyProxy) ->
 def test_silent_job_reads_stalled_until_it_is_heard_of(
     make_floor: MakeFloor, store: JobStore
 ) -> None:
-    """A running job reads stalled after a while without a sign of life, and working
-    after its next report.
-    """
     floor = make_floor(heartbeat=3600)
     held = floor.hold(floor.post())
     queued_at = held.load().queued_at
@@ -174,9 +169,7 @@ def test_silent_job_reads_working(make_floor: MakeFloor, store: JobStore) -> Non
 def test_beats_come_as_often_as_the_store_needs(
     make_floor: MakeFloor, store: JobStore, proxy: FaultyProxy, lifetime: str
 ) -> None:
-    """By default two come within the time after which a job would stall, or its record
-    expire.
-    """
+    """By default two come before a job would stall, or its record expire."""
     held = make_floor(JobStore(proxy.url).replace(**{lifetime: 0.9})).begin()
     pass_time(store, store.stalled_after + 1)
     wait_for(lambda: held.reads("working"), 3)
@@ -206,9 +199,7 @@ def test_running_job_does_not_expire(make_floor: MakeFloor, store: JobStore) -> 
 def test_job_that_runs_for_long_stays_listed(
     make_floor: MakeFloor, store: JobStore
 ) -> None:
-    """A job that runs for longer than `active_expire_in` stays in the lists, even while
-    new jobs trim them.
-    """
+    """Longer than `active_expire_in`, even while new jobs trim the lists."""
     brief = store.replace(active_expire_in=5)
     held = make_floor(brief, heartbeat=0.05).begin()
     time.sleep(2.7)
@@ -225,9 +216,7 @@ def test_job_that_runs_for_long_stays_listed(
 
 
 def test_flush_waits_for_what_was_set_before(make_floor: MakeFloor) -> None:
-    """flush() returns once all is stored that the job has set, however rare the writes
-    are.
-    """
+    """For all of it, however rare the writes are."""
     held = make_floor(interval=60).begin()
     for text in "one", "two":
         held.job_state.set_message(text)
@@ -266,9 +255,7 @@ def test_flush_waits_for_a_write_that_has_its_values(
 def test_sixteen_threads_lose_nothing(
     make_floor: MakeFloor, proxy: FaultyProxy
 ) -> None:
-    """Whatever sixteen threads of a job set, count and track while replies are lost,
-    each last value is stored, and each count is exact.
-    """
+    """While replies are lost: each last value is stored, and each count is exact."""
     threads, rounds = 16, 40
     floor = make_floor(JobStore(proxy.url), interval=0.002)
     held = floor.begin()
@@ -371,9 +358,7 @@ class Steps:
 def test_flush_at_any_line_of_a_call_loses_nothing(
     make_floor: MakeFloor, name: str
 ) -> None:
-    """Wherever a write comes in the middle of a call, what the call sets is stored, and
-    of several metrics all or none.
-    """
+    """What the call sets is stored, and of several metrics all or none."""
     prepare, expected = CALLS[name]
     floor, steps, point = make_floor(interval=3600), Steps(), 0
     while point <= steps.count:
@@ -497,9 +482,7 @@ def test_job_may_fork(make_floor: MakeFloor, logged: Logged) -> None:
 
 
 def test_time_left_is_reckoned_at_the_pace_so_far(make_floor: MakeFloor) -> None:
-    """It is unknown until something gets done of a known total, and begins anew with a
-    loop that does.
-    """
+    """Unknown until something of a known total is done. A new loop begins anew."""
     held = make_floor().begin()
     ends = iter(range(10**6))
 

@@ -207,9 +207,7 @@ def test_broker_that_refuses_leaves_the_failure(
 
 
 def test_message_that_the_broker_took_after_all_does_not_run(floor: Floor) -> None:
-    """A broker that accepts the message but says that it did not: the failure stays,
-    and nothing runs.
-    """
+    """The broker said that it did not: the failure stays."""
     (sent,) = failed(floor)
 
     def lose_reply(message: Message[Any]) -> None:
@@ -281,9 +279,7 @@ def test_job_that_was_cancelled_meanwhile_does_not_run(floor: Floor) -> None:
 
 
 def test_later_steps_of_a_pipeline_run(floor: Floor) -> None:
-    """Steps that were not reached wait again, and run after it. If the broker refuses
-    the first one, they stay cancelled.
-    """
+    """They wait again, but stay cancelled if the broker refuses the first one."""
     steps = failed_pipeline(floor)
     before = [floor.load(step.message_id).error for step in steps]
 

@@ -101,9 +101,7 @@ def test_job_that_is_tried_again_is_under_way(floor: Floor) -> None:
 def test_late_run_is_stopped_if_another_job_is_under_way(
     make_floor: MakeFloor, own: JobStore, logged: Logged
 ) -> None:
-    """The store was away when its message came again: it learns of the other job when
-    it is back.
-    """
+    """Its message came while the store was away. It is told when that is back."""
     floor = make_floor(own)
     first = run(floor)
     second = press(floor)
@@ -120,9 +118,7 @@ def test_late_run_is_stopped_if_another_job_is_under_way(
 
 
 def test_lost_record_does_not_make_two_jobs(floor: Floor, client: redis.Redis) -> None:
-    """The record was evicted while the message waited, and another job was sent; or it
-    has expired, and the message is put back.
-    """
+    """Evicted while the message waited, or expired before that was put back."""
     for how in floor.deliver, floor.broker.enqueue:
         client.flushall()
         first = press(floor)
