@@ -50,7 +50,6 @@ def test_json_shows_a_job(store: JobStore, client: Redis, viewer: Request) -> No
     ).uuid
     write(store, uuid, progress='[13,26,"miles",14.2]')
     state = load_job(store, uuid)
-
     assert state.__json__(viewer) == {
         "miles_run": 12,
         "job_state": "error",

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from tests.browser.looks import Themes
-from tests.browser.staging import at, data
+from tests.browser.staging import at, data, progress
 
 STATUSES = ("queued", "working", "retrying", "success", "error", "cancelled")
 
@@ -23,19 +23,13 @@ def batch(
     numbers = {name: members.get(name, 0) for name in STATUSES}
     total = sum(numbers.values())
     done = sum(numbers[name] for name in ("success", "error", "cancelled"))
-    progress = {
-        "done": done,
-        "total": total,
-        "unit": unit,
-        "eta": eta,
-        "fraction": done / total if fraction is None else fraction,
-    }
+    share = done / total if fraction is None else fraction
     return data(
         status,
         title="Import",
         started_at=at(-90),
         finished_at=at(0) if status in ("success", "error", "cancelled") else None,
-        progress=progress,
+        progress={**progress(done, total, eta, unit), "fraction": share},
         counts=numbers if counts is None else counts,
         members="https://example.com/job_state/?batch=1",
     )
@@ -81,12 +75,10 @@ class Batches(Themes):
 
     def counts(self) -> list[str]:
         """What the line of counts says."""
-        said: list[str] = self.page.evaluate(LOOK_AT_COUNTS)
-        return said
+        return list(self.page.evaluate(LOOK_AT_COUNTS))
 
     def edges(self) -> list[float]:
-        edges: list[float] = self.page.evaluate(EDGES)
-        return edges
+        return list(self.page.evaluate(EDGES))
 
     def along(self, state: dict[str, Any]) -> list[tuple[str, float]]:
         """What is along the bar, from its left, and how much of it, in percent."""

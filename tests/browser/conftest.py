@@ -1,5 +1,6 @@
 """Pages in one Chromium, and the servers that they ask."""
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -40,17 +41,15 @@ def tab(browser: Browser) -> Iterator[Page]:
 @pytest.fixture
 def poll_server() -> Iterator[PollServer]:
     """A server whose answers the test scripts."""
-    server = PollServer()
-    yield server
-    server.close()
+    with contextlib.closing(PollServer()) as server:
+        yield server
 
 
 @pytest.fixture
 def elsewhere() -> Iterator[PollServer]:
     """A server of another origin."""
-    server = PollServer()
-    yield server
-    server.close()
+    with contextlib.closing(PollServer()) as server:
+        yield server
 
 
 @pytest.fixture

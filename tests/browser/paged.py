@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import dramatiq.broker
 from playwright.sync_api import Locator, Page, expect
@@ -149,8 +148,7 @@ class Pages(Site):
     @property
     def registry(self) -> Registry:
         """The registry of the application."""
-        registry: Registry = self._app.registry
-        return registry
+        return cast(Registry, self._app.registry)
 
     def dispatch(self, environ: Any, start_response: Any) -> Any:
         method = environ["REQUEST_METHOD"]
@@ -193,8 +191,7 @@ class Pages(Site):
         none: see `expect_uuids()`.
         """
         script = "rows => rows.map(row => row.dataset.uuid)"
-        found: list[str] = self.page.locator("tr[data-uuid]").evaluate_all(script)
-        return found
+        return list(self.page.locator("tr[data-uuid]").evaluate_all(script))
 
     def confirm(self, act: str, question: str) -> None:
         """Press a button, read the question, and say yes."""
@@ -218,8 +215,7 @@ class Pages(Site):
     def picture(self, name: str) -> None:
         """Keep a picture of the page."""
         PICTURES.mkdir(parents=True, exist_ok=True)
-        path: Path = PICTURES / f"{name}.png"
-        self.page.screenshot(path=path, full_page=True)
+        self.page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
 
 
 @contextlib.contextmanager
@@ -256,7 +252,7 @@ def fill(store: JobStore, count: int = 18) -> list[str]:
     for n in range(count):
         status = statuses[n % len(statuses)]
         rows = Progress(1_000 * n, 20_000, "rows")
-        job_state = put_job(
+        job = put_job(
             store,
             ImportSheet,
             status,
@@ -270,5 +266,5 @@ def fill(store: JobStore, count: int = 18) -> list[str]:
             attempt=1 + n % 3,
             delay=90 if status == "retrying" else 7200 * (n == 0),
         )
-        found.append(job_state.uuid)
+        found.append(job.uuid)
     return found

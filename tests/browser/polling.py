@@ -133,10 +133,15 @@ def polling_from(page: Page, server: PollServer) -> Iterator[Polling]:
     assert [w for w in polling.warnings("error") if "Security Policy" in w] == []
 
 
-def follow_all(polling: Polling, names: Sequence[str], **options: Any) -> None:
+def follow_all(
+    polling: Polling, names: Sequence[str], *answers: Answer, **options: Any
+) -> None:
     """Start pollers at one moment, however slow the page is, so that all of them join
-    the first request.
+    the first request. Script the answers for each job, if any are given.
     """
+    for name in names if answers else ():
+        below = options.get("baseUrl", "/job_state")
+        polling.server.answer(name, *answers, below=below)
     polling.page.evaluate(
         """([names, options]) => {
             const reallyNow = performance.now;

@@ -95,8 +95,7 @@ class Site:
     def follow(self, **options: Any) -> str:
         """Return the outcome of a poller."""
         script = "(options) => JobState.startPolling(options).done"
-        outcome: str = self.page.evaluate(script, options)["outcome"]
-        return outcome
+        return str(self.page.evaluate(script, options)["outcome"])
 
     def wait_for_element(self, state: str = "success") -> None:
         """Wait until the element shows this state, with its style sheet loaded."""
@@ -105,18 +104,13 @@ class Site:
     def polls(self) -> set[str]:
         """The paths below which jobs were polled."""
         paths = [urlsplit(url).path.rstrip("/") for url in self.asked]
-        return {
-            path.rpartition("/")[0] for path in paths if len(path.split("/")[-1]) == 36
-        }
+        parts = [path.rpartition("/") for path in paths]
+        return {base for base, _, name in parts if len(name) == 36}
 
     def forgive(self, *words: str) -> None:
         """Drop the problems that contain any of these words, those of later as well."""
         self.forgiven += words
-        self.problems = [
-            problem
-            for problem in self.problems
-            if not any(word in problem for word in words)
-        ]
+        self.problems = [p for p in self.problems if not any(w in p for w in words)]
 
     def close(self) -> None:
         self.page.goto("about:blank")

@@ -66,19 +66,14 @@ def progress(
     eta: float | None = None,
     unit: str = "miles",
 ) -> dict[str, Any]:
-    fraction = done / total if total else None
-    return {
-        "done": done,
-        "total": total,
-        "unit": unit,
-        "fraction": fraction,
-        "eta": eta,
-    }
+    amount = {"done": done, "total": total, "unit": unit, "eta": eta}
+    return {**amount, "fraction": done / total if total else None}
 
 
 def data(status: str = "working", metrics: Any = None, **job: Any) -> dict[str, Any]:
     """The data of a job."""
     coarse = {"success": "success", "error": "error", "cancelled": "error"}
+    absent = ("phase", "message", "error", "result", "due_at", "finished_at")
     whole = {
         "uuid": uuid_of(1),
         "kind": "RunMarathon",
@@ -87,18 +82,13 @@ def data(status: str = "working", metrics: Any = None, **job: Any) -> dict[str, 
         "url": "/",
         "params": {},
         "progress": None,
-        "phase": None,
-        "message": None,
         "log": [],
         "attempt": 1,
-        "error": None,
-        "result": None,
         "queued_at": at(-40),
-        "due_at": None,
         "started_at": at(-30),
         "updated_at": at(0),
-        "finished_at": None,
         "cancellable": True,
+        **dict.fromkeys(absent),
         **job,
     }
     return {**(metrics or {}), "job_state": coarse.get(status, "working"), "job": whole}
@@ -159,8 +149,7 @@ class Stage:
         return self.look(name)
 
     def look(self, name: str = "job") -> dict[str, Any]:
-        seen: dict[str, Any] = self.page.evaluate(LOOK, name)
-        return seen
+        return dict(self.page.evaluate(LOOK, name))
 
     def set(self, script: str, name: str = "job") -> None:
         """Change an element, which the script calls `e`, and let it be drawn."""
@@ -191,13 +180,10 @@ class Stage:
     def said(self, count: int) -> list[str]:
         """Wait until so much was announced, and return it."""
         wait_for(lambda: self.page.evaluate("said.length") >= count)
-        found: list[str] = self.page.evaluate("said")
-        return found
+        return list(self.page.evaluate("said"))
 
     def spoken(self) -> str:
-        script = "document.querySelector('[role=status]').textContent"
-        text: str = self.page.evaluate(script)
-        return text
+        return str(self.text("[role=status]"))
 
     def watched(self) -> Iterator[Self]:
         """Yield the stage, and check afterwards that its page reported no problem."""

@@ -138,7 +138,6 @@ def test_base_of_another_site_is_not_followed(
     polling.page.evaluate(APPEND)
     polling.wait_for_more("/app/static/job-state.css", 0)
     assert elsewhere.requests(below="/") == elsewhere.requests("POST") == []
-
     polling.server.answer("job", success(), below="/app/jobs")
     polling.open_with("<base href=/app/>", tag("src=/job-state.js"))
     polling.follow("job", jobUuid=None, url="jobs/job")

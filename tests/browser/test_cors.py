@@ -85,7 +85,6 @@ def test_every_answer_may_be_read(redis_url: str, store: JobStore) -> None:
         assert "Origin" in response.headers["Vary"]
         response = ask(app, method, path, Origin=ELSEWHERE, **headers)
         assert allowed(response) is None
-
     response = get(shared(make_config(NOWHERE)), f"{place}?all=1", Origin=SHOP)
     assert (response.status_code, allowed(response)) == (503, SHOP)
     assert "Retry-After" in response.headers
@@ -135,10 +134,8 @@ def test_page_of_another_origin_follows_and_cancels(
     shop = Response(PAGE.format(api=site.url))
     config.add_view(lambda request: shop, route_name="shop")
     site.open(config)
-
     page.goto(f"{other}/shop")
     page.evaluate(FOLLOW, [job, f"{site.url}/job_state"])
-
     told = wait_for(lambda: page.evaluate("told"))
     if is_allowed:
         assert told[0] == "queued"

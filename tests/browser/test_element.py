@@ -43,7 +43,6 @@ def test_element_shows_a_working_job(stage: Stage) -> None:
     assert seen["spoken"] == "Running, 1,200 \u2068rows\u2069, 40/s"
     fill = stage.page.locator("#job [part=fill]")
     expect(fill).to_have_css("animation-name", "slide")
-
     stage.page.emulate_media(reduced_motion="reduce")
     seen = stage.show(STATES["working"])
     assert seen["title"] == "Run marathon"
@@ -440,7 +439,6 @@ def test_cancel_by_keyboard(stage: Stage) -> None:
     assert stage.show(data())["cancel"] == "Cancel"
     assert stage.show(data(cancellable=False))["cancel"] is None
     assert stage.show(data("cancelling"))["cancel"] is None
-
     open_cancellable(stage, Answer(202, "{}"), "csrf-token=t0ken csrf-header=X-T")
     stage.page.keyboard.press("Tab")
     button = stage.page.get_by_role("button", name="Cancel Run marathon")
@@ -515,8 +513,7 @@ def test_english_words_say_that_they_are_english(stage: Stage) -> None:
 
     def languages(state: dict[str, Any]) -> dict[str, str]:
         stage.show(state)
-        found: dict[str, str] = stage.page.evaluate(LANGUAGES)
-        return found
+        return dict(stage.page.evaluate(LANGUAGES))
 
     stage.open("<job-state id=job cancellable></job-state>", lang="de")
     running = data(progress=progress(12, 26, eta=130), message="Auf der Brücke")

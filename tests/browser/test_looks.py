@@ -9,7 +9,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -45,8 +45,7 @@ def test_page_can_style_the_element(stage: Batches) -> None:
         e.style.setProperty("--job-state-bar-height", "12px");"""
     )
     assert stage.show(data())["color"] == "rgb(1, 2, 3)"
-    box = stage.page.locator("[part=bar]").bounding_box()
-    assert box is not None
+    box: Any = stage.page.locator("[part=bar]").bounding_box()
     assert box["height"] == 12
     stage.show(EACH)
     parts = ["job", "title", "status", "bar", "fill", "cancel", "result", "log"]
@@ -116,7 +115,6 @@ def test_contrast_is_enough_on_any_page(stage: Batches, theme: str) -> None:
     assert len(looks.contrasts) > 5 * len(NAMES)
     assert looks.below(4.5, "text") == {}
     assert looks.below(3, "icon", "border") == {}
-
     fills = {name: looks.stands_out(name, 0.05) for name in PARTIAL}
     fills["success"] = min(looks.stands_out("success", n / 100) for n in range(2, 98))
     fills["unknown"] = max(looks.stands_out("unknown", n / 100) for n in range(100))
@@ -168,7 +166,6 @@ def test_colours_of_an_application_win(stage: Batches) -> None:
     texts = [layer["color"] for layer in looks if layer["kind"] == "text"]
     assert len(texts) > 3 * len(NAMES)
     assert [colour for colour in texts if colour != [1, 2, 3, 1]] == []
-
     wanted = {name: f"rgb({n}, 99, 7)" for n, name in enumerate(STATE_COLOURS)}
     properties = "".join(f"--job-state-{k}: {v};" for k, v in wanted.items())
     stage.set_root(f"{THEMES['red']}; {properties} --job-state-track: rgb(9, 9, 9)")
@@ -220,8 +217,7 @@ def test_sizes_follow_the_font(stage: Batches) -> None:
         stage.set_root(f"font-size: {size}")
         stage.page.evaluate(SETTLE)
         stage.page.evaluate(FREEZE)
-        seen: dict[str, dict[str, float]] = stage.page.evaluate(SIZES)
-        return seen
+        return dict(stage.page.evaluate(SIZES))
 
     small, large = sizes("16px"), sizes("32px")
     assert {"title", "cancel", "bar", "status", "left", "log"} <= small.keys()

@@ -54,11 +54,8 @@ class Away(Stage):
             self.server.answer(uuid_of(number), answer(uuid=uuid_of(number)))
         self.server.pages["/away"] = PAGE.format(body="".join(bodies) or element())
         self.page.goto(self.server.url + "/away")
-        ids = self.page.evaluate(
-            "[...document.querySelectorAll('job-state')].map(({ id }) => id)"
-        )
-        for name in ids:
-            self.wait("working", name)
+        for each in self.page.locator("job-state").all():
+            self.wait("working", each.get_attribute("id") or "")
         self.page.evaluate(
             """() => {
                 window.ended = 0;
@@ -88,8 +85,7 @@ class Away(Stage):
             # A request is given up after half a minute.
             self.page.clock.run_for(MINUTE // 3 + 500)
             self.wait_for_answers(self.page.evaluate("asked.length"))
-        ended: int = self.page.evaluate("ended")
-        return ended
+        return int(self.page.evaluate("ended"))
 
     def wait_for_answers(self, count: int) -> None:
         wait_for(lambda: self.page.evaluate("answered") >= count)
@@ -101,8 +97,7 @@ class Away(Stage):
     @property
     def made(self) -> list[list[str]]:
         """The titles and tags of the notifications so far."""
-        made: list[list[str]] = self.page.evaluate("made")
-        return made
+        return list(self.page.evaluate("made"))
 
 
 @pytest.fixture

@@ -51,11 +51,9 @@ def test_rows_are_live(pages: Pages, store: JobStore, runner: Runner) -> None:
     expect(row.locator(".jobstate-ended time")).to_have_count(0)
     row.get_by_role("checkbox").check()
     expect(button(pages, "Delete")).to_be_disabled()
-
     runner.tell(job, stumble)
     expect(row.locator(".jobstate-number")).to_have_text("2")
     runner.finish(job)
-
     expect(row.locator("[part=status]")).to_have_text("Done")
     expect(row.locator(".jobstate-ended time")).to_have_text(re.compile(r"\d:\d\d:"))
     expect(button(pages, "Delete")).to_be_enabled()
@@ -119,9 +117,7 @@ def test_selected_jobs_are_deleted(pages: Pages, store: JobStore) -> None:
     expect(pages.one("dialog")).to_be_hidden()
     expect(delete).to_be_focused()
     assert pages.changes == []
-
     pages.confirm("Delete", "Delete 3 jobs?")
-
     pages.expect_said("3 jobs deleted.")
     pages.expect_uuids(jobs[0], jobs[4])
     assert len(pages.changes) == 3
@@ -139,9 +135,7 @@ def test_act_is_for_the_jobs_that_it_fits(
     pages.visit()
     pages.one("all").check()
     expect(pages.one("selected")).to_have_text("6 selected")
-
     pages.confirm("Run again", "Run 3 jobs again?")
-
     text = "2 jobs run again. 1 refused. The job cannot run again."
     expect(pages.one("result")).to_have_text(text)
     expect(pages.one("close")).to_be_focused()
@@ -214,9 +208,7 @@ def test_question_is_about_what_matches_by_then(
     expect(pages.one("question")).to_have_text("Delete 3 jobs?")
     runner.finish(running)
     (later,) = put(store, "success")
-
     pages.one("yes").click()
-
     pages.expect_said("3 jobs deleted.")
     expect(pages.page.locator("tr[data-uuid]")).to_have_count(2)
     assert set(pages.uuids) == {later, running}
@@ -240,9 +232,7 @@ def test_acts_follow_what_is_permitted(
     pages.row(job).get_by_role("checkbox").check()
     buttons = pages.page.locator("[data-act]:visible")
     expect(buttons).to_have_text(["Cancel"])
-
     runner.fail(job, ValueError("Blister"))
-
     expect(buttons).to_have_text(["Cancel", "Run again"])
     expect(button(pages, "Run again")).to_be_enabled()
     expect(button(pages, "Cancel")).to_be_disabled()
@@ -280,9 +270,7 @@ def test_job_is_cancelled(pages: Pages, store: JobStore) -> None:
     pages.one("no").click()
     expect(cancel).to_be_focused()
     assert pages.changes == []
-
     pages.confirm("Cancel", "Cancel this job?")
-
     pages.expect_said("Asked 1 job to stop.")
     expect(pages.page.locator(".jobstate-timeline")).to_contain_text("Cancelled")
     expect(cancel).to_have_count(0)
@@ -296,10 +284,8 @@ def test_job_runs_again(pages: Pages, marathons: Marathons) -> None:
     expect(traceback).to_contain_text("Blister")
     pages.confirm("Run again", "Run this job again?")
     pages.expect_said("1 job runs again.")
-
     marathons.is_mended = True
     marathons.wait_for(job, "success")
-
     expect(pages.page.locator(".jobstate-timeline")).to_contain_text("Done")
     expect(button(pages, "Delete")).to_be_visible()
 
@@ -316,7 +302,6 @@ def test_end_of_the_job_is_announced(pages: Pages, runner: Runner) -> None:
     expect(pages.page.locator(".jobstate-timeline")).to_contain_text("Done")
     said = pages.page.locator("body > [role=status], body [aria-live=polite]")
     expect(said.filter(has_text="Run marathon: Done.")).to_have_count(1)
-
     job = runner.start()
     pages.visit(f"/job_state/{job}")
     button(pages, "Cancel").click()
@@ -336,9 +321,7 @@ def test_timeline_follows_the_tries(pages: Pages, runner: Runner) -> None:
     timeline = pages.page.locator(".jobstate-timeline")
     expect(timeline).to_contain_text("Running")
     pages.page.evaluate("window.isTheSame = true")
-
     runner.tell(job, stumble)
-
     expect(timeline).to_contain_text(
         re.compile(r"try 1.+ValueError.+due at.+Trying", re.S)
     )
@@ -396,9 +379,7 @@ def test_back_shows_the_page(pages: Pages, store: JobStore) -> None:
     }"""
     assert pages.page.evaluate(script, pages.url + path)
     pages.page.goto(f"{pages.url}/job_state/static/job-state.css")
-
     pages.page.go_back()
-
     pages.settle()
     assert pages.page.url == pages.url + path
     assert pages.page.evaluate("document.contentType") == "text/html"
@@ -444,7 +425,6 @@ def test_pages_are_plain_without_javascript(
         expect(pages.row(jobs[1]).locator("job-state")).to_contain_text("Running")
         assert page.locator("button:visible").all_text_contents() == ["Show"]
         expect(page.get_by_role("checkbox")).to_have_count(0)
-
         page.get_by_label("Kind").select_option(ImportSheet.kind)
         page.get_by_role("button", name="Show").click()
         expect(page.locator("tbody tr")).to_have_count(len(jobs))

@@ -60,9 +60,7 @@ def test_batch_is_live(pages: Pages, runner: Runner) -> None:
     bar = pages.page.locator("#jobstate-job [part=bar]")
     expect(tab_of(pages, "Running")).to_have_text("Running 3")
     expect(rerun_button(pages)).to_have_count(0)
-
     runner.fail(members[2], ValueError("Blister"))
-
     expect(tab_of(pages, "Running")).to_have_text("Running 2")
     expect(tab_of(pages, "Failed")).to_have_text("Failed 1")
     # Sooner than a silent batch is stalled: then the page renews its parts in any case.
@@ -111,9 +109,7 @@ def test_failed_jobs_run_again(
     pages.one("no").click()
     expect(button).to_be_focused()
     assert load_job(store, members[1]).status == "error"
-
     pages.confirm("Run 2 failed jobs again", "Run 2 jobs again?")
-
     pages.expect_said("2 jobs run again.")
     expect(button).to_have_count(0)
     assert "?status=error" in pages.page.url
@@ -143,9 +139,7 @@ def test_owner_runs_their_failed_jobs_again(pages: Pages, store: JobStore) -> No
     expect(pages.one("question")).to_have_text(question)
     pages.refuse = lambda method: None
     pages.one("no").click()
-
     pages.confirm("Run 2 failed jobs again", "Run 2 jobs again?")
-
     pages.expect_said("1 job runs again.")
     mine, other = (load_job(store, uuid).status for uuid in members)
     assert (mine, other) == ("queued", "error")
@@ -156,9 +150,7 @@ def test_batch_is_cancelled(pages: Pages, store: JobStore) -> None:
     """A cancel of the batch is one of all its jobs that are not over."""
     batch, members = put(store, "success", "queued", "queued")
     pages.visit(f"/job_state/{batch}")
-
     pages.confirm("Cancel", "Cancel all unfinished jobs of this batch?")
-
     pages.expect_said("Asked 1 job to stop.")
     expect(tab_of(pages, "Cancelled")).to_have_text("Cancelled 2")
     status = pages.row(members[2]).locator("[part=status]")

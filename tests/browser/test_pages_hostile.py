@@ -125,7 +125,6 @@ def test_hostile_texts_stay_text(pages: Pages, store: JobStore) -> None:
     pages.one("all").check()
     check_harm(pages, len(TEXTS))
     expect(pages.page.locator("option").nth(1)).to_have_text(Hostile.kind)
-
     pages.page.evaluate(
         "(text) => sessionStorage.setItem('job-state-pages', text)",
         json.dumps({"text": "".join(TEXTS), "time": 1e15}),
@@ -133,7 +132,6 @@ def test_hostile_texts_stay_text(pages: Pages, store: JobStore) -> None:
     pages.page.reload()
     assert pages.one("said").text_content() == "".join(TEXTS)
     check_harm(pages, len(TEXTS))
-
     job = put_job(
         store,
         Hostile,

@@ -84,8 +84,7 @@ def press(page: Page, *keys: str) -> str:
     """Press keys, and return what has the focus then."""
     for key in keys:
         page.keyboard.press(key)
-    found: str = page.evaluate(FOCUSED)
-    return found
+    return str(page.evaluate(FOCUSED))
 
 
 @pytest.mark.system
@@ -200,14 +199,12 @@ def test_everything_is_done_by_keyboard(pages: Pages, store: JobStore) -> None:
     assert [press(page, "Tab") for _ in range(3)] == ["checkbox", "Run", "checkbox"]
     page.keyboard.press("Space")
     assert press(page, "Shift+Tab", "Shift+Tab", "Shift+Tab") == "delete"
-
     assert press(page, "Enter") == "no"
     assert press(page, "Escape") == "delete"
     assert press(page, "Enter", "Enter") == "delete"
     assert pages.changes == []
     assert press(page, "Enter", "Tab") == "yes"
     page.keyboard.press("Space")
-
     pages.expect_said("1 job deleted.")
     assert job not in pages.uuids
     # The link of a row leads to its job, whose page is done by keyboard, too.
@@ -244,9 +241,7 @@ def test_layout_of_the_application_is_left_alone(
     pages.serve(config)
     page = pages.page
     fill(store)
-
     pages.visit()
-
     styled = page.evaluate(STYLES)
     font = "getComputedStyle(document.querySelector('{}')).fontFamily"
     assert page.evaluate(font.format(".jobstate h1")) == page.evaluate(

@@ -42,9 +42,7 @@ def test_jobs_take_turns_where_answers_are_slow(polling: Polling) -> None:
     turn.
     """
     names = [uuid_of(n) for n in range(250)]
-    for name in names:
-        polling.server.answer(name, Answer(body=state(), delay=0.06))
-    follow_all(polling, names, pollingPeriod=50)
+    follow_all(polling, names, Answer(body=state(), delay=0.06), pollingPeriod=50)
     for name in names[::50]:
         polling.wait_for_updates(name, 3)
     counts = [len(polling.server.seen(name)) for name in names[::50]]
@@ -121,9 +119,7 @@ def test_null_in_a_batch_is_asked_about_alone(polling: Polling) -> None:
 
 def test_batch_that_has_not_changed(polling: Polling) -> None:
     """A request for several jobs sends the last ETag, and accepts a 304."""
-    for name in BOTH:
-        polling.server.answer(name, working('"a"'), success())
-    follow_all(polling, BOTH)
+    follow_all(polling, BOTH, working('"a"'), success())
     polling.wait("two", "update")
     polling.server.answer_batches(Answer(304), Answer(304))
     polling.wait("two", "done")
@@ -144,7 +140,6 @@ def test_etag_is_that_of_the_data(polling: Polling) -> None:
     for before, request in itertools.pairwise(polling.server.requests()):
         assert ("if-none-match" in request.headers) is (before.path == request.path)
     polling.page.evaluate("pollers.one.stop()")
-
     polling.server.answer("three", working('"a"'))
     null(polling, "four", Answer(500), success(n=2))
     follow_all(polling, ["three", "four"])
@@ -165,10 +160,8 @@ def test_batch_that_is_too_large_is_halved(polling: Polling) -> None:
     for number, (answer, asked) in enumerate(cases):
         names = [uuid_of(100 * number + n) for n in range(8)]
         below = f"/{number}"
-        for name in names:
-            polling.server.answer(name, working(), success(), below=below)
         polling.server.answer_batches(answer)
-        follow_all(polling, names, baseUrl=below)
+        follow_all(polling, names, working(), success(), baseUrl=below)
         for name in names:
             polling.wait(name, "success")
         sizes = [len(request.jobs) for request in polling.server.requests(below=below)]
@@ -179,10 +172,8 @@ def test_batch_that_is_too_large_is_halved(polling: Polling) -> None:
 def test_outage_is_told_to_all_jobs_and_asked_about_once(polling: Polling) -> None:
     """All jobs of a batch report an outage; one request checks whether it is over."""
     names = ["one", "two", "three"]
-    for name in names:
-        polling.server.answer(name, working(), success())
     polling.server.answer_batches(Answer(503), Answer(503))
-    follow_all(polling, names)
+    follow_all(polling, names, working(), success())
     for name in names:
         polling.wait(name, "done")
         assert polling.told(name) == ["lost", "update", "update", "success", "done"]

@@ -83,7 +83,6 @@ def test_modules_follow_jobs(site: Site, redis_url: str, store: JobStore) -> Non
     site.wait_for_element()
     assert site.polls() == {"/job_state", "/jobs"}
     assert "/job_state/static/job-state.css" in site.asked
-
     site.asked.clear()
     site.markup = lambda request: (
         tag(

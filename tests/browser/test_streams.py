@@ -44,10 +44,9 @@ def stream_of(polling: Polling, number: int = 0) -> Stream:
 
 def follow_streamed(polling: Polling, *names: str, **options: Any) -> Stream:
     """Follow jobs until a stream brings them all, and has had its first event."""
-    for name in names:
-        polling.server.answer(name, working(n=0))
     number = len(polling.server.streams)
-    follow_all(polling, names, **{"pollingPeriod": 1000, **options})
+    options = {"pollingPeriod": 1000, **options}
+    follow_all(polling, names, working(n=0), **options)
     stream = stream_of(polling, number)
     for name in names:
         stream.send(about(name, n=1))
@@ -67,10 +66,8 @@ def open_first(polling: Polling) -> Stream:
 def sources(polling: Polling) -> list[str]:
     """What the page knows of each of its streams so far."""
     states = ["connecting", "open", "closed"]
-    return [
-        states[number]
-        for number in polling.page.evaluate("sources.map((s) => s.readyState)")
-    ]
+    numbers = polling.page.evaluate("sources.map((s) => s.readyState)")
+    return [states[number] for number in numbers]
 
 
 def wait_for_sources(polling: Polling, *states: str) -> None:
@@ -180,9 +177,7 @@ def test_jobs_beyond_three_hundred_are_polled(still: Polling) -> None:
     the rest. Where streamed jobs end, the others join.
     """
     names = [uuid_of(n) for n in range(310)]
-    for name in names:
-        still.server.answer(name, working(n=0))
-    follow_all(still, names, pollingPeriod=10_000)
+    follow_all(still, names, working(n=0), pollingPeriod=10_000)
     still.advance(10)
     wait_for_sources(still, *["open"] * 3)
     assert sizes(still) == [100, 100, 100]
@@ -208,13 +203,11 @@ def test_stream_of_too_many_jobs_is_split(still: Polling) -> None:
     """
     still.server.max_uuids = 16
     names = [uuid_of(n) for n in range(20)]
-    for name in names:
-        still.server.answer(name, working(n=0))
-    follow_all(still, names[:12], pollingPeriod=10_000)
+    follow_all(still, names[:12], working(n=0), pollingPeriod=10_000)
     still.advance(10)
     stream_of(still).send(about(names[0], n=1))
     still.wait_for_updates(names[0], 2)
-    follow_all(still, names[12:], pollingPeriod=10_000)
+    follow_all(still, names[12:], working(n=0), pollingPeriod=10_000)
     still.advance(10)
 
     def are_smaller() -> bool:
@@ -236,9 +229,7 @@ def test_jobs_followed_later_join(streams: Polling) -> None:
     """Later jobs are polled once, and then one stream of all replaces the first."""
     first = follow_streamed(streams, "one")
     names = [f"job{n}" for n in range(10)]
-    for name in names:
-        streams.server.answer(name, working(n=0))
-    follow_all(streams, names, pollingPeriod=1000)
+    follow_all(streams, names, working(n=0), pollingPeriod=1000)
     second = stream_of(streams, 1)
     assert second.jobs == ["one", *names]
     wait_for(lambda: not first.is_open)

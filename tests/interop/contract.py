@@ -92,7 +92,6 @@ class Contract:
             )
             for path in (f"{site.jobs}/{uuid.uuid4()}", f"{site.jobs}x/y")
         ]
-
         assert answers[0].status_code == answers[1].status_code < 500
         assert "The job does not exist." not in answers[0].text
 
@@ -117,7 +116,6 @@ class Contract:
     def test_store_away(self, site: Site, interop_server: EmbeddedServer) -> None:
         """While the store is away, every request that needs it is a 503."""
         job = site.send("alice")
-
         with away(interop_server):
             answers = [
                 site.get(f"{site.jobs}/{job}", "alice"),

@@ -59,7 +59,6 @@ class TestDevpi(Contract):
         """Users, indexes and files of devpi are served and protected as before."""
         alice, bob = site.headers["alice"], site.headers["bob"]
         app = site.app
-
         app.put_json("/alice/dev", {"type": "stage"}, headers=bob, status=403)
         app.put_json("/alice/dev", {"type": "stage"}, headers=alice, status=200)
         app.post(
@@ -78,5 +77,4 @@ class TestDevpi(Contract):
     def test_user_called_as_our_path_would_be(self, site: Site) -> None:
         """A user may still be called job_state."""
         site.app.put_json("/job_state", {"password": "hush"}, status=201)
-
         assert site.get("/job_state").json["result"]["username"] == "job_state"

@@ -56,7 +56,6 @@ class TestFullauth(Contract):
     def test_owner_is_the_number_of_the_user(self, site: Site) -> None:
         """The owner of a job is the user's id, a number."""
         job = site.send("alice")
-
         (listed,) = site.get("/job_state?all=1", "admin").json["items"]
         assert listed["job"]["uuid"] == job
         assert isinstance(site.owners["alice"], int)

@@ -47,7 +47,6 @@ class TestKinto(Contract):
     def test_users_of_another_policy_are_others(self, site: Site) -> None:
         """A user who logs in as alice without an account is not Alice."""
         job = site.send("alice")
-
         assert site.get("/v1/", "guest").json["user"]["id"].startswith("basicauth:")
         assert site.get(f"{site.jobs}/{job}", "guest").status_code == 403
         theirs = site.send("guest")

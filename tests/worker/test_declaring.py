@@ -84,7 +84,6 @@ def test_actor_is_tracked_by_its_parameter_or_the_option(
     ride = annotated.declare_marathon(broker)
     if is_late:
         broker.add_middleware(JobStateMiddleware())
-
     options: Any = {"broker": broker}
 
     @dramatiq.actor(job_state=RunMarathon, **options)
