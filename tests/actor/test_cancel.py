@@ -79,18 +79,14 @@ def test_except_exception_lets_the_cancel_pass() -> None:
 
 
 def test_own_thread_is_told_once(cancelled: JobState) -> None:
-    """If it goes on, it means to. Other threads are told at every call, since each call
-    may be other work.
-    """
+    """If it goes on, it means to. Each call of another thread may be other work."""
     assert in_thread(lambda: count_cancels(cancelled)) == 3
     assert count_cancels(cancelled) == 1
     assert in_thread(lambda: count_cancels(cancelled)) == 3
 
 
 def test_each_task_is_told_once(cancelled: JobState) -> None:
-    """In whatever thread it runs. A thread that it hands work to is told at every
-    call.
-    """
+    """In whatever thread it runs. One that it hands work to is told at every call."""
 
     async def count() -> int:
         return count_cancels(cancelled)
@@ -105,9 +101,7 @@ def test_each_task_is_told_once(cancelled: JobState) -> None:
 
 @pytest.mark.parametrize("is_own", [True, False])
 def test_clean_up_may_report(cancelled: JobState, is_own: bool) -> None:
-    """While a JobCancelled is handled, alone or in a group, no call raises another,
-    whichever thread has noticed the cancel first.
-    """
+    """Nothing is raised anew in a handler, whichever thread has noticed the cancel."""
     with pytest.raises(JobCancelled) as raised:
         in_thread(lambda: cancelled.set_message("noticed elsewhere"))
 
@@ -140,9 +134,7 @@ def test_other_exceptions_keep_no_cancel_back(cancelled: JobState) -> None:
 
 
 def test_clean_up_may_use_tasks_and_threads(cancelled: JobState) -> None:
-    """Those that the clean-up of a task begins may report, such as those of
-    `asyncio.wait_for` up to Python 3.11.
-    """
+    """They may report, such as those of `asyncio.wait_for` up to Python 3.11."""
 
     async def clean_up(name: str) -> None:
         cancelled.set_message(name)
@@ -186,9 +178,7 @@ def test_other_tasks_of_a_group_may_clean_up(cancelled: JobState) -> None:
 
 
 def test_callback_of_a_future_may_report(job_state: JobState) -> None:
-    """An exception would end a thread of the pool, and its other futures would never
-    be done.
-    """
+    """What it raised would end a thread of the pool, and no other future be done."""
     called: list[Future[None]] = []
 
     def call_back(future: Future[None]) -> None:

@@ -34,9 +34,7 @@ def iso(time: Any) -> str:
 
 
 def test_json_shows_a_job(store: JobStore, client: Redis, viewer: Request) -> None:
-    """The metrics are at the top, and everything else in `job`. Times have the form of
-    JavaScript's.
-    """
+    """Metrics at the top, all else in `job`. Times have the form of JavaScript's."""
     uuid = put_job(
         store,
         Foray,
@@ -87,9 +85,7 @@ def test_json_shows_a_job(store: JobStore, client: Redis, viewer: Request) -> No
 def test_json_keeps_exceptions_and_params_from_viewers(
     store: JobStore, viewer: Request
 ) -> None:
-    """By default no parameter and no text of an exception is shown; reasons that no
-    exception gave are.
-    """
+    """By default. Reasons that no exception gave are shown."""
     for status, error, text in (
         ("error", JobError("ValueError", "too far"), "The job failed."),
         ("cancelled", JobError("SkipMessage", "too far"), "The job was skipped."),

@@ -145,9 +145,7 @@ def test_track_works_in_either_loop(job_state: JobState) -> None:
 def test_track_that_is_left_closes_an_async_generator(
     job_state: JobState, fails: bool
 ) -> None:
-    """A `break` or an exception in the loop's body closes the generator, as it does
-    without track(). The current item does not count as done.
-    """
+    """By `break` or an exception, as without track(). The current item is not done."""
     log: list[str] = []
 
     async def loop() -> None:
@@ -168,9 +166,7 @@ def test_track_that_is_left_closes_an_async_generator(
 
 
 def test_track_that_may_not_go_on_closes_the_generator_first() -> None:
-    """JobCancelled reaches the loop once the generator is closed. No more items
-    follow. Other iterators need not be closed.
-    """
+    """No more items follow the JobCancelled. Other iterators need not be closed."""
     log: list[str] = []
 
     async def work(job_state: JobState, iterable: Any) -> None:

@@ -17,9 +17,7 @@ from tests.support import load_job, wait_for
 
 
 def test_each_report_reaches_the_store(run_job: RunJob, store: JobStore) -> None:
-    """Viewers see what an actor reports a moment later, whichever call it makes, at the
-    first time and at the next.
-    """
+    """A moment later, whichever call makes it, at the first time and at the next."""
 
     def run(job_state: JobState) -> None:
         for name, (call, read) in CALLS.items():
@@ -55,9 +53,7 @@ def test_log_keeps_the_last_lines(job_state: JobState) -> None:
 
 
 def test_every_report_is_kept_for_tests() -> None:
-    """A detached JobState keeps all of them in order, the repeated ones included, and
-    the lines of the log as they are shown.
-    """
+    """In order, the repeated ones included, and lines of the log as they are shown."""
     job_state = detached(JobState)
     for value in [1, 2, 2, [4]]:
         job_state.set_progress_metric("a", value)
@@ -85,9 +81,7 @@ def test_every_report_is_kept_for_tests() -> None:
 
 
 def test_job_that_has_ended_takes_nothing(ended: JobState) -> None:
-    """A thread that outlives its job is told so at each call, and what viewers see
-    stays as it is.
-    """
+    """A thread that outlives it is told so at each call. What viewers see stays."""
     for call in REPORTS.values():
         for _ in range(2):
             with pytest.raises(RuntimeError, match=r"^The job has ended"):

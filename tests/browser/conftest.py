@@ -88,9 +88,7 @@ def shared_pages(redis_server: EmbeddedServer) -> TestApp:
 
 @pytest.fixture
 def pages(page: Page, shared_pages: TestApp, redis_url: str) -> Iterator[Pages]:
-    """An application with pages, which must not report errors or violate a strict
-    policy.
-    """
+    """An application with pages, which must not report errors or violate its policy."""
     with serving(page, renewed(shared_pages)) as pages:
         yield pages
 

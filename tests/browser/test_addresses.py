@@ -70,9 +70,7 @@ SHEETS = {
 
 
 def test_address_of_the_style_sheet(polling: Polling) -> None:
-    """The sheet has the script's query, or is the one that data-styles names, relative
-    to the page's base.
-    """
+    """It has the script's query, or is that of data-styles, relative to the base."""
     for attributes, sheet in SHEETS.items():
         path = urlsplit(sheet).path[1:]
         polling.server.answer(path, Answer(body=""), below="")
@@ -180,9 +178,7 @@ NAMES = (
 
 
 def test_script_minds_no_element_of_a_name(timed: Polling) -> None:
-    """Elements named after what the script uses do not shadow it, nor do they keep a
-    hidden tab awake.
-    """
+    """Nor is a hidden tab kept awake by one that is named after what it uses."""
     timed.server.offers = True
     element = "<job-state id=shown src=/job_state/shown></job-state>"
     timed.server.answer("shown", success())
@@ -238,9 +234,7 @@ CATCH = """() => {{
 
 
 def test_wrong_arguments_are_type_errors(polling: Polling) -> None:
-    """A wrong argument raises a TypeError that names the call, and so does a base URL
-    of another origin in the tag.
-    """
+    """They name the call. So does that of a base URL of another origin in the tag."""
     found = {o: polling.page.evaluate(CATCH.format(o)) for o in WRONG}
     assert found == {o: f"JobState.startPolling: {w}" for o, w in WRONG.items()}
     assert polling.server.seen("a") == []

@@ -58,9 +58,7 @@ def test_batch_is_told_in_words(stage: Batches) -> None:
 
 
 def test_lone_job_has_no_counts(stage: Batches) -> None:
-    """Nothing of a batch is left when the element shows another job. A batch without
-    members has a full bar and no counts.
-    """
+    """They go with the batch. One without members has a full bar and no counts."""
     stage.open()
     stage.set_root(COLOURS)
     stage.show(USUAL)
@@ -137,9 +135,7 @@ SHARES: tuple[tuple[dict[str, Any], list[float]], ...] = (
 
 
 def test_shares_fill_what_is_done(stage: Batches) -> None:
-    """The shares never reach beyond the fraction that is done. Without one, the bar
-    moves.
-    """
+    """And never more than the fraction. Without one, the bar moves."""
     stage.open()
     for state, edges in SHARES:
         stage.show(state)
@@ -189,9 +185,7 @@ def test_compact_batch_is_short(stage: Batches) -> None:
 
 
 def test_counts_are_not_announced(stage: Batches) -> None:
-    """Of a batch, too, only the start, each quarter and the end are announced: the end
-    with its failures.
-    """
+    """Only the start, each quarter, and the end with its failures."""
     stage.open()
     stage.listen()
     stage.show(batch(success=1, queued=99))

@@ -45,9 +45,7 @@ def allowed(response: Any) -> str | None:
 
 
 def test_streams_may_be_read(redis_url: str, store: JobStore) -> None:
-    """Under ASGI, a page of the allowed origin sees that a poll offers a stream, which
-    it may read.
-    """
+    """Under ASGI, by a page of the allowed origin, which sees that a poll offers it."""
     app = shared(make_config(redis_url)).app
     place = f"/job_state/{put_job(store, RunMarathon, owner='alice').uuid}"
     with serving(asgi_app(app)) as port:
@@ -62,9 +60,7 @@ def test_streams_may_be_read(redis_url: str, store: JobStore) -> None:
 
 
 def test_every_answer_may_be_read(redis_url: str, store: JobStore) -> None:
-    """States, refusals and errors carry the header for the allowed origin. A 503 tells
-    the script when to ask again.
-    """
+    """States, refusals and errors. A 503 tells the script when to ask again."""
     app = shared(make_config(redis_url))
     job = put_job(store, RunMarathon, owner="alice").uuid
     place = f"/job_state/{job}"

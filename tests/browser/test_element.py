@@ -136,9 +136,7 @@ RESULTS: tuple[Any, ...] = (
 
 
 def test_success_leads_to_its_result(stage: Stage) -> None:
-    """The element shows a link to the result of a job, which the keyboard reaches.
-    Nothing but URLs of the web becomes one.
-    """
+    """By a link, which the keyboard reaches. Nothing but URLs of the web become one."""
     stage.open()
     link = stage.page.locator("[part=result]")
     for state in (
@@ -160,9 +158,7 @@ LEFT = {0.2: "1 sec", 41: "45 sec", 59.9: "1 min", 7000: "1.9 hr"}
 
 
 def test_times_are_told(stage: Stage) -> None:
-    """What a job took is exact, the time left is as rough as the estimate. A job that
-    will be tried again says when.
-    """
+    """What a job took is exact, the time left rough. One tried again says when."""
     stage.open()
     end = datetime.now(UTC)
     for seconds, words in TOOK.items():
@@ -237,9 +233,7 @@ def test_metrics_are_shown(stage: Stage) -> None:
 
 
 def test_metrics_of_another_job_go(stage: Stage) -> None:
-    """Another src clears the data and the metrics of the job before at once, and stops
-    polling it.
-    """
+    """At once, with its data, when src changes. It is no longer polled."""
     second = held(json.dumps(data(title="Two")))
     stage.server.answer("job", answer(metrics={"n": 111}))
     stage.server.answer("two", second, answer(title="Two"))
@@ -331,9 +325,7 @@ def test_element_follows_its_job_to_the_end(stage: Stage) -> None:
 
 
 def test_lost_job_says_why(stage: Stage) -> None:
-    """A job that can no longer be seen fires an event and shows the reason. Another
-    origin is not asked without the attribute cross-origin.
-    """
+    """It fires an event. Another origin is not asked without cross-origin."""
     reasons = {
         401: "You are not signed in.",
         404: "The job does not exist, or has expired.",
@@ -383,9 +375,7 @@ def timed(page: Page, poll_server: PollServer) -> Iterator[Stage]:
 
 
 def test_removed_element_stops_asking_and_goes_on_later(timed: Stage) -> None:
-    """A removed element stops polling, and goes on when it is put back. One that is
-    moved does not ask anew.
-    """
+    """When it is put back. One that is moved does not ask anew."""
     first = held(json.dumps(data()))
     timed.server.answer("job", first, answer())
     following = "<job-state id=job src=/job_state/job period=60000></job-state>"

@@ -65,9 +65,7 @@ def test_page_can_style_the_element(stage: Batches) -> None:
 
 
 def test_motion_is_not_forced_on_anybody(stage: Batches) -> None:
-    """Nothing moves for users who prefer reduced motion; with very many elements, the
-    bars jump rather than keep the browser busy.
-    """
+    """Those who prefer less have none. The bars of very many elements jump."""
     stage.open()
     stage.show(STATES["unknown"])
     moving = "job.shadowRoot.getAnimations().length"
@@ -235,9 +233,7 @@ def test_sizes_follow_the_font(stage: Batches) -> None:
 @pytest.mark.system
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(stage: Batches, node_modules: Path, scheme: Scheme) -> None:
-    """Elements in every state, and batches, are accessible, including contrast, in
-    light and dark.
-    """
+    """In elements of every state and batches, light and dark, contrast included."""
     stage.page.emulate_media(color_scheme=scheme)
     ended = batch("error", success=1, error=1)
     states = {**STATES, "each": EACH, "usual": USUAL, "end": ended}
@@ -268,9 +264,7 @@ def test_axe_finds_nothing(stage: Batches, node_modules: Path, scheme: Scheme) -
 
 @pytest.mark.system
 def test_script_is_light_and_of_2018(node_modules: Path) -> None:
-    """Compressed and without comments, the script takes no more than 16 KiB. ES2018
-    browsers can parse it.
-    """
+    """Without comments and compressed it takes 16 KiB. ES2018 browsers can parse it."""
     script = STATIC / "job-state.js"
     source = re.sub(r"/\*.*?\*/", "", script.read_text("utf-8"), flags=re.S)
     source = re.sub(r"(?m)(^|\s)//.*$", "", source)

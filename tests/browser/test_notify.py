@@ -168,9 +168,7 @@ def test_hidden_page_closes_its_streams(away: Away) -> None:
 
 
 def test_title_is_marked_until_the_page_shows(away: Away) -> None:
-    """The title is marked once for any ends, even without permission to notify, and is
-    then what it was.
-    """
+    """Once for any ends, even without permission to notify. It is then what it was."""
     away.page.add_init_script("Notification.permission = 'default'")
     away.begin(*map(element, range(1, 6)), "<img name=title>")
     ends = [("success", (1,)), ("error", (2,)), ("cancelled", (3,)), ("error", (4, 5))]
@@ -186,9 +184,7 @@ def test_title_is_marked_until_the_page_shows(away: Away) -> None:
 
 
 def test_end_that_is_seen_or_no_news_is_not_told(away: Away) -> None:
-    """A visible page, a job that was over before, an element without the attribute, and
-    the poller of a script are silent.
-    """
+    """Nor that of an element without the attribute, or of a script's poller."""
     away.begin(element(1), element(2, ""))
     away.page.evaluate(
         "url => void JobState.startPolling({ url, whileHidden: true })",

@@ -39,9 +39,7 @@ def button(pages: Pages, name: str) -> Any:
 
 
 def test_rows_are_live(pages: Pages, store: JobStore, runner: Runner) -> None:
-    """A row follows its job to the end: its state, its attempt, when it ended, and what
-    can be done with it.
-    """
+    """State, attempt, end, and what can be done with the job."""
     runner.alarm.ring()
     job = runner.start(max_retries=1)
     (other,) = put(store, "success")
@@ -79,9 +77,7 @@ def test_rows_are_streamed(
 
 
 def test_new_jobs_wait_until_they_are_asked_for(pages: Pages, store: JobStore) -> None:
-    """The page says how many new jobs there are, and shows them on request. Until then
-    its rows stay where they are.
-    """
+    """The page says how many there are. Until then its rows stay where they are."""
     pages.page.clock.install()
     old = put(store, "success", "success")[::-1]
     pages.visit()
@@ -127,9 +123,7 @@ def test_selected_jobs_are_deleted(pages: Pages, store: JobStore) -> None:
 def test_act_is_for_the_jobs_that_it_fits(
     pages: Pages, store: JobStore, marathons: Marathons
 ) -> None:
-    """Of all that are selected, the others are not counted. The dialog says what was
-    refused, and why.
-    """
+    """No others of the selected count. The dialog says what was refused, and why."""
     failed = marathons.fail("alice", "bob")
     put(store, "error", "queued", "working", "success")
     pages.visit()
@@ -161,9 +155,7 @@ REFUSALS = {
 
 
 def test_failures_are_said(pages: Pages, store: JobStore) -> None:
-    """The dialog says in words why nothing was done, and nothing more is sent once that
-    would be in vain.
-    """
+    """In words. Once it would be in vain, nothing more is sent."""
     put(store, "success", "success")
     pages.visit()
     for status, (text, count) in REFUSALS.items():
@@ -182,9 +174,7 @@ def test_failures_are_said(pages: Pages, store: JobStore) -> None:
 
 @pytest.mark.system
 def test_all_that_match_are_cancelled(pages: Pages, store: JobStore) -> None:
-    """Jobs on other pages are included, a thousand at a time until none is left; those
-    of another status are not.
-    """
+    """On other pages as well, a thousand at a time. Those of another status are not."""
     put(store, *["queued"] * 1020)
     (done,) = put(store, "success")
     pages.visit("/job_state/?all=1&status=queued")
@@ -217,9 +207,7 @@ def test_question_is_about_what_matches_by_then(
 def test_acts_follow_what_is_permitted(
     pages: Pages, redis_url: str, runner: Runner
 ) -> None:
-    """When a job ends, the page offers what the viewer may do with it by then, and
-    nothing else.
-    """
+    """When a job ends, those are offered that the viewer may do then, and no others."""
 
     class Keepers(Root):
         __acl__ = (
@@ -239,9 +227,7 @@ def test_acts_follow_what_is_permitted(
 
 
 def test_acts_pass_csrf_checks(pages: Pages, redis_url: str, store: JobStore) -> None:
-    """The token goes where the application looks for it: into its header or, without
-    one, into a field.
-    """
+    """The token goes into the application's header or, without one, into a field."""
     headers: tuple[str | None, ...] = ("X-Own", None)
     for header in headers:
         job, other = put(store, "success", "success")
@@ -335,9 +321,7 @@ def test_timeline_follows_the_tries(pages: Pages, runner: Runner) -> None:
 
 
 def test_metrics_come_and_go(pages: Pages, runner: Runner) -> None:
-    """What the job reports after the page was loaded is shown, as text. The page
-    forgets the metrics of an earlier run.
-    """
+    """Reported later, they are shown as text. Those of an earlier run are forgotten."""
     runner.alarm.ring()
     job = runner.start(max_retries=1)
     pages.visit(f"/job_state/{job}")

@@ -93,9 +93,7 @@ def test_page_asks_for_all_of_its_jobs_at_once(pages: Pages, store: JobStore) ->
 def test_failed_jobs_run_again(
     pages: Pages, store: JobStore, marathons: Marathons
 ) -> None:
-    """After a question, the failed jobs of the batch run again, and no others. The page
-    says how many, and shows how they end.
-    """
+    """After a question, and no others. The page says how many, and how they end."""
     batch, members = put(store, "success", "error", "error")
     other = marathons.fail("alice")[0]
     pages.visit(f"/job_state/{batch}")

@@ -258,9 +258,7 @@ def test_layout_of_the_application_is_left_alone(
 def test_contrast_is_enough_in_any_layout(
     pages: Pages, store: JobStore, node_modules: Path
 ) -> None:
-    """The content of the pages takes the colours around it, and keeps the contrast of
-    their text.
-    """
+    """The content of the pages takes the colours around it."""
     fill(store)
     pages.visit()
     # What is left of our own layout is its class.

@@ -237,9 +237,7 @@ FINAL = {
 
 
 def test_final_trouble_ends_the_poller(polling: Polling) -> None:
-    """An answer that cannot improve calls lost with a final reason and ends polling,
-    also after trouble that would have passed.
-    """
+    """It calls lost with a final reason, also after trouble that would have passed."""
     polling.server.answer("", success(), below="/login")
     polling.follow_apart(
         {name: [working(n=1), odd, success()] for name, (odd, _, _) in FINAL.items()}
@@ -286,9 +284,7 @@ def test_throwing_callback_does_not_stop_the_poller(polling: Polling) -> None:
 
 
 def test_stop_is_the_last_word(polling: Polling) -> None:
-    """After stop(), the poller sends no requests and calls no callbacks, not even that
-    of the end which is just being told.
-    """
+    """No request and no callback follows, not even of an end that is being told."""
     polling.follow("job", working(n=1))
     polling.wait("job", "update")
     polling.page.evaluate("pollers.job.stop(); pollers.job.stop(); calls.length = 0")
@@ -305,9 +301,7 @@ def test_stop_is_the_last_word(polling: Polling) -> None:
 
 
 def test_poller_is_stopped_whatever_it_waits_for(polling: Polling) -> None:
-    """stop() and the signal abort the running request. With a signal that is aborted
-    already, none is sent.
-    """
+    """stop() and the signal abort its request. An aborted signal lets it send none."""
     failed: list[str] = []
 
     def hear(request: Any) -> None:
@@ -335,9 +329,7 @@ ACCEPTED = Answer(202, "{}")
 
 
 def test_cancel_says_whether_the_job_will(polling: Polling) -> None:
-    """cancel() resolves to true for a 202, and to false for a job that has ended, also
-    of a stopped poller, which then asks no more.
-    """
+    """True for a 202, false for one that has ended. A stopped poller asks no more."""
     polling.server.answer("one/cancel", ACCEPTED, method="POST")
     polling.server.answer("two/cancel", Answer(409, "{}"), method="POST")
     polling.follow("one", working())
@@ -355,9 +347,7 @@ def test_cancel_says_whether_the_job_will(polling: Polling) -> None:
 
 
 def test_cancel_is_followed_by_a_poll_at_once(polling: Polling) -> None:
-    """The page sees without waiting a period that a job was cancelled. An answer that
-    was on its way is followed by another one.
-    """
+    """Without waiting a period, and after an answer that was on its way."""
     early = held()
     cases = {"quick": [working(), error()], "late": [early, error()]}
     for name in cases:
@@ -435,9 +425,7 @@ def test_hidden_tab_sleeps_and_asks_when_shown(timed: Polling) -> None:
 
 
 def test_returning_page_asks_at_once(polling: Polling) -> None:
-    """A page that returns from the back/forward cache or goes online polls at once. The
-    pagehide event of a widget does not silence it.
-    """
+    """From the back/forward cache or online. A widget's pagehide changes nothing."""
     polling.follow("job", working(), pollingPeriod=HOUR)
     hide = "new Event('pagehide', { bubbles: true })"
     polling.page.evaluate(f"document.documentElement.dispatchEvent({hide})")

@@ -38,9 +38,7 @@ def test_jobs_of_one_page_share_the_requests(polling: Polling) -> None:
 
 
 def test_jobs_take_turns_where_answers_are_slow(polling: Polling) -> None:
-    """When the requests for all jobs take longer than their period, each job has its
-    turn.
-    """
+    """Each has its turn when the requests for all take longer than the period."""
     names = [uuid_of(n) for n in range(250)]
     follow_all(polling, names, Answer(body=state(), delay=0.06), pollingPeriod=50)
     for name in names[::50]:
@@ -130,9 +128,7 @@ def test_batch_that_has_not_changed(polling: Polling) -> None:
 
 
 def test_etag_is_that_of_the_data(polling: Polling) -> None:
-    """If the request's jobs change, the ETag is not sent. That of a batch does not
-    confirm a job that the batch left out.
-    """
+    """It is not sent for other jobs, and confirms none that its batch left out."""
     polling.follow("one", working('"a"'), pollingPeriod=200)
     polling.wait("one", "update")
     polling.follow("two", *[working('"b"')] * 2, success(), pollingPeriod=200)
@@ -153,9 +149,7 @@ def test_etag_is_that_of_the_data(polling: Polling) -> None:
 
 
 def test_batch_that_is_too_large_is_halved(polling: Polling) -> None:
-    """A server with a lower limit is asked for fewer jobs at a time from then on. One
-    without batches is asked for each job.
-    """
+    """From then on. A server without batches is asked for each job."""
     cases = [(Answer(400), [8, 4, 4]), (Answer(403), [8, *[0] * 16])]
     for number, (answer, asked) in enumerate(cases):
         names = [uuid_of(100 * number + n) for n in range(8)]

@@ -42,9 +42,7 @@ def element(request: Any, job_uuid: str, attributes: str = "") -> str:
 def test_page_below_a_prefix_has_nothing_to_configure(
     site: Site, redis_url: str, store: JobStore
 ) -> None:
-    """A bare uuid is found and the element is styled, wherever the package is included
-    and the application is mounted.
-    """
+    """A bare uuid is found and the element styled, wherever the package is mounted."""
     job = put_job(store, RunMarathon, "success", owner="alice").uuid
     site.below = "/café/static"
     site.markup = lambda request: tag(request) + element(request, job)

@@ -133,9 +133,7 @@ def test_job_is_polled_once_and_then_streamed(streams: Polling) -> None:
 
 
 def test_page_without_an_offer_polls(streams: Polling) -> None:
-    """Only the value 1 of the header offers a stream, and only of a job that runs. A
-    browser without EventSource leaves it.
-    """
+    """Only 1 offers a stream, of a job that runs, to a browser with EventSource."""
     streams.follow("over", success())
     streams.wait("over", "done")
     streams.server.offers = False
@@ -153,9 +151,7 @@ def test_page_without_an_offer_polls(streams: Polling) -> None:
 
 
 def test_jobs_share_a_stream(streams: Polling) -> None:
-    """Jobs of one base URL are one stream, in the order in which they were followed. It
-    goes on for the others if one ends or is stopped.
-    """
+    """In the order in which they were followed. It goes on if one ends or is stopped."""
     stream = follow_streamed(streams, "two", "one", "three")
     assert stream.path == "/job_state?uuid=two&uuid=one&uuid=three"
     stream.send(about("one", "success", n=2))
@@ -198,9 +194,7 @@ def test_jobs_beyond_three_hundred_are_polled(still: Polling) -> None:
 
 
 def test_stream_of_too_many_jobs_is_split(still: Polling) -> None:
-    """If the server takes fewer jobs at a time, streams are smaller from then on. That
-    rules out no later ones.
-    """
+    """Streams are smaller from then on. It rules out no later ones."""
     still.server.max_uuids = 16
     names = [uuid_of(n) for n in range(20)]
     follow_all(still, names[:12], working(n=0), pollingPeriod=10_000)
@@ -244,9 +238,7 @@ def test_jobs_followed_later_join(streams: Polling) -> None:
 
 
 def test_stream_that_nobody_watches_is_closed(streams: Polling) -> None:
-    """stop() and the signal close the stream of the only job, even if the server has
-    not answered yet.
-    """
+    """By stop() or the signal, even if the server has not answered yet."""
     stream = follow_streamed(streams, "job")
     streams.page.evaluate("pollers.job.stop()")
     wait_for(lambda: not stream.is_open)
@@ -278,9 +270,7 @@ def test_second_poller_of_a_job_shares_its_stream(streams: Polling) -> None:
 
 
 def test_job_that_is_gone_is_asked_for_once(streams: Polling) -> None:
-    """A single poll shows why the job is gone, or how it ended. The stream counts as
-    healthy.
-    """
+    """That shows why, or how it ended. The stream counts as healthy."""
     ends = {"hidden": Answer(403), "over": success(n=2)}
     streams.follow_apart({name: [working(n=0), ends[name]] for name in ends})
     wait_for(lambda: len(streams.server.streams) == 2)
@@ -374,9 +364,7 @@ REFUSALS = {"json": Answer(200, state()), "204": Answer(204), "503": Answer(503)
 
 
 def test_refused_stream_leaves_the_page_to_polls(still: Polling) -> None:
-    """A stream that is refused is not tried again, also not for jobs that are followed
-    later; polls go on at once.
-    """
+    """At once. It is not tried again, also not for jobs that are followed later."""
     for count, (name, refusal) in enumerate(REFUSALS.items(), 1):
         still.server.refusals = [refusal]
         still.follow(name, working(n=0), baseUrl=f"/{name}", pollingPeriod=10_000)
@@ -476,9 +464,7 @@ def test_stream_that_ends_goes_on_with_its_last_id(streams: Polling) -> None:
 
 
 def test_hidden_tab_closes_its_stream(streams: Polling) -> None:
-    """A shown tab polls at once, and streams after the answer. However often it is
-    shown, it has at most one stream in the end.
-    """
+    """Shown, it polls, and then streams: at most one, however often it is shown."""
     stream = follow_streamed(streams, "job")
     streams.hide()
     assert sources(streams) == ["closed"]

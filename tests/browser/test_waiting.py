@@ -127,9 +127,7 @@ def test_wait_is_counted_by_the_clock_of_the_store(timed: Timed) -> None:
 
 
 def test_start_is_told_in_the_zone_and_language_of_the_viewer(timed: Timed) -> None:
-    """A delayed job says at what time of the viewer's day it starts, with the date if
-    that is another one by the store's clock.
-    """
+    """With the date if that is another one by the store's clock."""
     for off in 50 * MINUTE, -50 * MINUTE:
         soon = waiting(due_at=iso(NOON + 5 * MINUTE))
         timed.follow(told(soon), clock=NOON + off)
@@ -143,9 +141,7 @@ def test_start_is_told_in_the_zone_and_language_of_the_viewer(timed: Timed) -> N
 
 
 def test_wait_ticks_without_a_request(timed: Timed) -> None:
-    """The text counts on by itself, but neither the live region nor the text of the bar
-    does.
-    """
+    """Neither in the live region nor in the text of the bar."""
     timed.follow(told(waiting(waited=40 * SECOND)))
     timed.passes(SECOND)
     seen = [timed.status]
@@ -182,9 +178,7 @@ def test_wait_is_not_rounded_up(timed: Timed) -> None:
 
 
 def test_job_whose_time_has_come_waits_from_then(timed: Timed) -> None:
-    """When a delayed job is due, the wait begins. One that is tried again says when,
-    and no time in the past.
-    """
+    """One that is tried again says when, and no time in the past."""
     due = waiting(waited=HOUR, due_at=iso(NOON + 10 * SECOND))
     timed.follow(told(due))
     assert timed.status.startswith("Starts at 8:00:10")
@@ -209,9 +203,7 @@ def test_job_whose_time_has_come_waits_from_then(timed: Timed) -> None:
 
 
 def test_invalid_header_is_ignored(timed: Timed) -> None:
-    """If the header is not a number of milliseconds, as from an older server, the clock
-    of the browser counts.
-    """
+    """As from an older server: the clock of the browser counts."""
     state = waiting(waited=40 * SECOND)
     values = (None, "soon", "-1", "1e300", "2026-05-29T12:00:00Z")
     for value in values:

@@ -10,9 +10,7 @@ from tests.support import wait_for
 
 
 class Contract:
-    """The tests of one application. Each module with a subclass defines its own fixture
-    `site`.
-    """
+    """The tests of one application, whose module defines the fixture `site`."""
 
     def test_owner_sees_and_cancels_their_job(self, site: Site) -> None:
         """Alice sends a job through a view of the application, sees it and cancels it.
@@ -96,9 +94,7 @@ class Contract:
         assert "The job does not exist." not in answers[0].text
 
     def test_job_runs(self, site: Site, interop_broker: Any) -> None:
-        """A worker runs the job, and its last values can be polled, by a script that
-        anyone can get.
-        """
+        """In a worker. It can be polled, by a script that anyone can get."""
         job = site.send("alice")
 
         def ended() -> Any:

@@ -16,9 +16,7 @@ need("devpi_server")
 
 @pytest.fixture(scope="module")
 def _adapters() -> Iterator[None]:
-    """Remove devpi's adapter hook, which raises for everyone else's interfaces in the
-    process.
-    """
+    """Remove devpi's hook, which raises for others' interfaces in the process."""
     before = list(adapter_hooks)
     yield
     adapter_hooks[:] = before
