@@ -6,7 +6,6 @@ A Floor has a StubBroker: the messages survive whatever happens to the store.
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -44,15 +43,17 @@ class Held:
     Attributes:
       message: Its message.
       job_state: What its actor was handed. The test may report with it.
+      begun: Set when its actor is called.
+      settled: Set when its message is settled.
     """
 
     message: Message[Any]
     job_state: Any
-    _script: Script
+    _what: Script | BaseException | None
 
     def __init__(self, floor: Floor) -> None:
         self.floor, self.settled = floor, threading.Event()
-        self._reached, self._opened = threading.Event(), threading.Event()
+        self.begun, self._opened = threading.Event(), threading.Event()
 
     @property
     def uuid(self) -> str:
@@ -61,22 +62,20 @@ class Held:
     def run(self, job_state: Chore) -> object:
         """Do what the actor does."""
         self.job_state = job_state
-        self._reached.set()
+        self.begun.set()
         assert self._opened.wait(60)
-        return self._script(job_state)
+        if isinstance(self._what, BaseException):
+            raise self._what
+        return self._what and self._what(job_state)
 
     def wait(self) -> Held:
         """Wait until the actor is called."""
-        assert self._reached.wait(30)
+        assert self.begun.wait(30)
         return self
-
-    @property
-    def has_begun(self) -> bool:
-        return self._reached.is_set()
 
     def leave(self, what: Script | BaseException | None = None) -> None:
         """Let the actor call a function and return, or raise an error."""
-        self._script = functools.partial(follow, what)
+        self._what = what
         self._opened.set()
 
     def end(self, what: Script | BaseException | None = None) -> None:
@@ -95,12 +94,6 @@ class Held:
 
 def fail(error: Any) -> None:
     raise error
-
-
-def follow(what: Script | BaseException | None, job_state: Chore) -> object:
-    if isinstance(what, BaseException):
-        raise what
-    return what and what(job_state)
 
 
 def idle_actor(broker: dramatiq.Broker, **options: Any) -> Any:
@@ -185,7 +178,9 @@ class Floor:
             held = self._next.pop(name)
             held.message = self._settling.sent[job_state.uuid]
             self._held.setdefault(held.uuid, []).insert(0, held)
-        waiting = [h for h in self._held.get(job_state.uuid, ()) if not h.has_begun]
+        waiting = [
+            h for h in self._held.get(job_state.uuid, ()) if not h.begun.is_set()
+        ]
         if waiting:
             self._settling.here.held = waiting[0]
             return waiting[0].run(job_state)
@@ -378,13 +373,17 @@ class Ear:
 
 
 @contextlib.contextmanager
-def standing_still(floor: Floor, call: Callable[[], object]) -> Iterator[None]:
-    """Make a call in a thread that stands still as it hands a message to the broker."""
+def standing_still(
+    floor: Floor, call: Callable[[], object], name: str | None = None
+) -> Iterator[None]:
+    """Make a call in a thread that stands still as it hands a message to the broker, or
+    one with an argument.
+    """
     reached, opened = threading.Event(), threading.Event()
     enqueue, thread = floor.broker.enqueue, threading.Thread(target=call)
 
     def stand_still(message: Any, **options: Any) -> Any:
-        if threading.current_thread() is thread:
+        if threading.current_thread() is thread and name in (None, *message.args):
             reached.set()
             assert opened.wait(60)
         return enqueue(message, **options)

@@ -231,11 +231,8 @@ def test_annotation_names_the_class(declare: Declare) -> None:
     def run(*, job_state: "Swim") -> None: ...
 
     for fn in (
-        annotated.plain,
-        annotated.optional,
-        annotated.other_is_unresolvable,
-        annotated.coroutine,
-        annotated.wrapped(annotated.plain),
+        *(annotated.plain, annotated.optional, annotated.coroutine),
+        *(annotated.other_is_unresolvable, annotated.wrapped(annotated.plain)),
     ):
         assert declare(fn) is RunMarathon, fn
     for annotation in (
@@ -271,9 +268,8 @@ def test_annotation_with_two_classes_is_refused(
 ) -> None:
     """It does not say which one the actor is. The option may."""
     for annotation in (RunMarathon | Swim, "Swim | JobState"):
-        with pytest.raises(
-            ActorError, match=r"names several classes.*@dramatiq\.actor"
-        ):
+        said = r"names several classes.*@dramatiq\.actor"
+        with pytest.raises(ActorError, match=said):
             declare(actor_with(annotation))
         assert not [name for name in stub.actors if name.startswith("run_")]
         name = f"two classes {annotation}"
@@ -297,15 +293,12 @@ def test_annotation_that_cannot_be_resolved_is_refused(
     stub: dramatiq.Broker, declare: Declare
 ) -> None:
     """It could hide the class. The error says how to name that."""
-    fns: list[Any] = [
-        annotated.unresolvable,
-        annotated.wrapped(annotated.unresolvable),
-        actor_with("Swim.Nothing"),
-        actor_with("1 / 0"),
-    ]
-    # A partial function has no module, where a text could be resolved.
-    fns.append(functools.partial(actor_with("RunMarathon")))
-    for fn in fns:
+    for fn in (
+        *(annotated.unresolvable, annotated.wrapped(annotated.unresolvable)),
+        *(actor_with("Swim.Nothing"), actor_with("1 / 0")),
+        # A partial function has no module, where a text could be resolved.
+        functools.partial(actor_with("RunMarathon")),
+    ):
         with pytest.raises(ActorError) as caught:
             declare(fn, actor_name="run")
         text = str(caught.value)

@@ -331,11 +331,9 @@ def test_job_whose_end_nobody_told_ends_with_the_outer_one(
             inner.send()
         job_state.set_message("done")
 
-    for state, text in (
-        (load(broker, outer.send()), "done"),
-        (state_of(broker, seen[0]), "run"),
-    ):
-        assert (state.status, state.message) == ("success", text)
+    states = [load(broker, outer.send()), state_of(broker, seen[0])]
+    ends = [(state.status, state.message) for state in states]
+    assert ends == [("success", "done"), ("success", "run")]
     assert keeps_nothing()
 
 
@@ -435,9 +433,8 @@ def test_job_that_leaves_with_the_transaction_runs_in_the_commit(
         one = request.job_states.send(run_marathon, 7)
         bad = request.job_states.send(run_marathon, 13)
         steps = message(run_marathon.message(7) | run_marathon.message(1))
-        members = message(
-            group([run_marathon.message(n) for n in (2, 13, 3)], broker=broker)
-        )
+        each = [run_marathon.message(n) for n in (2, 13, 3)]
+        members = message(group(each, broker=broker))
 
     def outcome(*jobs: JobState) -> list[tuple[str, Any]]:
         states = [request.job_states[job.uuid] for job in jobs]

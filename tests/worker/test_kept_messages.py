@@ -38,17 +38,15 @@ def test_foreign_message_runs_nothing(floor: Floor, client: redis.Redis) -> None
     def other() -> None:
         pass
 
-    step = {"actor_name": "unknown", "message_id": UUID, "args": [], "kwargs": {}}
+    step = {"actor_name": "unknown", "message_id": UUID, "args": []}
+    steps = {"pipe_target": {**step, "kwargs": {}, "options": {}}}
     cases: list[tuple[dict[str, Any], str]] = [
         ({"message_id": UUID}, "belongs to another job"),
         ({"actor_name": "other"}, "belongs to another job"),
         ({"actor_name": "unknown"}, "does not know the actor 'unknown'"),
         ({"args": "abc"}, "something other"),
         ({"options": {"pipe_target": "x"}}, "something other"),
-        (
-            {"options": {"pipe_target": {**step, "options": {}}}},
-            "does not know the actor 'unknown'",
-        ),
+        ({"options": steps}, "does not know the actor 'unknown'"),
     ]
     (message,) = failed(floor)
     key = kept(client, message)

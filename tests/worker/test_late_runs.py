@@ -305,10 +305,5 @@ def test_job_whose_thread_is_gone_stalls(make_floor: MakeFloor, logged: Logged) 
 @pytest.mark.parametrize("rounds", [80, pytest.param(400, marks=pytest.mark.long)])
 def test_interrupts_at_any_time_do_no_harm(redis_url: str, rounds: int) -> None:
     """The worker goes on with other jobs, and keeps nothing of the interrupted runs."""
-    subprocess.run(
-        [sys.executable, "-m", "tests.interrupts", redis_url, str(rounds)],
-        cwd=ROOT,
-        env=unmeasured(),
-        check=True,
-        timeout=100,
-    )
+    command = [sys.executable, "-m", "tests.interrupts", redis_url, str(rounds)]
+    subprocess.run(command, cwd=ROOT, env=unmeasured(), check=True, timeout=100)

@@ -39,12 +39,9 @@ def broker(
 ) -> Broker:
     """Override: Dramatiq's global broker, with our middleware first or last."""
     before = AgeLimit if request.param == "first" else None
-    broker = make_broker(
-        redis_url,
-        JobStateMiddleware(interval=0.01),
-        before=before,
-        others=(SkipNinetyNine(), GroupCallbacks(StubBackend())),
-    )
+    others = (SkipNinetyNine(), GroupCallbacks(StubBackend()))
+    ours = JobStateMiddleware(interval=0.01)
+    broker = make_broker(redis_url, ours, before=before, others=others)
     monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
     return broker
 
@@ -76,12 +73,9 @@ def step(broker: Broker, gate: Gate) -> Any:
 def ended(alice: JobStates) -> Callable[..., list[JobState]]:
     """Waits until jobs have ended, and returns them."""
 
-    def load(sent: Any) -> list[JobState]:
-        return [alice[job_state.uuid] for job_state in sent]
-
     def wait(sent: Any) -> list[JobState]:
-        wait_for(lambda: all(job_state.is_finished for job_state in load(sent)))
-        return load(sent)
+        wait_for(lambda: all(alice[job.uuid].is_finished for job in sent))
+        return [alice[job.uuid] for job in sent]
 
     return wait
 
@@ -216,15 +210,9 @@ def test_groups_and_their_pipelines_succeed(
     broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:
     """A failing member ends only its own pipeline. Both may be nested."""
-    sent = alice.send_immediately(
-        group(
-            [
-                step.message(1),
-                step.message(13) | step.message(2),
-                group([step.message(3), step.message(4) | step.message(5)]),
-            ]
-        )
-    )
+    inner = group([step.message(3), step.message(4) | step.message(5)])
+    steps = step.message(13) | step.message(2)
+    sent = alice.send_immediately(group([step.message(1), steps, inner]))
     with working(broker):
         jobs = ended(sent)
     assert outcome(jobs) == [GOOD, BAD, NOT_RUN, GOOD, GOOD, GOOD]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,7 +27,7 @@ from pyramid_jobstate import (
     rerun_all,
 )
 from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
-from tests.support import wait_for
+from tests.support import STATUSES, wait_for
 from tests.worker.conftest import Logged
 from tests.worker.floors import Chore, Floor, MakeFloor, fail, failed, standing_still
 
@@ -98,10 +97,7 @@ def test_failed_job_runs_again(floor: Floor) -> None:
 
 def test_other_jobs_do_not_run_again(floor: Floor) -> None:
     """Only a job that failed does, and nobody knows one without a record."""
-    for status in (
-        *("queued", "working", "retrying", "cancelling", "cancelled", "success"),
-        "stalled",
-    ):
+    for status in set(STATUSES) - {"error"}:
         job = put_job(floor.store, Chore, status, actor="errand")
         assert rerun(floor.store, floor.broker, job.uuid) is False, status
         assert floor.load(job.uuid).status == status
@@ -480,19 +476,7 @@ def test_members_that_were_never_sent_are_told(floor: Floor, logged: Logged) -> 
     never sent, once the batch has been silent for a while. The failed ones run again.
     """
     breaks(floor)
-    enqueue = floor.broker.enqueue
-    reached, opened = threading.Event(), threading.Event()
-
-    def freeze(message: Message[Any], **options: Any) -> Any:
-        if message.args == ("c",):
-            reached.set()
-            assert opened.wait(60)
-        return enqueue(message, **options)
-
-    with refusing(floor, freeze):
-        sender = threading.Thread(target=floor.send_batch, args="abc")
-        sender.start()
-        assert reached.wait(20)
+    with standing_still(floor, lambda: floor.send_batch(*"abc"), "c"):
         floor.work()
         del floor.scripts["a"]
         (batch,) = [job for job in floor.store.list().items if isinstance(job, Batch)]
@@ -506,8 +490,6 @@ def test_members_that_were_never_sent_are_told(floor: Floor, logged: Logged) -> 
             f"1 of the jobs of batch {batch.uuid} were never sent, and cannot run "
             "again. Cancel the batch, and send again what is cancelled then."
         )
-        opened.set()
-        sender.join()
 
 
 def test_batches_are_not_among_failed_jobs(floor: Floor) -> None:
