@@ -48,6 +48,7 @@ def test_json_shows_a_job(store: JobStore, client: Redis, viewer: Request) -> No
     ).uuid
     write(store, uuid, progress='[13,26,"miles",14.2]')
     state = load_job(store, uuid)
+    miles = {"done": 13, "total": 26, "unit": "miles", "fraction": 0.5, "eta": 14.2}
     assert state.__json__(viewer) == {
         "miles_run": 12,
         "job_state": "error",
@@ -58,13 +59,7 @@ def test_json_shows_a_job(store: JobStore, client: Redis, viewer: Request) -> No
             "status": "error",
             "url": viewer.resource_url(state),
             "params": {"miles": 26},
-            "progress": {
-                "done": 13,
-                "total": 26,
-                "unit": "miles",
-                "fraction": 0.5,
-                "eta": 14.2,
-            },
+            "progress": miles,
             "phase": None,
             "message": "Running",
             "log": ["a", "b"],
@@ -150,28 +145,14 @@ def test_result_is_on_the_web(
     for url in "HTTPS://EXAMPLE.COM/a?b#c", "https://example.com/ü", "http://[::1]:80/":
         state = put_job(store, Website, "success", metrics={"url": url})
         assert result(state, viewer) == {"url": url}
-    wrong: list[Any] = ["javascript:alert(1)", " javascript:alert(1)"]
-    wrong += [
-        "java\nscript:alert(1)",
-        "data:text/html,x",
-        "/reports/1",
-        "//example.com",
-    ]
-    wrong += [
-        "http://",
-        "https:///a",
-        "http://x/\n",
-        "http://x/a b",
-        "",
-        b"http://x",
-        7,
+    wrong: list[Any] = [
+        *("javascript:alert(1)", " javascript:alert(1)", "java\nscript:alert(1)"),
+        *("data:text/html,x", "/reports/1", "//example.com", "http://", "https:///a"),
+        *("http://x/\n", "http://x/a b", "", b"http://x", 7),
     ]
     for number, url in enumerate(wrong):
-        kind: Any = type(
-            f"Wrong{number}",
-            (JobState,),
-            {"result_url": lambda self, request, url=url: url},
-        )
+        body = {"result_url": lambda self, request, url=url: url}
+        kind: Any = type(f"Wrong{number}", (JobState,), body)
         state = put_job(store, kind, "success")
         assert [result(state, viewer), result(state, viewer)] == [None, None]
         (line,) = caplog.messages

@@ -32,10 +32,8 @@ def phase_in(viewer: Request) -> Shown:
 
 def share(job: JobState) -> float:
     """Return where the bar stands."""
-    progress = job.progress
-    assert progress is not None
-    assert progress.fraction is not None
-    return progress.fraction
+    assert job.progress is not None and job.progress.fraction is not None
+    return job.progress.fraction
 
 
 def test_phase_rescales_what_is_reported_in_it(job_state: JobState) -> None:
@@ -60,21 +58,15 @@ def test_phase_rescales_what_is_reported_in_it(job_state: JobState) -> None:
 def test_phases_in_phases(job_state: JobState, phase_in: Shown) -> None:
     """A percentage is one of the part around it, and viewers read the path."""
     assert phase_in(job_state) is None
+    outer = {"name": "Writing", "path": ["Writing"], "fraction": None}
+    inner = {"name": "Rows", "path": ["Writing", "Rows"], "fraction": 0.5}
     with job_state.phase("Writing", percent=50):
         with job_state.phase("Rows", percent=40):
             job_state.set_progress(1, 2)
             assert share(job_state) == pytest.approx(0.1)
-            assert phase_in(job_state) == {
-                "name": "Rows",
-                "path": ["Writing", "Rows"],
-                "fraction": 0.5,
-            }
+            assert phase_in(job_state) == inner
         assert share(job_state) == pytest.approx(0.2)
-        assert phase_in(job_state) == {
-            "name": "Writing",
-            "path": ["Writing"],
-            "fraction": None,
-        }
+        assert phase_in(job_state) == outer
         with job_state.phase("Index", percent=60):
             assert share(job_state) == pytest.approx(0.2)
     assert share(job_state) == pytest.approx(0.5)

@@ -49,14 +49,10 @@ def test_track_counts_the_items(job_state: JobState) -> None:
     assert job_state.progress == Progress(2, 2, "letters")
 
 
-def test_track_prefers_the_total_that_was_given(job_state: JobState) -> None:
-    """A total that a loop is given precedes its length."""
+def test_track_finds_the_total(job_state: JobState) -> None:
+    """One that is given precedes the length, which iterators and long ranges lack."""
     next(job_state.track([1, 2], 5))
     assert job_state.progress == Progress(0, 5)
-
-
-def test_track_of_what_has_no_length_has_no_total(job_state: JobState) -> None:
-    """Iterators have none, and some ranges are too long for it."""
     assert list(job_state.track(iter([1, 2]))) == [1, 2]
     assert job_state.progress == Progress(2)
     assert next(job_state.track(range(10**30))) == 0

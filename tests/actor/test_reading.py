@@ -35,10 +35,8 @@ def read(client: Redis, store: JobStore) -> Any:
                 pipeline.hset(f"{store.namespace}:{uuid}", mapping=fields)
             pipeline.execute()
         loaded = store.load_many(uuids)
-        return {
-            text: getattr(state, name)
-            for text, state in zip(texts, loaded, strict=True)
-        }
+        values = [getattr(state, name) for state in loaded]
+        return dict(zip(texts, values, strict=True))
 
     return read
 
@@ -55,15 +53,8 @@ def test_job_reads_as_it_was_stored(store: JobStore) -> None:
     }
     params, metrics = {"miles": 26, "secret": "x"}, {"miles_run": 12, "none": None}
     progress = Progress(13, 26, "miles")
-    state = put_job(
-        store,
-        RunMarathon,
-        "error",
-        params=params,
-        metrics=metrics,
-        progress=progress,
-        **given,
-    )
+    more: Any = {"params": params, "metrics": metrics, "progress": progress}
+    state = put_job(store, RunMarathon, "error", **given, **more)
     assert (state.kind, state.status) == ("RunMarathon", "error")
     for name, value in given.items():
         assert getattr(state, name) == value, name
@@ -89,10 +80,9 @@ def test_nothing_reads_where_nothing_is_stored(store: JobStore, client: Redis) -
     write(store, UUID, x="1")
     state = load_job(store, UUID)
     assert (state.kind, state.actor, state.owner) == ("", "", None)
-    assert state.attempt == 0
+    assert (state.attempt, state.log) == (0, [])
     assert state.job_params == state.progress_metrics == {}
     assert (state.progress, state.message, state.error) == (None, None, None)
-    assert state.log == []
     times = (state.queued_at, state.started_at, state.updated_at, state.finished_at)
     assert times == (None, None, None, None)
 
