@@ -7,7 +7,7 @@ import functools
 from typing import NamedTuple
 
 from tests.accessible import RGBA
-from tests.browser.staging import SETTLE, STATES, Stage, answer, progress
+from tests.browser.staging import SETTLE, STATES, Stage, answer, data, progress
 from tests.pollserver import Answer
 
 #: The style of the root element of each page.
@@ -24,13 +24,7 @@ THEMES = {
 }
 
 
-ALL = {
-    **STATES,
-    "barely": {
-        **STATES["working"],
-        "job": {**STATES["working"]["job"], "progress": progress(1, 100)},
-    },
-}
+ALL = {**STATES, "barely": data(progress=progress(1, 100), message="On the bridge")}
 NAMES = [*ALL, "loading", "lost", "reconnecting"]
 
 #: States that show a share of the work; the bar's end is still ahead.
@@ -163,22 +157,11 @@ class Themes(Stage):
     def open_all(self, theme: str) -> None:
         self.server.answer("away", answer(progress=progress(12, 26)), Answer(503))
         src = {"lost": "src=/job_state/none", "reconnecting": "src=/job_state/away"}
-        self.open(
-            "".join(
-                f"<job-state id={n} period=50 cancellable log {src.get(n, '')}>"
-                "</job-state>"
-                for n in NAMES
-            )
-        )
+        element = "<job-state id={} period=50 cancellable log {}></job-state>"
+        self.open("".join(element.format(n, src.get(n, "")) for n in NAMES))
         self.set_root(theme)
-        self.page.evaluate(
-            """(all) => {
-                for (const [name, data] of Object.entries(all)) {
-                    document.getElementById(name).data = data;
-                }
-            }""",
-            ALL,
-        )
+        give = "([name, data]) => { document.getElementById(name).data = data; }"
+        self.page.evaluate(f"(all) => Object.entries(all).forEach({give})", ALL)
         self.wait("lost", "lost")
         self.wait("reconnecting", "reconnecting")
         self.page.evaluate(SETTLE)

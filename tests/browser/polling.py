@@ -54,10 +54,7 @@ class Polling:
         if answers:
             below = options.get("baseUrl") or "/job_state"
             self.server.answer(options.get("jobUuid") or name, *answers, below=below)
-        self.page.evaluate(
-            "([name, options, harness]) => follow(name, options, harness)",
-            [name, options, harness or {}],
-        )
+        self.page.evaluate("(all) => follow(...all)", [name, options, harness or {}])
 
     def follow_apart(
         self, cases: Mapping[str, Sequence[Answer]], **options: Any

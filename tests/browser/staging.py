@@ -141,11 +141,7 @@ class Stage:
 
     def show(self, data: dict[str, Any], name: str = "job") -> dict[str, Any]:
         """Give an element data, and look at it."""
-        self.page.evaluate(
-            "([name, text]) => {document.getElementById(name).data = JSON.parse(text)}",
-            [name, json.dumps(data)],
-        )
-        self.page.evaluate(SETTLE)
+        self.set(f"e.data = JSON.parse({json.dumps(json.dumps(data))})", name)
         return self.look(name)
 
     def look(self, name: str = "job") -> dict[str, Any]:

@@ -238,11 +238,8 @@ def test_axe_finds_nothing(stage: Batches, node_modules: Path, scheme: Scheme) -
     ended = batch("error", success=1, error=1)
     states = {**STATES, "each": EACH, "usual": USUAL, "end": ended}
     names = [*states, *(f"{name}-compact" for name in states), "lost", "loading"]
-    stage.open(
-        "".join(
-            f"<job-state id={n} cancellable log {n[-7:]}></job-state>" for n in names
-        )
-    )
+    element = "<job-state id={} cancellable log {}></job-state>"
+    stage.open("".join(element.format(name, name[-7:]) for name in names))
     stage.set_root(THEMES["dark by itself" if scheme == "dark" else "light"])
     for name, state in states.items():
         stage.show(state, name)

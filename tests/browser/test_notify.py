@@ -222,10 +222,8 @@ def test_notification_says_what_became_of_the_job(away: Away) -> None:
         ("success", "notify label-job=Bread label-success=Baked", "Bread: Baked"),
         ("success", 'notify="True"', "Run marathon: Done"),
     )
-    away.begin(
-        *(element(n, attributes) for n, (_, attributes, _) in enumerate(cases, 1)),
-        element(9),
-    )
+    shown = [element(n, attributes) for n, (_, attributes, _) in enumerate(cases, 1)]
+    away.begin(*shown, element(9))
     away.hide()
     for number, (status, _, text) in enumerate(cases, 1):
         away.end(number, status=status)

@@ -130,12 +130,9 @@ PASSING = {
 
 def test_passing_trouble_is_told_once_and_survived(polling: Polling) -> None:
     """An outage calls lost once; update is called again after it."""
-    polling.follow_apart(
-        {
-            name: [working(), trouble, trouble, working(), success()]
-            for name, (trouble, _, _) in PASSING.items()
-        }
-    )
+    for name, (trouble, _, _) in PASSING.items():
+        answers = [working(), trouble, trouble, working(), success()]
+        polling.follow_apart({name: answers})
     polling.wait_for_all("done", len(PASSING))
     for name, (_, code, status) in PASSING.items():
         assert polling.told(name) == [
@@ -193,12 +190,9 @@ def test_retry_after_is_honoured_with_care(polling: Polling) -> None:
     polling.follow("job", Answer(503, headers={"Retry-After": "1"}), success())
     assert 1000 <= polling.wait("job", "lost")["retryIn"] <= 1050
     date = "Thu, 01 Jan 2015 00:00:00 GMT"
-    polling.follow_apart(
-        {
-            name: [Answer(429, headers={"Date": date, "Retry-After": value}), success()]
-            for name, (value, _, _) in RETRY_AFTER.items()
-        }
-    )
+    for name, (value, _, _) in RETRY_AFTER.items():
+        limited = Answer(429, headers={"Date": date, "Retry-After": value})
+        polling.follow_apart({name: [limited, success()]})
     # A failure does not make a poller with a long period ask sooner.
     polling.follow("minutes", Answer(500), baseUrl="/late", pollingPeriod=120_000)
     polling.wait_for_all("lost", len(RETRY_AFTER) + 2)

@@ -151,7 +151,7 @@ def test_page_without_an_offer_polls(streams: Polling) -> None:
 
 
 def test_jobs_share_a_stream(streams: Polling) -> None:
-    """In the order in which they were followed. It goes on if one ends or is stopped."""
+    """In the order in which they were followed. If one ends or stops, it goes on."""
     stream = follow_streamed(streams, "two", "one", "three")
     assert stream.path == "/job_state?uuid=two&uuid=one&uuid=three"
     stream.send(about("one", "success", n=2))
@@ -507,18 +507,15 @@ def test_page_of_another_origin_streams_if_it_sees_the_offer(
     streams: Polling, elsewhere: PollServer
 ) -> None:
     """The offer must be exposed by CORS; otherwise the page polls."""
-    headers = {
-        "Access-Control-Allow-Origin": streams.server.url,
-        "Access-Control-Allow-Credentials": "true",
-    }
+    headers = {"Access-Control-Allow-Origin": streams.server.url}
+    headers["Access-Control-Allow-Credentials"] = "true"
     seen = {**headers, "Access-Control-Expose-Headers": "JobState-Stream"}
     elsewhere.offers = True
     elsewhere.stream_headers = headers
     elsewhere.answer("one", Answer(body=state(n=0), headers=headers))
     elsewhere.answer("two", Answer(body=state(n=0), headers=seen))
-    streams.page.context.add_cookies(
-        [{"name": "session", "value": "alice", "url": elsewhere.url}]
-    )
+    cookie: Any = {"name": "session", "value": "alice", "url": elsewhere.url}
+    streams.page.context.add_cookies([cookie])
     streams.server.policy += f"; connect-src {elsewhere.url}"
     streams.open()
     options = {"baseUrl": f"{elsewhere.url}/job_state", "crossOrigin": True}
