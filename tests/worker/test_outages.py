@@ -324,7 +324,7 @@ def test_memory_is_bounded_while_the_store_is_away(
     def fill(job_state: Any) -> None:
         job_state.set_progress_metrics({str(i): text for i in range(16)})
 
-    floor = make_floor(own, heartbeat=0.2)
+    floor = make_floor(own, heartbeat=0.2, threads=2)
     floor.scripts["large"] = fill
     running = floor.begin()
     with away(own):
