@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from pyramid.request import Request
-from redis import Redis
 
 from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import put_job
@@ -33,7 +32,7 @@ def iso(time: Any) -> str:
     return text.replace("+00:00", "Z")
 
 
-def test_json_shows_a_job(store: JobStore, client: Redis, viewer: Request) -> None:
+def test_json_shows_a_job(store: JobStore, viewer: Request) -> None:
     """Metrics at the top, all else in `job`. Times have the form of JavaScript's."""
     uuid = put_job(
         store,
@@ -110,9 +109,7 @@ def result(state: JobState, viewer: Request) -> Any:
 
 
 def test_success_leads_to_its_result(store: JobStore, viewer: Request) -> None:
-    """The class makes the URL of the request and of the job's metrics. It need not make
-    one, and by default makes none.
-    """
+    """At a URL made of the request and the metrics. A class need not make one."""
     made = put_job(store, Pageant, "success", metrics={"file": "a.csv"})
     assert result(made, viewer) == {"url": "http://localhost/reports/a.csv"}
     assert result(put_job(store, Pageant, "success"), viewer) is None

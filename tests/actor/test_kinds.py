@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 from pyramid.authorization import Allow
-from redis import Redis
 
 from pyramid_jobstate import Batch, JobState, JobStore
 from pyramid_jobstate.testing import detached, put_batch, put_job
@@ -76,11 +75,9 @@ def test_public_params_are_no_text() -> None:
 
 
 def test_unknown_kind_has_no_rights(
-    store: JobStore, client: Redis, caplog: pytest.LogCaptureFixture
+    store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job of a kind that is not imported here can be read, grants nothing, and is
-    told of once. So is a batch.
-    """
+    """It can be read, and is told of once. So is a batch of such a kind."""
     uuid = put_job(store, owner="alice", params={"miles": 26}).uuid
     write(store, uuid, kind="<b>PatDog")
     for _ in range(2):
@@ -114,9 +111,7 @@ def test_init_that_forgets_its_parents_is_named(store: JobStore) -> None:
 
 
 def test_title_is_made_from_the_kind(store: JobStore) -> None:
-    """It is the kind in words, unless the class has a title of its own. A job of no
-    class of its own is called like its actor.
-    """
+    """In words. A class may have its own. A plain job is called like its actor."""
 
     class Headlined(JobState):
         pass

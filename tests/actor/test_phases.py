@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from pyramid.request import Request
-from redis import Redis
 
 from pyramid_jobstate import JobCancelled, JobState, JobStore, Progress
 from pyramid_jobstate.testing import cancel, detached, put_job
@@ -290,9 +289,7 @@ def test_time_left_is_that_of_the_whole_job(run_job: RunJob, store: JobStore) ->
     run_job(run)
 
 
-def test_stored_phase_is_read_tolerantly(
-    store: JobStore, client: Redis, phase_in: Shown
-) -> None:
+def test_stored_phase_is_read_tolerantly(store: JobStore, phase_in: Shown) -> None:
     """An invalid phase that another program has written is left out."""
     for text, names in [
         ('[0.25,0.5,["A","B"]]', ["A", "B"]),

@@ -75,7 +75,7 @@ def test_job_reads_as_it_was_stored(store: JobStore) -> None:
     assert repr(state) == f"<RunMarathon {state.uuid} error>"
 
 
-def test_nothing_reads_where_nothing_is_stored(store: JobStore, client: Redis) -> None:
+def test_nothing_reads_where_nothing_is_stored(store: JobStore) -> None:
     """What an almost empty record does not say has its empty value."""
     write(store, UUID, x="1")
     state = load_job(store, UUID)
@@ -111,7 +111,7 @@ def test_silent_job_reads_stalled(store: JobStore) -> None:
     assert [load_job(store, uuid).status for uuid in uuids] == silent
 
 
-def test_foreign_status_reads_stalled(store: JobStore, client: Redis) -> None:
+def test_foreign_status_reads_stalled(store: JobStore) -> None:
     """A job with a status that nobody knows may be in any state. One whose last sign of
     life has an invalid time reads working.
     """
@@ -125,7 +125,7 @@ def test_foreign_status_reads_stalled(store: JobStore, client: Redis) -> None:
         assert load_job(store, uuid).status == "working", seen
 
 
-def test_broken_json_reads_as_absent(store: JobStore, client: Redis) -> None:
+def test_broken_json_reads_as_absent(store: JobStore) -> None:
     """A field that is not JSON, or that JSON cannot express, hides no other field."""
     names = ("owner", "params", "progress", "message", "log", "error", "m:a", "phase")
     for text in NO_JSON:

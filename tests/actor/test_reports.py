@@ -96,9 +96,7 @@ def test_job_that_has_ended_takes_nothing(ended: JobState) -> None:
 
 
 def test_job_that_was_loaded_takes_nothing(store: JobStore) -> None:
-    """Only a running job can report: each call on a loaded one says so. Nor can it run
-    again by itself, since only a request knows the broker.
-    """
+    """Each call says so. Nor does it run again by itself, since it knows no broker."""
     state = put_job(store, RunMarathon, metrics={"miles_run": 12}, message="Running")
     for call in [*REPORTS.values(), lambda job_state: job_state.flush()]:
         with pytest.raises(RuntimeError, match=r"was loaded from a store\. Only a"):

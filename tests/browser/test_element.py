@@ -420,9 +420,7 @@ def open_cancellable(stage: Stage, cancel: Answer, attributes: str = "") -> None
 
 
 def test_cancel_by_keyboard(stage: Stage) -> None:
-    """The button is for who may cancel, can be reached by Tab, shows its focus, and
-    sends the CSRF token, once.
-    """
+    """For who may: reached by Tab, it shows its focus and sends the CSRF token once."""
     stage.open()
     assert stage.show(data())["cancel"] is None
     stage.set("e.cancellable = true")

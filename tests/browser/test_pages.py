@@ -59,9 +59,7 @@ def test_rows_are_live(pages: Pages, store: JobStore, runner: Runner) -> None:
     pages.expect_uuids(job, other)
 
 
-def test_rows_are_streamed(
-    page: Page, redis_url: str, store: JobStore, runner: Runner
-) -> None:
+def test_rows_are_streamed(page: Page, redis_url: str, runner: Runner) -> None:
     """Under ASGI, the rows join a stream."""
     job = runner.start()
     config = paged_config(redis_url)

@@ -164,9 +164,7 @@ def test_pages_can_be_printed(pages: Pages, store: JobStore) -> None:
 def test_rows_are_compact(
     pages: Pages, store: JobStore, width: int, height: int
 ) -> None:
-    """A row is 40 pixels high, whatever its job says, and on phones has two lines. It
-    shows all of the word for its job's state.
-    """
+    """40 pixels high, on phones two lines, whatever a job says. Its state is whole."""
     long = "word " * 300 + "x" * 3000
     fill(store)
     put_job(store, ImportSheet, owner=long, params={"filename": long}, message=long)
@@ -226,9 +224,7 @@ def test_layout_of_the_application_is_left_alone(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In the layout of an application, the style sheet changes nothing but the content
-    of the pages, which takes the layout's font and colours.
-    """
+    """Only the content of the pages is styled, in the layout's font and colours."""
     name = f"layout_of_{tmp_path.name.replace('-', '_')}"
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").touch()

@@ -53,9 +53,7 @@ def test_poller_follows_its_job_to_the_end(polling: Polling) -> None:
 
 
 def test_poller_sends_cookies_and_asks_for_json(polling: Polling) -> None:
-    """The first request is sent at once, carries the session's cookie and accepts only
-    JSON. A metric named __proto__ stays a plain property.
-    """
+    """At once, and for nothing else. A metric named __proto__ is a plain property."""
     body = state("success").replace("{", '{"__proto__": {"polluted": true}, ', 1)
     polling.follow("job", Answer(body=body), pollingPeriod=HOUR)
     polling.wait("job", "done")

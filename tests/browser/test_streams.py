@@ -169,9 +169,7 @@ def test_jobs_share_a_stream(streams: Polling) -> None:
 
 
 def test_jobs_beyond_three_hundred_are_polled(still: Polling) -> None:
-    """Three streams bring the first 300 jobs of a page, a hundred each, and polls bring
-    the rest. Where streamed jobs end, the others join.
-    """
+    """Streams bring the first, a hundred each. Where streamed jobs end, others join."""
     names = [uuid_of(n) for n in range(310)]
     follow_all(still, names, working(n=0), pollingPeriod=10_000)
     still.advance(10)

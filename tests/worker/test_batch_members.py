@@ -78,9 +78,8 @@ def worked(floor: Floor, batch: Batch) -> Batch:
 # The bar.
 
 
-def test_reports_of_a_member_move_the_bar(make_floor: MakeFloor) -> None:
+def test_reports_of_a_member_move_the_bar(floor: Floor) -> None:
     """What a running member reports counts in its batch, phases included."""
-    floor = make_floor()
     batch, held = begin_batch(floor, "a", "b")
     job_state = held.job_state
     job_state.set_progress(1, 4)

@@ -247,9 +247,7 @@ def test_async_job_stops_and_cleans_up(
 
 
 def test_retry_that_was_cancelled_keeps_what_the_first_try_said(redis_url: str) -> None:
-    """A job that is cancelled before its retry never begins again. It keeps what its
-    run has reported, its attempt and its start when the message arrives.
-    """
+    """It never begins again, and keeps its run's reports, attempt and start."""
     broker = make_broker(redis_url)
     broker.add_middleware(alarm := Alarm())
 

@@ -36,9 +36,7 @@ Declare = Callable[..., type[JobState] | None]
 
 @pytest.fixture
 def declare(stub: dramatiq.Broker, store: JobStore) -> Declare:
-    """Declares an actor and sends it a message, and returns the class of its job, or
-    None if the actor is not tracked.
-    """
+    """Declares an actor, and returns the class of its job: None if untracked."""
     names = (f"run_{number}" for number in itertools.count())
 
     def declare(fn: Any, **options: Any) -> type[JobState] | None:
@@ -136,9 +134,7 @@ def test_other_actors_are_left_alone(broker: RedisBroker, client: redis.Redis) -
 
 
 def test_parameter_that_cannot_be_passed_is_refused(stub: dramatiq.Broker) -> None:
-    """A job_state that cannot be passed by keyword is refused when the actor is
-    declared, or when the middleware is added, and the error shows how to write it.
-    """
+    """By keyword. The error, at the actor or the middleware, shows how to write it."""
 
     def by_position_only(job_state: JobState, /, miles: int) -> None: ...
     def swallowed(*job_state: JobState) -> None: ...
@@ -172,9 +168,7 @@ def test_function_whose_parameters_are_unknown(stub: dramatiq.Broker) -> None:
 
 
 def test_option_that_is_no_class_of_jobs_is_refused(stub: dramatiq.Broker) -> None:
-    """The option takes a JobState class or True; jobs cannot be batches, whether the
-    option or the annotation says so.
-    """
+    """It takes a JobState class or True. Neither it nor annotations take batches."""
     for option in ("RunMarathon", int, False):
         with pytest.raises(ActorError, match=r"run_marathon.*JobState or True"):
             dramatiq.actor(broker=stub, actor_name="run_marathon", job_state=option)(
@@ -223,9 +217,7 @@ def actor_with(annotation: object) -> Callable[..., Any]:
 
 
 def test_annotation_names_the_class(declare: Declare) -> None:
-    """The class may be the annotation, alone or beside None, also as a text, which is
-    resolved where the innermost function stands.
-    """
+    """Alone or beside None, also as text, resolved where the innermost function is."""
 
     @annotated.wrapped
     def run(*, job_state: "Swim") -> None: ...
@@ -277,9 +269,7 @@ def test_annotation_with_two_classes_is_refused(
 
 
 def test_option_wins_over_the_annotation(declare: Declare) -> None:
-    """A class in the decorator is the class, and the annotation is not even evaluated.
-    True says that the actor is tracked, and not as what.
-    """
+    """A class does, and that is not even evaluated. True says nothing of the class."""
     for option in (JobState, Swim):
         for fn in (annotated.plain, annotated.unresolvable):
             assert declare(fn, job_state=option) is option
@@ -350,9 +340,7 @@ def test_states_have_a_place() -> None:
 
 
 def test_middleware_takes_one_place(client: redis.Redis) -> None:
-    """It takes a store, a URL or a client, but only one of them, and each as it is. An
-    error shows no password.
-    """
+    """A store, a URL or a client, each as it is. An error shows no password."""
     broker, url = StubBroker(), "redis://example.com:7000/3"
     store = JobStateMiddleware(client=client, namespace="mine").store_for(broker)
     assert store.client is client and store.namespace == "mine"

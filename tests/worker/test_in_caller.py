@@ -377,9 +377,7 @@ def test_job_whose_end_nobody_told_ends_with_the_next_message(
 
 
 def test_jobs_of_two_greenlets_stay_separate(ours: JobStateMiddleware) -> None:
-    """The end of one job leaves a job in another greenlet of the thread alone, as in a
-    gevent worker: that one goes on reporting, and its own end is written.
-    """
+    """As in a gevent worker: one's end leaves the other's reports and end alone."""
     broker = InCallerBroker([ours])
     main = greenlet.getcurrent()
     seen: list[JobState] = []

@@ -281,9 +281,7 @@ def test_interrupt_at_the_end_loses_no_end(
 
 
 def test_job_whose_thread_is_gone_stalls(make_floor: MakeFloor, logged: Logged) -> None:
-    """Dramatiq's threads die when they are interrupted at the wrong time: such a job is
-    not reported as running, and nothing that it has set is written.
-    """
+    """As Dramatiq's do if interrupted at a bad time. Nothing that it set is written."""
     floor = make_floor(heartbeat=0.05, interval=0.05)
     gone, alive = floor.message("gone"), floor.begin()
     floor.scripts["gone"] = lambda job_state: job_state.set_message("last words")

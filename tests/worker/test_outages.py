@@ -106,9 +106,7 @@ def test_nobody_waits_for_a_store_that_has_been_away(
 def test_senders_ask_a_store_that_has_failed_once_a_second(
     make_floor: MakeFloor, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two hundred sends while it is away cost no more than one, and all messages leave.
-    As soon as it answers, each send is noted again.
-    """
+    """200 sends cost no more than one, and all leave. Then each is noted again."""
     floor = make_floor(JobStore(proxy.url))
     proxy.judge = lambda request: "refuse"
     begun = time.monotonic()
@@ -291,9 +289,7 @@ def test_worker_that_stops_waits_for_a_store_that_comes_back(
 def test_worker_that_stops_gives_up_in_time(
     make_floor: MakeFloor, own: JobStore, logged: Logged
 ) -> None:
-    """A store that stays away holds up the shutdown for some seconds only. One line
-    counts the lost outcomes; a job that has not ended is not lost.
-    """
+    """After some seconds. One line counts lost outcomes, not jobs that still run."""
     floor = make_floor(own)
     jobs = [floor.begin() for _ in range(3)]
     floor.begin().job_state.set_message("still at work")

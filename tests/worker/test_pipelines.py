@@ -111,9 +111,7 @@ def test_steps_succeed_in_their_turn(
 def test_steps_after_one_that_does_not_succeed_are_cancelled(
     broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:
-    """When a step fails for good, or a middleware skips it, those after it are
-    cancelled and give the reason. One that was cancelled before keeps its own.
-    """
+    """It fails for good, or is skipped. They give the reason, or the one they had."""
     cases = [
         ([1, 13, 2, 3], [GOOD, BAD, NOT_RUN, NOT_RUN]),
         ([1, 99, 1, 1], [GOOD, ("cancelled", "Too far."), NOT_RUN, NOT_RUN]),

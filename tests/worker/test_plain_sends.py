@@ -190,15 +190,30 @@ def test_job_that_the_broker_refuses_reads_stalled(
     assert load(stub, accepted).status == "queued"
 
 
+def test_job_of_a_stub_broker_has_ended_after_its_joins(stub: dramatiq.Broker) -> None:
+    """The two of Dramatiq's guide to unit tests, also if it was delayed."""
+
+    @job_actor(broker=stub)
+    def run_marathon(miles: int, *, job_state: Any = None) -> None:
+        for mile in job_state.track(range(miles)):
+            job_state.set_progress_metric("miles_run", mile)
+
+    with working(stub) as worker:
+        message = run_marathon.send_with_options(args=(26,), delay=50)
+        assert load(stub, message).status == "queued"
+        stub.join(run_marathon.queue_name)
+        worker.join()
+        state = load(stub, message)
+    assert (state.status, state.progress_metrics) == ("success", {"miles_run": 25})
+
+
 # Trouble with the store.
 
 
 def test_send_without_the_store_goes_out(
     redis_url: str, own: JobStore, logged: Logged
 ) -> None:
-    """While the store is away, plain sends still go out, with one warning for all. Once
-    it is back, their jobs appear when they start, and further ones when they are sent.
-    """
+    """With one warning. Once it is back, jobs appear when they start or are sent."""
     broker = make_broker(redis_url, JobStateMiddleware(own))
 
     @job_actor(broker=broker)

@@ -85,9 +85,7 @@ def test_cancel_is_heard_though_the_store_refuses_its_list(
     logged: Logged,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """If a worker may not read which jobs were cancelled, a beat brings it, and it is
-    logged once. When it may again, nothing is logged.
-    """
+    """By a beat. It is logged once, and nothing when the worker may read it again."""
 
     def is_asked() -> bool:
         stats: Any = client.info("commandstats")

@@ -411,11 +411,8 @@ def test_worker_that_stops_writes_what_is_left(make_floor: MakeFloor) -> None:
     assert held.load().message == "on we go"
 
 
-def test_worker_that_stops_leaves_the_jobs_of_others_alone(
-    make_floor: MakeFloor, store: JobStore
-) -> None:
+def test_worker_that_stops_leaves_the_jobs_of_others_alone(floor: Floor) -> None:
     """The jobs of another worker in its process still report, and hear of a cancel."""
-    floor = make_floor()
     held = floor.begin()
     floor.new_worker().stop()
     held.job_state.set_message("on we go")
@@ -431,9 +428,7 @@ def test_worker_that_stops_leaves_the_jobs_of_others_alone(
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_job_may_fork(make_floor: MakeFloor, logged: Logged) -> None:
-    """In the child, its JobState raises an error, and a new job is recorded. Nothing is
-    written for the parent, which goes on undisturbed.
-    """
+    """In the child it raises, and new jobs are recorded. The parent is undisturbed."""
     floor = make_floor(interval=3600)
     held = floor.begin()
     held.job_state.set_progress_metric("miles", 1)

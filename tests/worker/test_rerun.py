@@ -46,9 +46,7 @@ def breaks(floor: Floor, name: str = "a", error: BaseException | None = None) ->
 
 
 def failed_pipeline(floor: Floor, *, cancels: int | None = None) -> list[Message[Any]]:
-    """Have the first step of a pipeline fail, and return all. A user cancels the later
-    step of an index before.
-    """
+    """Fail the first step of a pipeline, and return all. A user cancels one before."""
     steps = [floor.message(name, pipe_ignore=True) for name in "ast"]
     request = floor.request()
     with request.tm:

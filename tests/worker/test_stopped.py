@@ -26,9 +26,7 @@ class RefusedError(MiddlewareError):
 
 
 class Stopping(Middleware):
-    """Stops a message at its nth delivery and later ones, in the way that it says, and
-    notes when.
-    """
+    """Stops a message from its nth delivery on, in the way it says, and notes when."""
 
     def __init__(self) -> None:
         self.stopped: dict[str, datetime.datetime] = {}
@@ -91,9 +89,7 @@ def test_attempt_is_that_of_the_last_run_that_began(redis_url: str, order: str) 
 
 @pytest.mark.parametrize("order", ["after", "before", "last"])
 def test_message_that_is_refused_and_put_back_waits(redis_url: str, order: str) -> None:
-    """A job that another middleware refuses at first runs at its retry, wherever the
-    middlewares stand. Until then it reads retrying, with the time it is due.
-    """
+    """It reads retrying, with the time it is due, wherever the middlewares stand."""
     places: dict[str, Any] = {"before": AgeLimit, "last": Retries}
     broker = make_broker(redis_url, before=places.get(order))
     seen: list[str] = []
@@ -109,10 +105,9 @@ def test_message_that_is_refused_and_put_back_waits(redis_url: str, order: str) 
     broker.add_middleware(alarm := Alarm())
     message = idle_actor(broker, min_backoff=60_000, max_backoff=60_001).send()
     with working(broker):
-        state = wait_until(broker, message, "retrying")
+        state: Any = wait_until(broker, message, "retrying")
         assert (state.attempt, state.started_at) == (0, None)
-        assert state.error is not None and state.error.message == "not today"
-        assert state.due_at is not None and state.updated_at is not None
+        assert state.error.message == "not today"
         assert 10 < (state.due_at - state.updated_at).total_seconds() < 61
         alarm.ring()
         state = wait_until(broker, message, "success", "error", "cancelled")
@@ -138,9 +133,7 @@ class Limiter(Middleware):
 def test_message_that_a_limiter_puts_back_waits(
     redis_url: str, alice: JobStates, order: str
 ) -> None:
-    """A job whose message is put back and skipped is not finished, and the next step of
-    its pipeline waits, wherever the limiter stands.
-    """
+    """It is not finished, and the next step waits, wherever the limiter stands."""
     broker = make_broker(redis_url, before=AgeLimit if order == "first" else None)
     where: Any = None if order == "after" else JobStateMiddleware
     broker.add_middleware(limiter := Limiter(), before=where)
@@ -156,9 +149,8 @@ def test_message_that_a_limiter_puts_back_waits(
 
     with working(broker):
         sent = alice.send_immediately(pipe)
-        state = wait_until(broker, steps[0], "retrying")
+        state: Any = wait_until(broker, steps[0], "retrying")
         assert (state.attempt, state.error) == (0, None)
-        assert state.due_at is not None and state.updated_at is not None
         # The put-back is written a moment after it happened.
         assert 50 < (state.due_at - state.updated_at).total_seconds() <= 60
         alarm.ring()

@@ -45,9 +45,7 @@ def is_under_way(floor: Floor, uuid: str) -> bool:
 def test_ended_job_does_not_run_while_another_is_under_way(
     floor: Floor, how: str, logged: Logged
 ) -> None:
-    """Its worker died before the message was acknowledged, or an operator put it back
-    in the queue. Its record stays as it was.
-    """
+    """Redelivered, or put back by an operator. Its record stays as it was."""
     first = run(floor)
     before = first.load()
     second = press(floor)
