@@ -22,7 +22,7 @@ from pyramid.request import Request
 from pyramid_jobstate import Batch, JobState, JobStateMiddleware, JobStore
 from tests.faulty import FaultyProxy
 from tests.jobs import job_actor
-from tests.support import wait_for
+from tests.support import load_job, wait_for
 from tests.webapp import make_request, make_tm_config
 
 Script = Callable[[Any], object]
@@ -318,9 +318,7 @@ class Floor:
     # What viewers see.
 
     def load(self, uuid: str) -> JobState:
-        state = self.store.load(uuid)
-        assert state is not None
-        return state
+        return load_job(self.store, uuid)
 
     def batch(self, uuid: str) -> Batch:
         loaded = self.load(uuid)

@@ -331,16 +331,14 @@ def test_direct_call_gets_a_detached_job_state(
 # Where the states go.
 
 
-def test_states_have_a_place() -> None:
-    """On any broker but a RedisBroker, the middleware must be told where they go."""
+def test_middleware_takes_one_place(client: redis.Redis) -> None:
+    """A store, a URL or a client, each as it is, on any broker but a RedisBroker. An
+    error shows no password.
+    """
     nowhere = StubBroker()
     nowhere.add_middleware(JobStateMiddleware())
     with pytest.raises(ActorError, match=r"StubBroker.*JobStateMiddleware\(url="):
         dramatiq.actor(broker=nowhere, job_state=True)(lambda: None)
-
-
-def test_middleware_takes_one_place(client: redis.Redis) -> None:
-    """A store, a URL or a client, each as it is. An error shows no password."""
     broker, url = StubBroker(), "redis://example.com:7000/3"
     store = JobStateMiddleware(client=client, namespace="mine").store_for(broker)
     assert store.client is client and store.namespace == "mine"

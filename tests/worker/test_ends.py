@@ -224,10 +224,9 @@ def test_job_that_puts_itself_back_is_due_from_then_on(redis_url: str) -> None:
         threading.Event().wait(0.1)
         note_time()
         gate.open()
-        state = wait_until(broker, message, "retrying")
+        state: Any = wait_until(broker, message, "retrying")
         note_time()
     before, after, opened, seen = times
-    assert state.due_at is not None
     # The time counts on until the end of the run is written.
     late = state.due_at - datetime.timedelta(seconds=60)
     rounding = datetime.timedelta(milliseconds=2)

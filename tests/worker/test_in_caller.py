@@ -390,12 +390,9 @@ def test_jobs_of_two_greenlets_stay_separate(ours: JobStateMiddleware) -> None:
         if fails:
             raise ValueError("a blister")
 
-    first, second = (
-        greenlet.greenlet(lambda fails=fails: run_marathon.send(fails))
-        for fails in (False, True)
-    )
-    first.switch()
-    second.switch()
+    first, second = (greenlet.greenlet(run_marathon.send) for _ in range(2))
+    first.switch(False)
+    second.switch(True)
     first.switch()
     statuses = [state_of(broker, job_state).status for job_state in seen]
     assert statuses == ["success", "working"]
@@ -439,12 +436,8 @@ def test_job_that_leaves_with_the_transaction_runs_in_the_commit(
         return [(s.status, s.error and s.error.message) for s in states]
 
     assert outcome(one, *steps) == [("success", None)] * 3
-    assert outcome(bad, *members) == [
-        ("error", "Bad luck"),
-        ("success", None),
-        ("error", "Bad luck"),
-        ("error", "The job could not be sent."),
-    ]
+    failed, unsent = ("error", "Bad luck"), ("error", "The job could not be sent.")
+    assert outcome(bad, *members) == [failed, ("success", None), failed, unsent]
     assert [load(broker, m).status for m in inner] == ["success"] * 2
 
 

@@ -117,10 +117,8 @@ def test_steps_after_one_that_does_not_succeed_are_cancelled(
         ([1, 99, 1, 1], [GOOD, ("cancelled", "Too far."), NOT_RUN, NOT_RUN]),
         ([13, 2], [BAD, ("cancelled", CANCELLED)]),
     ]
-    sent = [
-        alice.send_immediately(pipeline([step.message(n) for n in miles]))
-        for miles, _ in cases
-    ]
+    pipes = [pipeline([step.message(n) for n in miles]) for miles, _ in cases]
+    sent = [alice.send_immediately(pipe) for pipe in pipes]
     assert sent[-1][1].cancel()
     with working(broker):
         assert [outcome(ended(jobs)) for jobs in sent] == [ends for _, ends in cases]
@@ -191,10 +189,7 @@ def test_step_that_is_not_tracked_does_no_harm(
     broker: Broker, alice: JobStates, step: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A plain pipeline may have such a step. It ends as quietly as any other."""
-
-    @dramatiq.actor(broker=broker)
-    def sweep(*_: Any) -> None: ...
-
+    sweep: Any = dramatiq.actor(broker=broker, actor_name="sweep")(lambda *_: None)
     steps = [step.message(13), sweep.message(), step.message(2)]
     pipeline(steps, broker=broker).run()
     with working(broker):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -27,9 +28,17 @@ from pyramid_jobstate import (
     rerun_all,
 )
 from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
-from tests.support import STATUSES, wait_for
+from tests.support import STATUSES, UUID, wait_for
 from tests.worker.conftest import Logged
-from tests.worker.floors import Chore, Floor, MakeFloor, fail, failed, standing_still
+from tests.worker.floors import (
+    Chore,
+    Floor,
+    MakeFloor,
+    fail,
+    failed,
+    records,
+    standing_still,
+)
 
 #: A member that may run again.
 FAILED = {"status": "error", "actor": "errand", "error": JobError("ValueError", "x")}
@@ -376,11 +385,7 @@ def test_job_that_this_broker_cannot_run_is_refused(
     (sent,) = failed(floor)
     other = StubBroker()
     other.add_middleware(JobStateMiddleware(store))
-
-    @dramatiq.actor(broker=other, actor_name="errand")
-    def errand(name: str) -> None:
-        pass
-
+    dramatiq.actor(broker=other, actor_name="errand")(lambda name: None)
     with pytest.raises(NotRepeatable, match="'errand' is not tracked"):
         rerun(store, other, sent.message_id)
     other.actors.clear()
@@ -407,6 +412,71 @@ def test_member_of_a_cancelled_batch_does_not_run_again(floor: Floor) -> None:
     with pytest.raises(NotRepeatable, match="batch"):
         rerun(floor.store, floor.broker, member.uuid)
     assert floor.load(member.uuid).status == "error"
+
+
+# What is kept of a failure is data: nothing that another program writes there is
+# executed. There is no public way to it, so these tests look for it.
+
+
+def kept(client: redis.Redis, message: Message[Any]) -> str:
+    """Return the key of what is kept of a job's failure."""
+    keys: Any = client.keys(f"*{message.message_id}*")
+    (key,) = set(keys) - records(client)
+    return str(key.decode())
+
+
+def forge(client: redis.Redis, message: Message[Any], **changes: Any) -> None:
+    """Change the message that is kept of a job."""
+    key = kept(client, message)
+    text: Any = client.hget(key, "message")
+    client.hset(key, "message", json.dumps({**json.loads(text), **changes}))
+
+
+def test_foreign_message_runs_nothing(floor: Floor, client: redis.Redis) -> None:
+    """A message in the store that is not one of the job's, or is none at all."""
+    dramatiq.actor(broker=floor.broker, actor_name="other")(lambda: None)
+    step = {"actor_name": "unknown", "message_id": UUID, "args": []}
+    steps = {"pipe_target": {**step, "kwargs": {}, "options": {}}}
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"message_id": UUID}, "belongs to another job"),
+        ({"actor_name": "other"}, "belongs to another job"),
+        ({"actor_name": "unknown"}, "does not know the actor 'unknown'"),
+        ({"args": "abc"}, "something other"),
+        ({"options": {"pipe_target": "x"}}, "something other"),
+        ({"options": steps}, "does not know the actor 'unknown'"),
+    ]
+    (message,) = failed(floor)
+    key = kept(client, message)
+    before: Any = client.hget(key, "message")
+    for changes, reason in cases:
+        client.hset(key, "message", before)
+        forge(client, message, **changes)
+        with pytest.raises(NotRepeatable, match=reason):
+            again(floor, message)
+        assert floor.statuses(message) == ["error"], changes
+    for text in (b"\x80\x04K\x01.", "null", '{"a": NaN}'):
+        client.hset(key, "message", text)
+        with pytest.raises(NotRepeatable):
+            again(floor, message)
+    assert floor.waiting() == []
+
+
+def test_message_may_not_choose_owner_or_queue(
+    floor: Floor, client: redis.Redis
+) -> None:
+    """The owner comes from the record, and the queue from the actor."""
+    for owner in "alice", None:
+        (message,) = failed(floor)
+        if owner is None:
+            client.hdel(f"jobstate:{message.message_id}", "owner")
+        options = {"job_owner": "mallory"}
+        forge(client, message, queue_name="other", options=options)
+        assert again(floor, message)
+        (sent,) = floor.waiting()
+        assert sent.options.get("job_owner") == owner
+        floor.work()
+        state = floor.load(message.message_id)
+        assert (state.owner, state.status) == (owner, "success")
 
 
 # Many at once.
