@@ -250,10 +250,7 @@ def test_axe_finds_nothing(stage: Batches, node_modules: Path, scheme: Scheme) -
     found = stage.page.evaluate("axe.run()")
     rules = {rule["id"] for rule in found["passes"]}
     assert {"color-contrast", "aria-progressbar-name", "button-name"} <= rules
-    assert [
-        (rule["id"], [node["target"] for node in rule["nodes"]])
-        for rule in found["violations"]
-    ] == []
+    assert found["violations"] == []
 
 
 # The script

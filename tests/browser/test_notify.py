@@ -186,10 +186,8 @@ def test_title_is_marked_until_the_page_shows(away: Away) -> None:
 def test_end_that_is_seen_or_no_news_is_not_told(away: Away) -> None:
     """Nor that of an element without the attribute, or of a script's poller."""
     away.begin(element(1), element(2, ""))
-    away.page.evaluate(
-        "url => void JobState.startPolling({ url, whileHidden: true })",
-        f"/job_state/{uuid_of(2)}",
-    )
+    script = "url => void JobState.startPolling({ url, whileHidden: true })"
+    away.page.evaluate(script, f"/job_state/{uuid_of(2)}")
     away.end(1)
     away.hide()
     away.end(2)
@@ -243,10 +241,8 @@ def test_end_is_told_once(away: Away) -> None:
     away.page.evaluate("job1.replaceWith(job1.cloneNode())")
     wait_for(lambda: away.page.evaluate("job1.state") == "working")
     away.end(finished_at="2026-01-01T00:01:00Z")
-    assert away.made == [
-        ["Run marathon: Failed", uuid_of(1)],
-        ["Run marathon: Done", uuid_of(1)],
-    ]
+    titles = ["Run marathon: Failed", "Run marathon: Done"]
+    assert away.made == [[title, uuid_of(1)] for title in titles]
 
 
 WITHOUT = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from playwright.sync_api import expect
 
@@ -132,20 +133,14 @@ def test_hostile_texts_stay_text(pages: Pages, store: JobStore) -> None:
     pages.page.reload()
     assert pages.one("said").text_content() == "".join(TEXTS)
     check_harm(pages, len(TEXTS))
-    job = put_job(
-        store,
-        Hostile,
-        owner=TEXTS[0],
-        params={"text": TEXTS[0], **{text: text for text in TEXTS}},
-        metrics={text: text for text in TEXTS},
-        log=TEXTS[:20],
-    ).uuid
+    texts = {text: text for text in TEXTS}
+    given: Any = {"params": {"text": TEXTS[0], **texts}, "metrics": texts}
+    job = put_job(store, Hostile, owner=TEXTS[0], log=TEXTS[:20], **given).uuid
     pages.visit(f"/job_state/{job}")
     page = pages.page.evaluate(SHOWN)
     assert page["title"] == page["owner"] == [TEXTS[0]]
-    assert dict(zip(page["names"], page["values"], strict=True)) == {
-        text: seen(text) for text in TEXTS
-    }
+    metrics = dict(zip(page["names"], page["values"], strict=True))
+    assert metrics == {text: seen(text) for text in TEXTS}
     assert page["log"] == [seen(text) for text in TEXTS[:20]]
     assert set(page["params"]) == set(TEXTS)
     check_harm(pages, 0)

@@ -93,14 +93,13 @@ def test_poller_sends_the_last_etag(polling: Polling) -> None:
     end an outage, and is final if there was no data.
     """
     a = working('"a"', n=1)
-    polling.follow_apart(
-        {
-            "changing": [a, working('W/"b"'), working(), success()],
-            "same": [a, Answer(304), Answer(304), success(n=2)],
-            "outage": [a, Answer(503), Answer(304), success()],
-            "unasked": [Answer(304)],
-        }
-    )
+    cases = {
+        "changing": [a, working('W/"b"'), working(), success()],
+        "same": [a, Answer(304), Answer(304), success(n=2)],
+        "outage": [a, Answer(503), Answer(304), success()],
+        "unasked": [Answer(304)],
+    }
+    polling.follow_apart(cases)
     polling.wait_for_all("done", 4)
     sent = {
         name: [r.headers.get("if-none-match") for r in polling.seen_apart(name)]
