@@ -26,8 +26,7 @@ def test_each_report_reaches_the_store(run_job: RunJob, store: JobStore) -> None
                 reported = read(job_state)
 
                 def is_stored(read: Any = read, reported: Any = reported) -> bool:
-                    stored: bool = read(load_job(store, job_state.uuid)) == reported
-                    return stored
+                    return bool(read(load_job(store, job_state.uuid)) == reported)
 
                 wait_for(is_stored)
             assert reported, name

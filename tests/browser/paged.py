@@ -216,9 +216,7 @@ class Pages(Site):
 
 @contextlib.contextmanager
 def serving(page: Page, app: Configurator | TestApp) -> Iterator[Pages]:
-    """Serve an application, or that of a configurator that has included pages, to a
-    page that must not report errors or violate a strict policy.
-    """
+    """Serve an application to a page that must not report errors or violate POLICY."""
     pages = Pages(page)
     try:
         pages.serve(app)

@@ -103,7 +103,6 @@ def test_script_without_an_address_uses_the_usual_ones(polling: Polling) -> None
 def test_script_from_elsewhere_asks_the_site_of_the_page(
     polling: Polling, elsewhere: PollServer
 ) -> None:
-    """A script from elsewhere looks for jobs on the page's own site."""
     elsewhere.answer("job", success())
     polling.server.answer("job", success())
     polling.page.goto(polling.server.url + "/empty")

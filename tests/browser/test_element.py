@@ -187,7 +187,6 @@ def test_log_is_shown_on_request(stage: Stage) -> None:
 
 
 def test_content_stands_until_the_first_answer(stage: Stage) -> None:
-    """The element shows its content until the first answer, then the state."""
     first = held(json.dumps(data(progress=progress(1, 2))))
     stage.server.answer("job", first)
     stage.open("<job-state id=job src=/job_state/job>26 miles</job-state>")
@@ -208,9 +207,8 @@ NUMBERS = {
 
 
 def test_metrics_are_shown(stage: Stage) -> None:
-    """Descendants with data-metric show the metric in the page's language, and so does
-    what names the element elsewhere. A metric that the job no longer has leaves the
-    text that stood there at first.
+    """By descendants with data-metric, in the page's language, and by what names the
+    element elsewhere. One that is gone leaves the text that stood there at first.
     """
     stage.open(
         "<job-state id=job><b data-metric=miles></b> <i data-metric=pace></i>"
@@ -287,9 +285,8 @@ def test_texts_of_the_server_stay_inside(stage: Stage) -> None:
 
 
 def test_element_follows_its_job_to_the_end(stage: Stage) -> None:
-    """Events for the updates and the end bubble out of every shadow root. A finished
-    element asks nothing when it is put back: only another src makes it ask and fire
-    again.
+    """Events for updates and the end bubble out of every shadow root. Put back, a
+    finished element asks nothing: only another src makes it ask and fire again.
     """
     ended = answer("success", finished_at=at(0))
     stage.server.answer("job", answer(metrics={"n": 1}), ended)
@@ -460,9 +457,8 @@ def test_cancel_that_is_refused_says_why(stage: Stage) -> None:
 
 
 def test_labels_replace_the_words(stage: Stage) -> None:
-    """Attributes change the words of one element, even later; labels follow the
-    element's language, as numbers and times do; JobState.labels is for all others. An
-    invalid language does no harm.
+    """Attributes change those of one element, even later. Labels follow its language,
+    as numbers and times do. JobState.labels is for others. A wrong language is no harm.
     """
     stage.open("<job-state id=job label-working='On the run'></job-state>", "de-AT")
     assert stage.show(data())["status"] == "On the run"

@@ -82,7 +82,6 @@ def test_motion_is_not_forced_on_anybody(stage: Batches) -> None:
 
 
 def test_style_sheet_is_linked_where_none_can_be_constructed(stage: Batches) -> None:
-    """In a browser that cannot construct a sheet, the element links job-state.css."""
     stage.server.answer("job", answer())
     stage.server.pages["/older.js"] = (
         "delete Document.prototype.adoptedStyleSheets;"

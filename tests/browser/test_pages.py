@@ -93,9 +93,8 @@ def test_new_jobs_wait_until_they_are_asked_for(pages: Pages, store: JobStore) -
 
 
 def test_selected_jobs_are_deleted(pages: Pages, store: JobStore) -> None:
-    """A click with Shift selects a range. The question says how many jobs are meant,
-    and Esc answers no. Afterwards the rows are gone, the page says how many, and has
-    the focus there.
+    """A click with Shift selects a range. The question says how many, and Esc answers
+    no. Then the rows are gone, and the page says how many, and has the focus there.
     """
     jobs = put(store, *["success"] * 5)[::-1]
     pages.visit()
@@ -338,7 +337,6 @@ def test_metrics_come_and_go(pages: Pages, runner: Runner) -> None:
 
 
 def test_id_is_copied(pages: Pages, store: JobStore) -> None:
-    """The button copies the id."""
     (job,) = put(store, "success")
     pages.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     pages.visit(f"/job_state/{job}")

@@ -80,7 +80,6 @@ def test_batch_is_live(pages: Pages, runner: Runner) -> None:
 
 
 def test_page_asks_for_all_of_its_jobs_at_once(pages: Pages, store: JobStore) -> None:
-    """One request polls the batch and its rows."""
     batch, members = put(store, *["queued"] * 49, "success")
     with pages.page.expect_request(lambda r: r.url.count("uuid=") == 50):
         pages.visit(f"/job_state/{batch}")

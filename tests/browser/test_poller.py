@@ -126,7 +126,6 @@ PASSING = {
 
 
 def test_passing_trouble_is_told_once_and_survived(polling: Polling) -> None:
-    """An outage calls lost once; update is called again after it."""
     for name, (trouble, _, _) in PASSING.items():
         answers = [working(), trouble, trouble, working(), success()]
         polling.follow_apart({name: answers})

@@ -78,10 +78,7 @@ def floor(make_floor: MakeFloor) -> Floor:
 
 @pytest.fixture
 def logged(caplog: pytest.LogCaptureFixture) -> Logged:
-    def lines(level: int = logging.WARNING) -> list[str]:
-        return messages(caplog, "pyramid_jobstate", level)
-
-    return lines
+    return lambda level=logging.WARNING: messages(caplog, "pyramid_jobstate", level)
 
 
 @pytest.fixture

@@ -384,7 +384,6 @@ def test_cancel_of_a_batch_is_heard_soon(
 
 
 def test_message_that_names_a_foreign_batch_runs(floor: Floor, logged: Logged) -> None:
-    """A message that names a batch that does not know it runs as any other."""
     batch = floor.send_batch("a")
     stranger = floor.post("s", job_batch=batch.uuid)
     floor.work()

@@ -100,7 +100,6 @@ def test_attempts_are_counted_until_dramatiq_gives_up(
 
 
 def test_time_limit_is_an_error(redis_url: str) -> None:
-    """A job that Dramatiq interrupts at its time limit ends in error."""
     broker = make_broker(redis_url, without=TimeLimit)
     broker.add_middleware(TimeLimit(interval=20), before=JobStateMiddleware)
     broker.emit_after("process_boot")
@@ -166,7 +165,6 @@ def test_age_limit_cancels_with_a_reason(redis_url: str, before: Any) -> None:
 
 
 def test_message_for_an_unknown_actor_is_an_error(redis_url: str) -> None:
-    """A message whose actor no worker knows ends in error."""
     sender, worker = make_broker(redis_url), make_broker(redis_url)
     idle_actor(worker, actor_name="other")
     message = idle_actor(sender).send()

@@ -311,9 +311,8 @@ def test_worker_that_stops_gives_up_in_time(
 def test_memory_is_bounded_while_the_store_is_away(
     make_floor: MakeFloor, own: JobStore, logged: Logged
 ) -> None:
-    """Jobs whose ends take more than 64 MiB are dropped, the oldest first, with one
-    error. The others, and those still running, are stored once the store is back, in
-    round trips of a limited length.
+    """Of ends that take over 64 MiB the oldest are dropped, with one error. The others,
+    and running jobs, are stored once it is back, in round trips of limited length.
     """
     text = "x" * 16_000
 

@@ -127,7 +127,6 @@ def test_steps_after_one_that_does_not_succeed_are_cancelled(
 def test_steps_after_one_that_is_tried_again_wait(
     broker: Broker, alice: JobStates, ended: Any
 ) -> None:
-    """Steps after one that will be retried stay queued."""
     tries: list[int] = []
     statuses = []
 

@@ -63,7 +63,6 @@ def test_poisoned_lists_hold_up_no_job(
 def test_full_server_is_told_later(
     make_floor: MakeFloor, client: redis.Redis, logged: Logged
 ) -> None:
-    """What a full server refuses is written when it has room again."""
     held = make_floor().begin()
     client.config_set("maxmemory", 1)
     try:

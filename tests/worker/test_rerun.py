@@ -191,7 +191,6 @@ def test_age_limit_skips_nothing_that_runs_again(
 def test_broker_that_refuses_leaves_the_failure(
     floor: Floor, client: redis.Redis
 ) -> None:
-    """A broker that does not accept the message leaves all as it was."""
     (sent,) = failed(floor)
     before, keys = floor.load(sent.message_id), sorted(client.keys())
     for _ in range(2):
@@ -229,9 +228,8 @@ def test_message_that_the_broker_took_after_all_does_not_run(floor: Floor) -> No
 
 
 def test_old_message_that_comes_again_does_not_run(floor: Floor) -> None:
-    """The message of the run that failed may be delivered again after its worker has
-    died: it runs nothing, before and after the run that an operator wants. AgeLimit,
-    which skips it, does not cancel the job that waits to run.
+    """That of the run that failed may come when its worker has died: it runs nothing,
+    before and after the wanted run. AgeLimit, which skips it, does not cancel the job.
     """
     (sent,) = failed(floor)
     assert again(floor, sent)
@@ -269,7 +267,6 @@ def test_store_that_goes_away_after_the_message_has_left(floor: Floor) -> None:
 
 
 def test_job_that_was_cancelled_meanwhile_does_not_run(floor: Floor) -> None:
-    """A job that is cancelled while it waits to run again stays cancelled."""
     (sent,) = failed(floor)
     assert again(floor, sent)
     assert floor.load(sent.message_id).cancel()

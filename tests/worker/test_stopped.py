@@ -46,9 +46,8 @@ class Stopping(Middleware):
 
 @pytest.mark.parametrize("order", ["after", "before", "first"])
 def test_attempt_is_that_of_the_last_run_that_began(redis_url: str, order: str) -> None:
-    """A job that another middleware stops has the attempt and the start of the last run
-    whose actor was called, wherever that middleware stands. It keeps that run's reports
-    if the message is stopped before ours sees it.
+    """And so is its start, wherever the middleware stands that stops the job. Its
+    reports are kept if the message is stopped before ours sees it.
     """
     broker = make_broker(redis_url, before=None if order == "after" else AgeLimit)
     where: Any = JobStateMiddleware if order != "before" else None
