@@ -178,9 +178,8 @@ class Floor:
             held = self._next.pop(name)
             held.message = self._settling.sent[job_state.uuid]
             self._held.setdefault(held.uuid, []).insert(0, held)
-        waiting = [
-            h for h in self._held.get(job_state.uuid, ()) if not h.begun.is_set()
-        ]
+        found = self._held.get(job_state.uuid, ())
+        waiting = [held for held in found if not held.begun.is_set()]
         if waiting:
             self._settling.here.held = waiting[0]
             return waiting[0].run(job_state)
@@ -375,7 +374,7 @@ def standing_still(
     floor: Floor, call: Callable[[], object], name: str | None = None
 ) -> Iterator[None]:
     """Make a call in a thread that stands still as it hands a message to the broker, or
-    one with an argument.
+    one with an argument, until this ends.
     """
     reached, opened = threading.Event(), threading.Event()
     enqueue, thread = floor.broker.enqueue, threading.Thread(target=call)
