@@ -79,14 +79,14 @@ def test_except_exception_lets_the_cancel_pass() -> None:
 
 
 def test_own_thread_is_told_once(cancelled: JobState) -> None:
-    """If it goes on, it means to. Each call of another thread may be other work."""
+    """The job's own thread is told once. Other threads are told at every call."""
     assert in_thread(lambda: count_cancels(cancelled)) == 3
     assert count_cancels(cancelled) == 1
     assert in_thread(lambda: count_cancels(cancelled)) == 3
 
 
 def test_each_task_is_told_once(cancelled: JobState) -> None:
-    """In whatever thread it runs. One that it hands work to is told at every call."""
+    """In whatever thread it runs. A thread it hands work to is told at every call."""
 
     async def count() -> int:
         return count_cancels(cancelled)
@@ -101,7 +101,7 @@ def test_each_task_is_told_once(cancelled: JobState) -> None:
 
 @pytest.mark.parametrize("is_own", [True, False])
 def test_clean_up_may_report(cancelled: JobState, is_own: bool) -> None:
-    """Nothing is raised anew in a handler, whichever thread has noticed the cancel."""
+    """No call raises again in a handler, whichever thread noticed the cancel first."""
     with pytest.raises(JobCancelled) as raised:
         in_thread(lambda: cancelled.set_message("noticed elsewhere"))
 
@@ -178,7 +178,7 @@ def test_other_tasks_of_a_group_may_clean_up(cancelled: JobState) -> None:
 
 
 def test_callback_of_a_future_may_report(job_state: JobState) -> None:
-    """What it raised would end a thread of the pool, and no other future be done."""
+    """An exception would end a thread of the pool, and no other future be done."""
     called: list[Future[None]] = []
 
     def call_back(future: Future[None]) -> None:

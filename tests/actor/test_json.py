@@ -33,7 +33,7 @@ def iso(time: Any) -> str:
 
 
 def test_json_shows_a_job(store: JobStore, viewer: Request) -> None:
-    """Metrics at the top, all else in `job`. Times have the form of JavaScript's."""
+    """Metrics are at the top, all else is in `job`, and times are as in JavaScript."""
     uuid = put_job(
         store,
         Foray,
@@ -79,7 +79,7 @@ def test_json_shows_a_job(store: JobStore, viewer: Request) -> None:
 def test_json_keeps_exceptions_and_params_from_viewers(
     store: JobStore, viewer: Request
 ) -> None:
-    """By default. Reasons that no exception gave are shown."""
+    """Both are hidden by default. Reasons that no exception gave are shown."""
     for status, error, text in (
         ("error", JobError("ValueError", "too far"), "The job failed."),
         ("cancelled", JobError("SkipMessage", "too far"), "The job was skipped."),
@@ -109,7 +109,7 @@ def result(state: JobState, viewer: Request) -> Any:
 
 
 def test_success_leads_to_its_result(store: JobStore, viewer: Request) -> None:
-    """At a URL made of the request and the metrics. A class need not make one."""
+    """The class makes a URL of the request and the metrics, or by default none."""
     made = put_job(store, Pageant, "success", metrics={"file": "a.csv"})
     assert result(made, viewer) == {"url": "http://localhost/reports/a.csv"}
     assert result(put_job(store, Pageant, "success"), viewer) is None

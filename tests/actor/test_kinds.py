@@ -77,7 +77,7 @@ def test_public_params_are_no_text() -> None:
 def test_unknown_kind_has_no_rights(
     store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It can be read, and is told of once. So is a batch of such a kind."""
+    """A job or batch of one can be read, grants nothing, and is told of once."""
     uuid = put_job(store, owner="alice", params={"miles": 26}).uuid
     write(store, uuid, kind="<b>PatDog")
     for _ in range(2):
@@ -111,7 +111,7 @@ def test_init_that_forgets_its_parents_is_named(store: JobStore) -> None:
 
 
 def test_title_is_made_from_the_kind(store: JobStore) -> None:
-    """In words. A class may have its own. A plain job is called like its actor."""
+    """It is the kind in words, or the class's own. A plain job has its actor's name."""
 
     class Headlined(JobState):
         pass

@@ -96,7 +96,7 @@ def test_counters_refuse_what_they_cannot_add(job_state: JobState) -> None:
 
 
 def test_metrics_of_a_job_take_256_kib(job_state: JobState) -> None:
-    """With their names as JSON, and not a byte more. A replaced value counts once."""
+    """Names and JSON count, and not a byte more fits. A replaced value counts once."""
     metrics = {str(i): "a" * (VALUE - 2) for i in range(JOB // VALUE - 1)}
     room = JOB - sum(len(name) + VALUE for name in metrics)
     metrics["rest"] = "a" * (room - len("rest") - 2)

@@ -148,7 +148,7 @@ def test_phase_in_an_asynchronous_actor(job_state: JobState) -> None:
 
 
 def test_more_than_is_left_is_cut(caplog: pytest.LogCaptureFixture) -> None:
-    """With one warning a job. Rounding errors cause none."""
+    """It is cut with one warning a job. Rounding errors cause none."""
     for percents in ([60, 60], [16.7] * 5 + [16.6], [100, 1], [10] * 10, [0.1] * 1000):
         job_state = detached(JobState)
         shares = []
@@ -205,7 +205,7 @@ def test_phase_of_a_cancelled_job(job_state: JobState) -> None:
 
 
 def test_random_nestings_never_go_back(caplog: pytest.LogCaptureFixture) -> None:
-    """Nor beyond the end, whether each report is kept or not."""
+    """The bar never goes back or beyond its end, whether each report is kept or not."""
     caplog.set_level(logging.ERROR)
     chance = random.Random(26)
     for _ in range(300):

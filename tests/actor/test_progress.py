@@ -50,7 +50,7 @@ def test_track_counts_the_items(job_state: JobState) -> None:
 
 
 def test_track_finds_the_total(job_state: JobState) -> None:
-    """One that is given precedes the length, which iterators and long ranges lack."""
+    """A given total precedes the length, which iterators and long ranges lack."""
     next(job_state.track([1, 2], 5))
     assert job_state.progress == Progress(0, 5)
     assert list(job_state.track(iter([1, 2]))) == [1, 2]
@@ -141,7 +141,7 @@ def test_track_works_in_either_loop(job_state: JobState) -> None:
 def test_track_that_is_left_closes_an_async_generator(
     job_state: JobState, fails: bool
 ) -> None:
-    """By `break` or an exception, as without track(). The current item is not done."""
+    """A `break` or an exception closes it, and the current item is not done."""
     log: list[str] = []
 
     async def loop() -> None:
@@ -162,7 +162,7 @@ def test_track_that_is_left_closes_an_async_generator(
 
 
 def test_track_that_may_not_go_on_closes_the_generator_first() -> None:
-    """No more items follow the JobCancelled. Other iterators need not be closed."""
+    """JobCancelled follows, and no more items. Other iterators need not be closed."""
     log: list[str] = []
 
     async def work(job_state: JobState, iterable: Any) -> None:

@@ -99,7 +99,7 @@ def test_job_is_working_until_it_has_ended(store: JobStore) -> None:
 
 
 def test_silent_job_reads_stalled(store: JobStore) -> None:
-    """If it runs. Any other keeps its status for any length of time."""
+    """A running job does. Any other keeps its status for any length of time."""
     statuses = ["queued", "working", "retrying", "cancelling", *FINISHED]
     uuids = [put_job(store, status=status).uuid for status in statuses]
     pass_time(store, store.stalled_after / 2)
@@ -140,7 +140,7 @@ def test_broken_json_reads_as_absent(store: JobStore) -> None:
 
 
 def test_foreign_owner_owns_nothing(read: Any) -> None:
-    """A string or number owns, and keeps its type: True equals 1, and '7' is not 7."""
+    """An owner is a string or a number and keeps its type: "7" is not 7, nor True 1."""
     nobody = ["null", "true", "false", "[]", "[1]", '["alice"]', "{}", '{"a":1}']
     assert set(read("owner", "owner", nobody).values()) == {None}
     owners = ["alice", "", "\ud800", "7", 7, 1.5]

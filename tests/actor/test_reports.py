@@ -17,7 +17,7 @@ from tests.support import load_job, wait_for
 
 
 def test_each_report_reaches_the_store(run_job: RunJob, store: JobStore) -> None:
-    """A moment later, whichever call makes it, at the first time and at the next."""
+    """Viewers see it a moment later, whichever call makes it, first and again."""
 
     def run(job_state: JobState) -> None:
         for name, (call, read) in CALLS.items():
@@ -52,7 +52,7 @@ def test_log_keeps_the_last_lines(job_state: JobState) -> None:
 
 
 def test_every_report_is_kept_for_tests() -> None:
-    """In order, the repeated ones included, and lines of the log as they are shown."""
+    """A detached JobState keeps all in order, repeats too, and log lines as shown."""
     job_state = detached(JobState)
     for value in [1, 2, 2, [4]]:
         job_state.set_progress_metric("a", value)
@@ -80,7 +80,7 @@ def test_every_report_is_kept_for_tests() -> None:
 
 
 def test_job_that_has_ended_takes_nothing(ended: JobState) -> None:
-    """A thread that outlives it is told so at each call. What viewers see stays."""
+    """A thread that outlives it is told so at each call. Viewers see no change."""
     for call in REPORTS.values():
         for _ in range(2):
             with pytest.raises(RuntimeError, match=r"^The job has ended"):

@@ -102,7 +102,7 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
 
 
 def test_values_have_their_natural_form(run_job: RunJob) -> None:
-    """Also where a number stood before, for the actor and for who loads the job."""
+    """The actor and viewers read its JSON form, also where a number stood before."""
 
     def run(job_state: JobState) -> None:
         for number, (value, natural) in enumerate(NATURAL):
@@ -117,7 +117,7 @@ def test_values_have_their_natural_form(run_job: RunJob) -> None:
 
 
 def test_values_without_a_json_form_are_refused(job_state: JobState) -> None:
-    """The metric, a number or not, stays as it was. The error says what is wrong."""
+    """The error names the metric and what is wrong, and the metric stays as it was."""
     job_state.set_progress_metrics(number=1, text="one")
     for value, error, text in REFUSED:
         for name in ("number", "text", "new"):
