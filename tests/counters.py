@@ -16,13 +16,7 @@ from persistent import Persistent
 from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid_zodbconn import get_connection
-from sqlalchemy.orm import (
-    DeclarativeBase,
-    Mapped,
-    Session,
-    mapped_column,
-    sessionmaker,
-)
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from pyramid_jobstate import RequestMiddleware
 from tests.webapp import EXPLICIT

@@ -115,10 +115,7 @@ class Moment:
     """
 
     def __init__(
-        self,
-        number: int,
-        act: Callable[[], object] = lambda: None,
-        fault: str = "pass",
+        self, number: int, act: Callable[[], object] = lambda: None, fault: str = "pass"
     ) -> None:
         self._number, self._act, self._fault = number, act, fault
         self.asked = 0

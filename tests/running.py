@@ -62,10 +62,7 @@ class Runs:
         self.all: dict[str, Run] = {}
 
     def start(
-        self,
-        kind: type[JobState] = RunMarathon,
-        owner: Any = "alice",
-        **metrics: Any,
+        self, kind: type[JobState] = RunMarathon, owner: Any = "alice", **metrics: Any
     ) -> Run:
         """Return a job that runs, and has reported metrics."""
         with self._lock:

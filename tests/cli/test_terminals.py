@@ -18,14 +18,7 @@ from pyramid_jobstate import JobError, JobState, JobStore, Progress
 from pyramid_jobstate.testing import put_batch
 from tests.faulty import faulty
 from tests.jobs import RunMarathon
-from tests.operated import (
-    HARMLESS,
-    HOSTILE,
-    Haul,
-    Operator,
-    Runner,
-    put,
-)
+from tests.operated import HARMLESS, HOSTILE, Haul, Operator, Runner, put
 from tests.support import key_of, write
 from tests.terminal import Terminal
 from tests.webapp import NOWHERE

@@ -13,13 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import FilePayload, Page, expect
 
-from tests.support import (
-    ROOT,
-    descendants,
-    is_alive,
-    unmeasured,
-    wait_for,
-)
+from tests.support import ROOT, descendants, is_alive, unmeasured, wait_for
 
 #: The seconds that the demo may take to start, and a job to become visible.
 PATIENCE = 20.0

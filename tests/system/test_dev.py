@@ -74,10 +74,7 @@ def send(folder: Folder, seconds: float) -> tuple[str, str]:
 def begin(folder: Folder, seconds: float) -> str:
     """Return the uuid of a job that a worker has begun."""
     uuid, _ = send(folder, seconds)
-    wait_for(
-        lambda: folder.load(uuid).get_progress_metric("pid"),
-        PATIENCE,
-    )
+    wait_for(lambda: folder.load(uuid).get_progress_metric("pid"), PATIENCE)
     return uuid
 
 

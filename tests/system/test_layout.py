@@ -165,11 +165,7 @@ def test_streams_beside_a_wsgi_server(host: Host, page: Page) -> None:
     polls while that is away, and streams again when it is back. Polls and cancels go to
     the WSGI server, and say once that a page could have a stream.
     """
-    with (
-        host.redis() as client,
-        host.web(),
-        nginx(host, mixed(host)) as browser,
-    ):
+    with host.redis() as client, host.web(), nginx(host, mixed(host)) as browser:
         with (
             host.web(unit=PUSH) as process,
             followed(page, browser, client) as marathon,

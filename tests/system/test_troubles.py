@@ -15,17 +15,7 @@ import redis
 from dramatiq.brokers.redis import RedisBroker
 
 from pyramid_jobstate import JobStore
-from tests.deployed import (
-    WEB,
-    WORKER,
-    Host,
-    files,
-    get,
-    metric,
-    nginx,
-    send,
-    status,
-)
+from tests.deployed import WEB, WORKER, Host, files, get, metric, nginx, send, status
 from tests.readme import README
 from tests.support import PACKAGE, UUID, frozen_process, load_job, wait_for
 
