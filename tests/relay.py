@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 class Relay:
     """Passes on bytes in both directions, as soon as they come."""
 
-    def __init__(self, url: str, refused: Mapping[str, str]) -> None:
+    def __init__(self, url: str, refused: Mapping[str, str] = {}) -> None:
         place = urlsplit(url)
         self._target = (place.hostname or "", place.port or 0)
         self.refuse(refused)
@@ -76,16 +76,30 @@ class Relay:
             while request := client.recv(1 << 20):
                 reply = self._refusal(client, request)
                 self._takes.wait()
-                (server if reply is None else client).sendall(reply or request)
+                if reply is None:
+                    self._pass(client, server, request)
+                else:
+                    client.sendall(reply)
         shut(client, server)
 
     def _answer(self, client: socket.socket, server: socket.socket) -> None:
-        with client, server, contextlib.suppress(OSError):
-            while data := server.recv(1 << 20):
-                self._hold(client)
-                client.sendall(data)
+        with client, server:
+            with contextlib.suppress(OSError):
+                while data := server.recv(1 << 20):
+                    self._hold(client)
+                    self._pass_back(client, data)
             # Closing a socket does not wake the thread that reads from it.
             shut(client, server)
+
+    def _pass(
+        self, client: socket.socket, server: socket.socket, request: bytes
+    ) -> None:
+        """Pass a request on, or raise an OSError, which ends the connection."""
+        server.sendall(request)
+
+    def _pass_back(self, client: socket.socket, data: bytes) -> None:
+        """Pass on what the server says."""
+        client.sendall(data)
 
     def _refusal(self, client: socket.socket, request: bytes) -> bytes | None:
         found = (r for words, r in self._refused.items() if words in request)
@@ -112,8 +126,6 @@ def shut(*sockets: socket.socket) -> None:
             sock.shutdown(socket.SHUT_RDWR)
 
 
-def relaying(
-    url: str, refused: Mapping[str, str] | None = None
-) -> contextlib.closing[Relay]:
+def relaying(url: str, refused: Mapping[str, str] = {}) -> contextlib.closing[Relay]:
     """Run a relay in front of a server, which refuses some commands."""
-    return contextlib.closing(Relay(url, refused or {}))
+    return contextlib.closing(Relay(url, refused))
