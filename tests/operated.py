@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import sys
 import threading
 import time
@@ -14,12 +12,11 @@ import dramatiq.broker
 import pytest
 from pyramid.config import global_registries
 
-from pyramid_jobstate import Batch, JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate import Batch, JobState, JobStore
 from pyramid_jobstate.cli import main  # noqa: TID251, the command `pjobs`
 from pyramid_jobstate.testing import put_job
 from tests.cliapp import Folder
-from tests.jobs import RunMarathon, job_actor, make_broker, working
-from tests.support import load_job, wait_for
+from tests.jobs import RunMarathon
 from tests.terminal import Terminal, on_terminal
 
 #: A text with what may act on a terminal, and how it is shown instead.
@@ -149,88 +146,6 @@ def put(store: JobStore, status: str = "working", **options: Any) -> JobState:
     """Store a marathon of Alice's."""
     options = {"owner": "alice", "actor": "run_marathon", **options}
     return put_job(store, options.pop("cls", RunMarathon), status, **options)
-
-
-class Live:
-    """A job in a worker, which does what the test tells it to."""
-
-    def __init__(self, store: JobStore, uuid: str) -> None:
-        self.uuid = uuid
-        self.orders: queue.SimpleQueue[Callable[[Any], object]] = queue.SimpleQueue()
-        self._store = store
-        self._count = 0
-
-    def do(self, *orders: Callable[[Any], object]) -> None:
-        """Have the job report, and wait until the store has what it reported."""
-        self._count += 1
-        for order in orders:
-            self.orders.put(order)
-        self.orders.put(lambda job: job.set_progress_metric("orders", self._count))
-        wait_for(lambda: self._load().get_progress_metric("orders") == self._count)
-
-    def end(self) -> None:
-        """Let the job succeed."""
-        self.orders.put(lambda job: StopIteration)
-        self.wait_until("success")
-
-    def fail(self) -> None:
-        """Let the job fail."""
-
-        def fail(job: Any) -> None:
-            raise ValueError("wrong")
-
-        self.orders.put(fail)
-        self.wait_until("error")
-
-    def wait_until(self, status: str) -> None:
-        wait_for(lambda: self._load().status == status)
-
-    def _load(self) -> JobState:
-        return load_job(self._store, self.uuid)
-
-
-class Runner:
-    """A broker, and a worker whose jobs do what the test tells them to."""
-
-    def __init__(self, url: str) -> None:
-        self.store = JobStore(url)
-        self.broker = make_broker(url, JobStateMiddleware(url=url, interval=0.01))
-        self._live: dict[str, Live] = {}
-
-        # What is expected is not logged.
-        @job_actor(broker=self.broker, max_retries=0, throws=(ValueError,))
-        def run_marathon(miles: int = 26, *, job_state: RunMarathon) -> None:
-            orders = self.live(job_state.uuid).orders
-            while orders.get(timeout=300)(job_state) is not StopIteration:
-                pass
-
-        self.actor = run_marathon
-
-    def live(self, uuid: str) -> Live:
-        """Return a job of the worker's."""
-        return self._live.setdefault(uuid, Live(self.store, uuid))
-
-    def send(self, **options: Any) -> Live:
-        """Send a job of Alice's, and wait until it runs."""
-        message = self.actor.send_with_options(**{"job_owner": "alice", **options})
-        live = self.live(message.message_id)
-        live.wait_until("working")
-        return live
-
-    def release(self) -> None:
-        """Let all jobs end."""
-        for live in self._live.values():
-            live.orders.put(lambda job: StopIteration)
-
-
-@contextlib.contextmanager
-def running(url: str, cls: type[Runner] = Runner, threads: int = 4) -> Iterator[Runner]:
-    """Run a worker whose jobs do what the test tells them to."""
-    runner = cls(url)
-    with working(runner.broker, threads):
-        yield runner
-        runner.release()
-    runner.broker.close()
 
 
 def with_ini(pjobs: Operator, folder: Folder, *arguments: str) -> Ran:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import dramatiq
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
-from tests.jobs import RunMarathon, make_broker, working
+from tests.jobs import RunMarathon, make_broker, store_of, working
+from tests.support import load_job, wait_for
 
 
 class Run:
     """A job that runs until the test ends it."""
 
-    def __init__(self, uuid: str) -> None:
+    def __init__(self, store: JobStore, uuid: str) -> None:
         self.uuid = uuid
         self.is_over = False
+        self._store = store
         self._orders: queue.SimpleQueue[Callable[[JobState], object] | None]
         self._orders = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -51,29 +53,55 @@ class Run:
 
         self._orders.put(act)
 
+    def end(self, error: BaseException | None = None) -> None:
+        """Let the job succeed, or fail, and wait until its record says so."""
+        if error is None:
+            self.succeed()
+        else:
+            self.fail(error)
+        self.wait_until("success" if error is None else "error")
+
+    def wait_until(self, status: str) -> None:
+        wait_for(lambda: load_job(self._store, self.uuid).status == status)
+
 
 class Runs:
     """A worker, and the jobs in it."""
 
     def __init__(self, broker: dramatiq.Broker) -> None:
-        self._broker = broker
+        self.broker = broker
+        self.store = store_of(broker)
         self._lock = threading.Lock()
         self._actors: dict[type[JobState], dramatiq.Actor[..., Any]] = {}
         self.all: dict[str, Run] = {}
 
-    def start(
-        self, kind: type[JobState] = RunMarathon, owner: Any = "alice", **metrics: Any
-    ) -> Run:
-        """Return a job that runs, and has reported metrics."""
+    def actor(self, kind: type[JobState]) -> dramatiq.Actor[..., Any]:
+        """Return the actor of a kind of job."""
         with self._lock:
             if kind not in self._actors:
-                options: Any = {"broker": self._broker, "job_state": kind}
-                declare = dramatiq.actor(actor_name=kind.kind, max_retries=0, **options)
+                options: Any = {"broker": self.broker, "job_state": kind}
+                # What is expected is not logged.
+                options |= {"max_retries": 0, "throws": ValueError}
+                declare = dramatiq.actor(actor_name=kind.kind, **options)
                 self._actors[kind] = declare(self._live)
-            actor = self._actors[kind]
-        message = actor.message_with_options(job_owner=owner, args=(26,))
-        run = self.all[message.message_id] = Run(message.message_id)
-        self._broker.enqueue(message)
+            return self._actors[kind]
+
+    def start(
+        self,
+        kind: type[JobState] = RunMarathon,
+        owner: Any = "alice",
+        options: Mapping[str, Any] = {},
+        **metrics: Any,
+    ) -> Run:
+        """Return a job that runs, and has reported metrics."""
+        actor = self.actor(kind)
+        options = {"job_owner": owner, "args": (26,), **options}
+        return self.begin(actor.message_with_options(**options), **metrics)
+
+    def begin(self, message: dramatiq.Message[Any], **metrics: Any) -> Run:
+        """Return the job of a message, once it runs."""
+        run = self.all[message.message_id] = Run(self.store, message.message_id)
+        self.broker.enqueue(message)
         assert run.report(**metrics)
         return run
 
@@ -83,12 +111,12 @@ class Runs:
 
 @contextlib.contextmanager
 def running(
-    url: str, threads: int = 8, store: JobStore | None = None
+    url: str, threads: int = 8, store: JobStore | None = None, cls: type[Runs] = Runs
 ) -> Iterator[Runs]:
     """Run a worker, with its broker at a URL, and its store if that is not given."""
     broker = make_broker(url, JobStateMiddleware(store))
     with working(broker, threads):
-        runs = Runs(broker)
+        runs = cls(broker)
         try:
             yield runs
         finally:

@@ -12,7 +12,8 @@ import pytest
 from pyramid.config import global_registries
 
 from tests.cliapp import Folder
-from tests.operated import Operator, Runner, running
+from tests.operated import Operator
+from tests.running import Runs, running
 
 
 @pytest.fixture(autouse=True)
@@ -62,10 +63,10 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def runner(redis_url: str) -> Iterator[Runner]:
+def runs(redis_url: str) -> Iterator[Runs]:
     """A worker whose jobs do what the test tells them to."""
-    with running(redis_url) as runner:
-        yield runner
+    with running(redis_url) as runs:
+        yield runs
 
 
 @pytest.fixture

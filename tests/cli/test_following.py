@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
+import operator
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -15,7 +15,8 @@ import redis
 from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import pass_time, put_batch
 from tests.faulty import faulty
-from tests.operated import HARMLESS, HOSTILE, Haul, Operator, Runner, put
+from tests.operated import HARMLESS, HOSTILE, Haul, Operator, put
+from tests.running import Runs
 from tests.support import UUID, key_of, load_job, write
 
 CLOCK = r"\d\d:\d\d:\d\d "
@@ -51,20 +52,20 @@ def test_exit_code_is_the_outcome(pjobs: Operator, store: JobStore) -> None:
     assert (value["uuid"], value["status"]) == (job.uuid, "cancelled")
 
 
-def test_wait_has_a_line_a_change(pjobs: Operator, runner: Runner) -> None:
+def test_wait_has_a_line_a_change(pjobs: Operator, runs: Runs) -> None:
     """A script sees each change of a job as it happens, and its end."""
-    live = runner.send()
+    run = runs.start()
 
     def course() -> Iterator[None]:
-        live.do(lambda job: job.set_progress(2000, 20000, "rows"))
+        run.do(lambda job: job.set_progress(2000, 20000, "rows"))
         yield
-        live.do(lambda job: job.set_message(HOSTILE))
+        run.do(lambda job: job.set_message(HOSTILE))
         yield
         yield
-        live.end()
+        run.end()
         yield
 
-    ran = pjobs("wait", live.uuid[:13], course=course())
+    ran = pjobs("wait", run.uuid[:13], course=course())
     assert (ran.code, ran.err) == (0, [])
     *told, last = states(ran.out)
     assert told == [
@@ -75,14 +76,9 @@ def test_wait_has_a_line_a_change(pjobs: Operator, runner: Runner) -> None:
     assert re.fullmatch(r"success after \d+(\.\d)? s", last)
 
 
-def test_small_changes_are_told_every_ten_seconds(
-    pjobs: Operator, runner: Runner
-) -> None:
+def test_small_changes_are_told_every_ten_seconds(pjobs: Operator, runs: Runs) -> None:
     """Progress within a percent, or without one, takes a line every ten seconds."""
-    live = runner.send()
-
-    def progress(done: int, total: int | None, job: JobState) -> None:
-        job.set_progress(done, total)
+    run = runs.start()
 
     def course() -> Iterator[None]:
         for done, total in (
@@ -96,14 +92,14 @@ def test_small_changes_are_told_every_ten_seconds(
             if total == 0:
                 pjobs.pass_time(10)
             else:
-                live.do(functools.partial(progress, done, total))
+                run.do(operator.methodcaller("set_progress", done, total))
             yield
         pjobs.pass_time(10)
         yield
-        live.end()
+        run.end()
         yield
 
-    ran = pjobs("wait", live.uuid, course=course())
+    ran = pjobs("wait", run.uuid, course=course())
     assert states(ran.out)[:-1] == [
         "working",
         "working 0% 1 of 1,000",
@@ -155,9 +151,9 @@ def test_stalled_job_ends_the_wait(pjobs: Operator, tired: JobState) -> None:
     assert (ran.code, 20 < sum(pjobs.pauses.slept) < 62) == (5, True)
 
 
-def test_stalls_do_not_add_up(pjobs: Operator, store: JobStore, runner: Runner) -> None:
+def test_stalls_do_not_add_up(pjobs: Operator, store: JobStore, runs: Runs) -> None:
     """A job that is heard of again has the whole time of --stalled once more."""
-    live = runner.send()
+    run = runs.start()
 
     def course() -> Iterator[None]:
         for _ in range(2):
@@ -165,12 +161,12 @@ def test_stalls_do_not_add_up(pjobs: Operator, store: JobStore, runner: Runner) 
             yield
             pjobs.pass_time(40)
             yield
-            live.do()
+            run.report(n=1)
             yield
-        live.end()
+        run.end()
         yield
 
-    assert pjobs("wait", live.uuid, course=course()).code == 0
+    assert pjobs("wait", run.uuid, course=course()).code == 0
 
 
 def test_timeout_ends_the_wait(pjobs: Operator, store: JobStore) -> None:
@@ -237,12 +233,12 @@ def test_signals_end_a_command_quietly(pjobs: Operator, store: JobStore) -> None
 
 
 def test_store_may_be_away_for_a_while(
-    pjobs: Operator, store: JobStore, runner: Runner
+    pjobs: Operator, store: JobStore, runs: Runs
 ) -> None:
     """A store that is away for less than --stalled, at the start or later, does not
     end the wait; stderr says when it goes and when it comes.
     """
-    live = runner.send()
+    run = runs.start()
 
     with faulty(pjobs.url) as proxy:
         proxy.judge = lambda request: "refuse"
@@ -255,10 +251,10 @@ def test_store_may_be_away_for_a_while(
             yield
             yield
             proxy.judge = lambda request: "pass"
-            live.end()
+            run.end()
             yield
 
-        ran = pjobs.main("--url", proxy.url, "wait", live.uuid, course=course())
+        ran = pjobs.main("--url", proxy.url, "wait", run.uuid, course=course())
     assert ran.code == 0
     gone, back, *again = ran.err
     assert re.fullmatch(
@@ -340,21 +336,21 @@ def test_patience_is_not_wasted(
 
 
 def test_watch_has_a_line_a_change(
-    pjobs: Operator, runner: Runner, store: JobStore
+    pjobs: Operator, runs: Runs, store: JobStore
 ) -> None:
     """Without a terminal, each change of a running job is a line with its id, also of
     one that starts later.
     """
-    live = runner.send()
+    run = runs.start()
     put(store, "success")
     later: list[str] = []
 
     def course() -> Iterator[None]:
-        live.do(lambda job: job.set_progress(1, 4))
+        run.do(lambda job: job.set_progress(1, 4))
         yield
         later.append(put(store).uuid)
         yield
-        live.fail()
+        run.end(ValueError("wrong"))
         yield
         signal.raise_signal(signal.SIGINT)
         yield
@@ -363,11 +359,11 @@ def test_watch_has_a_line_a_change(
     assert (ran.code, ran.err) == (130, [])
     *told, last = states(ran.out)
     assert told == [
-        f"{live.uuid} working",
-        f"{live.uuid} working 25% 1 of 4",
+        f"{run.uuid} working",
+        f"{run.uuid} working 25% 1 of 4",
         f"{later[0]} working",
     ]
-    assert re.fullmatch(rf"{live.uuid} error after [\d.]+ s: ValueError: wrong", last)
+    assert re.fullmatch(rf"{run.uuid} error after [\d.]+ s: ValueError: wrong", last)
 
 
 def test_given_jobs_are_watched_to_their_end(pjobs: Operator, store: JobStore) -> None:
@@ -422,40 +418,39 @@ def test_given_job_whose_record_is_gone(pjobs: Operator, store: JobStore) -> Non
     assert told == [*working, (back.uuid, "success")]
 
 
-def test_log_is_followed_to_the_end(pjobs: Operator, runner: Runner) -> None:
+def test_log_is_followed_to_the_end(pjobs: Operator, runs: Runs) -> None:
     """`log -f` prints the lines so far, each new one once, and ends with the job."""
-    live = runner.send()
-    live.do(lambda job: job.append_log("one"))
+    run = runs.start()
+    run.do(lambda job: job.append_log("one"))
 
     def course() -> Iterator[None]:
         for lines in (["one"], [HOSTILE, "end"], []):
-            live.do(*(lambda job, text=text: job.append_log(text) for text in lines))
+            for line in lines:
+                run.do(operator.methodcaller("append_log", line))
+            run.report(lines=len(lines))
             yield
-        live.fail()
+        run.end(ValueError("wrong"))
         yield
 
-    ran = pjobs("log", "-f", live.uuid, course=course())
+    ran = pjobs("log", "-f", run.uuid, course=course())
     lines = ["one", "one", HARMLESS, "end"]
     assert ran == (0, lines, [])
-    assert pjobs("log", "--follow", live.uuid).out == lines
+    assert pjobs("log", "--follow", run.uuid).out == lines
 
 
-def test_log_of_the_next_attempt_is_new(pjobs: Operator, runner: Runner) -> None:
+def test_log_of_the_next_attempt_is_new(pjobs: Operator, runs: Runs) -> None:
     """`log -f` prints a line again that the next attempt logs again."""
-    live = runner.send(max_retries=1, min_backoff=1, max_backoff=1)
-    live.do(lambda job: job.append_log("one"))
-
-    def fail(job: JobState) -> None:
-        raise RuntimeError("wrong")
+    run = runs.start(options={"max_retries": 1, "min_backoff": 1, "max_backoff": 1})
+    run.do(lambda job: job.append_log("one"))
 
     def course() -> Iterator[None]:
-        live.orders.put(fail)
-        live.do(lambda job: job.append_log("one"))
+        run.fail(RuntimeError("wrong"))
+        run.do(lambda job: job.append_log("one"))
         yield
-        live.end()
+        run.end()
         yield
 
-    assert pjobs("log", "-f", live.uuid, course=course()).out == ["one", "one"]
+    assert pjobs("log", "-f", run.uuid, course=course()).out == ["one", "one"]
 
 
 def test_log_ends_with_the_record(pjobs: Operator, store: JobStore) -> None:

@@ -18,7 +18,8 @@ from pyramid.i18n import TranslationString
 from pyramid_jobstate import JobError, JobState, JobStore, Progress
 from pyramid_jobstate.testing import put_batch
 from tests.jobs import RunMarathon
-from tests.operated import HARMLESS, HOSTILE, Haul, Operator, Runner, put
+from tests.operated import HARMLESS, HOSTILE, Haul, Operator, put
+from tests.running import Runs
 from tests.support import UUID, key_of, load_job, write
 
 #: The bidirectional controls.
@@ -115,20 +116,20 @@ def test_numbers_are_readable(pjobs: Operator, store: JobStore) -> None:
         assert state == f"working {text}", progress
 
 
-def test_phases_have_their_names(pjobs: Operator, runner: Runner) -> None:
+def test_phases_have_their_names(pjobs: Operator, runs: Runs) -> None:
     """Within phases, the percentage is that of the job, and the name of the innermost
     one precedes what it has done.
     """
-    live = runner.send()
+    run = runs.start()
     contexts = contextlib.ExitStack()
-    live.do(lambda job: contexts.enter_context(job.phase("A", 40)))
-    live.do(lambda job: job.set_progress(1, 1))
-    live.do(lambda job: contexts.close())
-    live.do(lambda job: contexts.enter_context(job.phase("B", 20)))
-    live.do(lambda job: contexts.enter_context(job.phase("C\x1b", 50)))
+    run.do(lambda job: contexts.enter_context(job.phase("A", 40)))
+    run.do(lambda job: job.set_progress(1, 1))
+    run.do(lambda job: contexts.close())
+    run.do(lambda job: contexts.enter_context(job.phase("B", 20)))
+    run.do(lambda job: contexts.enter_context(job.phase("C\x1b", 50)))
     (line,) = pjobs("list").out
     assert line.endswith(r" working 40% C\x1b")
-    live.do(lambda job: job.set_progress(1, 2, "rows"))
+    run.do(lambda job: job.set_progress(1, 2, "rows"))
     (line,) = pjobs("list").out
     assert line.endswith(r" working 45% C\x1b: 1 of 2 rows")
 
@@ -269,22 +270,20 @@ def test_titles_are_the_applications(pjobs: Operator, store: JobStore) -> None:
     assert "title: Titled" in pjobs("show", bad.uuid).out
 
 
-def test_show_has_the_failures(
-    pjobs: Operator, runner: Runner, store: JobStore
-) -> None:
+def test_show_has_the_failures(pjobs: Operator, runs: Runs, store: JobStore) -> None:
     """`show` has the tries, the traceback, and why the job cannot run again. Nothing in
     it acts on the terminal.
     """
-    live = runner.send()
-    live.fail()
-    job = load_job(store, live.uuid)
+    run = runs.start()
+    run.end(ValueError("wrong"))
+    job = load_job(store, run.uuid)
     (text,) = facts_of(pjobs, job, "try")
     assert text.endswith(" s: ValueError: wrong")
     found = facts_of(pjobs, job, "traceback")
     assert found[0] == "Traceback (most recent call last):"
     assert found[-1] == "ValueError: wrong"
     assert facts_of(pjobs, job, "rerun") == []
-    (line,) = pjobs("show", live.uuid, "--json").out
+    (line,) = pjobs("show", run.uuid, "--json").out
     failures = json.loads(line)["failures"]
     assert failures["tries"][0]["error"]["message"] == "wrong"
     assert failures["tries"][0]["ended_at"].endswith("Z")
@@ -297,10 +296,10 @@ def test_show_has_the_failures(
     assert facts_of(pjobs, job, "try")[0].endswith(f" s: ValueError: {HARMLESS}")
     assert facts_of(pjobs, job, "traceback") == HARMLESS.split(r"\n")
     # Somebody's script has removed when it began.
-    live = runner.send()
-    store.client.hdel(key_of(store, live.uuid), "started")
-    live.fail()
-    (text,) = facts_of(pjobs, load_job(store, live.uuid), "try")
+    run = runs.start()
+    store.client.hdel(key_of(store, run.uuid), "started")
+    run.end(ValueError("wrong"))
+    (text,) = facts_of(pjobs, load_job(store, run.uuid), "try")
     assert re.fullmatch(r"[-\d]+ [:+\d]+: ValueError: wrong", text)
 
 

@@ -18,7 +18,8 @@ from pyramid_jobstate import JobError, JobState, JobStore, Progress
 from pyramid_jobstate.testing import put_batch
 from tests.faulty import faulty
 from tests.jobs import RunMarathon
-from tests.operated import HARMLESS, HOSTILE, Haul, Operator, Runner, put
+from tests.operated import HARMLESS, HOSTILE, Haul, Operator, put
+from tests.running import Runs
 from tests.support import key_of, write
 from tests.terminal import Terminal
 from tests.webapp import NOWHERE
@@ -95,15 +96,13 @@ def test_info_has_bars(pjobs: Operator, store: JobStore) -> None:
     assert re.fullmatch(r"RunMarathon  +█{10}▋ +2 running  1 waiting  0 failed", next_)
 
 
-def test_watch_has_bars_that_move(
-    pjobs: Operator, runner: Runner, store: JobStore
-) -> None:
+def test_watch_has_bars_that_move(pjobs: Operator, runs: Runs, store: JobStore) -> None:
     """Each running job has a bar, also one that starts later; texts are harmless and
     markup is text; an ended job stays for five seconds, a lost one does not. Ctrl-C
     restores the terminal, with the last state below, and ends with 130.
     """
-    live = runner.send()
-    live.do(lambda job: job.set_progress(1, 4, "rows", HOSTILE))
+    run = runs.start()
+    run.do(lambda job: job.set_progress(1, 4, "rows", HOSTILE))
     put(store, "success")
     put(store, "queued")
 
@@ -112,23 +111,23 @@ def test_watch_has_bars_that_move(
         assert shown.is_alternate and not shown.has_cursor
         head, row = shown.lines()
         assert re.fullmatch(r"\d\d:\d\d:\d\d   working 1", head)
-        assert row.startswith(f"{live.uuid[:8]}  RunMarathon  {BAR}  working  25% 1 of")
+        assert row.startswith(f"{run.uuid[:8]}  RunMarathon  {BAR}  working  25% 1 of")
         assert HARMLESS[:40] in row
 
-        live.do(lambda job: job.set_progress(3, 4, "rows", "[b]Read[/b] :smile:"))
-        write(store, live.uuid, progress='[3, 4, "rows", 65]')
+        run.do(lambda job: job.set_progress(3, 4, "rows", "[b]Read[/b] :smile:"))
+        write(store, run.uuid, progress='[3, 4, "rows", 65]')
         yield
         shown.catch_up()
         text = "1 min 5 s left, 75% 3 of 4 rows: [b]Read[/b] :smile:"
         assert text in shown.text()
 
-        other = runner.send()
+        other = runs.start()
         yield
         shown.catch_up()
         assert "working 2" in shown.text()
         assert other.uuid[:8] in shown.lines()[2]
 
-        other.fail()
+        other.end(ValueError("wrong"))
         yield
         pjobs.pass_time(4)
         yield
@@ -146,7 +145,7 @@ def test_watch_has_bars_that_move(
         store.client.delete(key_of(store, lost))
         yield
         shown.catch_up()
-        assert lost[:8] not in shown.text() and live.uuid[:8] in shown.text()
+        assert lost[:8] not in shown.text() and run.uuid[:8] in shown.text()
         signal.raise_signal(signal.SIGINT)
         yield
 

@@ -23,10 +23,11 @@ import pytest
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import pass_time
 from tests.cliapp import PATIENCE, PJOBS
-from tests.jobs import Gate, job_actor
-from tests.operated import Live, Runner, put, running
+from tests.jobs import Gate, RunMarathon, job_actor
+from tests.operated import put
 from tests.readme import README, snippets
-from tests.support import load_job, wait_for, write
+from tests.running import Run, Runs, running
+from tests.support import wait_for, write
 from tests.terminal import Terminal
 
 APP = """
@@ -133,73 +134,62 @@ def without_times(lines: Sequence[str]) -> list[str]:
     return text.split("\n")
 
 
-class Shop(Runner):
+class Shop(Runs):
     """The README's jobs in a worker with two threads.
 
     Attributes:
       lull: Holds a thread, once it is free.
     """
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
+    def __init__(self, broker: dramatiq.Broker) -> None:
+        super().__init__(broker)
         linecache.cache[IMPORTS] = (0, None, SOURCE, IMPORTS)
 
-        def act(job_state: Any) -> Iterator[int]:
-            orders = self.live(job_state.uuid).orders
-            while (found := orders.get(timeout=60)(job_state)) is not StopIteration:
-                if found is ValueError:
-                    yield 17
+        def act(job_state: JobState) -> Iterator[int]:
+            try:
+                self.all[job_state.uuid].live(job_state)
+                return
+            except LookupError:
+                pass
+            yield 17
 
         names: dict[str, Any] = {"act": act}
         exec(compile("".join(SOURCE), IMPORTS, "exec"), names)
         self.import_results = job_actor(
-            broker=self.broker,
-            job_state=ImportResults,
-            max_retries=0,
-            throws=(ValueError,),
+            broker=broker, job_state=ImportResults, max_retries=0, throws=ValueError
         )(names["import_results"])
         self.gate = Gate()
-        self.lull = dramatiq.actor(broker=self.broker, actor_name="lull")(
-            self.gate.wait
-        )
+        self.lull = dramatiq.actor(broker=broker, actor_name="lull")(self.gate.wait)
 
-    def begin(self, uuid: str, actor: Any, *args: Any, owner: Any) -> Live:
-        """Begin a job with a uuid."""
+    def work(self, uuid: str, actor: Any, *args: Any, owner: Any) -> Run:
+        """Return a job with a uuid, which runs."""
         message = actor.message_with_options(args=args, job_owner=owner)
-        self.broker.enqueue(message.copy(message_id=uuid))
-        live = self.live(uuid)
-        live.wait_until("working")
-        return live
-
-    def release(self) -> None:
-        super().release()
-        self.gate.open()
+        return self.begin(message.copy(message_id=uuid))
 
 
 @pytest.fixture
 def shop(redis_url: str) -> Iterator[Shop]:
     """The README's jobs."""
-    with running(redis_url, Shop, threads=2) as shop:
+    with running(redis_url, threads=2, cls=Shop) as shop:
         assert isinstance(shop, Shop)
-        store = shop.store
-        done = shop.begin(UUIDS["c3d2"], shop.actor, owner=7)
+        store, marathon = shop.store, shop.actor(RunMarathon)
+        done = shop.work(UUIDS["c3d2"], marathon, 26, owner=7)
         pass_time(store, 125)
         done.end()
-        failing = shop.begin(
+        failing = shop.work(
             UUIDS["4f6c"], shop.import_results, "results.csv", owner="alice"
         )
-        failing.orders.put(lambda job: job.append_log("16 rows read"))
-        failing.orders.put(lambda job: job.set_progress(16, 20, "rows"))
-        wait_for(lambda: load_job(store, failing.uuid).progress)
+        failing.do(lambda job: job.append_log("16 rows read"))
+        failing.do(lambda job: job.set_progress(16, 20, "rows"))
         pass_time(store, 9)
-        failing.orders.put(lambda job: ValueError)
-        failing.wait_until("error")
-        shop.begin(UUIDS["71b8"], shop.actor, owner=7)
+        failing.end(LookupError())
+        shop.work(UUIDS["71b8"], marathon, 26, owner=7)
         pass_time(store, 1)
-        live = shop.begin(UUIDS["9a41"], shop.import_results, "x.csv", owner="alice")
-        live.do(lambda job: job.set_progress(2000, 20000, "rows", "Reading"))
-        write(store, live.uuid, progress='[2000, 20000, "rows", 68]')
+        run = shop.work(UUIDS["9a41"], shop.import_results, "x.csv", owner="alice")
+        run.do(lambda job: job.set_progress(2000, 20000, "rows", "Reading"))
+        write(store, run.uuid, progress='[2000, 20000, "rows", 68]')
         yield shop
+        shop.gate.open()
 
 
 @pytest.fixture
@@ -245,7 +235,7 @@ def test_commands_of_the_readme(folder: Path, redis_url: str, shop: Shop) -> Non
             if " wait " in command:
                 wait_to_see("Reading")
                 pass_time(shop.store, 3)
-                shop.live(UUIDS["9a41"]).end()
+                shop.all[UUIDS["9a41"]].end()
             if lines and lines[0].endswith(" y"):
                 wait_to_see("[y/N]")
                 terminal.type("y\n")
