@@ -1,9 +1,5 @@
 """A small application in a folder, and the command `pjobs` that runs it."""
 
-import os
-import re
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +8,8 @@ import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
-from tests.support import ROOT, descendants, free_ports, load_job, wait_for
+from tests.processes import Process
+from tests.support import ROOT, free_ports, load_job
 
 #: Seconds that a command may take on a busy machine.
 PATIENCE = 40.0
@@ -140,8 +137,21 @@ class Folder:
 
     def start(
         self, *arguments: str, output: int | None = None, **environ: str
-    ) -> "Pjobs":
-        return Pjobs(self.path, arguments, environ, output)
+    ) -> Process:
+        """Start a `pjobs`. Its environment's scripts are not on PATH."""
+        return Process(
+            [sys.executable, "-c", PJOBS, *arguments],
+            self.path / f"{time.monotonic_ns()}.log",
+            self.path,
+            {
+                "PATH": "/usr/bin:/bin",
+                "PYTHONPATH": str(ROOT),
+                "PYTHONDONTWRITEBYTECODE": "1",  # see Host
+                **environ,
+            },
+            output=output,
+            patience=PATIENCE,
+        )
 
     def send(self, name: str, *args: object, queue: str = "default") -> str:
         """Send a message to an actor of the application, and return its job's uuid."""
@@ -155,65 +165,3 @@ class Folder:
     def load(self, uuid: str) -> JobState:
         """Return a job of the application's."""
         return load_job(JobStore(self.url), uuid)
-
-
-class Pjobs:
-    """A `pjobs` that runs. Its environment's scripts are not on PATH.
-
-    Attributes:
-      log: The path of its output.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        arguments: tuple[str, ...],
-        environ: dict[str, str],
-        output: int | None,
-    ) -> None:
-        self.log = path / f"{time.monotonic_ns()}.log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", PJOBS, *arguments],
-                cwd=path,
-                env={
-                    **os.environ,
-                    "PATH": "/usr/bin:/bin",
-                    "PYTHONPATH": str(ROOT),
-                    "dramatiq_worker_timeout": "100",
-                    # See Host.
-                    "PYTHONDONTWRITEBYTECODE": "1",
-                    **environ,
-                },
-                stdout=log if output is None else output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def text(self) -> str:
-        return self.log.read_text(errors="replace")
-
-    def wait_for_line(self, pattern: str, count: int = 1) -> None:
-        """Wait until the output has so many lines that match a pattern."""
-
-        def found() -> bool:
-            assert self.process.poll() is None, self.text()
-            return len(re.findall(pattern, self.text())) >= count
-
-        wait_for(found, PATIENCE)
-
-    def end(self) -> int:
-        """Wait for its end, and return its exit code."""
-        return self.process.wait(PATIENCE)
-
-    def stop(self, signum: int = signal.SIGTERM) -> int:
-        self.process.send_signal(signum)
-        return self.end()
-
-    def processes(self) -> dict[int, str]:
-        """Return the command lines of its living processes by process id."""
-        return descendants(self.pid)

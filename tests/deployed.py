@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -24,8 +23,9 @@ import pytest
 import redis
 
 from pyramid_jobstate import JobState, JobStore, embedded
+from tests.processes import Process
 from tests.readme import snippets
-from tests.support import ROOT, free_ports, load_job, unmeasured, wait_for
+from tests.support import ROOT, free_ports, listens, load_job, wait_for
 
 #: The seconds that a server or a worker may take to start on a busy machine.
 PATIENCE = 60.0
@@ -217,9 +217,7 @@ class Host:
         self.redis_port, self.web_port, self.push_port, *rest = ports
         self.http_port, self.https_port = rest
         self.environ = {
-            **unmeasured(),
             "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
-            "dramatiq_worker_timeout": "100",
             # Python tells versions of a module apart by their second and length: one
             # that is soon written anew could run as it was.
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -286,16 +284,14 @@ class Host:
         place = ["--port", str(self.redis_port), "--dir", str(self.folder)]
         command = [embedded.find_binary(), str(config), *place]
         with (
-            self.running(command, "redis", signal.SIGTERM),
+            self.running(command, "redis", signal.SIGTERM) as process,
             redis.Redis.from_url(self.redis_url) as client,
         ):
-            wait_for(lambda: "Ready to accept connections" in self.log("redis"))
+            process.wait_for_line("Ready to accept connections")
             yield client
 
     @contextlib.contextmanager
-    def unit(
-        self, name: str, exec_start: str | None = None
-    ) -> Iterator[subprocess.Popen[bytes]]:
+    def unit(self, name: str, exec_start: str | None = None) -> Iterator[Process]:
         """Run a unit's command as systemd would. It is stopped by the unit's signal."""
         text = self.files[f"/etc/systemd/system/{name}"]
         command = shlex.split(exec_start or option("ExecStart", text))
@@ -304,63 +300,34 @@ class Host:
             yield process
 
     @contextlib.contextmanager
-    def web(
-        self, exec_start: str | None = None, unit: str = WEB
-    ) -> Iterator[subprocess.Popen[bytes]]:
+    def web(self, exec_start: str | None = None, unit: str = WEB) -> Iterator[Process]:
         """Run the web server, or the ASGI server beside it, and wait until it
         listens.
         """
         port = self.web_port if unit == WEB else self.push_port
         with self.unit(unit, exec_start) as process:
-
-            def listens() -> bool:
-                assert process.poll() is None, self.log(unit)
-                with contextlib.suppress(OSError):
-                    socket.create_connection(("127.0.0.1", port), 1).close()
-                    return True
-                return False
-
-            wait_for(listens, PATIENCE)
+            process.wait_until(lambda: listens(port))
             yield process
 
     @contextlib.contextmanager
-    def worker(
-        self, exec_start: str | None = None
-    ) -> Iterator[subprocess.Popen[bytes]]:
+    def worker(self, exec_start: str | None = None) -> Iterator[Process]:
         """Run the workers, and wait until one is ready."""
         with self.unit(WORKER, exec_start) as process:
-
-            def is_ready() -> bool:
-                assert process.poll() is None, self.log(WORKER)
-                return "ready for action" in self.log(WORKER)
-
-            wait_for(is_ready, PATIENCE)
+            process.wait_for_line("ready for action")
             yield process
 
     @contextlib.contextmanager
     def running(
         self, command: list[str], name: str, kill_signal: int
-    ) -> Iterator[subprocess.Popen[bytes]]:
+    ) -> Iterator[Process]:
         """Run a command in a session of its own, which ends with the block."""
-        with (self.folder / f"{name}.log").open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env=self.environ,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                # As systemd starts it. A shell makes its background jobs ignore SIGINT.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )
-        try:
+        log = self.folder / f"{name}.log"
+        with Process(
+            command, log, self.folder, self.environ, patience=PATIENCE
+        ) as process:
             yield process
             process.send_signal(kill_signal)
             process.wait(20)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
     def log(self, name: str) -> str:
         """Return what a unit has printed, or a server."""
@@ -443,14 +410,7 @@ def nginx(host: Host, site: str | None = None) -> Iterator[Browser]:
     assert "[warn]" not in checked.stderr
     browser = Browser(host)
     with host.running(line, "nginx", signal.SIGQUIT) as process:
-
-        def answers() -> bool:
-            assert process.poll() is None, host.log("nginx")
-            with contextlib.suppress(OSError):
-                return browser("/").status > 0
-            return False
-
-        wait_for(answers)
+        process.wait_until(lambda: listens(host.https_port))
         yield browser
 
 

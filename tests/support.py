@@ -89,6 +89,14 @@ def free_ports(number: int) -> list[int]:
         return found
 
 
+def listens(port: int) -> bool:
+    """Return whether a server listens at a port of this host."""
+    with contextlib.suppress(OSError):
+        socket.create_connection(("localhost", port), timeout=1).close()
+        return True
+    return False
+
+
 def is_alive(pid: int) -> bool:
     """Return whether a process runs. A zombie does not."""
     found = _status(pid)

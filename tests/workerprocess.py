@@ -1,9 +1,7 @@
 """Worker processes for the tests: Dramatiq's own command."""
 
 import contextlib
-import os
-import signal
-import subprocess
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 from dramatiq.brokers.redis import RedisBroker
 
 from pyramid_jobstate import JobStateMiddleware, JobStore
-from tests.support import ROOT, unmeasured
+from tests.processes import Process
 
 #: The seconds that a worker may take to start on a busy machine, or a message to be
 #: redelivered.
@@ -30,46 +28,20 @@ def make_broker(url: str, store_url: str | None = None) -> RedisBroker:
     return broker
 
 
-class WorkerProcess:
-    """Dramatiq's command, with all its processes in their own group."""
-
-    def __init__(
-        self,
-        environ: dict[str, str],
-        log: Path,
-        module: str = "tests.workerapp",
-        threads: int = 2,
-    ) -> None:
-        self.log = log
-        command = [sys.executable, "-m", "dramatiq", module]
-        options = ["--processes", "1", "--threads", str(threads)]
-        with log.open("w") as stderr:
-            self.process = subprocess.Popen(
-                [*command, *options],
-                cwd=ROOT,
-                env={**unmeasured(), "dramatiq_worker_timeout": "100", **environ},
-                stderr=stderr,
-                start_new_session=True,
-            )
-
-    def kill(self, signum: int = signal.SIGKILL) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signum)
-
-    def terminate(self) -> None:
-        """Ask the command to stop, as a service manager does."""
-        self.process.send_signal(signal.SIGTERM)
-
-    def wait(self) -> int:
-        return self.process.wait(PATIENCE)
-
-    def lines(self, text: str) -> list[str]:
-        """Return the lines of the log that contain a text."""
-        return [line for line in self.log.read_text().splitlines() if text in line]
+def start_worker(
+    environ: dict[str, str],
+    log: Path,
+    module: str = "tests.workerapp",
+    threads: int = 2,
+) -> Process:
+    """Start Dramatiq's command."""
+    command = [sys.executable, "-m", "dramatiq", module]
+    options = ["--processes", "1", "--threads", str(threads)]
+    return Process([*command, *options], log, environ=environ, patience=PATIENCE)
 
 
 #: Starts another worker process.
-StartWorker = Callable[[], WorkerProcess]
+StartWorker = Callable[[], Process]
 
 
 @contextlib.contextmanager
@@ -77,14 +49,8 @@ def starting(
     environ: dict[str, str], folder: Path, *options: Any
 ) -> Iterator[StartWorker]:
     """Yield a function that starts worker processes, and end them at last."""
-    workers: list[WorkerProcess] = []
-
-    def start() -> WorkerProcess:
-        log = folder / f"{len(workers)}.log"
-        workers.append(WorkerProcess(environ, log, *options))
-        return workers[-1]
-
-    yield start
-    for worker in workers:
-        worker.kill()
-        worker.wait()
+    numbers = itertools.count()
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(
+            start_worker(environ, folder / f"{next(numbers)}.log", *options)
+        )

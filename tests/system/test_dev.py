@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cliapp import PATIENCE, Folder, Pjobs
+from tests.cliapp import PATIENCE, Folder
+from tests.processes import Process
 from tests.support import descendants, free_ports, is_alive, wait_for
 
 READY = r"pjobs  \| The worker is ready\."
@@ -29,7 +30,7 @@ def folder(tmp_path: Path) -> Folder:
 
 
 @contextlib.contextmanager
-def running(folder: Folder) -> Iterator[Pjobs]:
+def running(folder: Folder) -> Iterator[Process]:
     """Run a `pjobs dev`, which leaves nothing behind."""
     temporary = folder.path.parent / "temporary"
     command = folder.start(str(folder.ini), "word=hello", "dev", TMPDIR=str(temporary))
@@ -39,15 +40,15 @@ def running(folder: Folder) -> Iterator[Pjobs]:
         everything = command.processes()
     finally:
         everything |= command.processes()
-        if command.process.poll() is None:
-            command.process.terminate()
+        if command.poll() is None:
+            command.terminate()
             command.end()
         wait_for(lambda: not any(map(is_alive, everything)), PATIENCE)
     wait_for(lambda: not list(temporary.iterdir()), PATIENCE)
 
 
 @pytest.fixture
-def dev(folder: Folder) -> Iterator[Pjobs]:
+def dev(folder: Folder) -> Iterator[Process]:
     """A `pjobs dev` that has started its worker and its web server."""
     with running(folder) as command:
         command.wait_for_line(READY)
@@ -92,7 +93,7 @@ def version_of(folder: Folder) -> str:
 
 
 @pytest.mark.timeout(240)
-def test_everything_runs_and_follows_the_code(folder: Folder, dev: Pjobs) -> None:
+def test_everything_runs_and_follows_the_code(folder: Folder, dev: Process) -> None:
     """An application runs with nothing but its ini. Changed code restarts the web
     server and the worker, whose running job begins again. After a syntax error, the
     next change restarts them, too. Ctrl-C ends everything.
@@ -245,7 +246,7 @@ def test_parts_start_one_after_the_other(folder: Folder) -> None:
         assert "FileExistsError" not in command.text()
 
 
-def test_all_end_together(folder: Folder, dev: Pjobs) -> None:
+def test_all_end_together(folder: Folder, dev: Process) -> None:
     """When a part is killed, all others end, and the command says which it was. If the
     command itself is killed during a job, its parts end without it.
     """
@@ -264,7 +265,7 @@ def test_all_end_together(folder: Folder, dev: Pjobs) -> None:
         wait_for(lambda: not any(map(is_alive, everything)), PATIENCE)
 
 
-def test_jobs_may_end_first(folder: Folder, dev: Pjobs) -> None:
+def test_jobs_may_end_first(folder: Folder, dev: Process) -> None:
     """A restart waits for a job that ignores it, and so does the first Ctrl-C. A second
     one does not.
     """
@@ -280,10 +281,10 @@ def test_jobs_may_end_first(folder: Folder, dev: Pjobs) -> None:
     assert (job.status, job.attempt) == ("success", 1)
 
     begin(folder, 60)
-    dev.process.send_signal(signal.SIGINT)
+    dev.send_signal(signal.SIGINT)
     dev.wait_for_line("Stopping.")
     wait_for(lambda: not get(folder, "/send?s=0"), PATIENCE)
-    assert dev.process.poll() is None
+    assert dev.poll() is None
     assert dev.stop(signal.SIGINT) == 0
 
 

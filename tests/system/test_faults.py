@@ -23,8 +23,9 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests import rough
 from tests.faulty import FAULTS, at_random, faulty
+from tests.processes import Process
 from tests.support import wait_for
-from tests.workerprocess import STALLED_AFTER, WorkerProcess
+from tests.workerprocess import STALLED_AFTER, start_worker
 
 #: The share of the store's requests that fail.
 SHARE = 0.12
@@ -101,10 +102,10 @@ class Storm:
         self.over = threading.Event()
         self.workers = [self.start() for _ in range(2)]
 
-    def start(self) -> WorkerProcess:
+    def start(self) -> Process:
         self.started += 1
         log = self.folder / f"{self.started}.log"
-        return WorkerProcess(self.environ, log, "tests.rough")
+        return start_worker(self.environ, log, "tests.rough")
 
     def send(self, count: int) -> None:
         for number in range(count):
@@ -148,7 +149,7 @@ class Storm:
                 worker.kill(signal.SIGCONT)
                 continue
             worker.kill()
-            worker.wait()
+            worker.end()
             self.workers[place] = self.start()
             self.killed += 1
 
@@ -235,7 +236,7 @@ def test_no_end_and_no_last_value_is_wrong(
             storm.over.set()
             for worker in storm.workers:
                 worker.kill()
-                worker.wait()
+                worker.end()
     wrong = "\n".join(storm.wrong())
     assert not wrong, wrong
     assert all(proxy.faults[fault] for fault in FAULTS)

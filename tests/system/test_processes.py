@@ -103,8 +103,7 @@ def test_a_worker_that_was_frozen(sender: Sender) -> None:
     sender.open_gate()
     state = sender.wait_until("success")
     for process in (sleeper, worker):
-        process.terminate()
-        assert process.wait() == 0
+        assert process.stop() == 0
     assert sender.load().finished_at == state.finished_at
     assert state.progress_metrics == {**before.progress_metrics, "done": True}
     assert len(sleeper.lines("[WARNING]")) == len(sleeper.lines("a newer run")) == 1
@@ -129,8 +128,8 @@ def test_a_worker_that_is_stopped(
             worker.terminate()
             wait_for(lambda: worker.lines("does not accept updates"), PATIENCE)
             if weather == "frozen for good":
-                assert worker.wait() == 0
-    assert worker.wait() == 0
+                assert worker.end() == 0
+    assert worker.end() == 0
     is_lost = weather == "frozen for good"
     assert len(worker.lines(": 1 job outcome is lost.")) == is_lost
     if not is_lost:

@@ -356,7 +356,7 @@ def test_job_whose_process_dies_after_the_commit_runs_again(
         first = start()
         # The worker's process has died, and the command follows.
         wait_for(lambda: database.read()[0] == 1, PATIENCE)
-        wait_for(lambda: first.process.poll() is not None, PATIENCE)
+        wait_for(lambda: first.poll() is not None, PATIENCE)
         assert not load_job(store, uuid).is_finished
         start()
         wait_for(lambda: load_job(store, uuid).is_success, PATIENCE)

@@ -5,25 +5,21 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import re
-import resource
-import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import redis
 
 from pyramid_jobstate import JobStore
+from tests.processes import Process
 from tests.streams import StreamClient
-from tests.support import ROOT, free_ports, unmeasured, wait_for
+from tests.support import free_ports, wait_for
 from tests.web.reading import put
 
 APP = "tests.asgiapp:app"
@@ -61,23 +57,10 @@ NOISE = (
 OWNERS = [f"owner{number}" for number in range(5)]
 
 
-class Process(NamedTuple):
+class Server(Process):
     """A server that runs."""
 
-    process: subprocess.Popen[bytes]
     port: int
-    log_path: Path
-
-    @property
-    def log(self) -> str:
-        return self.log_path.read_text("utf-8", "replace")
-
-    def stop(self) -> float:
-        """Stop it as service managers do, and return how long it took."""
-        begun = time.monotonic()
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(20)
-        return time.monotonic() - begun
 
     def get(self, path: str, user: str | None = None) -> http.client.HTTPResponse:
         """Return the answer to a request."""
@@ -88,9 +71,7 @@ class Process(NamedTuple):
         connection.close()
         return response
 
-    @property
     def is_up(self) -> bool:
-        assert self.process.poll() is None, self.log
         with contextlib.suppress(OSError, http.client.HTTPException):
             return self.get("/pid").status == 200
         return False
@@ -99,35 +80,22 @@ class Process(NamedTuple):
 @contextlib.contextmanager
 def running(
     name: str, redis_url: str, folder: Path, limit: int | None = None
-) -> Iterator[Process]:
+) -> Iterator[Server]:
     """Run one of SERVERS until the end of the block, and wait until it answers.
 
     Parameters:
       limit: The number of descriptors that it may open.
     """
     (port,) = free_ports(1)
-    module, *arguments = SERVERS[name][0].format(port=port).split()
-    log_path = folder / "server.log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments, APP],
-            cwd=ROOT,
-            env={**unmeasured(), "STORE_URL": redis_url},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=None
-            if limit is None
-            else lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
-        )
-    try:
-        server = Process(process, port, log_path)
-        wait_for(lambda: server.is_up)
+    words = SERVERS[name][0].format(port=port).split()
+    command = [sys.executable, "-m", *words, APP]
+    if limit is not None:
+        command = ["sh", "-c", f'ulimit -n {limit}; exec "$0" "$@"', *command]
+    log, environ = folder / "server.log", {"STORE_URL": redis_url}
+    with Server(command, log, environ=environ) as server:
+        server.port = port
+        server.wait_until(server.is_up)
         yield server
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def put_jobs(client: redis.Redis) -> dict[str, str]:
@@ -137,7 +105,7 @@ def put_jobs(client: redis.Redis) -> dict[str, str]:
 
 @contextlib.contextmanager
 def open_streams(
-    server: Process, jobs: dict[str, str], each: int
+    server: Server, jobs: dict[str, str], each: int
 ) -> Iterator[list[StreamClient]]:
     """Open streams of each owner's job, which have got their first state."""
     with contextlib.ExitStack() as stack:
@@ -173,11 +141,13 @@ def test_server_streams_polls_and_stops(
                 client.hset(f"jobstate:{uuid}", "m:miles_run", 5)
             for stream in streams:
                 assert stream.next().state["miles_run"] == 5
-            took = server.stop()
+            begun = time.monotonic()
+            server.stop()
+            took = time.monotonic() - begun
             for stream in streams:
                 assert stream.is_over.wait(5)
-        assert took < SERVERS[name][1], server.log
-        log = re.sub(NOISE, "", server.log) if "hypercorn" in name else server.log
+        assert took < SERVERS[name][1], server.text()
+        log = re.sub(NOISE, "", server.text()) if "hypercorn" in name else server.text()
         assert not re.search(FAULTS, log), log
 
 
@@ -207,7 +177,9 @@ def test_stopping_server_waits_for_views(
         begun = tmp_path / "begun"
         answer = pool.submit(server.get, f"/pid?begun={begun}")
         wait_for(begun.exists)
-        assert server.stop() < 9
+        stopped = time.monotonic()
+        server.stop()
+        assert time.monotonic() - stopped < 9
         assert answer.result().status == 200
 
 
@@ -235,6 +207,6 @@ def test_half_of_the_descriptors_are_streams(
                     assert "JobState-Stream" not in refused.headers
             client.hset(f"jobstate:{uuid}", "status", "success")
             assert streams[0].next().state["job_state"] == "success"
-        assert server.log.count("The limit of 32 streams") == 1
+        assert server.text().count("The limit of 32 streams") == 1
         server.stop()
-        assert not re.search(FAULTS, server.log), server.log
+        assert not re.search(FAULTS, server.text()), server.text()

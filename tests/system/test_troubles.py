@@ -255,7 +255,7 @@ def test_what_the_readme_asks_exists(host: Host) -> None:
     routes = subprocess.run(
         [f"{host.folder}/venv/bin/{list_routes.split()[0]}", *list_routes.split()[1:]],
         cwd=host.folder,
-        env=host.environ,
+        env={**os.environ, **host.environ},
         capture_output=True,
         text=True,
     )

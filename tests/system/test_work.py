@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from pyramid_jobstate import JobState
-from tests.cliapp import PATIENCE, Folder, Pjobs
+from tests.cliapp import PATIENCE, Folder
+from tests.processes import Process
 from tests.support import descendants, is_alive, wait_for
 
 #: Starts a command.
-Start = Callable[..., Pjobs]
+Start = Callable[..., Process]
 
 
 @pytest.fixture
@@ -27,9 +28,9 @@ def folder(tmp_path: Path, redis_url: str) -> Folder:
 @pytest.fixture
 def start(folder: Folder) -> Iterator[Start]:
     """Starts commands, which are killed at the end of the test."""
-    started: list[Pjobs] = []
+    started: list[Process] = []
 
-    def start(*arguments: str) -> Pjobs:
+    def start(*arguments: str) -> Process:
         started.append(folder.start(str(folder.ini), "word=hello", "work", *arguments))
         return started[-1]
 
@@ -37,7 +38,7 @@ def start(folder: Folder) -> Iterator[Start]:
     for command in started:
         for pid in command.processes():
             os.kill(pid, signal.SIGKILL)
-        command.process.wait()
+        command.wait()
 
 
 def nap(folder: Folder) -> JobState:
@@ -77,7 +78,7 @@ def test_hangup_reloads_the_application(folder: Folder, start: Start) -> None:
     command = start("--processes", "1", "--use-spawn")
     before = nap(folder).progress_metrics
     folder.write_app("two, which is longer")
-    command.process.send_signal(signal.SIGHUP)
+    command.send_signal(signal.SIGHUP)
     wait_for(lambda: not is_alive(before["pid"]), PATIENCE)
     after = nap(folder).progress_metrics
     assert (before["version"], after["version"]) == ("one", "two, which is longer")
@@ -100,7 +101,7 @@ def test_watched_files_reload_the_application(folder: Folder, start: Start) -> N
     assert command.stop() == 0
 
 
-def is_quiet(command: Pjobs) -> bool:
+def is_quiet(command: Process) -> bool:
     """Return whether a command has printed nothing for half a second."""
     before = command.text()
     time.sleep(0.5)

@@ -9,16 +9,16 @@ import fcntl
 import importlib.metadata
 import os
 import re
-import signal
 import sqlite3
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
+from tests.processes import Process
 from tests.support import ROOT, unmeasured
 
 #: The folders of the projects among the tutorials in the sdist.
@@ -37,9 +37,6 @@ EGG_INFO = "import setuptools; setuptools.setup()"
 
 #: How many tests each project comes with.
 OWN_TESTS = {"sqlalchemy": 5, "zodb": 4, "wiki2": 27}
-
-#: The seconds that a process may take to stop.
-PATIENCE = 20
 
 #: Runs pjobs with this interpreter, in case the script is not installed.
 PJOBS = ("-c", "import sys; from pyramid_jobstate.cli import main; sys.exit(main())")
@@ -65,13 +62,6 @@ def sdist(folder: Path) -> Path | None:
     return wanted
 
 
-class Running(NamedTuple):
-    """A process that runs in a project, and the path of what it prints."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-
-
 class Project:
     """A copy of one of the projects, as a newcomer has it after generating it.
 
@@ -83,6 +73,8 @@ class Project:
     def __init__(self, archive: Path, name: str, folder: Path) -> None:
         self.name = name
         self.folder = folder
+        path = os.pathsep.join([str(folder), str(ROOT)])
+        self.environ = {"PYTHONPATH": path}
         with tarfile.open(archive) as tar:
             root = tar.getnames()[0].partition("/")[0]
             prefix = f"{root}/docs/tutorials/{FOLDERS[name]}/"
@@ -92,19 +84,14 @@ class Project:
             tar.extractall(folder, members, filter="data")
         self.python("-c", EGG_INFO, "--quiet", "egg_info")
 
-    def environment(self) -> dict[str, str]:
-        """Return the environment in which the project is installed."""
-        # The project's tests are a run of their own.
-        kept = {k: v for k, v in unmeasured().items() if not k.startswith("PYTEST_")}
-        path = os.pathsep.join([str(self.folder), str(ROOT)])
-        return {**kept, "PYTHONPATH": path}
-
     def python(self, *arguments: str, stdin: str = "") -> str:
         """Run Python in the project, and return what it prints. It must not fail."""
+        # The project's tests are a run of their own.
+        kept = {k: v for k, v in unmeasured().items() if not k.startswith("PYTEST_")}
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=self.folder,
-            env=self.environment(),
+            env={**kept, **self.environ},
             input=stdin,
             capture_output=True,
             text=True,
@@ -132,28 +119,18 @@ class Project:
         file.write_text(text.replace(old, new), "utf-8")
 
     @contextlib.contextmanager
-    def running(self, *arguments: str) -> Iterator[Running]:
+    def running(self, *arguments: str) -> Iterator[Process]:
         """Run Python in the project until the caller is done."""
-        log = self.folder.with_name(f"{self.name}.log")
-        with log.open("a") as output:
-            process = subprocess.Popen(
-                [sys.executable, *arguments],
-                cwd=self.folder,
-                env={**self.environment(), "dramatiq_worker_timeout": "100"},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
-            yield Running(process, log)
-        finally:
-            # Gently if possible, so that it ends what it has started.
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        log = self.folder.with_name(f"{time.monotonic_ns()}.log")
+        command = [sys.executable, *arguments]
+        with Process(command, log, self.folder, self.environ, patience=60) as process:
+            try:
+                yield process
+            finally:
+                # Gently if possible, so that it ends what it has started.
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(20)
 
     def run_tests(self) -> int:
         """Run the project's own tests, and return how many there are. All must pass."""

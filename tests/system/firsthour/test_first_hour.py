@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import socket
 from collections import Counter
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -10,16 +9,13 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.support import free_ports, wait_for
+from tests.support import free_ports, listens
 from tests.system.firsthour.conftest import MakeProject
 from tests.system.firsthour.projects import OWN_TESTS, PJOBS, Project
 from tests.system.firsthour.recipe import apply, blocks, commands, quick_start, section
 
 #: The words for the ends of a job.
 SUCCESS, CANCELLED = "Done", "Cancelled"
-
-#: The seconds that everything may take to start on a busy machine.
-PATIENCE = 60.0
 
 #: How the README starts a ZEO server.
 ZEO = re.compile(r"``runzeo (.+?)``")
@@ -51,15 +47,6 @@ class Site:
         return None if answer[1] == "None" else int(answer[1])
 
 
-def listens(port: int) -> bool:
-    """Return whether a server listens at a port of this host."""
-    try:
-        socket.create_connection(("localhost", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
-
-
 @contextlib.contextmanager
 def zeo(project: Project) -> Iterator[None]:
     """Run the ZEO server of the README."""
@@ -68,8 +55,8 @@ def zeo(project: Project) -> Iterator[None]:
     (port,) = free_ports(1)
     arguments = shown[1].replace("9991", str(port)).split()
     project.edit("development.ini", "localhost:9991", f"localhost:{port}")
-    with project.running("-m", "ZEO.runzeo", *arguments):
-        wait_for(lambda: listens(port), PATIENCE)
+    with project.running("-m", "ZEO.runzeo", *arguments) as server:
+        server.wait_until(lambda: listens(port))
         yield
 
 
@@ -96,12 +83,8 @@ def site(project: Project) -> Iterator[Site]:
         else:
             project.initialize("development.ini")
         started = stack.enter_context(project.running(*PJOBS, *command.split()[1:]))
-
-        def is_ready() -> bool:
-            assert started.process.poll() is None, started.log.read_text()
-            return listens(web) and "worker is ready" in started.log.read_text()
-
-        wait_for(is_ready, PATIENCE)
+        started.wait_for_line("worker is ready")
+        started.wait_until(lambda: listens(web))
         yield Site(project, f"http://localhost:{web}/")
 
 
