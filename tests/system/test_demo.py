@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,51 +12,34 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import FilePayload, Page, expect
 
-from tests.support import ROOT, descendants, is_alive, unmeasured, wait_for
+from tests.processes import Process
+from tests.support import is_alive, wait_for
 
 #: The seconds that the demo may take to start, and a job to become visible.
 PATIENCE = 20.0
 
 
-class Demo:
+class Demo(Process):
     """A running `python -m demo`."""
 
     def __init__(self, data: Path, **variables: str) -> None:
-        inherited = unmeasured()
-        environ = {k: v for k, v in inherited.items() if not k.startswith("JOBSTATE_")}
-        # The milliseconds between the worker's checks for a shutdown.
-        environ |= {"JOBSTATE_DEMO_DATA": str(data), "dramatiq_worker_timeout": "100"}
         self.data = data
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "demo", "--port", "0"],
-            cwd=ROOT,
-            env={**environ, **variables},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        lines = iter(self.process.stdout.readline, "")
-        self.url = next(filter(None, (re.search(r"http://\S+", s) for s in lines)))[0]
+        variables["JOBSTATE_DEMO_DATA"] = str(data)
+        command = [sys.executable, "-m", "demo", "--port", "0"]
+        super().__init__(command, data / "log", environ=variables)
+        self.wait_for_line(r"http://\S+\s")
+        self.url = re.findall(r"http://\S+", self.text())[0]
 
-    def processes(self) -> dict[int, str]:
-        return descendants(self.process.pid)
-
-    def end(self) -> tuple[int, str]:
-        """Wait for the end, and return the exit code and the errors printed."""
-        _, errors = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, errors
-
-    def close(self) -> None:
-        self.process.terminate()
-        self.end()
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+        super().__exit__(*exception)
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """The demo that most tests share: fast, but slow enough to be seen at work."""
     data = tmp_path_factory.mktemp("demo")
-    with contextlib.closing(Demo(data, JOBSTATE_DEMO_ROWS_A_SECOND="6000")) as demo:
+    with Demo(data, JOBSTATE_DEMO_ROWS_A_SECOND="6000") as demo:
         yield demo
 
 
@@ -229,18 +211,16 @@ def test_all_end_together(tmp_path: Path, victim: str | None) -> None:
     SIGKILL of the demo orphans its worker or its Redis server, and SIGTERM ends all
     with exit code 0.
     """
-    with contextlib.closing(Demo(tmp_path)) as demo:
+    with Demo(tmp_path) as demo:
         wait_for(lambda: len(demo.processes()) >= 5, PATIENCE)
         processes = demo.processes()
         if victim == "demo":
-            demo.process.kill()
+            os.kill(demo.pid, signal.SIGKILL)
         elif victim is None:
-            demo.process.terminate()
-            assert demo.end()[0] == 0
+            assert demo.stop() == 0
         else:
             worker = next(p for p in processes if "demo.worker" in processes[p])
             os.kill(worker, signal.SIGKILL)
-            code, errors = demo.end()
-            assert code == 1
-            assert "The worker has ended" in errors
+            assert demo.end() == 1
+            assert "The worker has ended" in demo.text()
         wait_for(lambda: not any(map(is_alive, processes)), PATIENCE)

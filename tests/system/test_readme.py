@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import pyramid_jobstate
 from pyramid_jobstate import Progress, testing
 from tests.jobs import RunMarathon
 from tests.pollserver import PollServer
+from tests.processes import Process
 from tests.readme import README, snippets
 from tests.support import ROOT, unmeasured, wait_for
 from tests.webapp import get, made_config, make_app, make_config, make_request
@@ -154,7 +156,7 @@ class MyApp:
     def __init__(self, folder: Path, redis_url: str) -> None:
         self.folder = folder
         path = os.pathsep.join([str(folder), str(ROOT)])
-        self.environ = {**unmeasured(), "PYTHONPATH": path, "REDIS_URL": redis_url}
+        self.environ = {"PYTHONPATH": path, "REDIS_URL": redis_url}
         (tree,) = [text for text in snippets("python") if "class Root(dict)" in text]
         files = {"myapp/security.py": SECURITY, "tree.py": tree}
         for language in ("python", "html+jinja"):
@@ -184,7 +186,7 @@ class MyApp:
         """Run a program to its end, after PRELUDE."""
         done = subprocess.run(
             [sys.executable, "-c", PRELUDE + program],
-            env=self.environ,
+            env={**unmeasured(), **self.environ},
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -192,28 +194,17 @@ class MyApp:
         )
         assert done.returncode == 0, done.stderr
 
-    @contextlib.contextmanager
-    def running(self, *command: str) -> Iterator["subprocess.Popen[str]"]:
-        """Run Python in the application until the caller is done."""
-        with subprocess.Popen(
-            [sys.executable, *command],
-            env={**self.environ, "dramatiq_worker_timeout": "100"},
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        ) as process:
-            try:
-                yield process
-            finally:
-                process.terminate()
+    def start(self, *command: str) -> Process:
+        """Run Python in the application."""
+        log = self.folder / f"{time.monotonic_ns()}.log"
+        return Process([sys.executable, *command], log, self.folder, self.environ)
 
     @contextlib.contextmanager
     def serving(self, cdn: str = "https://cdn.example") -> Iterator[list[str]]:
         """Serve the application, and yield its address and the id of a job."""
-        with self.running("-c", PRELUDE + SERVE, f"{cdn}/static") as process:
-            assert process.stdout is not None
-            yield process.stdout.readline().split()
+        with self.start("-c", PRELUDE + SERVE, f"{cdn}/static") as process:
+            process.wait_for_line(r"http.*\n")
+            yield process.lines("http")[0].split()
 
 
 @pytest.fixture
@@ -226,7 +217,7 @@ def myapp(tmp_path: Path, redis_url: str) -> MyApp:
 def worker(myapp: MyApp) -> Iterator[None]:
     """The README's worker, with one process."""
     (shown,) = re.findall(r"^  (dramatiq .+)$", README, re.MULTILINE)
-    with myapp.running("-m", *shown.split(), "-p", "1", "-t", "2"):
+    with myapp.start("-m", *shown.split(), "-p", "1", "-t", "2"):
         yield
 
 
