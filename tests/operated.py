@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import time
@@ -23,6 +24,9 @@ from tests.terminal import Terminal, on_terminal
 HOSTILE = "a\x1b[2J\x07\x9b1m\x7f\u202eb\n14:00:00 success\u2028[red]c[/red] :smile:"
 HARMLESS = r"a\x1b[2J\x07\x9b1m\x7f\u202eb\n14:00:00 success\u2028[red]c[/red] :smile:"
 
+#: The signals that end a command, and its exit codes.
+SIGNALS = (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)
+
 #: What happens while a command runs: each time that it pauses, the next step.
 Course = Iterator[object]
 
@@ -39,6 +43,17 @@ class Ran(NamedTuple):
     code: int
     out: list[str]
     err: list[str]
+
+    def printed(self) -> list[str]:
+        """Return the output of a command that succeeds, and says nothing else."""
+        assert (self.code, self.err) == (0, []), self
+        return self.out
+
+    def error(self, code: int) -> str:
+        """Return the line with which a command fails that prints nothing else."""
+        assert (self.code, self.out, len(self.err)) == (code, [], 1), self
+        assert self.err[0].startswith("pjobs: ")
+        return self.err[0]
 
 
 class Pauses:
@@ -140,6 +155,11 @@ class Operator:
         if isinstance(self.pauses.error, AssertionError):
             raise self.pauses.error
         return code
+
+
+def steps(*acts: Callable[[], object]) -> Course:
+    """Do something each time that a command pauses."""
+    return (act() for act in acts)
 
 
 def put(store: JobStore, status: str = "working", **options: Any) -> JobState:

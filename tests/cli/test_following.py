@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import operator
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import redis
 from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import pass_time, put_batch
 from tests.faulty import faulty
-from tests.operated import HARMLESS, HOSTILE, Haul, Operator, put
+from tests.operated import HARMLESS, HOSTILE, SIGNALS, Haul, Operator, put, steps
 from tests.running import Runs
 from tests.support import UUID, key_of, load_job, write
 
@@ -65,9 +66,7 @@ def test_wait_has_a_line_a_change(pjobs: Operator, runs: Runs) -> None:
         run.end()
         yield
 
-    ran = pjobs("wait", run.uuid[:13], course=course())
-    assert (ran.code, ran.err) == (0, [])
-    *told, last = states(ran.out)
+    *told, last = states(pjobs("wait", run.uuid[:13], course=course()).printed())
     assert told == [
         "working",
         "working 10% 2,000 of 20,000 rows",
@@ -116,15 +115,14 @@ def test_several_jobs_have_their_names_and_the_worst_code(
     """With several jobs, each line names its job, and failed is worse than cancelled,
     which is worse than stalled, which is worse than a success.
     """
-    done, failed = put(store, "success").uuid, put(store, "error").uuid
-    cancelled = put(store, "cancelled").uuid
-    everything = [done, failed, cancelled, tired.uuid]
+    words = ("success", "error", "cancelled")
+    done, failed, cancelled = (put(store, status).uuid for status in words)
+    everything = (done, failed, cancelled, tired.uuid)
     ran = pjobs("wait", *everything, "--stalled", "0.01", "--timeout", "9")
     assert ran.code == 3
     told = {tuple(line.split()[:2]) for line in states(ran.out)}
-    words = ("success", "error", "cancelled", "stalled")
     names = [uuid[:8] for uuid in everything]
-    assert told == {*zip(names, words, strict=True)}
+    assert told == {*zip(names, (*words, "stalled"), strict=True)}
     assert pjobs("wait", done, cancelled).code == 4
     stale = ("wait", tired.uuid, done, tired.uuid, "--stalled=0.01")
     assert pjobs(*stale).code == 5
@@ -144,9 +142,8 @@ def test_names_of_jobs_tell_them_apart(pjobs: Operator, store: JobStore) -> None
 def test_stalled_job_ends_the_wait(pjobs: Operator, tired: JobState) -> None:
     """A job that is stalled for longer than --stalled ends the wait: 5."""
     ran = pjobs("wait", tired.uuid, "--stalled", "0.3s")
-    assert ran.code == 5
-    assert states(ran.out) == ["stalled"]
-    assert ran.err == [f"pjobs: {tired.uuid} has been stalled for 0.3 s."]
+    error = f"pjobs: {tired.uuid} has been stalled for 0.3 s."
+    assert (ran.code, states(ran.out), ran.err) == (5, ["stalled"], [error])
     ran = pjobs("wait", tired.uuid)
     assert (ran.code, 20 < sum(pjobs.pauses.slept) < 62) == (5, True)
 
@@ -175,10 +172,9 @@ def test_timeout_ends_the_wait(pjobs: Operator, store: JobStore) -> None:
     """
     job, failed = put(store), put(store, "error")
     ran = pjobs("wait", job.uuid, "--timeout", "0.7s")
-    assert ran.code == 124
     assert 0 < sum(pjobs.pauses.slept) <= 0.7
-    assert states(ran.out) == ["working"]
-    assert ran.err == ["pjobs: Not all over after 0.7 s."]
+    error = "pjobs: Not all over after 0.7 s."
+    assert (ran.code, states(ran.out), ran.err) == (124, ["working"], [error])
     assert not load_job(store, job.uuid).cancel_requested
     assert pjobs("wait", job.uuid, failed.uuid, "--timeout=0.1").code == 3
 
@@ -188,23 +184,19 @@ def test_record_that_goes_ends_the_wait(pjobs: Operator, store: JobStore) -> Non
     had the time to write it again.
     """
     job = put(store)
-
-    def course() -> Iterator[None]:
-        store.client.delete(key_of(store, job.uuid))
-        yield
-
-    ran = pjobs("wait", job.uuid, course=course())
+    lose = functools.partial(store.client.delete, key_of(store, job.uuid))
+    ran = pjobs("wait", job.uuid, course=steps(lose))
+    error = f"pjobs: The record of {job.uuid} is gone, so nobody can tell how the job "
     assert (ran.code, states(ran.out)) == (1, ["working"])
-    gone_too = "so nobody can tell how the job ended."
-    assert ran.err == [f"pjobs: The record of {job.uuid} is gone, {gone_too}"]
+    assert ran.err == [f"{error}ended."]
     assert 5 < sum(pjobs.pauses.slept) < store.stalled_after + 2
 
 
 def test_unknown_jobs_are_told_at_once(pjobs: Operator, store: JobStore) -> None:
     """If one of the jobs is unknown, nothing is waited for: 1."""
-    ran = pjobs("wait", put(store).uuid, UUID)
-    assert (ran.code, ran.out, pjobs.pauses.slept) == (1, [], [])
-    assert ran.err == [f"pjobs: The job {UUID} is unknown, or has expired."]
+    error = f"pjobs: The job {UUID} is unknown, or has expired."
+    assert pjobs("wait", put(store).uuid, UUID) == (1, [], [error])
+    assert pjobs.pauses.slept == []
     assert pjobs("watch", UUID).code == 1
 
 
@@ -214,22 +206,14 @@ def test_signals_end_a_command_quietly(pjobs: Operator, store: JobStore) -> None
     """
     job = put(store, "queued")
 
-    def interrupt(signum: int, act: Callable[[], object] = list) -> Iterator[None]:
-        signal.raise_signal(signum)
-        act()
-        yield
-
-    for signum, code in (
-        (signal.SIGINT, 130),
-        (signal.SIGTERM, 143),
-        (signal.SIGHUP, 129),
-    ):
-        ran = pjobs("wait", job.uuid, course=interrupt(signum))
+    for signum, code in SIGNALS:
+        interrupt = functools.partial(signal.raise_signal, signum)
+        ran = pjobs("wait", job.uuid, course=steps(interrupt))
         assert (ran.code, states(ran.out), ran.err) == (code, ["queued"], [])
     assert load_job(store, job.uuid).status == "queued"
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    ran = pjobs("wait", job.uuid, course=interrupt(signal.SIGHUP, job.cancel))
-    assert ran.code == 4
+    course = steps(lambda: signal.raise_signal(signal.SIGHUP), job.cancel)
+    assert pjobs("wait", job.uuid, course=course).code == 4
 
 
 def test_store_may_be_away_for_a_while(
@@ -326,9 +310,8 @@ def test_patience_is_not_wasted(
             ("me:secret", "watch", "rejects the user or the password, or wants one."),
         ):
             url = f"redis://{user}@{place}"
-            ran = pjobs.main("--url", url, command, job.uuid)
-            assert (ran.code, pjobs.pauses.slept) == (1, [])
-            (line,) = ran.err
+            line = pjobs.main("--url", url, command, job.uuid).error(1)
+            assert pjobs.pauses.slept == []
             assert line.startswith(f"pjobs: The store at {place} {text}")
             assert "secret" not in line
     finally:
@@ -373,14 +356,8 @@ def test_given_jobs_are_watched_to_their_end(pjobs: Operator, store: JobStore) -
     done = put(store, "error", error=JobError("ValueError", HOSTILE))
     queued = put(store, "queued")
     put(store)
-
-    def course() -> Iterator[None]:
-        assert queued.cancel()
-        yield
-
-    ran = pjobs("watch", done.uuid, queued.uuid[:13], course=course())
-    assert (ran.code, ran.err) == (0, [])
-    told = [re.split("[ :]", line)[:2] for line in states(ran.out)]
+    ran = pjobs("watch", done.uuid, queued.uuid[:13], course=steps(queued.cancel))
+    told = [re.split("[ :]", line)[:2] for line in states(ran.printed())]
     assert told == [
         [done.uuid, "error"],
         [queued.uuid, "queued"],
@@ -412,8 +389,7 @@ def test_given_job_whose_record_is_gone(pjobs: Operator, store: JobStore) -> Non
         yield
 
     ran = pjobs("watch", lost.uuid, back.uuid, course=course())
-    assert (ran.code, ran.err) == (0, [])
-    told = [tuple(line.split()[:2]) for line in states(ran.out)]
+    told = [tuple(line.split()[:2]) for line in states(ran.printed())]
     working = [(lost.uuid, "working"), (back.uuid, "working")]
     assert told == [*working, (back.uuid, "success")]
 
@@ -443,25 +419,19 @@ def test_log_of_the_next_attempt_is_new(pjobs: Operator, runs: Runs) -> None:
     run = runs.start(options={"max_retries": 1, "min_backoff": 1, "max_backoff": 1})
     run.do(lambda job: job.append_log("one"))
 
-    def course() -> Iterator[None]:
+    def fail() -> None:
         run.fail(RuntimeError("wrong"))
         run.do(lambda job: job.append_log("one"))
-        yield
-        run.end()
-        yield
 
-    assert pjobs("log", "-f", run.uuid, course=course()).out == ["one", "one"]
+    ran = pjobs("log", "-f", run.uuid, course=steps(fail, run.end))
+    assert ran.out == ["one", "one"]
 
 
 def test_log_ends_with_the_record(pjobs: Operator, store: JobStore) -> None:
     """`log -f` ends with 1 once the record of the job is gone."""
     job = put(store, log=["one"])
-
-    def course() -> Iterator[None]:
-        store.client.delete(key_of(store, job.uuid))
-        yield
-
-    ran = pjobs("log", "-f", job.uuid, course=course())
+    lose = functools.partial(store.client.delete, key_of(store, job.uuid))
+    ran = pjobs("log", "-f", job.uuid, course=steps(lose))
     assert ran == (1, ["one"], [f"pjobs: The record of {job.uuid} is gone."])
 
 
@@ -481,14 +451,11 @@ def test_new_lines_are_the_fewest_that_explain_a_log(
         (letters[:20], letters[20:], letters[20:], True),
     ):
         job = put(store, log=list(before))
-
-        def course(job: JobState = job, after: str = after) -> Iterator[None]:
-            write(store, job, log=json.dumps(list(after)))
-            yield
-            write(store, job, status="success")
-            yield
-
-        ran = pjobs("log", "-f", job.uuid, course=course())
+        course = steps(
+            functools.partial(write, store, job, log=json.dumps(list(after))),
+            functools.partial(write, store, job, status="success"),
+        )
+        ran = pjobs("log", "-f", job.uuid, course=course)
         assert ran.out == [*before, *new], (before, after)
         error = [f"pjobs: Lines of {job.uuid} may be missing here."]
         assert ran.err == error * missed, (before, after)
@@ -501,14 +468,7 @@ def test_failures_of_a_batch_are_told_at_once(pjobs: Operator, store: JobStore) 
     members: list[Any] = ["error", "queued", {"status": "queued", "weight": 9999}]
     batch = put_batch(store, Haul, members)
     _, small, large = store.members(batch.uuid).items
-
-    def course() -> Iterator[None]:
-        assert small.cancel()
-        yield
-        assert large.cancel()
-        yield
-
-    ran = pjobs("wait", batch.uuid, course=course())
+    ran = pjobs("wait", batch.uuid, course=steps(small.cancel, large.cancel))
     assert ran.code == 3
     *told, last = states(ran.out)
     assert told == [

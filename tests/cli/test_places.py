@@ -61,10 +61,7 @@ def test_mistakes_are_usage_errors(pjobs: Operator, store: JobStore) -> None:
         ("work", "work needs an ini instead of --url"),
         ("--kind K", "unrecognized arguments: --kind K (see `pjobs --url URL info"),
     ):
-        ran = pjobs(*arguments.split())
-        assert (ran.code, ran.out) == (2, []), arguments
-        (line,) = ran.err
-        assert line.startswith("pjobs: ")
+        line = pjobs(*arguments.split()).error(2)
         assert error in line
 
 
@@ -85,10 +82,7 @@ def test_values_are_checked(pjobs: Operator, store: JobStore) -> None:
         *(("wait 4f6c --timeout=", n, no_duration) for n in ("0", "soon", "٣s")),
         *(("show ", n, no_id) for n in ("4f6c*", "a" * 37)),
     ):
-        ran = pjobs(*f"{words}{value}".split())
-        assert ran.code == 2, (words, value)
-        (line,) = ran.err
-        assert f"{value}{error}" in line
+        assert f"{value}{error}" in pjobs(*f"{words}{value}".split()).error(2)
     for name in "90", "15m", "0.5":
         assert pjobs("clear", "--older-than", name, "--dry-run").code == 0
 
@@ -110,9 +104,7 @@ def test_places_that_are_none(pjobs: Operator, tmp_path: Path) -> None:
         (["a.ini", "x=1", "--json", "list"], "unrecognized arguments: list (see `pjob"),
         (["a.ini", "lsit"], "invalid choice: 'lsit' (choose from "),
     ):
-        ran = pjobs.main(*arguments)
-        assert ran.code == 2, arguments
-        (line,) = ran.err
+        line = pjobs.main(*arguments).error(2)
         assert error in line
         assert "secret" not in line
 
@@ -138,9 +130,7 @@ def test_store_that_is_away(pjobs: Operator) -> None:
             "pjobs: The store at 127.0.0.1:1/3 does not answer: Error 111 connecting "
             "to 127.0.0.1:1. Connection refused."
         ]
-    ran = pjobs.main("--url", "redis+cluster://:secret@127.0.0.1:1", "list")
-    assert ran.code == 1
-    (line,) = ran.err
+    line = pjobs.main("--url", "redis+cluster://:secret@127.0.0.1:1", "list").error(1)
     assert line.startswith("pjobs: --url: Redis Cluster cannot be connected.")
     assert "secret" not in line
 
@@ -312,9 +302,7 @@ def test_application_that_does_not_start(pjobs: Operator, folder: Folder) -> Non
         ('config.include("pyramid_jobstate")', "pass", "does not include pyramid_"),
     ):
         folder.module.write_text(source.replace(old, new))
-        ran = with_ini(pjobs, folder, "list")
-        assert (ran.code, ran.out) == (1, []), new
-        (line,) = ran.err
+        line = with_ini(pjobs, folder, "list").error(1)
         assert line.startswith("pjobs: The application of ")
         assert error in line
         assert "s3cr3t" not in line and "hush" not in line
@@ -380,9 +368,7 @@ def test_ini_that_is_wrong(pjobs: Operator, folder: Folder) -> None:
         ("greeting = %(nothing)s", 2, "uses %(nothing)s, which has no value."),
     ):
         folder.write_ini(**{"greeting = %(word)s": settings})
-        ran = with_ini(pjobs, folder, "list")
-        assert (ran.code, ran.out) == (code, []), settings
-        (line,) = ran.err
+        line = with_ini(pjobs, folder, "list").error(code)
         assert error in line and "hush" not in line
     folder.module.write_text(STUB)
     folder.write_ini(**{"jobstate.redis_url": "jobstate.broker = stub\nx"})

@@ -69,9 +69,7 @@ def test_list_has_a_line_a_job(pjobs: Operator, store: JobStore) -> None:
     put(store, "error", owner=7, error=JobError("ValueError", HOSTILE))
     progress = Progress(2000, 20000, "rows")
     working = put(store, message=HOSTILE, progress=progress)
-    ran = pjobs("list")
-    assert (ran.code, ran.err) == (0, [])
-    first, second, third = ran.out
+    first, second, third = pjobs("list").printed()
     uuid, queued, rest = first.split(" ", 2)
     assert uuid == working.uuid
     assert datetime.datetime.fromisoformat(queued).tzinfo is not None
@@ -385,9 +383,7 @@ def test_ambiguous_beginning_lists_the_candidates(
     uuids = [put(store, "queued").uuid for _ in range(17)]
     ((digit, count),) = Counter(uuid[0] for uuid in uuids).most_common(1)
     for command in "show", "cancel":
-        ran = pjobs(command, digit)
-        assert (ran.code, ran.out) == (1, [])
-        (line,) = ran.err
+        line = pjobs(command, digit).error(1)
         head, _, found = line.partition(" is the beginning of several ids: ")
         assert head == f"pjobs: {digit}"
         named = re.findall(r"([0-9a-f-]{36}) \(RunMarathon, queued\)", found)

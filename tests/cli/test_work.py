@@ -211,9 +211,7 @@ def test_mistakes_in_the_ini_name_the_setting(pjobs: Operator, folder: Folder) -
     ):
         folder.write_ini(setting)
         for command in "work", "dev":
-            ran = pjobs.main(str(folder.ini), "word=hi", command)
-            assert ran.code == 2, setting
-            (line,) = ran.err
+            line = pjobs.main(str(folder.ini), "word=hi", command).error(2)
             assert line.startswith(f"pjobs: {folder.ini}: ")
             assert message in line
 
@@ -340,10 +338,7 @@ def test_ini_that_cannot_be_found(pjobs: Operator, folder: Folder) -> None:
         ("file+ini://missing.ini", "missing.ini does not exist."),
         ("cli.ini#other", "cli.ini has no section [app:other] or [pipeline:other]."),
     ):
-        ran = pjobs.main(given, "work")
-        assert ran.code == 2, given
-        (line,) = ran.err
-        assert message in line
+        assert message in pjobs.main(given, "work").error(2)
 
 
 def test_ini_that_cannot_be_read(pjobs: Operator, folder: Folder) -> None:
@@ -359,9 +354,7 @@ def test_ini_that_cannot_be_read(pjobs: Operator, folder: Folder) -> None:
         (INI, "has no section [server:main]."),
     ):
         folder.ini.write_text(text if text == INI else text + server, "latin-1")
-        ran = pjobs.main(str(folder.ini), "dev")
-        assert ran.code == 2, text
-        (line,) = ran.err
+        line = pjobs.main(str(folder.ini), "dev").error(2)
         assert message in line
         assert str(folder.ini) in line and "secret" not in line
 
