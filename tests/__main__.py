@@ -55,9 +55,7 @@ def main() -> int:
 
 
 def costs(folder: Path) -> list[tuple[str, float]]:
-    """Return the tests that have taken more than their share of CPU, with the seconds,
-    from the files in which pytest's processes have noted them.
-    """
+    """Return the tests that take more than their share of CPU, with the seconds."""
     lines = [line for path in folder.iterdir() for line in path.open(encoding="utf-8")]
     noted = [json.loads(line) for line in lines]
     return [(name, seconds) for name, seconds in noted if seconds > SHARE]

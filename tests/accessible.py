@@ -34,9 +34,7 @@ SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 
 
 def complaints(page: Page, node_modules: Path) -> Iterator[tuple[Scheme, str, str]]:
-    """Yield what axe-core finds wrong with a page in each colour scheme: the scheme,
-    the rule and an element.
-    """
+    """Yield what axe-core finds wrong: the colour scheme, the rule and an element."""
     page.evaluate((node_modules / "axe-core" / "axe.min.js").read_text("utf-8"))
     for scheme in SCHEMES:
         page.emulate_media(color_scheme=scheme)

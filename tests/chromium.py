@@ -41,9 +41,7 @@ def running() -> Iterator[Browser]:
 
 
 def launch(kind: BrowserType, *, has_windows: bool = True, **options: Any) -> Browser:
-    """Launch a headless Chromium, or skip the test. Unless the test needs windows, the
-    headless shell is preferred.
-    """
+    """Launch a headless Chromium, or skip the test. The shell has no windows."""
     names = CHROMIUM_NAMES if has_windows else SHELL_NAMES + CHROMIUM_NAMES
     executable = next(filter(None, map(shutil.which, names)), None)
     if executable is None:

@@ -64,9 +64,7 @@ def pytest_collection_modifyitems(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Note the seconds of CPU that a test takes, with the processes that it starts, for
-    `python -m tests`.
-    """
+    """Note the seconds of CPU that a test and its processes take, if asked to."""
     before = sum(os.times()[:4])
     try:
         return (yield)

@@ -186,9 +186,7 @@ format = %(levelname)-5.5s [%(name)s] %(message)s
 
 
 def files() -> dict[str, str]:
-    """Return the README's files for a host, by what follows the # in their first
-    lines.
-    """
+    """Return the README's files for a host, by the paths in their first lines."""
     found = {}
     for language in ("text", "ini", "nginx", "sh"):
         for text in snippets(language):

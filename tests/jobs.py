@@ -103,9 +103,7 @@ class Gate:
 
 
 class Alarm(Middleware):
-    """Holds delayed messages until the test rings, and then makes them due at once,
-    whatever their delay.
-    """
+    """Holds delayed messages until the test rings. Then they are due at once."""
 
     def __init__(self) -> None:
         self._rung = threading.Event()

@@ -30,9 +30,7 @@ def places_of(client: Any, uuid: str) -> list[str]:
 
 @contextlib.contextmanager
 def losing(client: Any, is_lost: Callable[[str], bool]) -> Iterator[None]:
-    """Lose what is written meanwhile under some keys: it had not reached the replica
-    that takes over.
-    """
+    """Lose what is written meanwhile under some keys, as a failover does."""
     kept = {
         key: (max(0, client.pttl(key)), client.dump(key))
         for key in keys_of(client)

@@ -169,9 +169,7 @@ def put(store: JobStore, status: str = "working", **options: Any) -> JobState:
 
 
 def with_ini(pjobs: Operator, folder: Folder, *arguments: str) -> Ran:
-    """Run a command with a folder's application, of which this process knows nothing
-    yet.
-    """
+    """Run a command with an application of which this process knows nothing yet."""
     sys.modules.pop("cliapp", None)
     global_registries.empty()
     dramatiq.broker.global_broker = None

@@ -104,9 +104,7 @@ def is_alive(pid: int) -> bool:
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """Return the command lines of a process and of what it started, by process id.
-    Zombies are left out.
-    """
+    """Return the command lines of a process and of what it started, by their ids."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         found = _status(int(folder.name))

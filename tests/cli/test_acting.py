@@ -81,9 +81,7 @@ def till(pjobs: Operator, shop: Any, marathons: Marathons) -> Operator:
 def test_jobs_are_cancelled(
     pjobs: Operator, store: JobStore, said: Callable[[], list[str]]
 ) -> None:
-    """A queued job is cancelled at once, a running one is being stopped, and each has
-    a line; a prefix is enough. The log has who did it.
-    """
+    """A queued job is cancelled at once, a running one stops, and the log says who."""
     queued, working = put(store, "queued"), put(store)
     ran = pjobs("cancel", queued.uuid[:13], working.uuid)
     assert ran == (0, [f"{queued.uuid} cancelled", f"{working.uuid} cancelling"], [])
@@ -99,9 +97,7 @@ def test_operator_without_a_name(
     said: Callable[[], list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where the system has no name for its user, as in some containers, the log has the
-    command alone.
-    """
+    """Where the system has no name for its user, the log has the command alone."""
 
     def getuser() -> str:
         raise KeyError("getpwuid(): uid not found: 1234")
@@ -113,9 +109,7 @@ def test_operator_without_a_name(
 
 
 def test_jobs_that_cannot_be_cancelled(pjobs: Operator, store: JobStore) -> None:
-    """A job that is over or unknown has a line on stderr; the others are cancelled,
-    and the exit code is 1. Names of one job are one.
-    """
+    """A job that cannot be cancelled has a line on stderr; the others go on: 1."""
     done, queued, other = put(store, "success"), put(store, "queued"), put(store)
     names = (done.uuid, UUID, queued.uuid, queued.uuid[:13], done.uuid[:13])
     over = f"The job {done.uuid} is already over: success."
@@ -159,9 +153,7 @@ def test_cancel_of_a_batch(pjobs: Operator, store: JobStore) -> None:
 def test_matching_jobs_are_cancelled(
     pjobs: Operator, store: JobStore, said: Callable[[], list[str]]
 ) -> None:
-    """Unfinished jobs that match are cancelled; the others stay as they are. The log
-    has a line for each, and one for the filter whatever it holds.
-    """
+    """Unfinished jobs that match are cancelled, and the log has them and the filter."""
     queued, working = put(store, "queued"), put(store)
     number, text = put(store, "queued", owner=7), put(store, "queued", owner="7")
     other, done = put(store, "queued", cls=Dash), put(store, "success")
@@ -202,9 +194,7 @@ def test_ended_jobs_are_deleted(pjobs: Operator, store: JobStore) -> None:
 def test_calls_go_on_up_to_the_limit(
     pjobs: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calls go on until all are done, or --limit of them. If some were refused, since
-    they have changed meanwhile, the exit code is 1.
-    """
+    """Calls go on until all are done, or --limit of them. Some refused: 1."""
     clear = ("clear", "--everything")
     limits = calls(monkeypatch, "clear", lambda n: BulkResult(n, 0, "more"))
     ran = pjobs(*clear, "--yes", "--limit", "2500")
@@ -239,9 +229,7 @@ def test_lost_reply_is_logged(
 def test_signal_waits_for_the_call(
     pjobs: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C, SIGTERM or SIGHUP during a call ends the command after it: what is
-    printed was done, and nothing else. The second one breaks it off.
-    """
+    """A signal during a call ends the command after it. A second one breaks it off."""
     for signum, code in SIGNALS:
 
         def stop(limit: int, signum: int = signum) -> BulkResult:
@@ -281,9 +269,7 @@ def test_ignored_signal_stays_ignored(
 
 
 def test_person_is_asked(pjobs: Operator, store: JobStore) -> None:
-    """On a terminal, the question says how many jobs match. A yes is about these: a
-    job that is sent while it waits for the answer stays as it is.
-    """
+    """The question counts the jobs. A yes is about these, and not about later ones."""
     jobs = [put(store, "queued") for _ in range(3)]
     later = []
 
@@ -318,9 +304,7 @@ def test_only_a_yes_goes_on(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_nobody_is_asked_without_need(pjobs: Operator, store: JobStore) -> None:
-    """A command that matches no jobs does not ask, and one with --yes neither. Without
-    a terminal, --yes is needed.
-    """
+    """No question is asked about no jobs, or with --yes, needed without a terminal."""
     shown = pjobs.draw("clear", "--everything")
     assert (shown.code, shown.lines()) == (0, ["0 deleted, 0 refused"])
     put(store, "success")
@@ -379,9 +363,7 @@ def test_all_that_match_run_again(till: Operator, store: JobStore) -> None:
 def test_failed_jobs_of_a_batch_run_again(
     till: Operator, store: JobStore, marathons: Marathons
 ) -> None:
-    """`rerun --batch` runs the failed jobs of the batch again, and no others, and the
-    batch goes on. `rerun` and `show` say so of the batch itself.
-    """
+    """`rerun --batch` runs the failed jobs of the batch again, and no others."""
     member = {
         "status": "error",
         "job_state_class": RunMarathon,
@@ -447,9 +429,7 @@ def test_broker_that_is_away(shop: Any, store: JobStore, pjobs: Operator) -> Non
 def test_broker_that_refuses(
     till: Operator, store: JobStore, marathons: Marathons
 ) -> None:
-    """What a broker refuses is said in one line, without a password, and the job stays
-    failed.
-    """
+    """What a broker refuses is one line without a password. The job stays failed."""
 
     class Full(dramatiq.Middleware):
         def before_enqueue(self, *args: Any) -> None:
@@ -466,9 +446,7 @@ def test_broker_that_refuses(
 def test_unsuitable_brokers_are_refused(
     shop: Any, store: JobStore, pjobs: Operator
 ) -> None:
-    """An unsuitable broker is refused before any job changes. The advice on a broker
-    with another store names what --url can.
-    """
+    """An unsuitable broker is refused before any job changes, with advice."""
     shop.store = store
     shop.stub = StubBroker()
     shop.plain = RedisBroker(url=pjobs.url, middleware=[])

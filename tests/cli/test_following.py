@@ -112,9 +112,7 @@ def test_small_changes_are_told_every_ten_seconds(pjobs: Operator, runs: Runs) -
 def test_several_jobs_have_their_names_and_the_worst_code(
     pjobs: Operator, store: JobStore, tired: JobState
 ) -> None:
-    """With several jobs, each line names its job, and failed is worse than cancelled,
-    which is worse than stalled, which is worse than a success.
-    """
+    """Each line names its job. A failure is worse than a cancel, then a stall."""
     words = ("success", "error", "cancelled")
     done, failed, cancelled = (put(store, status).uuid for status in words)
     everything = (done, failed, cancelled, tired.uuid)
@@ -167,9 +165,7 @@ def test_stalls_do_not_add_up(pjobs: Operator, store: JobStore, runs: Runs) -> N
 
 
 def test_timeout_ends_the_wait(pjobs: Operator, store: JobStore) -> None:
-    """--timeout ends the wait with 124, unless a job failed before. No job is
-    cancelled.
-    """
+    """--timeout ends the wait with 124, unless a job failed, and cancels no job."""
     job, failed = put(store), put(store, "error")
     ran = pjobs("wait", job.uuid, "--timeout", "0.7s")
     assert 0 < sum(pjobs.pauses.slept) <= 0.7
@@ -180,9 +176,7 @@ def test_timeout_ends_the_wait(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_record_that_goes_ends_the_wait(pjobs: Operator, store: JobStore) -> None:
-    """A job whose record expires meanwhile ends the wait with 1, once its worker has
-    had the time to write it again.
-    """
+    """A record that is gone for longer than a worker needs ends the wait with 1."""
     job = put(store)
     lose = functools.partial(store.client.delete, key_of(store, job.uuid))
     ran = pjobs("wait", job.uuid, course=steps(lose))
@@ -269,9 +263,7 @@ def test_store_that_stays_away_ends_the_wait(pjobs: Operator) -> None:
 def test_busy_store_is_away(
     pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store that refuses commands while somebody's script runs is away, too, for
-    `wait` and for `watch`.
-    """
+    """A store that refuses commands while somebody's script runs is away, too."""
     load = JobStore.load_many
 
     def refuse(*_: Any) -> Any:
@@ -297,9 +289,7 @@ def test_busy_store_is_away(
 def test_patience_is_not_wasted(
     pjobs: Operator, store: JobStore, client: redis.Redis
 ) -> None:
-    """What asking again does not cure is said at once: a command that is forbidden, and
-    a password that is wrong or missing.
-    """
+    """What asking again does not cure is said at once: a refusal, a wrong password."""
     job = put(store)
     client.acl_setuser("ann", enabled=True, nopass=True, categories=["+@all"])
     place = pjobs.url.removeprefix("redis://")
@@ -321,9 +311,7 @@ def test_patience_is_not_wasted(
 def test_watch_has_a_line_a_change(
     pjobs: Operator, runs: Runs, store: JobStore
 ) -> None:
-    """Without a terminal, each change of a running job is a line with its id, also of
-    one that starts later.
-    """
+    """Without a terminal, each change of a running job is a line with its id."""
     run = runs.start()
     put(store, "success")
     later: list[str] = []
@@ -350,9 +338,7 @@ def test_watch_has_a_line_a_change(
 
 
 def test_given_jobs_are_watched_to_their_end(pjobs: Operator, store: JobStore) -> None:
-    """`watch ID…` is about these jobs, whatever their status, and ends with 0 when they
-    have ended.
-    """
+    """`watch ID…` watches these jobs, whatever their status, until they have ended."""
     done = put(store, "error", error=JobError("ValueError", HOSTILE))
     queued = put(store, "queued")
     put(store)
@@ -438,9 +424,7 @@ def test_log_ends_with_the_record(pjobs: Operator, store: JobStore) -> None:
 def test_new_lines_are_the_fewest_that_explain_a_log(
     pjobs: Operator, store: JobStore
 ) -> None:
-    """Of a log, 20 lines are kept. If none of the last lines is known, stderr says that
-    some may be missing.
-    """
+    """If no line of a log is known any more, stderr says that some may be missing."""
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMN"
     for before, after, new, missed in (
         ("a", "aa", "a", False),
@@ -462,9 +446,7 @@ def test_new_lines_are_the_fewest_that_explain_a_log(
 
 
 def test_failures_of_a_batch_are_told_at_once(pjobs: Operator, store: JobStore) -> None:
-    """A line follows on a failure or a cancel, however little it moves the bar. The
-    wait ends with the batch.
-    """
+    """A failure or a cancel has a line, however little it moves the bar of a batch."""
     members: list[Any] = ["error", "queued", {"status": "queued", "weight": 9999}]
     batch = put_batch(store, Haul, members)
     _, small, large = store.members(batch.uuid).items

@@ -23,9 +23,7 @@ COMMANDS = ("info", "list", "show", "log", "watch", "wait", "cancel", "rerun", "
 
 
 def test_each_command_has_its_help(pjobs: Operator) -> None:
-    """The help of each command has its flags and the exit codes, and hides the URL.
-    That of `pjobs` has the commands.
-    """
+    """Each help has its flags and the exit codes. That of `pjobs` has the commands."""
     for command in COMMANDS:
         ran = pjobs(command, "--help")
         assert ran.code == 0
@@ -66,9 +64,7 @@ def test_mistakes_are_usage_errors(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_values_are_checked(pjobs: Operator, store: JobStore) -> None:
-    """Owners are JSON, limits positive whole numbers, durations those of settings, and
-    ids hexadecimal.
-    """
+    """Owners are JSON, limits numbers, durations those of settings, ids hexadecimal."""
     no_owner = " is neither a text nor a number"
     no_limit = " is not a positive whole number"
     no_duration = " is not a duration such as 90"
@@ -110,9 +106,7 @@ def test_places_that_are_none(pjobs: Operator, tmp_path: Path) -> None:
 
 
 def test_url_may_follow_the_command(pjobs: Operator, store: JobStore) -> None:
-    """`pjobs list --url URL` is understood, too. --namespace names the prefix of the
-    keys.
-    """
+    """--url may follow the command. --namespace is the prefix of the keys."""
     job, other = put(store), put(store.replace(namespace="shop"))
     ran = pjobs.main("list", f"--url={pjobs.url}", "--json")
     assert ran.code == 0
@@ -157,9 +151,7 @@ def answering(answer: bytes) -> Iterator[int]:
 
 
 def test_server_that_is_no_redis(pjobs: Operator) -> None:
-    """An error says that the server at a URL does not speak Redis's protocol, that it
-    answers something else, or that it is a node of a Cluster.
-    """
+    """The error says that a server is not Redis, or that it is a node of a Cluster."""
     for answer, words, error in (
         (b"HTTP/1.1 400 \x1b[2J\r\n\r\n", ["list"], "not Redis: "),
         (b":5\r\n", ["wait", UUID], "not Redis: it do"),
@@ -181,9 +173,7 @@ def test_server_that_is_no_redis(pjobs: Operator) -> None:
 def test_error_of_ours_keeps_its_traceback(
     pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An exception that a server has not caused is not hidden, nor one for which it
-    cannot be asked.
-    """
+    """An exception that no server has caused is not hidden."""
     job = put(store)
 
     def fail(*args: object) -> None:
@@ -223,9 +213,7 @@ class Saunter(JobState):
 def test_application_of_an_ini(
     pjobs: Operator, folder: Folder, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With an ini, the application's store and kinds are known, whatever it prints is
-    kept from stdout, and the log of a file tells who cancelled what.
-    """
+    """With an ini, its application's store and kinds are known, and its log is kept."""
     monkeypatch.setenv("LOGNAME", "ops")
     source = folder.module.read_text() + KIND.format(kind=folder.path)
     middleware = "JobStateMiddleware(namespace='shop')"
@@ -258,9 +246,7 @@ def test_application_of_an_ini(
 def test_jobs_run_again_through_the_application(
     pjobs: Operator, folder: Folder, store: JobStore
 ) -> None:
-    """With an ini, jobs run again through the application's broker, which --broker
-    cannot replace. None is made for an application that has none.
-    """
+    """With an ini, jobs run again through the application's broker and no other."""
     job = put(store, "error", actor="mail", error=JobError("E", "x"))
     ran = with_ini(pjobs, folder, "rerun", "--broker", "m:b", job.uuid)
     assert ran.code == 2
@@ -359,9 +345,7 @@ def test_applications_with_different_stores(
 
 
 def test_ini_that_is_wrong(pjobs: Operator, folder: Folder) -> None:
-    """A wrong setting is told in one line. With `jobstate.broker = stub`, jobs live in
-    the process that sends them.
-    """
+    """A wrong setting is told in one line, and so is a broker in another process."""
     for settings, code, error in (
         ("jobstate.stalled = 3", 1, "The setting jobstate.stalled is unknown."),
         ("jobstate.path = redis://:hush@h/x", 1, "setting jobstate.path = "),

@@ -60,9 +60,7 @@ def state_of(pjobs: Operator, job: JobState) -> str:
 
 
 def test_list_has_a_line_a_job(pjobs: Operator, store: JobStore) -> None:
-    """A line has the id, the time, the kind, the owner as JSON and the state. What a
-    record lacks is a dash.
-    """
+    """A line has the id, time, kind, owner and state. What a record lacks is a dash."""
     lost = put(store, "cancelled")
     store.client.delete(key_of(store, lost.uuid))
     write(store, lost, status="cancelled")
@@ -99,9 +97,7 @@ def test_each_status_has_its_words(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_numbers_are_readable(pjobs: Operator, store: JobStore) -> None:
-    """Numbers have separators and at most two decimals, and a percentage is whole, and
-    100 only at the end.
-    """
+    """Numbers have separators and at most two decimals. Only the end is at 100%."""
     for progress, text in (
         (Progress(2000, None, "rows"), "2,000 rows"),
         (Progress(0.256), "0.26"),
@@ -115,9 +111,7 @@ def test_numbers_are_readable(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_phases_have_their_names(pjobs: Operator, runs: Runs) -> None:
-    """Within phases, the percentage is that of the job, and the name of the innermost
-    one precedes what it has done.
-    """
+    """Within phases, the percentage is the job's, and the innermost phase is named."""
     run = runs.start()
     contexts = contextlib.ExitStack()
     run.do(lambda job: contexts.enter_context(job.phase("A", 40)))
@@ -151,9 +145,7 @@ def test_list_filters_by_kind_status_and_owner(
 
 
 def test_limits_reach_beyond_a_page(pjobs: Operator, store: JobStore) -> None:
-    """By default 50 jobs are listed; a limit may be more than the store returns at
-    once.
-    """
+    """By default 50 jobs are listed. A limit may be beyond a page of the store's."""
     put_batch(store, Haul, members(*["queued"] * 210))
     page = store.list(kind="RunMarathon", limit=200)
     uuids = [job.uuid for job in page.items]
@@ -260,18 +252,14 @@ def test_show_finds_the_job_of_an_alias(pjobs: Operator, store: JobStore) -> Non
 
 
 def test_titles_are_the_applications(pjobs: Operator, store: JobStore) -> None:
-    """A translation string is shown in its own language; a title that fails is
-    replaced by the kind.
-    """
+    """A title may be a translation string. If it fails, the kind takes its place."""
     good, bad = put(store, cls=Titled), put(store, cls=Titled, owner="bad")
     assert "title: Import of 3" in pjobs("show", good.uuid).out
     assert "title: Titled" in pjobs("show", bad.uuid).out
 
 
 def test_show_has_the_failures(pjobs: Operator, runs: Runs, store: JobStore) -> None:
-    """`show` has the tries, the traceback, and why the job cannot run again. Nothing in
-    it acts on the terminal.
-    """
+    """`show` has the tries, the traceback, and why the job cannot run again."""
     run = runs.start()
     run.end(ValueError("wrong"))
     job = load_job(store, run.uuid)
@@ -302,9 +290,7 @@ def test_show_has_the_failures(pjobs: Operator, runs: Runs, store: JobStore) -> 
 
 
 def test_nothing_acts_on_a_terminal(pjobs: Operator, store: JobStore) -> None:
-    """Every control, line separator, bidirectional control and surrogate is escaped as
-    Python writes it, and every letter, mark, number, punctuation and symbol stays.
-    """
+    """What may act on a terminal is escaped as Python writes it, and nothing else."""
     characters = list(map(chr, range(sys.maxunicode + 1)))
     unsafe = [
         character
@@ -359,9 +345,7 @@ def test_durations_take_two_units(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_beginning_of_an_id_is_enough(pjobs: Operator, store: JobStore) -> None:
-    """A beginning that only one job has names it, in small letters or capitals. An id
-    or a beginning that no job has is said so: exit code 1.
-    """
+    """A beginning that only one job has names it. What no job has is an error: 1."""
     job = put(store, "queued", cls=Strange)
     for name in job.uuid[:13], job.uuid[:13].upper(), job.uuid.upper():
         assert f"id: {job.uuid}" in pjobs("show", name).out
@@ -428,9 +412,7 @@ def fill(store: JobStore) -> None:
 
 
 def test_info_counts_jobs(pjobs: Operator, store: JobStore) -> None:
-    """Without a command, a line has the totals, and one for each kind its own, the
-    busiest first; the kinds that this process knows count, too.
-    """
+    """A line has the totals, and each known kind its own line, the busiest first."""
     fill(store)
     put(store, "queued", cls=Strange)
     ran = pjobs()
@@ -468,9 +450,7 @@ def test_json_of_info_is_one_object(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_line_of_a_batch_has_its_counts(pjobs: Operator, store: JobStore) -> None:
-    """A line about a batch says how many of its jobs are over, and how many of these
-    failed or were cancelled.
-    """
+    """A line about a batch says how many jobs are over, failed or were cancelled."""
     for statuses, text in (
         ([], r"success after 0\.\d s, 0 of 0 jobs"),
         (["queued"] * 2, "queued 0% 0 of 2 jobs"),
@@ -482,9 +462,7 @@ def test_line_of_a_batch_has_its_counts(pjobs: Operator, store: JobStore) -> Non
 
 
 def test_show_has_the_counts(pjobs: Operator, store: JobStore) -> None:
-    """`show` says how many jobs of a batch have which status, and of a member to which
-    batch it belongs.
-    """
+    """`show` counts the jobs of a batch by status, and names the batch of a member."""
     batch = put_batch(store, Haul, members(*EACH), title=HOSTILE)
     lines = pjobs("show", batch.uuid[:13]).out
     assert f"title: {HARMLESS}" in lines
@@ -498,9 +476,7 @@ def test_show_has_the_counts(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_json_has_the_counts(pjobs: Operator, store: JobStore) -> None:
-    """With --json, a batch has its counts, and a member the id of its batch; any other
-    job has neither.
-    """
+    """As JSON, only a batch has its counts, and only a member the id of its batch."""
     batch = put_batch(store, Haul, members(*EACH))
     alone = put(store, "success").uuid
     jobs = [json.loads(line) for line in pjobs("list", "--json").out]

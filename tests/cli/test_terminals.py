@@ -76,9 +76,7 @@ def test_show_is_a_card(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_info_has_bars(pjobs: Operator, store: JobStore) -> None:
-    """Bars show which kinds run most, and numbers stand in columns. Without jobs the
-    totals remain, in several lines if the terminal is narrow.
-    """
+    """Bars show which kinds run most. Without jobs the totals remain."""
     shown = pjobs.draw("info", rows=300, columns=40)
     assert shown.lines()[:2] == [
         "running 0   waiting 0   retrying 0",
@@ -181,9 +179,7 @@ def test_watch_without_jobs(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_many_jobs_on_a_small_terminal(pjobs: Operator, store: JobStore) -> None:
-    """Jobs fill a terminal of any size and never wrap, stalled ones come first, and the
-    last line says how many are left out.
-    """
+    """Jobs fill any terminal, stalled ones first. The last line counts the others."""
     member = {
         "status": "working",
         "job_state_class": RunMarathon,
@@ -256,9 +252,7 @@ def test_watch_survives_an_outage(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_watch_draws_the_bar_of_a_batch(pjobs: Operator, store: JobStore) -> None:
-    """The bar of a batch is as long as the work that is done, by the weights of the
-    jobs; beside it stands how many jobs are over.
-    """
+    """The bar of a batch goes by the weights of its jobs, counted beside it."""
     members: list[Any] = ["working", "error", {"status": "success", "weight": 6}]
     batch = put_batch(store, Haul, members)
 
@@ -276,9 +270,7 @@ def test_watch_draws_the_bar_of_a_batch(pjobs: Operator, store: JobStore) -> Non
 def test_rich_is_named_where_it_is_missing(
     pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a terminal without rich, a command that draws says how to install it, before
-    it connects; JSON, plain lines and dumb terminals need no rich.
-    """
+    """On a terminal without rich, a command that draws says how to install it."""
     put(store)
     monkeypatch.setitem(sys.modules, "rich", None)
     # As find_spec() does where it is not installed.

@@ -105,9 +105,7 @@ def become(pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> Become:
 def boot(
     become: Become, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Boot:
-    """Does what Dramatiq does in a worker process of a command, and returns the exit
-    code, or None, and the lines on stderr.
-    """
+    """Boots a worker process of a command: its exit code, if any, and its stderr."""
 
     def boot(command: Command) -> tuple[object, list[str]]:
         sys.modules.pop("cliapp", None)
@@ -128,9 +126,7 @@ def boot(
 
 
 def test_help_of_the_processes(pjobs: Operator, folder: Folder) -> None:
-    """`work` and `dev` have a help of their own. That of `work` has every flag of the
-    installed Dramatiq.
-    """
+    """`work` and `dev` have their own help, and `work` every flag of Dramatiq's."""
     ran = pjobs.main("cli.ini", "x=1", "word=hi", "work", "--help")
     text = "\n".join(ran.out)
     assert ran.code == 0
@@ -162,9 +158,7 @@ def test_mistakes_in_flags_are_named(pjobs: Operator, folder: Folder) -> None:
 
 
 def test_command_line_wins_over_the_ini(folder: Folder, become: Become) -> None:
-    """A flag in the command line replaces the ini's, in its long and in its short
-    form; the others stay.
-    """
+    """A flag, in its long or short form, replaces the ini's; the others stay."""
     folder.write_ini("processes = 1\nthreads = 2\nqueues = default other")
     given = (str(folder.ini), "word=hi", "work")
     command = become(*given, "--threads", "1", "--log-file", "work.log")
@@ -176,9 +170,7 @@ def test_command_line_wins_over_the_ini(folder: Folder, become: Become) -> None:
 
 
 def test_values_of_the_ini_become_flags(folder: Folder, become: Become) -> None:
-    """Each kind of value becomes arguments, with either kind of dash in the name. If
-    the workers watch files, these are Python's unless others are named.
-    """
+    """Each kind of value becomes arguments. Python's files are watched by default."""
     given = (str(folder.ini), "word=hi", "work")
     for setting, flags in (
         ("worker_shutdown_timeout = 0", ["--worker-shutdown-timeout", "0"]),
@@ -219,9 +211,7 @@ def test_mistakes_in_the_ini_name_the_setting(pjobs: Operator, folder: Folder) -
 def test_script_is_beside_python_or_on_the_path(
     pjobs: Operator, folder: Folder, become: Become, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The environment's own script wins, even if it is not on PATH. A flag that only
-    the installed Dramatiq knows is left to Dramatiq.
-    """
+    """The environment's own script wins. It may have flags that are unknown here."""
     given = (str(folder.ini), "word=hi", "work", "-p1")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     assert become(*given).words[0] == str(Path(sys.executable).with_name("dramatiq"))
@@ -246,9 +236,7 @@ def test_worker_process_finds_the_ini(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A worker process makes the application of the ini, also in another folder, with
-    its variables. Values may use these, `here` and `__script__`.
-    """
+    """A worker makes the application of the ini, in any folder, with its variables."""
     folder.module.write_text(APP.format("dramatiq.set_broker(dramatiq.Broker())"))
     values = "url = redis://%(host)s\nplace = %(here)s\nname = %(__script__)s\n"
     folder.ini.write_text(f"{INI}{values}")
@@ -281,9 +269,7 @@ def cannot_start(
 def test_application_that_does_not_start(
     folder: Folder, become: Become, boot: Boot
 ) -> None:
-    """The exit code and a message on stderr tell why a worker cannot start: what the
-    application raises, at its own line or else the library's.
-    """
+    """The exit code and stderr tell what the application raises, and at which line."""
     folder.ini.write_text(INI)
     own = f"pjobs: {folder.module}, line 13: ModuleNotFoundError: No"
     cannot_start(
@@ -420,9 +406,7 @@ def test_servers_start_at_local_urls_only(
 
 
 def test_settings_are_the_applications(wanted: Wanted, folder: Folder) -> None:
-    """The settings are those of the applications, however they are composed, also in
-    files that these use, and these again.
-    """
+    """The settings are those of the applications, however they are composed."""
     setting = "jobstate.redis_url = redis://localhost:{}\n".format
     base = f"[app:main]\nuse = config:./cli.ini#y\n{setting(7)}"
     (folder.path / "base.ini").write_text(base)

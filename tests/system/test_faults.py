@@ -211,9 +211,7 @@ class Storm:
 def test_no_end_and_no_last_value_is_wrong(
     redis_url: str, server: EmbeddedServer, tmp_path: Path, count: int
 ) -> None:
-    """However many replies are lost and workers killed, each job ends as its last run
-    did, with that run's last values, or cancelled if it was cancelled.
-    """
+    """Each job ends as its last run did, with that run's last values, or cancelled."""
     with faulty(server.url) as proxy:
         storm = Storm(count, (redis_url, server.url), proxy.url, tmp_path)
         helpers = [

@@ -58,9 +58,7 @@ def sender(redis_url: str, server: EmbeddedServer, tmp_path: Path) -> Iterator[S
 
 
 def test_a_worker_that_is_killed(sender: Sender) -> None:
-    """The job of a killed worker stalls, runs again in another worker without the first
-    run's values, and ends as that run does.
-    """
+    """The job of a killed worker stalls, and runs again without its former values."""
     sender.send("run_marathon")
     worker = sender.start()
     wait_for(lambda: sender.metric("pid"), PATIENCE)
@@ -84,9 +82,7 @@ def test_a_worker_that_is_killed(sender: Sender) -> None:
 
 
 def test_a_worker_that_was_frozen(sender: Sender) -> None:
-    """A worker that was frozen while its message ran elsewhere changes nothing when it
-    wakes, and logs one warning.
-    """
+    """A worker whose message has run elsewhere changes nothing, and warns once."""
     sender.send("run_marathon")
     sleeper = sender.start()
     wait_for(lambda: sender.metric("pid"), PATIENCE)

@@ -50,9 +50,7 @@ def report(run: Run, n: int, stream: Exchange, timeout: float = 40) -> None:
 def test_stream_outlives_a_failover(
     redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When a replica takes over because the primary has died, as three sentinels find,
-    the stream goes on with the new primary.
-    """
+    """When a replica takes over from a dead primary, the stream goes on with it."""
     caplog.set_level(logging.INFO, "pyramid_jobstate")
     with contextlib.ExitStack() as stack:
         primary, replica, sentinel = stack.enter_context(replicated(tmp_path))

@@ -296,9 +296,7 @@ app.get("/job_state?all=1", status=403)
 
 
 def test_operators_and_layout_of_the_readme(myapp: MyApp) -> None:
-    """With the README's root, admins count, inspect and delete jobs, and their owner
-    does not. In its layout, an admin sees all jobs, and their owner their own.
-    """
+    """With the README's root and layout, admins operate, and owners see their jobs."""
     myapp.write("rooted.py", ROOTED)
     myapp.run("""
 job = testing.put_job(store, RunMarathon, "error", owner="alice").uuid
@@ -333,9 +331,7 @@ for path in f"/job_state/{job}", f"/job_state/{job}/":
 
 
 def test_result_of_the_readme_is_guarded(myapp: MyApp) -> None:
-    """The owner of a report downloads it from the URL of its result, once it has been
-    made. Nobody else does, also where the application has no policy.
-    """
+    """Only the owner can download a report by its result, once it has been made."""
     myapp.run("""
 from myapp.reports import ExportReport
 from pyramid.config import Configurator
@@ -387,9 +383,7 @@ assert [member.message for member in store.members(uuid).items] == [
 
 
 def test_visitors_of_the_readme_own_their_jobs(myapp: MyApp) -> None:
-    """With the function that reads the session, a visitor who has not logged in sees
-    the job that they sent, and another visitor does not.
-    """
+    """A visitor who has not logged in sees the job that they sent; another does not."""
     myapp.write("sessions.py", SESSIONS)
     myapp.run("""
 owned = {"jobstate.owner": "myapp.visitors.visitor", "pyramid.includes": "sessions"}
@@ -428,9 +422,7 @@ def test_json_of_the_readme_has_the_real_names(redis_url: str) -> None:
 
 
 def test_settings_of_the_readme_are_the_real_ones(redis_url: str) -> None:
-    """The README lists exactly the settings that exist. Omitting one has the same
-    effect as writing out its default.
-    """
+    """The README lists exactly the settings that exist, with their defaults."""
     table = README.partition("Settings\n---")[2].split("\n\n")[1]
     rows = re.findall(r"^``(jobstate\.\w+)``(.*(?:\n .*)*)", table, re.MULTILINE)
     with pytest.raises(ConfigurationError) as info:
@@ -451,9 +443,7 @@ def test_settings_of_the_readme_are_the_real_ones(redis_url: str) -> None:
 
 
 def test_names_of_the_readme_exist() -> None:
-    """Every method and attribute that the README names exists in JobState or in the
-    package's public modules.
-    """
+    """Every method and attribute that the README names is public."""
     members = set(dir(pyramid_jobstate.JobState))
     for module in ("", ".testing", ".resources", ".fixtures"):
         members.update(dir(importlib.import_module(f"pyramid_jobstate{module}")))
@@ -469,9 +459,7 @@ def test_names_of_the_readme_exist() -> None:
 def test_script_tags_of_the_readme_find_jobs_and_styles(
     page: Page, console_errors: list[str], myapp: MyApp
 ) -> None:
-    """The tags for a CDN, a container in the tree and a manifest, and the module, find
-    the job in an application below a URL map and a route_prefix.
-    """
+    """Each way to include the script finds the job, wherever it is mounted."""
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     follow = "(jobUuid) => JobState.startPolling({ jobUuid }).done"
@@ -500,9 +488,7 @@ def test_script_tags_of_the_readme_find_jobs_and_styles(
 def test_script_of_the_readme_runs(
     page: Page, console_errors: list[str], myapp: MyApp, worker: None
 ) -> None:
-    """In a browser, the page of the quick start and the script by hand follow a
-    marathon to its end.
-    """
+    """The page of the quick start and the script follow a marathon to its end."""
     (script,) = [text for text in snippets("js") if "startPolling" in text]
     with myapp.serving() as (address, _):
         page.goto(f"{address}/quick/run")

@@ -233,9 +233,7 @@ def interrupt_now() -> None:
 
 
 def test_every_success_is_counted(scene: Scene) -> None:
-    """Four threads increment one counter: transactions conflict, every job succeeds in
-    the end, and the counter is their number.
-    """
+    """Jobs whose transactions conflict all succeed in the end, and count once each."""
     meeting = threading.Barrier(4)
 
     @job_actor(broker=scene.broker, min_backoff=20, max_backoff=200)
@@ -261,9 +259,7 @@ def test_every_success_is_counted(scene: Scene) -> None:
 
 
 def test_interrupt(scene: Scene, subtests: pytest.Subtests) -> None:
-    """An interrupt before the vote has passed aborts. A later one does not undo the
-    commit: the job reads error, and so does what it had not sent yet.
-    """
+    """An interrupt before the vote has passed aborts. A later one undoes no commit."""
     save = scene.save_actor(max_retries=0)
     with working(scene.broker, threads=1):
         for place in PLACES:
@@ -276,9 +272,7 @@ def test_interrupt(scene: Scene, subtests: pytest.Subtests) -> None:
 
 
 def test_shutdown(scene: Scene, subtests: pytest.Subtests) -> None:
-    """A worker that is stopped interrupts the job, which then runs again from its
-    start, even if it had committed.
-    """
+    """A job that is interrupted by a stop runs again, even if it had committed."""
     save = scene.save_actor(notify_shutdown=True, min_backoff=20, max_backoff=50)
     phases = "actor", "tpc_vote", "before the broker"
     for place in [place for place in PLACES if place.phase in phases]:
@@ -301,9 +295,7 @@ def test_shutdown(scene: Scene, subtests: pytest.Subtests) -> None:
 
 
 def test_cancel(scene: Scene, subtests: pytest.Subtests) -> None:
-    """A job that learns of a cancel before it commits is aborted, and not tried again
-    even if its transaction conflicts. A cancel that arrives later changes nothing.
-    """
+    """A cancel before the commit aborts for good. A later one changes nothing."""
     save = scene.save_actor()
 
     def ask() -> None:

@@ -50,9 +50,7 @@ def host(host: Host) -> Host:
 
 
 def quotations() -> list[str]:
-    """Return the literal texts of the chapter that contain a space, but for commands
-    and settings.
-    """
+    """Return the chapter's literal texts that have a space, and are no commands."""
     # The snippets contain no double backquotes.
     found = [" ".join(text.split()) for text in re.findall(r"``(.+?)``", CHAPTER, re.S)]
     return [text for text in found if " " in text and not OTHERS.match(text)]
@@ -209,9 +207,7 @@ def own_broker(host: Host) -> str:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_trouble_is_told(host: Host, name: str) -> None:
-    """Each trouble has the effect that the README describes. A log or an answer
-    contains what the reader is told to look for.
-    """
+    """Each trouble logs or answers what the README tells its reader to look for."""
     run: Callable[[Host], str] = globals()[name]
     logged = run(host)
     for text in RUNS[name]:
@@ -221,9 +217,7 @@ def test_trouble_is_told(host: Host, name: str) -> None:
 
 
 def test_quotations_are_real() -> None:
-    """Everything that the chapter quotes is a text of the package, or has been seen in
-    a run above.
-    """
+    """All that the chapter quotes is the package's, or was seen in a run above."""
     seen = {text for found in RUNS.values() for text in found}
     known = texts()
     found = quotations()

@@ -49,9 +49,7 @@ def nap(folder: Folder) -> JobState:
 
 
 def test_jobs_run_with_the_application_of_the_ini(folder: Folder, start: Start) -> None:
-    """A job runs in a worker that has the ini's settings, variables, logging and flags,
-    the command becomes Dramatiq's, and SIGTERM stops it with exit code 0.
-    """
+    """A job runs with the ini's settings, variables, logging and flags."""
     folder.write_ini("processes = 1\nthreads = 2\nqueues = default other")
     command = start("--threads", "1", "--log-file", "work.log")
     skipped = folder.send("mail", queue="mail")
@@ -72,9 +70,7 @@ def test_jobs_run_with_the_application_of_the_ini(folder: Folder, start: Start) 
 
 
 def test_hangup_reloads_the_application(folder: Folder, start: Start) -> None:
-    """SIGHUP restarts the workers with changed code in the same process, though the
-    environment's scripts are not on PATH.
-    """
+    """SIGHUP restarts the workers with changed code in the same process."""
     command = start("--processes", "1", "--use-spawn")
     before = nap(folder).progress_metrics
     folder.write_app("two, which is longer")
@@ -109,9 +105,7 @@ def is_quiet(command: Process) -> bool:
 
 
 def test_command_ends_with_its_workers(folder: Folder, start: Start) -> None:
-    """When a worker process is killed, the command ends with an error. If one cannot
-    start, it ends with the exit code of that, and its message on stderr.
-    """
+    """If a worker is killed or cannot start, the command ends, and says why."""
     command = start("-p", "1")
     pid = nap(folder).progress_metrics["pid"]
     # Dramatiq waits for the rest of a line that a killed worker was writing.

@@ -101,9 +101,7 @@ class Project:
         return done.stdout
 
     def initialize(self, ini: str) -> None:
-        """Create the database of a project with SQLAlchemy, as its README says, with
-        the project's own console script.
-        """
+        """Create a database with SQLAlchemy, as the project's README says."""
         self.python("-m", "alembic", "-c", ini, "upgrade", "head")
         self.run_script(ini)
 

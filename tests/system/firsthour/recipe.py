@@ -73,9 +73,7 @@ def commands(text: str) -> list[str]:
 
 
 def parse(text: str) -> Block:
-    """Return a block of code for the projects here, whose package is PACKAGE. Its first
-    line must say where it belongs.
-    """
+    """Return a block of code for PACKAGE. Its first line says where it belongs."""
     first, *lines = text.replace("myapp", PACKAGE).splitlines()
     comment = COMMENT.fullmatch(first)
     assert comment, f"This line does not say where the block belongs: {first}"

@@ -112,9 +112,7 @@ def run_a_marathon(page: Page) -> str:
     "project", [*BOTH, pytest.param("wiki2", marks=pytest.mark.long)], indirect=True
 )
 def test_projects_pass_their_tests_after_the_recipe(project: Project) -> None:
-    """With what the README adds, the projects still pass their own tests, unmodified
-    and without a Redis server, and those that the README shows.
-    """
+    """After the recipe, the projects pass their own tests and those of the README."""
     tests = OWN_TESTS[project.name]
     if project.name == "sqlalchemy":
         apply(project, blocks(section("Test your application")))
@@ -123,9 +121,7 @@ def test_projects_pass_their_tests_after_the_recipe(project: Project) -> None:
 
 
 def test_recipe_is_short() -> None:
-    """From a generated project to a live bar with a worker, a cancel button and rights
-    it takes no more lines than promised.
-    """
+    """The way to a live bar takes no more lines than promised."""
     one, other = (
         Counter(line.strip() for block in quick_start(name) for line in block.lines)
         for name in ("sqlalchemy", "zodb")

@@ -59,9 +59,7 @@ owner.post(url + "cancel", headers=headers, status=400)
 def test_owners_alone_see_and_cancel_their_jobs(
     make_project: MakeProject, redis_url: str
 ) -> None:
-    """Users who log in by the application's own form see and cancel the job that they
-    sent, and no one else does. Its policy checks tokens.
-    """
+    """Users who log in by the application's form alone see and cancel their jobs."""
     project = make_project("wiki2")
     apply(project, quick_start(project.name))
     project.initialize("testing.ini")
