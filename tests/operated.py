@@ -32,6 +32,9 @@ Course = Iterator[object]
 
 NOTHING: Course = iter(())
 
+#: Returns what was logged since the last call.
+Said = Callable[[], list[str]]
+
 
 class Haul(Batch):
     """A kind of batch."""
@@ -73,8 +76,7 @@ class Pauses:
         return self._monotonic() + self.passed
 
     def sleep(self, seconds: float) -> None:
-        thread = threading.current_thread()
-        if self._is_inside or thread is not threading.main_thread():
+        if self._is_inside or threading.current_thread() is not threading.main_thread():
             self._sleep(seconds)
             return
         self.passed += seconds

@@ -77,11 +77,12 @@ class Terminal:
         size = struct.pack("HHHH", rows, columns, 0, 0)
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
 
-    def catch_up(self) -> None:
+    def catch_up(self) -> "Terminal":
         """Wait until all that was written so far is seen."""
         seen = self.output.count(MARK.decode())
         os.write(self.slave, MARK)
         wait_for(lambda: self.output.count(MARK.decode()) > seen)
+        return self
 
     def lines(self) -> list[str]:
         """Return what is seen, without empty lines at the end."""

@@ -4,7 +4,7 @@ import logging
 import signal
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from pyramid.config import global_registries
 
 from tests.cliapp import Folder
-from tests.operated import Operator
+from tests.operated import Operator, Said
 from tests.running import Runs, running
 
 
@@ -37,9 +37,7 @@ def process_kept() -> Iterator[None]:
 
 
 @pytest.fixture
-def said(
-    said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
-) -> Callable[[], list[str]]:
+def said(said: Said, monkeypatch: pytest.MonkeyPatch) -> Said:
     """Returns what the package has logged, with "ops" as the user of commands."""
     monkeypatch.setenv("LOGNAME", "ops")
     return said

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from pyramid_jobstate import (
 from pyramid_jobstate.testing import pass_time, put_batch
 from tests.faulty import faulty
 from tests.jobs import RunMarathon, working
-from tests.operated import HARMLESS, HOSTILE, SIGNALS, Haul, Operator, put
+from tests.operated import HARMLESS, HOSTILE, SIGNALS, Haul, Operator, Said, put
 from tests.support import UUID, load_job, wait_for
 from tests.terminal import Terminal
 from tests.web.operating import Marathons
@@ -79,33 +78,24 @@ def till(pjobs: Operator, shop: Any, marathons: Marathons) -> Operator:
 
 
 def test_jobs_are_cancelled(
-    pjobs: Operator, store: JobStore, said: Callable[[], list[str]]
+    pjobs: Operator, store: JobStore, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A queued job is cancelled at once, a running one stops, and the log says who."""
     queued, working = put(store, "queued"), put(store)
     ran = pjobs("cancel", queued.uuid[:13], working.uuid)
     assert ran == (0, [f"{queued.uuid} cancelled", f"{working.uuid} cancelling"], [])
     assert statuses(store, queued, working) == ["cancelled", "cancelling"]
-    assert said() == [
-        f"ops (pjobs) cancelled the job {job.uuid}." for job in (queued, working)
-    ]
-
-
-def test_operator_without_a_name(
-    pjobs: Operator,
-    store: JobStore,
-    said: Callable[[], list[str]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Where the system has no name for its user, the log has the command alone."""
+    line = "ops (pjobs) cancelled the job {}.".format
+    assert said() == [line(queued.uuid), line(working.uuid)]
 
     def getuser() -> str:
+        # As in some containers, the system has no name for its user.
         raise KeyError("getpwuid(): uid not found: 1234")
 
     monkeypatch.setattr(getpass, "getuser", getuser)
-    job = put(store, "queued")
-    assert pjobs("cancel", job.uuid).code == 0
-    assert said() == [f"pjobs cancelled the job {job.uuid}."]
+    other = put(store, "queued")
+    assert pjobs("cancel", other.uuid).code == 0
+    assert said() == [f"pjobs cancelled the job {other.uuid}."]
 
 
 def test_jobs_that_cannot_be_cancelled(pjobs: Operator, store: JobStore) -> None:
@@ -124,9 +114,7 @@ def test_jobs_that_cannot_be_cancelled(pjobs: Operator, store: JobStore) -> None
     ]
 
 
-def test_dry_run_changes_nothing(
-    pjobs: Operator, store: JobStore, said: Callable[[], list[str]]
-) -> None:
+def test_dry_run_changes_nothing(pjobs: Operator, store: JobStore, said: Said) -> None:
     """--dry-run says what would be done, and what could not, and needs no --yes."""
     queued, done = put(store, "queued"), put(store, "success")
     ran = pjobs("cancel", "--dry-run", queued.uuid, done.uuid)
@@ -151,7 +139,7 @@ def test_cancel_of_a_batch(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_matching_jobs_are_cancelled(
-    pjobs: Operator, store: JobStore, said: Callable[[], list[str]]
+    pjobs: Operator, store: JobStore, said: Said
 ) -> None:
     """Unfinished jobs that match are cancelled, and the log has them and the filter."""
     queued, working = put(store, "queued"), put(store)
@@ -208,9 +196,7 @@ def test_calls_go_on_up_to_the_limit(
     assert (ran.code, json.loads(ran.out[0])) == (1, expected)
 
 
-def test_lost_reply_is_logged(
-    pjobs: Operator, store: JobStore, said: Callable[[], list[str]]
-) -> None:
+def test_lost_reply_is_logged(pjobs: Operator, store: JobStore, said: Said) -> None:
     """If the store's reply is lost, the log has the jobs that may have been deleted."""
     job = put(store, "success")
     pjobs("clear", "--kind=Dash", "--yes")
@@ -219,8 +205,7 @@ def test_lost_reply_is_logged(
         lost = re.compile(rb"EVAL.*" + job.uuid.encode(), re.DOTALL)
         proxy.judge = lambda request: "lose" if lost.search(request) else "pass"
         ran = pjobs.main("--url", proxy.url, "clear", "--everything", "--yes")
-    text = "at least 0 deleted, 0 refused, then stopped"
-    assert (ran.code, ran.out) == (1, [text])
+    assert (ran.code, ran.out) == (1, ["at least 0 deleted, 0 refused, then stopped"])
     assert said()[0] == (
         f"ops (pjobs) may have deleted the job {job.uuid}: the store did not answer."
     )
@@ -252,20 +237,14 @@ def test_signal_waits_for_the_call(
     assert ran == (130, ["at least 3 deleted, 0 refused, then stopped"], [])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
-
-def test_ignored_signal_stays_ignored(
-    pjobs: Operator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Under nohup, the end of a terminal does not end a command between two calls."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
     def hang_up(limit: int) -> BulkResult:
         signal.raise_signal(signal.SIGHUP)
         return BulkResult(3, 0, "more")
 
+    # Under nohup, the end of a terminal ends nothing.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     calls(monkeypatch, "clear", hang_up, BulkResult(4, 0, None))
-    ran = pjobs("clear", "--everything", "--yes")
-    assert ran == (0, ["7 deleted, 0 refused"], [])
+    assert pjobs("clear", "--everything", "--yes") == (0, ["7 deleted, 0 refused"], [])
 
 
 def test_person_is_asked(pjobs: Operator, store: JobStore) -> None:
@@ -354,8 +333,7 @@ def test_all_that_match_run_again(till: Operator, store: JobStore) -> None:
         jobs = [failed(store), failed(store, actor=""), failed(store)]
         assert till.rerun(*words, "--dry-run").out == ["3 would be requeued"]
         assert statuses(store, *jobs) == ["error"] * 3
-        ran = till.rerun(*words, "--yes")
-        assert ran == (1, ["2 requeued, 1 refused"], [])
+        assert till.rerun(*words, "--yes") == (1, ["2 requeued, 1 refused"], [])
         assert statuses(store, *jobs) == ["queued", "error", "queued"]
         store.delete(jobs[1].uuid)
 
@@ -501,7 +479,6 @@ def test_module_in_the_current_folder(
     ran = pjobs("rerun", job.uuid, "--broker", "till:broker")
     assert (ran.code, ran.out) == (0, [f"{job.uuid} queued"])
     assert ran.err == ["printed at import", "logged at import"]
-    error = (
-        "pjobs: --broker broken:broker cannot be imported: ValueError: redis://…@h/0"
-    )
-    assert pjobs("rerun", job.uuid, "--broker", "broken:broker") == (1, [], [error])
+    line = pjobs("rerun", job.uuid, "--broker", "broken:broker").error(1)
+    text = "--broker broken:broker cannot be imported: ValueError: redis://…@h/0"
+    assert line == f"pjobs: {text}"

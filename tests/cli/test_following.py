@@ -98,8 +98,7 @@ def test_small_changes_are_told_every_ten_seconds(pjobs: Operator, runs: Runs) -
         run.end()
         yield
 
-    ran = pjobs("wait", run.uuid, course=course())
-    assert states(ran.out)[:-1] == [
+    assert states(pjobs("wait", run.uuid, course=course()).out)[:-1] == [
         "working",
         "working 0% 1 of 1,000",
         "working 0% 2 of 1,000",
@@ -343,8 +342,7 @@ def test_given_jobs_are_watched_to_their_end(pjobs: Operator, store: JobStore) -
     queued = put(store, "queued")
     put(store)
     ran = pjobs("watch", done.uuid, queued.uuid[:13], course=steps(queued.cancel))
-    told = [re.split("[ :]", line)[:2] for line in states(ran.printed())]
-    assert told == [
+    assert [re.split("[ :]", line)[:2] for line in states(ran.printed())] == [
         [done.uuid, "error"],
         [queued.uuid, "queued"],
         [queued.uuid, "cancelled"],
@@ -457,6 +455,5 @@ def test_failures_of_a_batch_are_told_at_once(pjobs: Operator, store: JobStore) 
         "working 0% 1 of 3 jobs, 1 failed",
         "working 0% 2 of 3 jobs, 1 failed, 1 cancelled",
     ]
-    assert re.fullmatch(
-        r"error after [\d.]+ s, 3 of 3 jobs, 1 failed, 2 cancelled", last
-    )
+    end = r"error after [\d.]+ s, 3 of 3 jobs, 1 failed, 2 cancelled"
+    assert re.fullmatch(end, last)

@@ -20,7 +20,7 @@ from pyramid_jobstate.testing import put_batch
 from tests.jobs import RunMarathon
 from tests.operated import HARMLESS, HOSTILE, Haul, Operator, put
 from tests.running import Runs
-from tests.support import UUID, key_of, load_job, write
+from tests.support import STATUSES, UUID, key_of, load_job, write
 
 #: The bidirectional controls.
 BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
@@ -65,8 +65,7 @@ def test_list_has_a_line_a_job(pjobs: Operator, store: JobStore) -> None:
     store.client.delete(key_of(store, lost.uuid))
     write(store, lost, status="cancelled")
     put(store, "error", owner=7, error=JobError("ValueError", HOSTILE))
-    progress = Progress(2000, 20000, "rows")
-    working = put(store, message=HOSTILE, progress=progress)
+    working = put(store, message=HOSTILE, progress=Progress(2000, 20000, "rows"))
     first, second, third = pjobs("list").printed()
     uuid, queued, rest = first.split(" ", 2)
     assert uuid == working.uuid
@@ -147,8 +146,7 @@ def test_list_filters_by_kind_status_and_owner(
 def test_limits_reach_beyond_a_page(pjobs: Operator, store: JobStore) -> None:
     """By default 50 jobs are listed. A limit may be beyond a page of the store's."""
     put_batch(store, Haul, members(*["queued"] * 210))
-    page = store.list(kind="RunMarathon", limit=200)
-    uuids = [job.uuid for job in page.items]
+    uuids = [job.uuid for job in store.list(kind="RunMarathon", limit=200).items]
     assert listed(pjobs, "--kind=RunMarathon") == uuids[:50]
     found = listed(pjobs, "--limit", "230")
     assert len(found) == len({*found}) == 211
@@ -169,6 +167,7 @@ def test_json_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
     value = json.loads(line)
     for name in "queued_at", "started_at", "updated_at":
         assert value.pop(name)
+    progress = {"done": 1, "total": 4, "unit": "rows", "fraction": 0.25}
     assert value == {
         "uuid": job.uuid,
         "kind": "RunMarathon",
@@ -180,13 +179,7 @@ def test_json_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
         "attempt": 1,
         "due_at": None,
         "finished_at": None,
-        "progress": {
-            "done": 1,
-            "total": 4,
-            "unit": "rows",
-            "eta": value["progress"]["eta"],
-            "fraction": 0.25,
-        },
+        "progress": {**progress, "eta": value["progress"]["eta"]},
         "message": HOSTILE,
         "metrics": {"miles": 2.5, HOSTILE: [HOSTILE]},
         "params": {"miles": 26},
@@ -349,13 +342,10 @@ def test_beginning_of_an_id_is_enough(pjobs: Operator, store: JobStore) -> None:
     job = put(store, "queued", cls=Strange)
     for name in job.uuid[:13], job.uuid[:13].upper(), job.uuid.upper():
         assert f"id: {job.uuid}" in pjobs("show", name).out
+    begins = "The id of none of the newest 1,000 jobs begins with"
     for name, text in (
         (UUID, f"The job {UUID} is unknown, or has expired."),
-        (
-            "4f6c0",
-            "The id of none of the newest 1,000 jobs begins with 4f6c0. Give the full "
-            "id of an older one.",
-        ),
+        ("4f6c0", f"{begins} 4f6c0. Give the full id of an older one."),
     ):
         assert pjobs("show", name) == (1, [], [f"pjobs: {text}"])
 
@@ -392,58 +382,38 @@ def test_log_has_the_lines_of_a_job(pjobs: Operator, store: JobStore) -> None:
     """Each line is printed as it is, but harmless; JSON keeps it."""
     job = put(store, log=["one", HOSTILE])
     assert pjobs("log", job.uuid) == (0, ["one", HARMLESS], [])
-    found = [json.loads(line) for line in pjobs("log", job.uuid, "--json").out]
-    assert found == [
+    assert [json.loads(line) for line in pjobs("log", job.uuid, "--json").out] == [
         {"uuid": job.uuid, "attempt": 1, "line": line} for line in ("one", HOSTILE)
     ]
     assert pjobs("log", put(store, "queued").uuid) == (0, [], [])
 
 
-def fill(store: JobStore) -> None:
-    """Store jobs of each status."""
+def test_info_counts_jobs(pjobs: Operator, store: JobStore) -> None:
+    """The totals have a line, and each known kind its own, the busiest first."""
+    wrong = JobError("E", "x")
     for _ in range(3):
         put(store, cls=Stroll)
-    put(store)
-    put(store, "cancelling")
-    for status in ("queued", "queued", "retrying", "error", "success", "cancelled"):
-        error = JobError("E", "x") if status in ("error", "retrying") else None
-        put(store, status, error=error)
+    for status in "working", "cancelling", "queued", "queued", "success", "cancelled":
+        put(store, status)
+    put(store, "retrying", error=wrong)
+    put(store, "error", error=wrong)
     put(store, "stalled", cls=Stroll)
-
-
-def test_info_counts_jobs(pjobs: Operator, store: JobStore) -> None:
-    """A line has the totals, and each known kind its own line, the busiest first."""
-    fill(store)
     put(store, "queued", cls=Strange)
-    ran = pjobs()
-    assert (ran.code, ran.err) == (0, [])
-    assert ran.out[:4] == [
+    lines = pjobs().printed()
+    assert lines[:4] == [
         "running 5   waiting 3   retrying 1   stalled 1   | 24 h: done 1  failed 1",
         "Stroll  3 running  0 waiting  0 failed  1 stalled",
         "RunMarathon  2 running  2 waiting  1 failed  1 retrying",
         f"{HARMLESS}  0 running  1 waiting  0 failed",
     ]
-    assert "Titled  0 running  0 waiting  0 failed" in ran.out
-    assert pjobs("info").out == ran.out
-
-
-def test_json_of_info_is_one_object(pjobs: Operator, store: JobStore) -> None:
-    """With --json, one object has all counts, and those of each kind."""
-    fill(store)
+    assert "Titled  0 running  0 waiting  0 failed" in lines
+    assert pjobs("info").out == lines
     (line,) = pjobs("--json").out
     found = json.loads(line)
     kinds = found.pop("kinds")
-    assert found == {
-        "queued": 2,
-        "working": 4,
-        "retrying": 1,
-        "stalled": 1,
-        "cancelling": 1,
-        "success": 1,
-        "error": 1,
-        "cancelled": 1,
-        "ended": {"seconds": 86400, "success": 1, "error": 1, "cancelled": 1},
-    }
+    ended = {"seconds": 86400, "success": 1, "error": 1, "cancelled": 1}
+    counts = {**dict.fromkeys(STATUSES, 1), "queued": 3, "working": 4}
+    assert found == {**counts, "ended": ended}
     assert list(kinds)[:2] == ["Stroll", "RunMarathon"]
     assert kinds["Stroll"].keys() == found.keys()
     assert kinds["Stroll"]["working"] == 3
@@ -461,8 +431,8 @@ def test_line_of_a_batch_has_its_counts(pjobs: Operator, store: JobStore) -> Non
         assert re.fullmatch(text, state_of(pjobs, batch)), statuses
 
 
-def test_show_has_the_counts(pjobs: Operator, store: JobStore) -> None:
-    """`show` counts the jobs of a batch by status, and names the batch of a member."""
+def test_batch_has_its_counts(pjobs: Operator, store: JobStore) -> None:
+    """Only a batch has its counts, and only a member names its batch, also as JSON."""
     batch = put_batch(store, Haul, members(*EACH), title=HOSTILE)
     lines = pjobs("show", batch.uuid[:13]).out
     assert f"title: {HARMLESS}" in lines
@@ -473,28 +443,16 @@ def test_show_has_the_counts(pjobs: Operator, store: JobStore) -> None:
     member = store.members(batch.uuid).items[0]
     assert facts_of(pjobs, member, "batch") == [batch.uuid]
     assert facts_of(pjobs, member, "jobs") == []
-
-
-def test_json_has_the_counts(pjobs: Operator, store: JobStore) -> None:
-    """As JSON, only a batch has its counts, and only a member the id of its batch."""
-    batch = put_batch(store, Haul, members(*EACH))
     alone = put(store, "success").uuid
-    jobs = [json.loads(line) for line in pjobs("list", "--json").out]
-    by_uuid = {job["uuid"]: job for job in jobs}
+    states = [json.loads(line) for line in pjobs("list", "--json").out]
+    by_uuid = {state["uuid"]: state for state in states}
     found = by_uuid.pop(batch.uuid)
-    assert found["counts"] == {
-        "queued": 1,
-        "working": 1,
-        "retrying": 1,
-        "success": 1,
-        "error": 2,
-        "cancelled": 1,
-    }
+    assert found["counts"] == dict(Counter(EACH))
     assert found["progress"]["fraction"] == pytest.approx(4 / 7)
     assert (found["progress"]["done"], found["progress"]["total"]) == (4, 7)
     assert "batch" not in found and "batch" not in by_uuid.pop(alone)
-    assert [job["batch"] for job in by_uuid.values()] == [batch.uuid] * 7
-    assert not any("counts" in job for job in by_uuid.values())
+    assert [state["batch"] for state in by_uuid.values()] == [batch.uuid] * 7
+    assert not any("counts" in state for state in by_uuid.values())
 
 
 def listed(pjobs: Operator, *arguments: str) -> list[str]:

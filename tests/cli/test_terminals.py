@@ -121,29 +121,26 @@ def test_watch_has_bars_that_move(pjobs: Operator, runs: Runs, store: JobStore) 
 
         other = runs.start()
         yield
-        shown.catch_up()
-        assert "working 2" in shown.text()
+        assert "working 2" in shown.catch_up().text()
         assert other.uuid[:8] in shown.lines()[2]
 
         other.end(ValueError("wrong"))
         yield
         pjobs.pass_time(4)
         yield
-        shown.catch_up()
-        assert re.search(r"error +after [\d.]+ s: ValueError: wrong", shown.text())
+        text = shown.catch_up().text()
+        assert re.search(r"error +after [\d.]+ s: ValueError: wrong", text)
         pjobs.pass_time(2)
         yield
-        shown.catch_up()
-        assert other.uuid[:8] not in shown.text()
+        assert other.uuid[:8] not in shown.catch_up().text()
 
         lost = put(store).uuid
         yield
-        shown.catch_up()
-        assert lost[:8] in shown.text()
+        assert lost[:8] in shown.catch_up().text()
         store.client.delete(key_of(store, lost))
         yield
-        shown.catch_up()
-        assert lost[:8] not in shown.text() and run.uuid[:8] in shown.text()
+        text = shown.catch_up().text()
+        assert lost[:8] not in text and run.uuid[:8] in text
         signal.raise_signal(signal.SIGINT)
         yield
 
@@ -164,8 +161,7 @@ def test_watch_without_jobs(pjobs: Operator, store: JobStore) -> None:
     for signum, code in (signal.SIGTERM, 143), (signal.SIGHUP, 129):
 
         def course(shown: Terminal, signum: int = signum) -> Iterator[None]:
-            shown.catch_up()
-            (line,) = shown.lines()
+            (line,) = shown.catch_up().lines()
             assert re.fullmatch(r"\d\d:\d\d:\d\d   No job is running\.", line)
             assert shown.is_alternate and not shown.has_cursor
             signal.raise_signal(signum)
@@ -192,8 +188,7 @@ def test_many_jobs_on_a_small_terminal(pjobs: Operator, store: JobStore) -> None
     def course(shown: Terminal) -> Iterator[None]:
         write(store, jobs[0], seen=1)
         yield
-        shown.catch_up()
-        lines = shown.lines()
+        lines = shown.catch_up().lines()
         assert (len(lines), lines[-1]) == (24, "and 28 more")
         assert lines[0].endswith("   stalled 1   working 49")
         assert lines[1].startswith(jobs[0].uuid[:8])
@@ -202,8 +197,7 @@ def test_many_jobs_on_a_small_terminal(pjobs: Operator, store: JobStore) -> None
         for rows, columns, more in ((3, 20, 49), (1, 1, 0), (40, 200, 12)):
             shown.resize(rows, columns)
             yield
-            shown.catch_up()
-            lines = shown.lines()
+            lines = shown.catch_up().lines()
             assert len(lines) == rows
             assert max(map(len, lines)) <= columns
             assert lines[-1] == f"and {more} more" or not more
@@ -228,14 +222,12 @@ def test_watch_survives_an_outage(pjobs: Operator, store: JobStore) -> None:
             yield
             pjobs.pass_time(5)
             yield
-            shown.catch_up()
-            last = shown.lines()[-1]
+            last = shown.catch_up().lines()[-1]
             assert re.match(r"The store at \S+ does not answer: ", last)
             assert "Reading" in shown.text()
             proxy.judge = lambda request: "pass"
             yield
-            shown.catch_up()
-            assert re.search(r"Reading *\Z", shown.text())
+            assert re.search(r"Reading *\Z", shown.catch_up().text())
             store.client.config_set("requirepass", "other")
             store.client.client_kill_filter(_type="normal", skipme=True)
             yield
@@ -257,8 +249,8 @@ def test_watch_draws_the_bar_of_a_batch(pjobs: Operator, store: JobStore) -> Non
     batch = put_batch(store, Haul, members)
 
     def course(shown: Terminal) -> Iterator[None]:
-        shown.catch_up()
-        (row,) = [line for line in shown.lines() if line.startswith(batch.uuid[:8])]
+        lines = shown.catch_up().lines()
+        (row,) = [line for line in lines if line.startswith(batch.uuid[:8])]
         assert re.search(r" ━{17}[━╺╸]* +working +87% 2 of 3 jobs, 1 failed$", row)
         signal.raise_signal(signal.SIGINT)
         yield
