@@ -64,7 +64,6 @@ def test_wait_has_a_line_a_change(pjobs: Operator, runs: Runs) -> None:
         yield
         yield
         run.end()
-        yield
 
     *told, last = states(pjobs("wait", run.uuid[:13], course=course()).printed())
     assert told == [
@@ -96,7 +95,6 @@ def test_small_changes_are_told_every_ten_seconds(pjobs: Operator, runs: Runs) -
         pjobs.pass_time(10)
         yield
         run.end()
-        yield
 
     assert states(pjobs("wait", run.uuid, course=course()).out)[:-1] == [
         "working",
@@ -158,7 +156,6 @@ def test_stalls_do_not_add_up(pjobs: Operator, store: JobStore, runs: Runs) -> N
             run.report(n=1)
             yield
         run.end()
-        yield
 
     assert pjobs("wait", run.uuid, course=course()).code == 0
 
@@ -229,7 +226,6 @@ def test_store_may_be_away_for_a_while(
             yield
             proxy.judge = lambda request: "pass"
             run.end()
-            yield
 
         ran = pjobs.main("--url", proxy.url, "wait", run.uuid, course=course())
     assert ran.code == 0
@@ -277,7 +273,6 @@ def test_busy_store_is_away(
             yield
             monkeypatch.setattr(JobStore, "load_many", load)
             assert job.cancel()
-            yield
 
         ran = pjobs(command, job.uuid, course=course())
         assert ran.code == code
@@ -323,7 +318,6 @@ def test_watch_has_a_line_a_change(
         run.end(ValueError("wrong"))
         yield
         signal.raise_signal(signal.SIGINT)
-        yield
 
     ran = pjobs("watch", course=course())
     assert (ran.code, ran.err) == (130, [])
@@ -370,7 +364,6 @@ def test_given_job_whose_record_is_gone(pjobs: Operator, store: JobStore) -> Non
         yield
         store.client.restore(key, 0, kept)
         write(store, back, status="success")
-        yield
 
     ran = pjobs("watch", lost.uuid, back.uuid, course=course())
     told = [tuple(line.split()[:2]) for line in states(ran.printed())]
@@ -390,7 +383,6 @@ def test_log_is_followed_to_the_end(pjobs: Operator, runs: Runs) -> None:
             run.report(lines=len(lines))
             yield
         run.end(ValueError("wrong"))
-        yield
 
     ran = pjobs("log", "-f", run.uuid, course=course())
     lines = ["one", "one", HARMLESS, "end"]

@@ -5,9 +5,7 @@ and an exit code.
 from __future__ import annotations
 
 import contextlib
-import socketserver
-import threading
-from collections.abc import Iterator
+import socket
 from pathlib import Path
 
 import dramatiq.broker
@@ -16,6 +14,7 @@ import pytest
 from pyramid_jobstate import JobError, JobState, JobStore
 from tests.cliapp import Folder
 from tests.operated import Operator, put, with_ini
+from tests.relay import Relay
 from tests.support import UUID
 from tests.webapp import NOWHERE
 
@@ -127,25 +126,13 @@ def test_store_that_is_away(pjobs: Operator) -> None:
     assert "secret" not in line
 
 
-@contextlib.contextmanager
-def answering(answer: bytes) -> Iterator[int]:
-    """Run a server that gives one answer to everything, and give its port."""
+class Impostor(Relay):
+    """Gives one answer to everything."""
 
-    class Handler(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            while self.request.recv(65536):
-                self.request.sendall(answer)
+    answer = b""
 
-    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads, server.block_on_close = True, False
-    with server:
-        thread = threading.Thread(target=server.serve_forever, args=[0.01])
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
+    def _refusal(self, client: socket.socket, request: bytes) -> bytes:
+        return self.answer
 
 
 def test_server_that_is_no_redis(pjobs: Operator) -> None:
@@ -156,9 +143,10 @@ def test_server_that_is_no_redis(pjobs: Operator) -> None:
         (b":5\r\n", ["wait", UUID], "not Redis: it do"),
         (b"-MOVED 1 127.0.0.1:7000\r\n", ["show", UUID], f"a node of a Cluster: {add}"),
     ):
-        with answering(answer) as port:
-            place = f"127.0.0.1:{port}/0"
-            ran = pjobs.main("--url", f"redis://{place}?protocol=2", *words)
+        with contextlib.closing(Impostor(pjobs.url)) as server:
+            server.answer = answer
+            ran = pjobs.main("--url", f"{server.url}?protocol=2", *words)
+        place = server.url.removeprefix("redis://")
         assert (ran.code, ran.out) == (1, [])
         assert ran.err[-1].startswith(f"pjobs: The store at {place} is {error}")
         assert "\x1b" not in ran.err[-1]

@@ -142,7 +142,6 @@ def test_watch_has_bars_that_move(pjobs: Operator, runs: Runs, store: JobStore) 
         text = shown.catch_up().text()
         assert lost[:8] not in text and run.uuid[:8] in text
         signal.raise_signal(signal.SIGINT)
-        yield
 
     shown = pjobs.draw("watch", course=course, columns=150)
     assert shown.code == 130
@@ -202,7 +201,6 @@ def test_many_jobs_on_a_small_terminal(pjobs: Operator, store: JobStore) -> None
             assert max(map(len, lines)) <= columns
             assert lines[-1] == f"and {more} more" or not more
         signal.raise_signal(signal.SIGINT)
-        yield
 
     assert pjobs.draw("watch", course=course).code == 130
 
@@ -230,7 +228,6 @@ def test_watch_survives_an_outage(pjobs: Operator, store: JobStore) -> None:
             assert re.search(r"Reading *\Z", shown.catch_up().text())
             store.client.config_set("requirepass", "other")
             store.client.client_kill_filter(_type="normal", skipme=True)
-            yield
 
         try:
             shown = pjobs.draw("watch", job.uuid, course=course, rows=5, columns=120)

@@ -14,6 +14,7 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import dramatiq
 import dramatiq.broker
@@ -66,11 +67,7 @@ Wanted = Callable[[str], list[Any]]
 
 
 class Became(BaseException):
-    """The process has become a command."""
-
-
-class Started(BaseException):
-    """A process was started."""
+    """The process has become a command, or would have started one."""
 
 
 @pytest.fixture
@@ -84,19 +81,15 @@ def pjobs(
 @pytest.fixture
 def become(pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> Become:
     """Returns the command that a `pjobs` becomes."""
-
-    def execve(path: str, words: list[str], environ: dict[str, str]) -> None:
-        assert path == words[0]
-        raise Became(Command(words, environ))
-
+    execve = mock.Mock(side_effect=Became)
     monkeypatch.setattr(os, "execve", execve)
 
     def become(*arguments: str) -> Command:
-        with pytest.raises(Became) as caught:
+        with pytest.raises(Became):
             pjobs.main(*arguments)
-        (command,) = caught.value.args
-        assert isinstance(command, Command)
-        return command
+        path, words, environ = execve.call_args.args
+        assert path == words[0]
+        return Command(words, environ)
 
     return become
 
@@ -351,17 +344,14 @@ def wanted(
     def start(server: EmbeddedServer) -> None:
         found.append((server.host, server.port, server.databases))
 
-    def popen(*args: object, **options: object) -> None:
-        raise Started
-
     monkeypatch.setattr(EmbeddedServer, "start", start)
     monkeypatch.setattr(EmbeddedServer, "stop", lambda server: None)
-    monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr(subprocess, "Popen", mock.Mock(side_effect=Became))
 
     def wanted(ini: str) -> list[Any]:
         folder.ini.write_text(f"{ini}\n[server:main]\nport = 8080\n")
         found.clear()
-        with pytest.raises(Started):
+        with pytest.raises(Became):
             with_ini(pjobs, folder, "dev")
         return [*found]
 
