@@ -191,9 +191,7 @@ def test_unknown_jobs_are_told_at_once(pjobs: Operator, store: JobStore) -> None
 
 
 def test_signals_end_a_command_quietly(pjobs: Operator, store: JobStore) -> None:
-    """Ctrl-C, SIGTERM and SIGHUP have their exit codes, print nothing, and cancel no
-    job. Under nohup, a command outlives its terminal.
-    """
+    """A signal ends a command quietly, and cancels no job. Under nohup, it goes on."""
     job = put(store, "queued")
 
     for signum, code in SIGNALS:
@@ -239,9 +237,7 @@ def test_store_may_be_away_for_a_while(
 
 
 def test_store_that_stays_away_ends_the_wait(pjobs: Operator) -> None:
-    """A store that is away for longer than --stalled ends the wait with 1, or with 124
-    if --timeout comes first. Times are said in two units.
-    """
+    """A store that is away for longer than --stalled, or --timeout, ends the wait."""
     with faulty(pjobs.url) as proxy:
         proxy.judge = lambda request: "refuse"
         where = ("--url", proxy.url, "wait", UUID)
@@ -346,9 +342,7 @@ def test_given_jobs_are_watched_to_their_end(pjobs: Operator, store: JobStore) -
 
 
 def test_given_job_whose_record_is_gone(pjobs: Operator, store: JobStore) -> None:
-    """`watch ID…` gives a job up whose record has gone, once its worker has had the
-    time to write it again. One that comes back has this time again.
-    """
+    """A job whose record is gone is given up, unless its worker writes it again."""
     lost, back = put(store), put(store)
     key = key_of(store, back.uuid)
     kept: Any = store.client.dump(key)

@@ -193,9 +193,7 @@ def test_json_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_show_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
-    """Without JSON, each fact is a line, and times have their offsets. The time left
-    and a requested cancel are shown while they matter, and what makes a job unique.
-    """
+    """Without JSON, each fact is a line, while it matters."""
     job = put(
         store,
         "error",

@@ -361,9 +361,7 @@ def wanted(
 def test_servers_start_at_local_urls_only(
     wanted: Wanted, redis_url: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A server is started where the URL is on this host, has no password, and nothing
-    answers: with the databases that the URLs name. Without a URL, stderr says so.
-    """
+    """A server starts where a local URL without a password is not answered."""
     local, near = "127.0.0.1", "redis://localhost:{}".format
     cases: list[tuple[str, str | None, list[tuple[str, int, int]]]] = [
         ("redis://[::1]:1/3", None, [("::1", 1, 16)]),

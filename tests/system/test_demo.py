@@ -125,9 +125,7 @@ def test_files_are_imported(demo: Demo, page: Page, console_errors: list[str]) -
 def test_batch_fails_in_part_and_runs_again(
     demo: Demo, page: Page, console_errors: list[str]
 ) -> None:
-    """The page counts the files, names those that failed, and runs them again until all
-    are in the database. The list of jobs has one line for all of them.
-    """
+    """The page counts the files, and runs those that failed again until all are in."""
     log_in(page, demo, "Alice")
     page.get_by_role("button", name="Import 120 files").click()
     expect(page.locator("#job [part=title]")).to_have_text("120 files")
@@ -167,9 +165,7 @@ def test_batch_fails_in_part_and_runs_again(
 
 
 def test_job_is_seen_by_its_owner_and_the_admin_only(demo: Demo, page: Page) -> None:
-    """Another user gets a page with status 403, and JSON from the job's own URL. A
-    visitor who logs in gets where they wanted. No form works without its token.
-    """
+    """Only its owner and the admin see a job. No form works without its token."""
     log_in(page, demo, "Alice")
     marathon = {"miles": "5", "speed": "Flat out"}
     assert page.request.post(f"{demo.url}/marathons", form={**marathon}).status == 400

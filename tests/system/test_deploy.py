@@ -41,9 +41,7 @@ from tests.support import wait_for
 
 @pytest.mark.parametrize("server", ["waitress", "gunicorn"])
 def test_polls_through_nginx(host: Host, server: str) -> None:
-    """Through the README's nginx, to either web server, the URLs of a job are those of
-    the outside, an ETag saves its body even if compressed, and a cancel works.
-    """
+    """Through nginx, the URLs of a job are those of the outside, and ETags work."""
     unit = files()[f"{UNITS}/{WEB}"] if server == "waitress" else variant(server)
     exec_start = option("ExecStart", host.replaced(unit))
     with host.redis(), host.web(exec_start), nginx(host) as browser:
@@ -127,9 +125,7 @@ def test_units_are_valid(host: Host) -> None:
 
 
 def test_units_leave_time_to_stop() -> None:
-    """A unit's timeout leaves time for the jobs, and for what comes after them. The
-    README's 10 minutes are Dramatiq's, and its actor option exists.
-    """
+    """A unit's timeout leaves time for the jobs, and for what comes after them."""
     ini = configparser.ConfigParser(interpolation=None)
     ini.read_string(files()[f"{HOME}/production.ini"])
     seconds = ini.getint("pjobs", "worker_shutdown_timeout") / 1000

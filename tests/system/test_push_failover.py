@@ -108,9 +108,7 @@ def move(
 
 @pytest.mark.cluster
 def test_jobs_are_found_wherever_they_are(redis_url: str) -> None:
-    """A job whose slot moves to another node is shown again when it has arrived, and
-    others meanwhile as before. If the client forgets who holds which slots, it asks.
-    """
+    """A job whose slot moves to another node is shown again when it has arrived."""
     with (
         running_cluster() as cluster,
         contextlib.closing(JobStore(cluster.url).client) as client,

@@ -98,9 +98,7 @@ def test_a_job_that_fails(rabbitmq_broker: RabbitmqBroker, redis_url: str) -> No
 def test_a_job_that_is_cancelled(
     rabbitmq_broker: RabbitmqBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job that is cancelled while queued or delayed reads cancelled at once, and its
-    message is dropped without running. A running one stops, and is not retried.
-    """
+    """A cancelled job does not run, or stops, and is not retried."""
     runs: list[int] = []
 
     @job_actor(broker=rabbitmq_broker)

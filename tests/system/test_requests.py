@@ -331,10 +331,7 @@ def test_cancel(scene: Scene, subtests: pytest.Subtests) -> None:
 def test_job_whose_process_dies_after_the_commit_runs_again(
     redis_url: str, client: redis.Redis, tmp_path: Path
 ) -> None:
-    """A worker process that is killed between the commit and the acknowledgement has
-    the job redelivered: it commits a second time. What its first run sent was sent
-    once.
-    """
+    """A job whose worker dies before the ack runs again, and commits a second time."""
     url = f"sqlite:///{tmp_path / 'counters.sqlite'}"
     broker = make_worker_broker(redis_url)
     store = store_of(broker)

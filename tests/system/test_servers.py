@@ -124,10 +124,7 @@ def open_streams(
 def test_server_streams_polls_and_stops(
     name: str, redis_url: str, client: redis.Redis, tmp_path: Path
 ) -> None:
-    """Under each server, a poll says that a stream could be had, 50 streams tell of a
-    change, also those of several processes, and end with the server within a few
-    seconds. Its log has no error.
-    """
+    """Under each server, polls offer streams, which tell of changes and end with it."""
     jobs = put_jobs(client)
     with running(name, redis_url, tmp_path) as server:
         for owner, uuid in jobs.items():
@@ -160,10 +157,7 @@ def tracking(client: redis.Redis) -> int:
 def test_stopping_server_waits_for_views(
     redis_url: str, client: redis.Redis, tmp_path: Path
 ) -> None:
-    """A request that is in its view when uvicorn is stopped gets its answer, while
-    streams end, and clients that do not read their downloads keep it no longer than it
-    was told to wait.
-    """
+    """A stopping server answers what is in a view, and waits for nobody else."""
     with (
         running("uvicorn", redis_url, tmp_path) as server,
         contextlib.ExitStack() as stack,
