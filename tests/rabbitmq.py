@@ -5,11 +5,10 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, Self
 
-from tests.support import free_ports
+from tests.support import free_ports, wait_for
 
 #: The command that Debian's wrapper on PATH finally runs. The wrapper itself runs the
 #: system's node as its own user. Other systems have this command on PATH.
@@ -96,20 +95,13 @@ class RabbitMQ:
         return f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
 
     def start(self) -> None:
-        """Start the node and wait until it answers.
-
-        Raises:
-          RuntimeError: It does not answer in time.
-        """
-        deadline = time.monotonic() + START_TIMEOUT
+        """Start the node and wait until it answers."""
         self._node = self._run("", self._binary)
-        while not _answers(self.port):
-            if time.monotonic() > deadline:
-                log = self._log.read_text(errors="replace")[-3000:]
-                raise RuntimeError(
-                    f"RabbitMQ does not start. Its log ends with:\n{log}"
-                )
-            time.sleep(0.05)
+        try:
+            wait_for(lambda: _answers(self.port), START_TIMEOUT)
+        except AssertionError as e:
+            e.add_note(self._log.read_text(errors="replace")[-3000:])
+            raise
 
     def _run(self, removed: str, command: str) -> "subprocess.Popen[bytes]":
         """Run a command that ends with the tests, however they end."""

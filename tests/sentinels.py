@@ -1,8 +1,6 @@
 """A server, its replica, and three processes of Redis Sentinel that watch them."""
 
 import contextlib
-import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,8 @@ import redis
 from redis.sentinel import Sentinel
 
 from pyramid_jobstate.embedded import EmbeddedServer, find_binary
-from tests.support import wait_for
+from tests.processes import Process
+from tests.support import free_ports, wait_for
 
 CONFIGURATION = """
 port {port}
@@ -22,41 +21,29 @@ sentinel failover-timeout jobs 3000
 """
 
 
-@contextlib.contextmanager
-def sentinels(primary: EmbeddedServer, directory: Path) -> Iterator[Sentinel]:
-    """Run three sentinels that watch a server."""
-    with contextlib.ExitStack() as stack:
-        taken = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for one in taken:
-            one.bind(("127.0.0.1", 0))
-        ports = [one.getsockname()[1] for one in taken]
-        stack.close()
-        for port in ports:
-            home = directory / str(port)
-            home.mkdir()
-            file = home / "sentinel.conf"
-            file.write_text(
-                CONFIGURATION.format(port=port, directory=home, primary=primary.port)
-            )
-            process = subprocess.Popen(
-                [find_binary(), str(file), "--sentinel"], stdout=subprocess.DEVNULL
-            )
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-        yield Sentinel([("127.0.0.1", port) for port in ports], socket_timeout=0.5)
+#: A server, its replica, and a client of the sentinels.
+Replicated = tuple[EmbeddedServer, EmbeddedServer, Sentinel]
 
 
 @contextlib.contextmanager
-def replicated(
-    directory: Path,
-) -> Iterator[tuple[EmbeddedServer, EmbeddedServer, Sentinel]]:
+def replicated(directory: Path) -> Iterator[Replicated]:
     """Run a server, its replica, and three sentinels that know both, and each other."""
     with contextlib.ExitStack() as stack:
         at_once = ["--repl-diskless-sync-delay", "0"]
         primary = stack.enter_context(EmbeddedServer(arguments=at_once))
         follow = [*at_once, "--replicaof", f"127.0.0.1 {primary.port}"]
         replica = stack.enter_context(EmbeddedServer(arguments=follow))
-        sentinel = stack.enter_context(sentinels(primary, directory))
+        ports = free_ports(3)
+        for port in ports:
+            home = directory / str(port)
+            home.mkdir()
+            places = {"port": port, "directory": home, "primary": primary.port}
+            file = home / "sentinel.conf"
+            file.write_text(CONFIGURATION.format(**places))
+            command = [find_binary(), str(file), "--sentinel"]
+            stack.enter_context(Process(command, home / "log"))
+        hosts = [("127.0.0.1", port) for port in ports]
+        sentinel = Sentinel(hosts, socket_timeout=0.5)
         wait_for(lambda: knows(sentinel, replica.port))
         yield primary, replica, sentinel
 
