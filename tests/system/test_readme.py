@@ -159,10 +159,9 @@ class MyApp:
         self.environ = {"PYTHONPATH": path, "REDIS_URL": redis_url}
         (tree,) = [text for text in snippets("python") if "class Root(dict)" in text]
         files = {"myapp/security.py": SECURITY, "tree.py": tree}
-        for language in ("python", "html+jinja"):
-            for text in snippets(language):
-                if match := re.match(r"(?:#|<!--) (myapp/[\w/.]+)(?!,)\b", text):
-                    files[match[1]] = text
+        for text in snippets(r"python|html\+jinja"):
+            if match := re.match(r"(?:#|<!--) (myapp/[\w/.]+)(?!,)\b", text):
+                files[match[1]] = text
         lines = textwrap.indent(files["myapp/__init__.py"], " " * 8)
         files["myapp/__init__.py"] = MAIN.format(lines=lines)
         # The README's runner takes a second a mile, for people to watch. Where it keeps
@@ -223,17 +222,11 @@ def worker(myapp: MyApp) -> Iterator[None]:
 
 def test_documents_are_valid() -> None:
     """The documents render without a warning, as PyPI would render them."""
+    levels = {"halt_level": 2, "report_level": 2, "input_encoding": "unicode"}
     for names in ("README", "CHANGES"), ("CONTRIBUTING",):
         text = "\n\n".join((ROOT / f"{name}.rst").read_text("utf-8") for name in names)
         text = re.sub(r"code-block:: html\+jinja", "code-block:: html", text)
-        docutils.core.publish_doctree(
-            text,
-            settings_overrides={
-                "halt_level": 2,
-                "report_level": 2,
-                "input_encoding": "unicode",
-            },
-        )
+        docutils.core.publish_doctree(text, settings_overrides=levels)
 
 
 def test_every_snippet_runs_or_parses(myapp: MyApp) -> None:

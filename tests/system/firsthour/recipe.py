@@ -5,11 +5,10 @@ other lines go there, and imports among them to the imports of the file.
 """
 
 import re
-import textwrap
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from tests.readme import README
+from tests.readme import README, snippets
 from tests.system.firsthour.projects import PACKAGE, Project
 
 #: The comment that begins a block, in Python, in an ini file or in a template.
@@ -62,9 +61,7 @@ def section(title: str) -> str:
 
 def blocks(text: str) -> list[Block]:
     """Return the blocks of a section's text."""
-    pattern = r"^\.\. code-block:: \S+\n\n((?:(?:  .*)?\n)+)"
-    found = re.findall(pattern, text, re.MULTILINE)
-    return [parse(textwrap.dedent(block).strip("\n")) for block in found]
+    return [parse(block) for block in snippets(r"\S+", text)]
 
 
 def commands(text: str) -> list[str]:
