@@ -1,8 +1,7 @@
 """An application for ASGI servers that run as processes of their own:
 ``uvicorn tests.asgiapp:app``.
 
-It reads from the environment where its store is (STORE_URL), and how many streams may
-be open (MAX_STREAMS).
+It reads from the environment where its store is (STORE_URL).
 """
 
 import os
@@ -29,12 +28,7 @@ def large(request: Request) -> Response:
     return Response(app_iter=(b"x" * 100_000 for _ in iter(int, 1)))
 
 
-limits = {
-    f"jobstate.{name.lower()}": os.environ[name]
-    for name in ("MAX_STREAMS",)
-    if name in os.environ
-}
-with make_config(os.environ["STORE_URL"], settings=limits) as config:
+with make_config(os.environ["STORE_URL"]) as config:
     config.include("pyramid_jobstate")
     for view in pid, large:
         config.add_route(view.__name__, f"/{view.__name__}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import pytest
+from tests.support import lack
 
 if TYPE_CHECKING:
     # tests/interop runs without Playwright.
@@ -41,12 +40,9 @@ def running() -> Iterator[Browser]:
 
 
 def launch(kind: BrowserType, *, has_windows: bool = True, **options: Any) -> Browser:
-    """Launch a headless Chromium, or skip the test. The shell has no windows."""
+    """Launch a headless Chromium, with windows if they are needed, or skip the test."""
     names = CHROMIUM_NAMES if has_windows else SHELL_NAMES + CHROMIUM_NAMES
     executable = next(filter(None, map(shutil.which, names)), None)
     if executable is None:
-        reason = "No Chromium is installed (Debian: apt-get install chromium)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        lack("No Chromium is installed (Debian: apt-get install chromium)")
     return kind.launch(executable_path=executable, args=CHROMIUM_ARGUMENTS, **options)

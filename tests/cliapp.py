@@ -78,7 +78,10 @@ listen = 127.0.0.1:{port}
 
 [pjobs]
 {flags}
+"""
 
+#: What it says of the log.
+LOGGING = """
 [loggers]
 keys = root
 
@@ -130,7 +133,7 @@ class Folder:
         new.replace(self.module)
 
     def write_ini(self, flags: str = "threads = 2", **replaced: str) -> None:
-        text = INI.format(url=self.url, port=self.port, flags=flags)
+        text = INI.format(url=self.url, port=self.port, flags=flags) + LOGGING
         for old, new in replaced.items():
             text = text.replace(old, new)
         self.ini.write_text(text)

@@ -17,15 +17,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import pytest
 import redis
 
 from pyramid_jobstate import JobState, JobStore, embedded
-from tests.processes import Process
+from tests.cliapp import LOGGING
+from tests.processes import Answer, Process, fetch
 from tests.readme import snippets
-from tests.support import ROOT, free_ports, listens, load_job, wait_for
+from tests.support import ROOT, free_ports, lack, listens, load_job, wait_for
 
 #: The seconds that a server or a worker may take to start on a busy machine.
 PATIENCE = 60.0
@@ -159,40 +159,14 @@ def run_patiently(miles, *, job_state: RunMarathon):
         time.sleep(0.05)
 """
 
-#: What an ini has for its log. The README has the section of our logger.
-LOGGING = """
-[loggers]
-keys = root, pyramid_jobstate
-
-[handlers]
-keys = console
-
-[formatters]
-keys = generic
-
-[logger_root]
-level = INFO
-handlers = console
-
-[handler_console]
-class = StreamHandler
-args = (sys.stderr,)
-level = NOTSET
-formatter = generic
-
-[formatter_generic]
-format = %(levelname)-5.5s [%(name)s] %(message)s
-"""
-
 
 def files() -> dict[str, str]:
     """Return the README's files for a host, by the paths in their first lines."""
     found = {}
-    for language in ("text", "ini", "nginx", "sh"):
-        for text in snippets(language):
-            if match := re.match(r"# (/.+)\n", text):
-                assert match[1] not in found
-                found[match[1]] = text
+    for text in snippets("text|ini|nginx|sh"):
+        if match := re.match(r"# (/.+)\n", text):
+            assert match[1] not in found
+            found[match[1]] = text
     return found
 
 
@@ -211,8 +185,7 @@ class Host:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        ports = free_ports(5)
-        self.redis_port, self.web_port, self.push_port, *rest = ports
+        self.redis_port, self.web_port, self.push_port, *rest = free_ports(5)
         self.http_port, self.https_port = rest
         self.environ = {
             "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
@@ -232,7 +205,9 @@ class Host:
             self.write(f"venv/bin/{name}", text).chmod(0o755)
         (ours,) = [text for text in snippets("ini") if "[logger_pyramid" in text]
         self.ini = configparser.ConfigParser(interpolation=None)
-        self.ini.read_string(self.files[f"{HOME}/production.ini"] + LOGGING + ours)
+        log = LOGGING.replace("= root", "= root, pyramid_jobstate", 1)
+        log = log.replace("WARNING", "INFO")
+        self.ini.read_string(self.files[f"{HOME}/production.ini"] + log + ours)
         # Whose jobs these are: the README's chapters on permissions say more.
         self.set(jobstate__owner="session")
 
@@ -257,16 +232,12 @@ class Host:
         path.write_text(text, "utf-8")
         return path
 
-    def set(self, section: str = "app:main", **settings: str | None) -> None:
+    def set(self, section: str = "app:main", **settings: str) -> None:
         """Write the ini of the README with other settings. In their names, a double
         underscore stands for a dot.
         """
         for name, value in settings.items():
-            setting = name.replace("__", ".")
-            if value is None:
-                self.ini.remove_option(section, setting)
-            else:
-                self.ini[section][setting] = value
+            self.ini[section][name.replace("__", ".")] = value
         with (self.folder / "production.ini").open("w") as file:
             self.ini.write(file)
 
@@ -337,22 +308,7 @@ def program(name: str, package: str) -> str:
     # Debian's /usr/sbin is not on everybody's PATH.
     path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
     found = shutil.which(name, path=path)
-    if found is None:
-        reason = f"{name} is missing (Debian: apt-get install {package})"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return found
-
-
-class Answer(NamedTuple):
-    status: int
-    headers: http.client.HTTPMessage
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
+    return found or lack(f"{name} is missing (Debian: apt-get install {package})")
 
 
 class Browser:
@@ -414,11 +370,8 @@ def nginx(host: Host, site: str | None = None) -> Iterator[Browser]:
 
 def get(host: Host, path: str) -> tuple[int, str]:
     """Ask the web server, without a cookie."""
-    connection = http.client.HTTPConnection("127.0.0.1", host.web_port, timeout=20)
-    with contextlib.closing(connection):
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, response.read().decode()
+    answer = fetch(host.web_port, path)
+    return answer.status, answer.body.decode()
 
 
 def send(host: Host, miles: int, actor: str = "run_marathon") -> JobState:

@@ -1,14 +1,17 @@
-"""Processes that the tests start."""
+"""Processes that the tests start, and what servers among them answer."""
 
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import os
 import re
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from tests.support import ROOT, descendants, unmeasured, wait_for
 
@@ -91,3 +94,24 @@ class Process(subprocess.Popen[bytes]):
     def __exit__(self, *exception: object) -> None:
         self.kill()
         self.wait()
+
+
+class Answer(NamedTuple):
+    """What an HTTP server has answered."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def fetch(port: int, path: str, **headers: str) -> Answer:
+    """Ask a web server on this host."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        return Answer(response.status, response.headers, response.read())

@@ -9,7 +9,9 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+import pytest
 
 from pyramid_jobstate import JobState, JobStore, embedded
 from pyramid_jobstate.embedded import EmbeddedServer
@@ -74,6 +76,13 @@ def frozen_process(pid: int) -> Iterator[None]:
 def frozen(server: EmbeddedServer) -> contextlib.AbstractContextManager[None]:
     """Freeze a server: it keeps its connections and answers nothing."""
     return frozen_process(server.pid)
+
+
+def lack(reason: str) -> NoReturn:
+    """Skip a test for which the machine lacks something, or fail it in CI."""
+    give_up: Any = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+    give_up(reason)
+    raise AssertionError
 
 
 def free_ports(number: int) -> list[int]:

@@ -3,9 +3,7 @@ folder with free ports.
 """
 
 import configparser
-import contextlib
 import gzip
-import http.client
 import json
 import re
 import signal
@@ -35,6 +33,7 @@ from tests.deployed import (
     send,
     status,
 )
+from tests.processes import fetch
 from tests.readme import README, snippets
 from tests.support import wait_for
 
@@ -73,12 +72,9 @@ def test_scheme_is_that_of_the_outside(host: Host) -> None:
     host.set("server:main", trusted_proxy="192.0.2.1")
     with host.redis(), host.web(), nginx(host) as browser:
         assert browser("/run?n=1").json["url"].startswith("http://example.com/")
-        connection = http.client.HTTPConnection("127.0.0.1", host.http_port, timeout=20)
-        with contextlib.closing(connection):
-            connection.request("GET", "/run?n=1", headers={"Host": "example.com"})
-            response = connection.getresponse()
-            assert response.status == 301
-            assert response.headers["Location"] == "https://example.com/run?n=1"
+        answer = fetch(host.http_port, "/run?n=1", Host="example.com")
+        assert answer.status == 301
+        assert answer.headers["Location"] == "https://example.com/run?n=1"
 
 
 def test_server_of_the_readme_keeps_everything(host: Host) -> None:
@@ -90,11 +86,9 @@ def test_server_of_the_readme_keeps_everything(host: Host) -> None:
             "maxmemory": str(512 * 1024**2),
         }.items():
             assert client.config_get(name) == {name: value}
-        store = JobStore(
-            host.redis_url.replace(":a-long-random-password-of-yours@", "")
-        )
+        url = host.redis_url.replace(":a-long-random-password-of-yours@", "")
         with pytest.raises(redis.RedisError, match=r"(?i)authenticat"):
-            store.list()
+            JobStore(url).list()
         client.set("kept", 1)
     with host.redis() as client:
         assert client.get("kept") == b"1"

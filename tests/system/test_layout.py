@@ -26,11 +26,8 @@ EVENTS = "text/event-stream"
 
 def mixed(host: Host) -> str:
     """Return the site with the README's lines for an ASGI process beside it."""
-    top, ours = (
-        host.files[f"{SITE}, at the top"],
-        host.files[f'{SITE}, before "location /"'],
-    )
-    site = host.files[SITE]
+    places = ("", ", at the top", ', before "location /"')
+    site, top, ours = (host.files[f"{SITE}{place}"] for place in places)
     assert site.count("    location / {\n") == 1
     return top + site.replace("    location / {\n", ours + "    location / {\n")
 
@@ -78,8 +75,7 @@ def test_command_of_the_readme_streams(host: Host, server: str) -> None:
     ):
         uuid = visit(browser, client)
         path, url = f"/job_state/{uuid}", f"https://example.com/job_state/{uuid}/"
-        forged = browser(path, X_Forwarded_Host="evil.example")
-        assert forged.json["job"]["url"] == url
+        assert browser(path, X_Forwarded_Host="evil.example").json["job"]["url"] == url
         polled = browser(path, accept_encoding="gzip")
         assert polled.headers["JobState-Stream"] == "1"
         assert polled.headers["Content-Encoding"] == "gzip"

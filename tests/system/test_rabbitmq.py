@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +14,7 @@ from dramatiq.errors import ConnectionClosed
 from pyramid_jobstate import JobStateMiddleware, JobStore, rerun
 from tests.jobs import Alarm, Gate, RunMarathon, job_actor, load, wait_until, working
 from tests.rabbitmq import RabbitMQ, find_binary
-from tests.support import wait_for
+from tests.support import lack, wait_for
 
 #: The seconds that a worker may take to start on a busy machine, or a consumer to
 #: reconnect.
@@ -25,22 +24,17 @@ PATIENCE = 30
 @pytest.fixture(scope="module")
 def rabbitmq() -> Iterator[RabbitMQ]:
     """A RabbitMQ node."""
-    binary = find_binary()
-    if binary is None:
-        reason = "No RabbitMQ is installed (Debian: apt-get install rabbitmq-server)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with RabbitMQ(binary) as node:
+    missing = "No RabbitMQ is installed (Debian: apt-get install rabbitmq-server)"
+    with RabbitMQ(find_binary() or lack(missing)) as node:
         yield node
 
 
 @pytest.fixture
-def rabbitmq_broker(
+def broker(
     rabbitmq: RabbitMQ, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> Iterator[RabbitmqBroker]:
     """A broker with the middleware appended to Dramatiq's own."""
-    # With confirmations: without them RabbitMQ may lose even durable messages.
+    # Without confirmations RabbitMQ may lose even durable messages.
     broker = RabbitmqBroker(url=rabbitmq.url, confirm_delivery=True)
     store = JobStore(redis_url, stalled_after=2)
     broker.add_middleware(JobStateMiddleware(store, heartbeat=0.5))
@@ -59,49 +53,49 @@ def counts(broker: RabbitmqBroker) -> tuple[int, int]:
     return ready + delayed, dead
 
 
-def test_a_job_that_fails(rabbitmq_broker: RabbitmqBroker, redis_url: str) -> None:
+def test_a_job_that_fails(broker: RabbitmqBroker, redis_url: str) -> None:
     """Between two attempts a job reads retrying, and no values of one remain in the
     next. When its retries are used up, it is an error, and the broker keeps its
     message. It runs again for an operator, and the rejected message does not.
     """
-    rabbitmq_broker.add_middleware(alarm := Alarm())
+    broker.add_middleware(alarm := Alarm())
     attempts: list[int] = []
 
-    @job_actor(broker=rabbitmq_broker, max_retries=1, min_backoff=60_000)
+    @job_actor(broker=broker, max_retries=1, min_backoff=60_000)
     def run_marathon(*, job_state: Any) -> None:
         attempts.append(job_state.attempt)
         job_state.set_progress_metric(f"try {len(attempts)}", True)
         if len(attempts) < 3:
             raise ValueError("a cramp")
 
-    with working(rabbitmq_broker):
+    with working(broker):
         message = run_marathon.send()
-        state = wait_until(rabbitmq_broker, message, "retrying")
+        state = wait_until(broker, message, "retrying")
         assert state.due_at and state.updated_at and state.due_at > state.updated_at
         assert state.error == ("ValueError", "a cramp")
         assert state.progress_metrics == {"try 1": True}
         alarm.ring()
-        state = wait_until(rabbitmq_broker, message, "success", "error")
+        state = wait_until(broker, message, "success", "error")
         assert (state.status, state.error) == ("error", ("ValueError", "a cramp"))
         assert state.progress_metrics == {"try 2": True}
-        rabbitmq_broker.join("default", timeout=20_000)
-        wait_for(lambda: counts(rabbitmq_broker) == (0, 1))
-        assert rerun(JobStore(redis_url), rabbitmq_broker, message.message_id)
-        wait_until(rabbitmq_broker, message, "success", timeout=PATIENCE)
+        broker.join("default", timeout=20_000)
+        wait_for(lambda: counts(broker) == (0, 1))
+        assert rerun(JobStore(redis_url), broker, message.message_id)
+        wait_until(broker, message, "success", timeout=PATIENCE)
         # As an operator of RabbitMQ moves it back: no hook tells of it.
-        rabbitmq_broker.channel.basic_publish("", "default", message.encode())
-        rabbitmq_broker.join("default", timeout=20_000)
+        broker.channel.basic_publish("", "default", message.encode())
+        broker.join("default", timeout=20_000)
     assert attempts == [1, 2, 1]
-    assert load(rabbitmq_broker, message).progress_metrics == {"try 3": True}
+    assert load(broker, message).progress_metrics == {"try 3": True}
 
 
 def test_a_job_that_is_cancelled(
-    rabbitmq_broker: RabbitmqBroker, caplog: pytest.LogCaptureFixture
+    broker: RabbitmqBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A cancelled job does not run, or stops, and is not retried."""
     runs: list[int] = []
 
-    @job_actor(broker=rabbitmq_broker)
+    @job_actor(broker=broker)
     def run_marathon(*, job_state: Any) -> None:
         runs.append(1)
         for _ in job_state.track(range(1_000_000)):
@@ -109,24 +103,22 @@ def test_a_job_that_is_cancelled(
 
     for delay in None, 300:
         message = run_marathon.send_with_options(delay=delay)
-        assert load(rabbitmq_broker, message).cancel()
-        assert load(rabbitmq_broker, message).status == "cancelled"
-    wait_for(lambda: counts(rabbitmq_broker)[0] == 2)
-    with working(rabbitmq_broker):
-        wait_for(lambda: counts(rabbitmq_broker) == (0, 2))
+        assert load(broker, message).cancel()
+        assert load(broker, message).status == "cancelled"
+    wait_for(lambda: counts(broker)[0] == 2)
+    with working(broker):
+        wait_for(lambda: counts(broker) == (0, 2))
         assert runs == []
         message = run_marathon.send()
-        assert wait_until(rabbitmq_broker, message, "working").cancel()
-        wait_until(rabbitmq_broker, message, "cancelled")
-        wait_for(lambda: counts(rabbitmq_broker) == (0, 3))
+        assert wait_until(broker, message, "working").cancel()
+        wait_until(broker, message, "cancelled")
+        wait_for(lambda: counts(broker) == (0, 3))
     assert runs == [1]
     assert not [r for r in caplog.records if r.exc_info]
 
 
 def test_a_broker_that_fails(
-    rabbitmq: RabbitMQ,
-    rabbitmq_broker: RabbitmqBroker,
-    caplog: pytest.LogCaptureFixture,
+    rabbitmq: RabbitMQ, broker: RabbitmqBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A job whose broker fails while it runs still ends. Its message, never
     acknowledged, is redelivered, and the second run is shown like the first. A job
@@ -134,7 +126,6 @@ def test_a_broker_that_fails(
     that leaves by a second connection is queued.
     """
     caplog.set_level(logging.CRITICAL)
-    broker = rabbitmq_broker
     gates = [Gate(), Gate()]
     runs: list[int] = []
 

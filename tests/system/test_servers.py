@@ -12,12 +12,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 from pyramid_jobstate import JobStore
-from tests.processes import Process
+from tests.processes import Process, fetch
 from tests.streams import StreamClient
 from tests.support import free_ports, wait_for
 from tests.web.reading import put
@@ -62,18 +63,9 @@ class Server(Process):
 
     port: int
 
-    def get(self, path: str, user: str | None = None) -> http.client.HTTPResponse:
-        """Return the answer to a request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        connection.request("GET", path, headers={"X-User": user} if user else {})
-        response = connection.getresponse()
-        response.read()
-        connection.close()
-        return response
-
     def is_up(self) -> bool:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            return self.get("/pid").status == 200
+            return fetch(self.port, "/pid").status == 200
         return False
 
 
@@ -128,12 +120,13 @@ def test_server_streams_polls_and_stops(
     jobs = put_jobs(client)
     with running(name, redis_url, tmp_path) as server:
         for owner, uuid in jobs.items():
-            polled = server.get(f"/job_state/{uuid}", owner)
+            polled = fetch(server.port, f"/job_state/{uuid}", **{"X-User": owner})
             assert polled.headers["JobState-Stream"] == "1"
             assert polled.headers["Content-Type"] == "application/json"
         with open_streams(server, jobs, 10) as streams:
             # Each process has a connection of its own.
-            assert 1 <= tracking(client) <= 1 + ("workers" in name)
+            tracking: Any = client.info("clients")["tracking_clients"]
+            assert 1 <= tracking <= 1 + ("workers" in name)
             for uuid in jobs.values():
                 client.hset(f"jobstate:{uuid}", "m:miles_run", 5)
             for stream in streams:
@@ -146,12 +139,6 @@ def test_server_streams_polls_and_stops(
         assert took < SERVERS[name][1], server.text()
         log = re.sub(NOISE, "", server.text()) if "hypercorn" in name else server.text()
         assert not re.search(FAULTS, log), log
-
-
-def tracking(client: redis.Redis) -> int:
-    """Return how many connections of the store track what they have read."""
-    found: int = client.info("clients")["tracking_clients"]
-    return found
 
 
 def test_stopping_server_waits_for_views(
@@ -169,7 +156,7 @@ def test_stopping_server_waits_for_views(
             sock.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
         pool = stack.enter_context(ThreadPoolExecutor(1))
         begun = tmp_path / "begun"
-        answer = pool.submit(server.get, f"/pid?begun={begun}")
+        answer = pool.submit(fetch, server.port, f"/pid?begun={begun}")
         wait_for(begun.exists)
         stopped = time.monotonic()
         server.stop()

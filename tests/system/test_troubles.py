@@ -196,8 +196,7 @@ def own_broker(host: Host) -> str:
     broker = make(url=host.redis_url)
     broker.declare_queue("default")
     message: dramatiq.Message[None] = dramatiq.Message("default", "needy", (), {}, {})
-    command = f"{host.folder}/venv/bin/dramatiq brokered -p 1"
-    with host.redis(), host.worker(command):
+    with host.redis(), host.worker(f"{host.folder}/venv/bin/dramatiq brokered -p 1"):
         broker.enqueue(message)
         wait_for(lambda: status(host, message.message_id) == "error")
         # The log goes through a pipe.
@@ -227,8 +226,7 @@ def test_quotations_are_real() -> None:
             continue
         pattern = re.compile(".*".join(map(re.escape, text.split("…"))))
         assert any(map(pattern.search, known)), text
-    configuration = "".join(files().values())
-    assert all(text in configuration for text in CONFIGURATION)
+    assert all(text in "".join(files().values()) for text in CONFIGURATION)
 
 
 def test_what_the_readme_asks_exists(host: Host) -> None:

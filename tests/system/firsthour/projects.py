@@ -73,8 +73,7 @@ class Project:
     def __init__(self, archive: Path, name: str, folder: Path) -> None:
         self.name = name
         self.folder = folder
-        path = os.pathsep.join([str(folder), str(ROOT)])
-        self.environ = {"PYTHONPATH": path}
+        self.environ = {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
         with tarfile.open(archive) as tar:
             root = tar.getnames()[0].partition("/")[0]
             prefix = f"{root}/docs/tutorials/{FOLDERS[name]}/"
