@@ -21,19 +21,13 @@ def write_catalog(path: Path, texts: dict[str, str]) -> None:
       texts: The translations by message ids. A NUL parts the forms of a plural.
     """
     pairs = sorted((k.encode(), v.encode()) for k, v in texts.items())
-    ids = b"".join(k + b"\0" for k, _ in pairs)
-    values = b"".join(v + b"\0" for _, v in pairs)
-    start = 7 * 4 + 16 * len(pairs)
-    id_table, value_table = [], []
-    at, to = start, start + len(ids)
-    for k, v in pairs:
-        id_table += [len(k), at]
-        value_table += [len(v), to]
-        at, to = at + len(k) + 1, to + len(v) + 1
-    header = (0x950412DE, 0, len(pairs), 28, 28 + 8 * len(pairs), 0, 0)
-    table = struct.pack(f"{7 + 4 * len(pairs)}I", *header, *id_table, *value_table)
+    count = len(pairs)
+    numbers, data = [0x950412DE, 0, count, 28, 28 + 8 * count, 0, 0], b""
+    for text in (*(k for k, _ in pairs), *(v for _, v in pairs)):
+        numbers += [len(text), 28 + 16 * count + len(data)]
+        data += text + b"\0"
     path.parent.mkdir(parents=True)
-    path.write_bytes(table + ids + values)
+    path.write_bytes(struct.pack(f"{len(numbers)}I", *numbers) + data)
     with path.open("rb") as file:
         gettext.GNUTranslations(file)
 

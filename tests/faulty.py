@@ -62,24 +62,19 @@ class FaultyProxy(Relay):
 
 class Moment:
     """A judge that counts requests, as `asked`, and does something before the server
-    hears of one, from 0. Its `fault` happens to that one. What `act` has returned is in
-    `results`.
+    hears of one, from 0. What `act` has returned is in `results`.
     """
 
-    def __init__(
-        self, number: int, act: Callable[[], object] = lambda: None, fault: str = "pass"
-    ) -> None:
-        self._number, self._act, self._fault = number, act, fault
+    def __init__(self, number: int, act: Callable[[], object]) -> None:
+        self._number, self._act = number, act
         self.asked = 0
         self.results: list[Any] = []
 
     def __call__(self, request: bytes) -> str:
-        number = self.asked
         self.asked += 1
-        if number != self._number:
-            return "pass"
-        self.results.append(self._act())
-        return self._fault
+        if self.asked - 1 == self._number:
+            self.results.append(self._act())
+        return "pass"
 
 
 def at_random(seed: int, share: float) -> Judge:

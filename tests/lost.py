@@ -88,5 +88,4 @@ def turn_clock_back(client: Any, seconds: int, part: str = "") -> None:
     for key in keys_of(client, "hash"):
         if part in key:
             for name, value in client.hgetall(key).items():
-                moved = re.sub(rb"\b(\d{13}|\d{16})\b", later, value)
-                client.hset(key, name, moved)
+                client.hset(key, name, re.sub(rb"\b(\d{13}|\d{16})\b", later, value))

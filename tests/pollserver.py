@@ -192,9 +192,9 @@ def error(**metrics: Any) -> Answer:
     return Answer(body=state("error", **metrics))
 
 
-def held(body: str = "", status: int = 200) -> Answer:
+def held(body: str = "") -> Answer:
     """An answer that does not come before its event is set."""
-    return Answer(status, body or state("working"), hold=threading.Event())
+    return Answer(body=body or state("working"), hold=threading.Event())
 
 
 def release(answer: Answer) -> None:

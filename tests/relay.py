@@ -102,8 +102,7 @@ class Relay:
         client.sendall(data)
 
     def _refusal(self, client: socket.socket, request: bytes) -> bytes | None:
-        found = (r for words, r in self._refused.items() if words in request)
-        return next(found, None)
+        return next((r for words, r in self._refused.items() if words in request), None)
 
     def _hold(self, client: socket.socket) -> None:
         self._passes.wait()

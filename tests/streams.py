@@ -45,40 +45,24 @@ class StreamClient(contextlib.AbstractContextManager["StreamClient"]):
                 self.body += data
         self.is_over.set()
 
-    def next(self, timeout: float = 20) -> Event:
-        """Return the next event, or raise EOFError if the stream is over."""
-        wait_for(
-            lambda: self.is_over.is_set() or len(events_of(self.body)) > self._count,
-            timeout,
-        )
-        events = events_of(self.body)
-        if len(events) == self._count:
-            raise EOFError
+    def next(self) -> Event:
+        """Return the next event."""
+        count = self._count
+        wait_for(lambda: self.is_over.is_set() or len(events_of(self.body)) > count)
         self._count += 1
-        return events[self._count - 1]
+        return events_of(self.body)[count]
 
-    def until(self, condition: Callable[[Event], object], timeout: float = 20) -> Event:
+    def until(self, condition: Callable[[Event], object]) -> Event:
         """Return the first event for which a condition holds."""
-        while not condition(event := self.next(timeout)):
+        while not condition(event := self.next()):
             pass
         return event
 
-    def rest(self, timeout: float = 20) -> list[Event]:
-        """Return the events until the stream is over."""
-        events = []
-        with contextlib.suppress(EOFError):
-            while True:
-                events.append(self.next(timeout))
-        return events
-
-    def close(self) -> None:
+    def __exit__(self, *args: object) -> None:
         """Go, as a page does that is closed."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._connection.close()
-
-    def __exit__(self, *args: object) -> None:
-        self.close()
 
 
 @contextlib.contextmanager

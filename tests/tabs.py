@@ -67,8 +67,7 @@ class Tab:
         window = self.send("Browser.getWindowForTarget")["windowId"]
         bounds = {"windowState": state}
         self.send("Browser.setWindowBounds", windowId=window, bounds=bounds)
-        turned = f"document.visibilityState === {visibility!r}"
-        wait_for(lambda: self.evaluate(turned))
+        wait_for(lambda: self.evaluate(f"document.visibilityState === {visibility!r}"))
 
 
 @contextmanager
