@@ -79,12 +79,10 @@ class Run:
     def end(self, *, fails: bool) -> None:
         self._unsaved.end = End("success")
         if fails:
-            error = ValueError("x")
-            failure = failure_of(self._message, error, is_final=True)
+            failure = failure_of(self._message, ValueError("x"), is_final=True)
             cause = JobError("ValueError", "x")
             self._unsaved.end = End("error", cause, failure=failure)
-        over = (Reply.OK, Reply.CANCELLING, Reply.FENCED)
-        while self._write() not in over:
+        while self._write() not in (Reply.OK, Reply.CANCELLING, Reply.FENCED):
             self._unsaved.begin_again()
 
     def _write(self) -> Reply:
@@ -261,8 +259,7 @@ class Key(Scene):
             request = make_request(self.config, "alice")
             request.tm.begin()
             if self.faults and self.rng.random() < 0.15:
-                database = Manager("a", "tpc_vote", lambda: fail(Vetoed))
-                request.tm.get().join(database)
+                request.tm.get().join(Manager("a", "tpc_vote", lambda: fail(Vetoed)))
             try:
                 job = request.job_states.send_with_options(
                     self.actor, (), unique="a key"
@@ -333,8 +330,7 @@ def check_key(scene: Key) -> None:
     scene.seen["aliases"] += sum(scene.name(uuid) != uuid for uuid in certain)
     # Nothing holds its claim for ever.
     for claim in scene.client.keys("jobstate:unique:*"):
-        held = scene.client.hget(claim, "held")
-        assert float(held) < time.time() * 1000 + 100
+        assert float(scene.client.hget(claim, "held")) < time.time() * 1000 + 100
 
 
 class Members(Scene):
@@ -454,8 +450,7 @@ def test_never_two_jobs_of_a_key(
     redis_url: str, broker: StubBroker, seeds: range
 ) -> None:
     """Four pressers and two workers a key, with votes that fail, and operators."""
-    seen = play(Key, check_key, seeds, broker, redis_url)
-    assert seen["aliases"] > 3
+    assert play(Key, check_key, seeds, broker, redis_url)["aliases"] > 3
 
 
 @pytest.mark.parametrize("seeds", SEEDS)

@@ -131,8 +131,7 @@ def test_batch_fails_in_part_and_runs_again(
     expect(page.locator("#job [part=title]")).to_have_text("120 files")
     batch = page.url
     expect_status(page, "Running")
-    first = wait_for(lambda: number(page, "[data-files]"), PATIENCE)
-    assert first < 118
+    assert wait_for(lambda: number(page, "[data-files]"), PATIENCE) < 118
 
     failed = page.get_by_role("region", name="2 failed files")
     expect(failed).to_be_visible(timeout=PATIENCE * 1000)

@@ -33,17 +33,12 @@ def folder(tmp_path: Path) -> Folder:
 def running(folder: Folder) -> Iterator[Process]:
     """Run a `pjobs dev`, which leaves nothing behind."""
     temporary = folder.path.parent / "temporary"
-    command = folder.start(str(folder.ini), "word=hello", "dev", TMPDIR=str(temporary))
-    everything: dict[int, str] = {}
-    try:
+    words = (str(folder.ini), "word=hello", "dev")
+    with folder.start(*words, TMPDIR=str(temporary)) as command:
         yield command
         everything = command.processes()
-    finally:
-        everything |= command.processes()
-        if command.poll() is None:
-            command.terminate()
-            command.end()
-        wait_for(lambda: not any(map(is_alive, everything)), PATIENCE)
+        command.stop()
+    wait_for(lambda: not any(map(is_alive, everything)), PATIENCE)
     wait_for(lambda: not list(temporary.iterdir()), PATIENCE)
 
 
@@ -98,8 +93,7 @@ def test_everything_runs_and_follows_the_code(folder: Folder, dev: Process) -> N
     server and the worker, whose running job begins again. After a syntax error, the
     next change restarts them, too. Ctrl-C ends everything.
     """
-    text = dev.text()
-    assert f"Nothing answered at {folder.url}: started an empty server." in text
+    assert f"Nothing answered at {folder.url}: started an empty server." in dev.text()
     # The server may answer before the command has looked at its report.
     dev.wait_for_line(rf"The web server starts at http://127.*:{folder.port}\.")
     assert version_of(folder) == "one"
@@ -218,8 +212,7 @@ def test_start_that_fails_is_tried_again(folder: Folder) -> None:
         command.wait_for_line("The web part starts again in 1 s, or", 2)
 
         folder.write_app("one")
-        source = folder.module.read_text()
-        folder.module.write_text(f"import missing_part\n{source}")
+        folder.module.write_text(f"import missing_part\n{folder.module.read_text()}")
         command.wait_for_line("No module named 'missing_part'")
         command.wait_for_line("A changed file starts the worker part again")
         (folder.path / "missing_part.py").touch()
@@ -263,10 +256,8 @@ def test_all_end_together(folder: Folder, dev: Process) -> None:
 
 def test_jobs_may_end_first(folder: Folder, dev: Process) -> None:
     """A restart, and the first Ctrl-C, wait for a job that ignores them."""
-    folder.write_app("deaf")
-    folder.module.write_text(
-        folder.module.read_text().replace("notify_shutdown=True", "")
-    )
+    source = folder.module.read_text()
+    folder.module.write_text(source.replace("notify_shutdown=True", ""))
     dev.wait_for_line(READY, 2)
     uuid = begin(folder, 2)
     os.utime(folder.module)

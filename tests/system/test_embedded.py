@@ -160,8 +160,7 @@ def test_port_that_is_taken_is_passed_over(monkeypatch):
     with EmbeddedServer() as other:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             free = listener.getsockname()[1]
-        ports = [other.port, free]
-        monkeypatch.setattr(random, "sample", lambda *_: ports)
+        monkeypatch.setattr(random, "sample", lambda *_: [other.port, free])
         with EmbeddedServer() as server:
             assert server.port == free
 

@@ -6,6 +6,7 @@ the end the store must agree with it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import random
@@ -24,7 +25,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from tests import rough
 from tests.faulty import FAULTS, at_random, faulty
 from tests.processes import Process
-from tests.support import wait_for
+from tests.support import load_job, wait_for
 from tests.workerprocess import STALLED_AFTER, start_worker
 
 #: The share of the store's requests that fail.
@@ -124,17 +125,12 @@ class Storm:
             left = [s for s in self.sent if not s.asked]
             if left and len(left) > len(self.sent) * 2 / 3:
                 sent = dice.choice(left)
-                state = self.store.load(sent.uuid)
-                if state is not None:
+                if self.store.load(sent.uuid) is not None:
                     sent.asked = True
-                    try:
+                    with contextlib.suppress(redis.RedisError):
                         seen = self.users.load(sent.uuid)
                         sent.cancelled = None if seen is None else seen.cancel()
-                    except redis.RedisError:
-                        sent.cancelled = None
-                    state = self.store.load(sent.uuid)
-                    assert state is not None
-                    sent.after = state.status
+                    sent.after = load_job(self.store, sent.uuid).status
 
     def kill_some(self) -> None:
         """Kill workers, except one that alone knows the end of a job whose message will
@@ -173,8 +169,7 @@ class Storm:
     def wrong(self) -> Iterator[str]:
         journal = Journal(self.client)
         for sent in self.sent:
-            state = self.store.load(sent.uuid)
-            assert state is not None
+            state = load_job(self.store, sent.uuid)
             for what in self.judge(sent, state, journal):
                 yield f"{sent} {what}: {state}, {journal.starts.get(sent.uuid)}"
 
@@ -214,10 +209,8 @@ def test_no_end_and_no_last_value_is_wrong(
     """Each job ends as its last run did, with that run's last values, or cancelled."""
     with faulty(server.url) as proxy:
         storm = Storm(count, (redis_url, server.url), proxy.url, tmp_path)
-        helpers = [
-            threading.Thread(target=work)
-            for work in (storm.cancel_some, storm.kill_some)
-        ]
+        works = (storm.cancel_some, storm.kill_some)
+        helpers = [threading.Thread(target=work) for work in works]
         proxy.judge = at_random(count, SHARE)
         try:
             for helper in helpers:

@@ -32,10 +32,9 @@ def names_inside(path: Path) -> bool:
 def test_tests_name_nothing_inside() -> None:
     """Only the files that pyproject.toml lists name what is inside the package."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    ignores = settings["tool"]["ruff"]["lint"]["per-file-ignores"]
     excepted = {
         ROOT / name
-        for name, rules in ignores.items()
+        for name, rules in settings["tool"]["ruff"]["lint"]["per-file-ignores"].items()
         if name.startswith("tests/") and "TID251" in rules
     }
     paths = {path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)}

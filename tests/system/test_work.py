@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -28,17 +29,9 @@ def folder(tmp_path: Path, redis_url: str) -> Folder:
 @pytest.fixture
 def start(folder: Folder) -> Iterator[Start]:
     """Starts commands, which are killed at the end of the test."""
-    started: list[Process] = []
-
-    def start(*arguments: str) -> Process:
-        started.append(folder.start(str(folder.ini), "word=hello", "work", *arguments))
-        return started[-1]
-
-    yield start
-    for command in started:
-        for pid in command.processes():
-            os.kill(pid, signal.SIGKILL)
-        command.wait()
+    words = (str(folder.ini), "word=hello", "work")
+    with contextlib.ExitStack() as stack:
+        yield lambda *more: stack.enter_context(folder.start(*words, *more))
 
 
 def nap(folder: Folder) -> JobState:
