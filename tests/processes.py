@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,6 +95,29 @@ class Process(subprocess.Popen[bytes]):
     def __exit__(self, *exception: object) -> None:
         self.kill()
         self.wait()
+
+
+def run_python(
+    *arguments: str,
+    folder: Path = ROOT,
+    environ: Mapping[str, str] = {},
+    stdin: str = "",
+    timeout: float = 60,
+) -> str:
+    """Run Python, which must not fail, and return what it prints."""
+    # Tests that it runs are a run of their own.
+    kept = {k: v for k, v in unmeasured().items() if not k.startswith("PYTEST_")}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**kept, **environ},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 class Answer(NamedTuple):

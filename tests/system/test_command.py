@@ -1,22 +1,9 @@
 """`python -m tests` selects the tests, and says what they cost."""
 
 import itertools
-import subprocess
-import sys
 
 from tests.__main__ import chosen
-from tests.support import ROOT
-
-
-def run(*arguments: str) -> str:
-    """Run Python in the checkout, and return what it prints."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-        text=True,
-    ).stdout
+from tests.processes import run_python
 
 
 def test_tests_are_selected_by_what_they_start() -> None:
@@ -30,7 +17,7 @@ def test_tests_are_selected_by_what_they_start() -> None:
         "long": names[3:],
     }.items():
         paths = [f"tests/{file}" for file in files]
-        found = run("-m", "pytest", "--co", "-q", "-m", expression, *paths)
+        found = run_python("-m", "pytest", "--co", "-q", "-m", expression, *paths)
         assert [name for name in names if name in found] == [*expected], expression
 
 
@@ -55,6 +42,6 @@ def test_marks_narrow_the_run() -> None:
 
 def test_a_file_passes_and_says_what_it_costs() -> None:
     """The command passes with one file of tests, and says what the run has cost."""
-    printed = run("-m", "tests", "-q", "tests/system/test_mutants.py")
+    printed = run_python("-m", "tests", "-q", "tests/system/test_mutants.py")
     assert "1 passed" in printed
     assert " s, of the CPU " in printed.splitlines()[-1]

@@ -1,10 +1,7 @@
 """What a worker loads of the package."""
 
-import subprocess
-import sys
-
 from pyramid_jobstate import JobStore
-from tests.support import ROOT
+from tests.processes import run_python
 
 #: Runs a job, and prints what it has loaded.
 WORKER = """
@@ -34,14 +31,8 @@ print(*sys.modules)
 
 def test_worker_does_not_import_pyramid(redis_url: str) -> None:
     """A worker runs and records a job without loading Pyramid."""
-    done = subprocess.run(
-        [sys.executable, "-c", WORKER, redis_url],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    modules = run_python("-c", WORKER, redis_url)
+    loaded = {name.partition(".")[0] for name in modules.split()}
     assert "dramatiq" in loaded
     assert not {"pyramid", "webob", "zope", "transaction"} & loaded
     (job,) = JobStore(redis_url).list().items

@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import re
-import subprocess
 import sys
 import textwrap
 import time
@@ -22,9 +21,9 @@ import pyramid_jobstate
 from pyramid_jobstate import Progress, testing
 from tests.jobs import RunMarathon
 from tests.pollserver import PollServer
-from tests.processes import Process
+from tests.processes import Process, run_python
 from tests.readme import README, snippets
-from tests.support import ROOT, unmeasured, wait_for
+from tests.support import ROOT, wait_for
 from tests.webapp import get, made_config, make_app, make_config, make_request
 
 SECURITY = """
@@ -183,15 +182,8 @@ class MyApp:
 
     def run(self, program: str) -> None:
         """Run a program to its end, after PRELUDE."""
-        done = subprocess.run(
-            [sys.executable, "-c", PRELUDE + program],
-            env={**unmeasured(), **self.environ},
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr
+        words = ("-c", PRELUDE + program)
+        run_python(*words, folder=self.folder, environ=self.environ)
 
     def start(self, *command: str) -> Process:
         """Run Python in the application."""

@@ -18,8 +18,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.processes import Process
-from tests.support import ROOT, unmeasured
+from tests.processes import Process, run_python
+from tests.support import ROOT
 
 #: The folders of the projects among the tutorials in the sdist.
 FOLDERS = {
@@ -85,19 +85,13 @@ class Project:
 
     def python(self, *arguments: str, stdin: str = "") -> str:
         """Run Python in the project, and return what it prints. It must not fail."""
-        # The project's tests are a run of their own.
-        kept = {k: v for k, v in unmeasured().items() if not k.startswith("PYTEST_")}
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=self.folder,
-            env={**kept, **self.environ},
-            input=stdin,
-            capture_output=True,
-            text=True,
+        return run_python(
+            *arguments,
+            folder=self.folder,
+            environ=self.environ,
+            stdin=stdin,
             timeout=90,
         )
-        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-        return done.stdout
 
     def initialize(self, ini: str) -> None:
         """Create a database with SQLAlchemy, as the project's README says."""
