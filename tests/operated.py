@@ -125,11 +125,14 @@ class Operator:
         *arguments: str,
         course: Callable[[Terminal], Course] = lambda shown: NOTHING,
         answer: Callable[[Terminal], None] | None = None,
+        code: int = 0,
         rows: int = 24,
         columns: int = 100,
         **environ: str,
     ) -> Terminal:
-        """Run a command on a terminal, where a person may answer when asked."""
+        """Run a command on a terminal, where a person may answer when asked. It must
+        end with an exit code.
+        """
         shown = Terminal(rows, columns, answer)
         with self._monkeypatch.context() as patch:
             for name, value in {"TERM": "xterm-256color", **environ}.items():
@@ -138,7 +141,8 @@ class Operator:
                 patch.delenv(name, raising=False)
             with on_terminal(shown):
                 given = ("--url", self.url, *arguments)
-                shown.code = self._run(given, course(shown))
+                found = self._run(given, course(shown))
+        assert found == code, shown.text()
         return shown
 
     def pass_time(self, seconds: float) -> None:

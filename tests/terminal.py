@@ -35,11 +35,8 @@ class Terminal:
 
     Attributes:
       slave: The end of the program.
-      code: The exit code of the command that ran on it.
       output: Everything that was written to it.
     """
-
-    code = -1
 
     def __init__(
         self,

@@ -24,14 +24,10 @@ COMMANDS = ("info", "list", "show", "log", "watch", "wait", "cancel", "rerun", "
 def test_each_command_has_its_help(pjobs: Operator) -> None:
     """Each help has its flags and the exit codes. That of `pjobs` has the commands."""
     for command in COMMANDS:
-        ran = pjobs(command, "--help")
-        assert ran.code == 0
-        text = "\n".join(ran.out)
+        text = "\n".join(pjobs(command, "--help").printed())
         assert f"usage: pjobs --url URL {command}" in text
         assert "--json" in text and "exit codes:" in text and "124 timed out" in text
-    ran = pjobs.main("--help")
-    assert ran.code == 0
-    text = "\n".join(ran.out)
+    text = "\n".join(pjobs.main("--help").printed())
     assert "pjobs INI [name=value ...] [COMMAND" in text
     assert all(f"\n  {name} " in text for name in (*COMMANDS, "work", "dev"))
 
@@ -320,9 +316,7 @@ def test_applications_with_different_stores(
     text = "makes applications with different stores: <JobStore 'jobstate' at "
     assert text in ran.err[-1]
     folder.ini = Path(f"{folder.ini}#b")
-    ran = with_ini(pjobs, folder, "list")
-    assert ran.code == 0
-    assert ran.out[0].startswith(job.uuid)
+    assert with_ini(pjobs, folder, "list").printed()[0].startswith(job.uuid)
 
 
 def test_ini_that_is_wrong(pjobs: Operator, folder: Folder) -> None:
