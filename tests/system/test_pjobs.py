@@ -9,7 +9,6 @@ import fcntl
 import linecache
 import os
 import re
-import stat
 import subprocess
 import sys
 import termios
@@ -146,11 +145,9 @@ class Shop(Runs):
         linecache.cache[IMPORTS] = (0, None, SOURCE, IMPORTS)
 
         def act(job_state: JobState) -> Iterator[int]:
-            try:
+            with contextlib.suppress(LookupError):
                 self.all[job_state.uuid].live(job_state)
                 return
-            except LookupError:
-                pass
             yield 17
 
         names: dict[str, Any] = {"act": act}
@@ -206,7 +203,7 @@ def folder(tmp_path: Path, redis_url: str, shop: Shop) -> Path:
     for name, text in scripts.items():
         path = tmp_path / name
         path.write_text(text)
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        path.chmod(0o755)
     return tmp_path
 
 
