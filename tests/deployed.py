@@ -265,7 +265,7 @@ class Host:
         text = self.files[f"/etc/systemd/system/{name}"]
         command = shlex.split(exec_start or option("ExecStart", text))
         kill_signal = signal.Signals[option("KillSignal", text)]
-        with self.running(command, name, kill_signal) as process:
+        with self.running(command, name, kill_signal, PATIENCE) as process:
             yield process
 
     @contextlib.contextmanager
@@ -287,12 +287,12 @@ class Host:
 
     @contextlib.contextmanager
     def running(
-        self, command: list[str], name: str, kill_signal: int
+        self, command: list[str], name: str, kill_signal: int, patience: float = 20
     ) -> Iterator[Process]:
         """Run a command in a session of its own, which ends with the block."""
         log = self.folder / f"{name}.log"
         with Process(
-            command, log, self.folder, self.environ, patience=PATIENCE
+            command, log, self.folder, self.environ, patience=patience
         ) as process:
             yield process
             process.send_signal(kill_signal)

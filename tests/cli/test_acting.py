@@ -99,7 +99,7 @@ def test_jobs_are_cancelled(
 
 
 def test_jobs_that_cannot_be_cancelled(pjobs: Operator, store: JobStore) -> None:
-    """A job that cannot be cancelled has a line on stderr; the others go on: 1."""
+    """A job that cannot be cancelled is told once, on stderr; the others go on: 1."""
     done, queued, other = put(store, "success"), put(store, "queued"), put(store)
     names = (done.uuid, UUID, queued.uuid, queued.uuid[:13], done.uuid[:13])
     over = f"The job {done.uuid} is already over: success."
@@ -182,7 +182,7 @@ def test_ended_jobs_are_deleted(pjobs: Operator, store: JobStore) -> None:
 def test_calls_go_on_up_to_the_limit(
     pjobs: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calls go on until all are done, or --limit of them. Some refused: 1."""
+    """Calls go on until all are done, or --limit of them. If some were refused: 1."""
     clear = ("clear", "--everything")
     limits = calls(monkeypatch, "clear", lambda n: BulkResult(n, 0, "more"))
     ran = pjobs(*clear, "--yes", "--limit", "2500")
@@ -282,7 +282,7 @@ def test_only_a_yes_goes_on(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_nobody_is_asked_without_need(pjobs: Operator, store: JobStore) -> None:
-    """No question is asked about no jobs, or with --yes, needed without a terminal."""
+    """Nobody is asked about no jobs, or with --yes. Off a terminal, it is needed."""
     shown = pjobs.draw("clear", "--everything")
     assert shown.lines() == ["0 deleted, 0 refused"]
     put(store, "success")

@@ -31,8 +31,10 @@ class Demo(Process):
         self.url = re.findall(r"http://\S+", self.text())[0]
 
     def __exit__(self, *exception: object) -> None:
-        self.stop()
-        super().__exit__(*exception)
+        try:
+            self.stop()
+        finally:
+            super().__exit__(*exception)
 
 
 @pytest.fixture(scope="module")
