@@ -32,7 +32,7 @@ def broker(redis_url: str) -> RedisBroker:
 
 @pytest.fixture(params=["appended", "before", "without"])
 def place(request: pytest.FixtureRequest, redis_url: str) -> tuple[str, RedisBroker]:
-    """A broker with the middleware after or before Retries or without it; which one."""
+    """The middleware's place (after Retries, before it, or without it) and a broker."""
     name = request.param
     before = Retries if name == "before" else None
     without = Retries if name == "without" else None

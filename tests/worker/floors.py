@@ -373,8 +373,8 @@ class Ear:
 def standing_still(
     floor: Floor, call: Callable[[], object], name: str | None = None
 ) -> Iterator[None]:
-    """Make a call in a thread that stands still as it hands a message to the broker, or
-    one with an argument, until this ends.
+    """Make a call in a thread that stands still as it hands a message, or the one with
+    an argument of this name, to the broker, until this ends.
     """
     reached, opened = threading.Event(), threading.Event()
     enqueue, thread = floor.broker.enqueue, threading.Thread(target=call)
@@ -409,7 +409,7 @@ def evict(client: redis.Redis) -> None:
 
 
 def spoil(client: redis.Redis, *kinds: str) -> None:
-    """Overwrite all keys of some types, but those of the jobs, with another's text."""
+    """Write foreign text into all keys of some types, except those of the jobs."""
     for key in set(client.keys()) - records(client):
         kind: Any = client.type(key)
         if kind.decode() in kinds:

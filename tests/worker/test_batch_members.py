@@ -95,7 +95,7 @@ def test_reports_of_a_member_move_the_bar(floor: Floor) -> None:
 
 
 def test_progress_is_told_once_a_second(make_floor: MakeFloor) -> None:
-    """However often it is reported. What came last is told before the next beat."""
+    """However often it changes. What came last is told before the next beat."""
     floor = make_floor(heartbeat=3600)
     batch, held = begin_batch(floor)
     told: set[float | None] = set()
@@ -355,7 +355,7 @@ def test_members_of_a_lost_batch_go_on(
 def test_cancel_of_a_batch_is_heard_soon(
     make_floor: MakeFloor, proxy: FaultyProxy
 ) -> None:
-    """By members that report, are silent or wait, and not only with their next beat."""
+    """Members that report, are silent or wait hear of it long before the next beat."""
     floor = make_floor(JobStore(proxy.url), heartbeat=3600, threads=2)
 
     def busy(job_state: Any) -> None:
@@ -384,6 +384,7 @@ def test_cancel_of_a_batch_is_heard_soon(
 
 
 def test_message_that_names_a_foreign_batch_runs(floor: Floor, logged: Logged) -> None:
+    """A message that names a batch that does not know it runs as any other."""
     batch = floor.send_batch("a")
     stranger = floor.post("s", job_batch=batch.uuid)
     floor.work()
@@ -393,7 +394,7 @@ def test_message_that_names_a_foreign_batch_runs(floor: Floor, logged: Logged) -
 
 
 def test_message_of_a_member_that_is_put_back(floor: Floor) -> None:
-    """After its end: the bar steps back, and the batch is listed as unfinished."""
+    """After its end, the bar steps back, and the batch is listed as unfinished."""
     batch = floor.send_batch("a", "b")
     sent = floor.waiting()
     worked(floor, batch)

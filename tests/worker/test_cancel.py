@@ -88,7 +88,7 @@ def test_job_stops_at_whatever_it_calls_next(redis_url: str) -> None:
 def test_cancelled_job_ends_quietly(
     place: tuple[str, RedisBroker], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever it raises: without retry, callbacks or a traceback in the log."""
+    """Whatever it raises, no retry, no callback and no traceback in the log follow."""
     _, broker = place
     called = []
 
@@ -118,7 +118,7 @@ def test_cancelled_job_ends_quietly(
 
 
 def test_exception_before_the_job_heard_of_it_is_a_cancel(redis_url: str) -> None:
-    """It ends the job as cancelled, and the retry is skipped."""
+    """A job that fails before it hears of its cancel is cancelled, and not retried."""
     middleware = JobStateMiddleware(url=redis_url, interval=10)
     broker = make_broker(redis_url, middleware)
     gate = Gate()
@@ -165,7 +165,7 @@ def test_job_that_shields_itself_is_a_success(redis_url: str) -> None:
 def test_waiting_job_never_begins(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Queued or delayed, it is skipped: no actor, no callback, and nothing logged."""
+    """Queued or delayed, it is skipped: no actor, callback or log line comes of it."""
     broker = make_broker(redis_url)
     ran: list[str] = []
 
@@ -247,7 +247,7 @@ def test_async_job_stops_and_cleans_up(
 
 
 def test_retry_that_was_cancelled_keeps_what_the_first_try_said(redis_url: str) -> None:
-    """It never begins again, and keeps its run's reports, attempt and start."""
+    """It never begins again, and keeps the reports, attempt and start of its run."""
     broker = make_broker(redis_url)
     broker.add_middleware(alarm := Alarm())
 

@@ -134,7 +134,7 @@ def test_other_actors_are_left_alone(broker: RedisBroker, client: redis.Redis) -
 
 
 def test_parameter_that_cannot_be_passed_is_refused(stub: dramatiq.Broker) -> None:
-    """By keyword. The error, at the actor or the middleware, shows how to write it."""
+    """It must be a keyword. The error, at the actor or the middleware, shows how."""
 
     def by_position_only(job_state: JobState, /, miles: int) -> None: ...
     def swallowed(*job_state: JobState) -> None: ...
@@ -160,7 +160,7 @@ def test_parameter_that_cannot_be_passed_is_refused(stub: dramatiq.Broker) -> No
 
 
 def test_function_whose_parameters_are_unknown(stub: dramatiq.Broker) -> None:
-    """One of Python's own. Its actor cannot be tracked, and is otherwise left alone."""
+    """An actor of such a function cannot be tracked, and is otherwise left alone."""
     with pytest.raises(ActorError, match="'tracked' cannot be tracked: Python does no"):
         dramatiq.actor(broker=stub, actor_name="tracked", job_state=True)(dict)
     plain: Any = dramatiq.actor(broker=stub, actor_name="plain")(dict)
@@ -168,7 +168,7 @@ def test_function_whose_parameters_are_unknown(stub: dramatiq.Broker) -> None:
 
 
 def test_option_that_is_no_class_of_jobs_is_refused(stub: dramatiq.Broker) -> None:
-    """It takes a JobState class or True. Neither it nor annotations take batches."""
+    """It takes a JobState class or True. Neither it nor an annotation takes a batch."""
     for option in ("RunMarathon", int, False):
         with pytest.raises(ActorError, match=r"run_marathon.*JobState or True"):
             dramatiq.actor(broker=stub, actor_name="run_marathon", job_state=option)(
@@ -184,7 +184,7 @@ def test_option_that_is_no_class_of_jobs_is_refused(stub: dramatiq.Broker) -> No
 
 
 def test_second_middleware_is_refused() -> None:
-    """Before or after a tracked actor, or if the broker is made with both."""
+    """It is, before or after a tracked actor, or if the broker is made with both."""
     declare, url = annotated.declare_marathon, "redis://localhost"
 
     def add(declared: str) -> None:
@@ -217,7 +217,7 @@ def actor_with(annotation: object) -> Callable[..., Any]:
 
 
 def test_annotation_names_the_class(declare: Declare) -> None:
-    """Alone or beside None, also as text, resolved where the innermost function is."""
+    """It may stand beside None or be text, resolved where the innermost function is."""
 
     @annotated.wrapped
     def run(*, job_state: "Swim") -> None: ...
@@ -269,7 +269,7 @@ def test_annotation_with_two_classes_is_refused(
 
 
 def test_option_wins_over_the_annotation(declare: Declare) -> None:
-    """A class does, and that is not even evaluated. True says nothing of the class."""
+    """If it is a class, the annotation is not evaluated. True does not name a class."""
     for option in (JobState, Swim):
         for fn in (annotated.plain, annotated.unresolvable):
             assert declare(fn, job_state=option) is option
@@ -282,7 +282,7 @@ def test_option_wins_over_the_annotation(declare: Declare) -> None:
 def test_annotation_that_cannot_be_resolved_is_refused(
     stub: dramatiq.Broker, declare: Declare
 ) -> None:
-    """It could hide the class. The error says how to name that."""
+    """It could hide the class, so there is no actor. The error says how to name it."""
     for fn in (
         *(annotated.unresolvable, annotated.wrapped(annotated.unresolvable)),
         *(actor_with("Swim.Nothing"), actor_with("1 / 0")),
@@ -304,7 +304,7 @@ def test_annotation_that_cannot_be_resolved_is_refused(
 def test_direct_call_gets_a_detached_job_state(
     stub: dramatiq.Broker, store: JobStore
 ) -> None:
-    """It keeps its values in memory. The call may bring another one."""
+    """It keeps its values in memory, unless the call brings one of its own."""
     seen: list[Any] = []
 
     @job_actor(broker=stub, job_state=RunMarathon)
@@ -332,8 +332,8 @@ def test_direct_call_gets_a_detached_job_state(
 
 
 def test_middleware_takes_one_place(client: redis.Redis) -> None:
-    """A store, a URL or a client, each as it is, on any broker but a RedisBroker. An
-    error shows no password.
+    """It needs one on any broker but a RedisBroker: a store, a URL or a client, and not
+    two of them. An error shows no password.
     """
     nowhere = StubBroker()
     nowhere.add_middleware(JobStateMiddleware())

@@ -75,7 +75,7 @@ def test_exception_is_an_error_once_dramatiq_gives_up(
 def test_attempts_are_counted_until_dramatiq_gives_up(
     redis_url: str, before: Any
 ) -> None:
-    """A job may succeed at its third; what Dramatiq does not retry ends it at once."""
+    """A job may succeed at its third, or end at its first, which is not retried."""
     broker = make_broker(redis_url, before=before)
 
     @job_actor(broker=broker, max_retries=3, min_backoff=10, max_backoff=20)
@@ -100,6 +100,7 @@ def test_attempts_are_counted_until_dramatiq_gives_up(
 
 
 def test_time_limit_is_an_error(redis_url: str) -> None:
+    """A job that Dramatiq interrupts at its time limit ends in error."""
     broker = make_broker(redis_url, without=TimeLimit)
     broker.add_middleware(TimeLimit(interval=20), before=JobStateMiddleware)
     broker.emit_after("process_boot")
@@ -155,7 +156,7 @@ def test_error_is_kept_short(
 
 @pytest.mark.parametrize("before", [None, AgeLimit])
 def test_age_limit_cancels_with_a_reason(redis_url: str, before: Any) -> None:
-    """Before this middleware or after it."""
+    """A message that it skips, before or after this middleware, ends as cancelled."""
     broker = make_broker(redis_url, before=before)
     message = idle_actor(broker, max_age=-1).send()
     with working(broker):
@@ -165,6 +166,7 @@ def test_age_limit_cancels_with_a_reason(redis_url: str, before: Any) -> None:
 
 
 def test_message_for_an_unknown_actor_is_an_error(redis_url: str) -> None:
+    """A message whose actor no worker knows ends in error."""
     sender, worker = make_broker(redis_url), make_broker(redis_url)
     idle_actor(worker, actor_name="other")
     message = idle_actor(sender).send()

@@ -248,7 +248,7 @@ class Watching(Middleware):
 def test_retry_runs_within_the_try_that_failed(
     in_caller: InCaller, is_first: bool
 ) -> None:
-    """It counts. The job ends as the last one, and never reads as ended before."""
+    """The job counts its tries, ends as the last, and never reads as ended before."""
     retries = Retries(max_retries=3)
     order = (None, retries) if is_first else (retries, None)
     watching = [Watching(), Watching()]
@@ -312,7 +312,7 @@ class Quitting(Middleware):
 def test_job_whose_end_nobody_told_ends_with_the_outer_one(
     ours: JobStateMiddleware, keeps_nothing: Callable[[], bool]
 ) -> None:
-    """Its acknowledgement was interrupted."""
+    """The acknowledgement of the inner job was interrupted."""
     broker = InCallerBroker([ours, Quitting()])
     seen: list[JobState] = []
 
@@ -373,7 +373,7 @@ def test_job_whose_end_nobody_told_ends_with_the_next_message(
 
 
 def test_jobs_of_two_greenlets_stay_separate(ours: JobStateMiddleware) -> None:
-    """As in a gevent worker: one's end leaves the other's reports and end alone."""
+    """As in a gevent worker: one job ends, and the other still reports and ends."""
     broker = InCallerBroker([ours])
     main = greenlet.getcurrent()
     seen: list[JobState] = []
@@ -402,7 +402,7 @@ def test_jobs_of_two_greenlets_stay_separate(ours: JobStateMiddleware) -> None:
 def test_job_that_leaves_with_the_transaction_runs_in_the_commit(
     ours: JobStateMiddleware, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All have ended once it is committed: jobs, their jobs, pipelines and groups."""
+    """All have ended after it: jobs, the jobs that they send, pipelines and groups."""
     broker = InCallerBroker([Pipelines(), ours])
     inner: list[Any] = []
 
@@ -466,7 +466,7 @@ def test_nothing_is_left_behind(
 def test_retry_that_the_broker_refuses_is_an_error(
     ours: JobStateMiddleware, keeps_nothing: Callable[[], bool]
 ) -> None:
-    """And nothing of the job is kept."""
+    """The job ends in error, and nothing of it is kept."""
 
     class Refusing(InCallerBroker):
         def enqueue(self, message: Any, *, delay: int | None = None) -> Any:

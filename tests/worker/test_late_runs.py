@@ -27,7 +27,7 @@ from tests.worker.floors import Ear, Floor, Held, MakeFloor
 
 
 def test_older_run_changes_nothing(make_floor: MakeFloor, logged: Logged) -> None:
-    """One warning is logged. That it failed is kept among the tries of its job."""
+    """It logs one warning. That it failed is kept among the tries of its job."""
     floor = make_floor(heartbeat=0.05)
     old = floor.begin(max_retries=1, min_backoff=3_600_000)
     new = make_floor().begin(old.message)
@@ -162,7 +162,7 @@ def test_start_that_is_written_late_does_not_take_over(
 
 
 def test_running_job_hears_of_its_cancel(make_floor: MakeFloor) -> None:
-    """By its next report, long before a beat. Whatever it raises then is the cancel."""
+    """A report brings it, long before a beat. Any exception then is the cancel."""
     held = make_floor(heartbeat=3600).begin()
     assert held.load().cancel()
     wait_for(lambda: held.job_state.cancel_requested)
@@ -212,7 +212,7 @@ def test_run_that_was_cancelled_while_it_was_silent_is_told(
 def test_cancelled_job_that_began_without_the_store(
     make_floor: MakeFloor, slow: JobStore, relay: Relay, logged: Logged, is_over: bool
 ) -> None:
-    """Told when that is back. If it has succeeded it stays cancelled, logged once."""
+    """It hears when that is back, and stays cancelled, logged once, if it succeeded."""
     floor = make_floor(slow)
     floor.start()
     message = floor.message()
@@ -281,7 +281,7 @@ def test_interrupt_at_the_end_loses_no_end(
 
 
 def test_job_whose_thread_is_gone_stalls(make_floor: MakeFloor, logged: Logged) -> None:
-    """As Dramatiq's do if interrupted at a bad time. Nothing that it set is written."""
+    """An interrupt at the wrong time kills it. Nothing that the job set is written."""
     floor = make_floor(heartbeat=0.05, interval=0.05)
     gone, alive = floor.message("gone"), floor.begin()
     floor.scripts["gone"] = lambda job_state: job_state.set_message("last words")

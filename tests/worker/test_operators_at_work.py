@@ -38,7 +38,7 @@ def test_running_again_while_a_worker_is_at_work(floor: Floor) -> None:
 def test_operator_who_dies_runs_a_job_once(
     floor: Floor, is_bulk: bool, moment: str
 ) -> None:
-    """Once more, at the latest when another does it, wherever the first one dies."""
+    """The job runs once more, at the latest when another operator does it."""
     for number in itertools.count(1):
         (sent,) = failed(floor)
         with dying(number, moment) as has_died:
@@ -64,7 +64,7 @@ def test_operator_who_dies_runs_a_job_once(
 def test_operator_who_dies_leaves_others_to_the_next(
     floor: Floor, act: str, moment: str
 ) -> None:
-    """Nothing deleted or cancelled runs, and another finishes the work."""
+    """Nothing that was deleted or cancelled runs, and another finishes the work."""
     for number in itertools.count(1):
         (lost,), waiting = failed(floor), floor.post("waits")
         with dying(number, moment) as has_died:

@@ -64,7 +64,7 @@ def test_flush_says_whether_all_is_stored(
 def test_starts_and_ends_wait_for_a_second(
     make_floor: MakeFloor, slow: JobStore, relay: Relay
 ) -> None:
-    """Not as long as the connection would. Both are written once the store answers."""
+    """Not for the connection's timeout. Both are written once the store answers."""
     floor = make_floor(slow, heartbeat=3600)
     floor.start()
     begun = time.monotonic()
@@ -106,7 +106,7 @@ def test_nobody_waits_for_a_store_that_has_been_away(
 def test_senders_ask_a_store_that_has_failed_once_a_second(
     make_floor: MakeFloor, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """200 sends cost no more than one, and all leave. Then each is noted again."""
+    """200 sends take as long as one, and all leave. Once it is back, each is noted."""
     floor = make_floor(JobStore(proxy.url))
     proxy.judge = lambda request: "refuse"
     begun = time.monotonic()
@@ -160,7 +160,7 @@ def test_lost_reply_is_made_good(make_floor: MakeFloor, proxy: FaultyProxy) -> N
 def test_store_that_came_back_empty_is_told_everything(
     make_floor: MakeFloor, client: redis.Redis
 ) -> None:
-    """All that a running job has reported, even if it has nothing new."""
+    """All that a running job has reported is written, even if it has nothing new."""
     floor = make_floor(heartbeat=0.05)
     held = floor.begin(job_owner="alice")
     held.job_state.set_progress_metrics(miles=3, names=["a", "b"])
@@ -184,7 +184,7 @@ def test_store_that_came_back_empty_is_told_everything(
 def test_end_that_waits_is_written_to_an_empty_store(
     make_floor: MakeFloor, own: JobStore, client: redis.Redis, logged: Logged
 ) -> None:
-    """With all values and, if the job has failed, with its failure."""
+    """It has all values and, if the job has failed, its failure."""
     floor = make_floor(own)
     held, failing = floor.begin(), floor.begin()
     held.job_state.set_progress_metric("miles", 3)
@@ -205,7 +205,7 @@ def test_end_that_waits_is_written_to_an_empty_store(
 def test_values_that_a_failover_lost_are_written_again(
     floor: Floor, client: redis.Redis
 ) -> None:
-    """All that the run has reported, with its next report."""
+    """The next report brings all that the run has reported."""
     held = floor.begin()
     job_state, key = held.job_state, f"jobstate:{held.uuid}"
     job_state.set_progress_metric("first", 1)
@@ -225,7 +225,7 @@ def test_values_that_a_failover_lost_are_written_again(
 def test_expired_record_is_not_created_again(
     make_floor: MakeFloor, store: JobStore, client: redis.Redis, logged: Logged
 ) -> None:
-    """By a run frozen so long that its job may have ended elsewhere and expired."""
+    """A run was frozen so long that its job may have ended elsewhere and expired."""
     held = make_floor(store.replace(expire_in=0.2), heartbeat=3600).begin()
     assert held.job_state.flush(10)
     time.sleep(0.25)
@@ -262,7 +262,7 @@ def end_all(jobs: list[Held]) -> None:
 def test_worker_that_stops_waits_for_a_store_that_comes_back(
     make_floor: MakeFloor, proxy: FaultyProxy, logged: Logged
 ) -> None:
-    """Ends that could not be written are written then."""
+    """Ends that could not be written are written at its shutdown."""
     floor, stopping = make_floor(JobStore(proxy.url)), Stopping()
     floor.broker.add_middleware(stopping)
     jobs = [floor.begin() for _ in range(3)]
@@ -289,7 +289,7 @@ def test_worker_that_stops_waits_for_a_store_that_comes_back(
 def test_worker_that_stops_gives_up_in_time(
     make_floor: MakeFloor, own: JobStore, logged: Logged
 ) -> None:
-    """After some seconds. One line counts lost outcomes, not jobs that still run."""
+    """It takes some seconds. One line counts the lost outcomes, not running jobs."""
     floor = make_floor(own)
     jobs = [floor.begin() for _ in range(3)]
     floor.begin().job_state.set_message("still at work")

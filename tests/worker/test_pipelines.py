@@ -92,7 +92,7 @@ NOT_RUN = ("cancelled", "An earlier step did not succeed.")
 def test_steps_succeed_in_their_turn(
     broker: Broker, alice: JobStates, step: Any, gate: Gate, ended: Any
 ) -> None:
-    """Each waits queued, gets the result of the one before, and is the sender's."""
+    """Each is queued until then, gets the result of the last, and is the sender's."""
     sent = alice.send_immediately(step.message(7) | step.message(2) | step.message(3))
     with working(broker):
         gate.wait_for_job()
@@ -111,7 +111,7 @@ def test_steps_succeed_in_their_turn(
 def test_steps_after_one_that_does_not_succeed_are_cancelled(
     broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:
-    """It fails for good, or is skipped. They give the reason, or the one they had."""
+    """If it fails or is skipped, they say so. One cancelled before keeps its reason."""
     cases = [
         ([1, 13, 2, 3], [GOOD, BAD, NOT_RUN, NOT_RUN]),
         ([1, 99, 1, 1], [GOOD, ("cancelled", "Too far."), NOT_RUN, NOT_RUN]),
@@ -127,6 +127,7 @@ def test_steps_after_one_that_does_not_succeed_are_cancelled(
 def test_steps_after_one_that_is_tried_again_wait(
     broker: Broker, alice: JobStates, ended: Any
 ) -> None:
+    """Steps after one that will be retried stay queued."""
     tries: list[int] = []
     statuses = []
 
@@ -159,7 +160,7 @@ def test_steps_outlast_the_delay_of_the_first(alice: JobStates, step: Any) -> No
 def test_step_that_waits_can_be_cancelled(
     broker: Broker, alice: JobStates, step: Any, gate: Gate, ended: Any
 ) -> None:
-    """At once. Those before it go on, those after it are cancelled in their turn."""
+    """It is at once. Those before go on, those after are cancelled in their turn."""
     sent = alice.send_immediately(step.message(7) | step.message(2) | step.message(3))
     with working(broker):
         gate.wait_for_job()
@@ -201,7 +202,7 @@ def test_step_that_is_not_tracked_does_no_harm(
 def test_groups_and_their_pipelines_succeed(
     broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:
-    """A failing member ends only its own pipeline. Both may be nested."""
+    """A failing member ends only its own pipeline, and both may be nested."""
     inner = group([step.message(3), step.message(4) | step.message(5)])
     steps = step.message(13) | step.message(2)
     sent = alice.send_immediately(group([step.message(1), steps, inner]))
@@ -213,7 +214,7 @@ def test_groups_and_their_pipelines_succeed(
 def test_completion_callback_is_a_job_of_the_senders(
     broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:
-    """Under the id of its message."""
+    """It has a state under its message's id, and the owner of the group."""
     what = group([step.message(1), step.message(2) | step.message(3)])
     last = step.message(4)
     what.add_completion_callback(last)
@@ -227,7 +228,7 @@ def test_completion_callback_is_a_job_of_the_senders(
 def test_next_step_that_is_never_sent_is_an_error(
     redis_url: str, alice: JobStates, ended: Any
 ) -> None:
-    """The broker has no Pipelines. Those after it read as not reached."""
+    """A broker without Pipelines sends none. Those after it read as not reached."""
     broker = make_broker(redis_url, without=Pipelines)
     broker.actor_options |= {"pipe_target", "pipe_ignore"}
     run_marathon = idle_actor(broker)

@@ -31,7 +31,7 @@ from tests.worker.floors import idle_actor
 
 
 def test_params_have_the_names_that_the_actor_gives_them(stub: dramatiq.Broker) -> None:
-    """Even if the call is going to fail."""
+    """What was sent is stored by them, even if the call is going to fail."""
 
     @dramatiq.actor(broker=stub, job_state=True)
     def run(a: int, b: int = 0, *more: int, **options: int) -> None: ...
@@ -48,7 +48,7 @@ def test_params_have_the_names_that_the_actor_gives_them(stub: dramatiq.Broker) 
 
 
 def test_params_leave_out_what_cannot_be_stored(stub: dramatiq.Broker) -> None:
-    """Over 16 KiB, or no JSON, which another encoder of messages allows."""
+    """Values over 16 KiB, or not JSON, which another encoder of messages allows."""
 
     @dramatiq.actor(broker=stub, job_state=True)
     def run(thing: object, miles: int) -> None: ...
@@ -191,7 +191,7 @@ def test_job_that_the_broker_refuses_reads_stalled(
 
 
 def test_job_of_a_stub_broker_has_ended_after_its_joins(stub: dramatiq.Broker) -> None:
-    """The two of Dramatiq's guide to unit tests, also if it was delayed."""
+    """They are the two of Dramatiq's guide to unit tests. The job may be delayed."""
 
     @job_actor(broker=stub)
     def run_marathon(miles: int, *, job_state: Any = None) -> None:
@@ -213,7 +213,7 @@ def test_job_of_a_stub_broker_has_ended_after_its_joins(stub: dramatiq.Broker) -
 def test_send_without_the_store_goes_out(
     redis_url: str, own: JobStore, logged: Logged
 ) -> None:
-    """With one warning. Once it is back, jobs appear when they start or are sent."""
+    """One warning tells of all. Later their jobs appear as they start or are sent."""
     broker = make_broker(redis_url, JobStateMiddleware(own))
 
     @job_actor(broker=broker)

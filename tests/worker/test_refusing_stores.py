@@ -50,7 +50,7 @@ def test_poisoned_record_does_not_hold_up_the_others(
 def test_poisoned_lists_hold_up_no_job(
     make_floor: MakeFloor, client: redis.Redis
 ) -> None:
-    """Another program's text in place of a list costs the places in it, no report."""
+    """Foreign text in place of a list costs the places in it, but no report."""
     floor = make_floor()
     floor.begin(job_owner="alice")
     spoil(client, "zset")
@@ -63,6 +63,7 @@ def test_poisoned_lists_hold_up_no_job(
 def test_full_server_is_told_later(
     make_floor: MakeFloor, client: redis.Redis, logged: Logged
 ) -> None:
+    """What a full server refuses is written when it has room again."""
     held = make_floor().begin()
     client.config_set("maxmemory", 1)
     try:
@@ -84,7 +85,7 @@ def test_cancel_is_heard_though_the_store_refuses_its_list(
     logged: Logged,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """By a beat. It is logged once, and nothing when the worker may read it again."""
+    """A beat brings it. The refusal is logged once, and its end not at all."""
 
     def is_asked() -> bool:
         stats: Any = client.info("commandstats")

@@ -143,6 +143,7 @@ def test_silent_job_is_not_written(make_floor: MakeFloor, proxy: FaultyProxy) ->
 def test_silent_job_reads_stalled_until_it_is_heard_of(
     make_floor: MakeFloor, store: JobStore
 ) -> None:
+    """It reads stalled after a while without a sign, and working after a report."""
     floor = make_floor(heartbeat=3600)
     held = floor.hold(floor.post())
     queued_at = held.load().queued_at
@@ -199,7 +200,7 @@ def test_running_job_does_not_expire(make_floor: MakeFloor, store: JobStore) -> 
 def test_job_that_runs_for_long_stays_listed(
     make_floor: MakeFloor, store: JobStore
 ) -> None:
-    """Longer than `active_expire_in`, even while new jobs trim the lists."""
+    """It runs longer than `active_expire_in`, while new jobs trim the lists."""
     brief = store.replace(active_expire_in=5)
     held = make_floor(brief, heartbeat=0.05).begin()
     time.sleep(2.7)
@@ -216,7 +217,7 @@ def test_job_that_runs_for_long_stays_listed(
 
 
 def test_flush_waits_for_what_was_set_before(make_floor: MakeFloor) -> None:
-    """For all of it, however rare the writes are."""
+    """It returns once all is stored, however rare the writes are."""
     held = make_floor(interval=60).begin()
     for text in "one", "two":
         held.job_state.set_message(text)
@@ -255,7 +256,7 @@ def test_flush_waits_for_a_write_that_has_its_values(
 def test_sixteen_threads_lose_nothing(
     make_floor: MakeFloor, proxy: FaultyProxy
 ) -> None:
-    """While replies are lost: each last value is stored, and each count is exact."""
+    """While replies are lost, each last value is stored, and each count is exact."""
     threads, rounds = 16, 40
     floor = make_floor(JobStore(proxy.url), interval=0.002)
     held = floor.begin()
@@ -477,7 +478,7 @@ def test_job_may_fork(make_floor: MakeFloor, logged: Logged) -> None:
 
 
 def test_time_left_is_reckoned_at_the_pace_so_far(make_floor: MakeFloor) -> None:
-    """Unknown until something of a known total is done. A new loop begins anew."""
+    """It is unknown until some of a known total is done. A new loop begins anew."""
     held = make_floor().begin()
     ends = iter(range(10**6))
 

@@ -55,7 +55,7 @@ def breaks(floor: Floor, name: str = "a", error: BaseException | None = None) ->
 
 
 def failed_pipeline(floor: Floor, *, cancels: int | None = None) -> list[Message[Any]]:
-    """Fail the first step of a pipeline, and return all. A user cancels one before."""
+    """Return a pipeline's steps. The first failed, after a user cancelled `cancels`."""
     steps = [floor.message(name, pipe_ignore=True) for name in "ast"]
     request = floor.request()
     with request.tm:
@@ -191,6 +191,7 @@ def test_age_limit_skips_nothing_that_runs_again(
 def test_broker_that_refuses_leaves_the_failure(
     floor: Floor, client: redis.Redis
 ) -> None:
+    """A broker that does not accept the message leaves all as it was."""
     (sent,) = failed(floor)
     before, keys = floor.load(sent.message_id), sorted(client.keys())
     for _ in range(2):
@@ -209,7 +210,7 @@ def test_broker_that_refuses_leaves_the_failure(
 
 
 def test_message_that_the_broker_took_after_all_does_not_run(floor: Floor) -> None:
-    """The broker said that it did not: the failure stays."""
+    """The broker says that it did not take it, so the failure stays."""
     (sent,) = failed(floor)
 
     def lose_reply(message: Message[Any]) -> None:
@@ -228,7 +229,7 @@ def test_message_that_the_broker_took_after_all_does_not_run(floor: Floor) -> No
 
 
 def test_old_message_that_comes_again_does_not_run(floor: Floor) -> None:
-    """That of the run that failed may come when its worker has died: it runs nothing,
+    """That of the failed run may come again when its worker has died: it runs nothing,
     before and after the wanted run. AgeLimit, which skips it, does not cancel the job.
     """
     (sent,) = failed(floor)
@@ -267,6 +268,7 @@ def test_store_that_goes_away_after_the_message_has_left(floor: Floor) -> None:
 
 
 def test_job_that_was_cancelled_meanwhile_does_not_run(floor: Floor) -> None:
+    """A job that is cancelled while it waits to run again stays cancelled."""
     (sent,) = failed(floor)
     assert again(floor, sent)
     assert floor.load(sent.message_id).cancel()

@@ -46,7 +46,7 @@ class Stopping(Middleware):
 
 @pytest.mark.parametrize("order", ["after", "before", "first"])
 def test_attempt_is_that_of_the_last_run_that_began(redis_url: str, order: str) -> None:
-    """And so is its start, wherever the middleware stands that stops the job. Its
+    """Its start is, too, wherever the middleware stands that stops the job. That run's
     reports are kept if the message is stopped before ours sees it.
     """
     broker = make_broker(redis_url, before=None if order == "after" else AgeLimit)

@@ -45,7 +45,7 @@ def is_under_way(floor: Floor, uuid: str) -> bool:
 def test_ended_job_does_not_run_while_another_is_under_way(
     floor: Floor, how: str, logged: Logged
 ) -> None:
-    """Redelivered, or put back by an operator. Its record stays as it was."""
+    """Its message is redelivered, or put back by an operator. Its record stays."""
     first = run(floor)
     before = first.load()
     second = press(floor)
@@ -99,7 +99,7 @@ def test_job_that_is_tried_again_is_under_way(floor: Floor) -> None:
 def test_late_run_is_stopped_if_another_job_is_under_way(
     make_floor: MakeFloor, own: JobStore, logged: Logged
 ) -> None:
-    """Its message came while the store was away. It is told when that is back."""
+    """The store was away when its message came: it is told when that is back."""
     floor = make_floor(own)
     first = run(floor)
     second = press(floor)
@@ -116,7 +116,7 @@ def test_late_run_is_stopped_if_another_job_is_under_way(
 
 
 def test_lost_record_does_not_make_two_jobs(floor: Floor, client: redis.Redis) -> None:
-    """Evicted while the message waited, or expired before that was put back."""
+    """It is evicted while the message waits, or expires before that is put back."""
     for how in floor.deliver, floor.broker.enqueue:
         client.flushall()
         first = press(floor)
