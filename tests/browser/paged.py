@@ -40,7 +40,7 @@ class ImportFiles(Batch):
 
 
 class Runner:
-    """A worker in this process, whose jobs do, and end when, the test tells them."""
+    """A worker in this process, whose jobs do what the test says until it ends them."""
 
     def __init__(self, redis_url: str, of: type[JobState] = RunMarathon) -> None:
         #: Holds jobs that are to be tried again, until it rings.
@@ -83,7 +83,7 @@ class Runner:
     def start_batch(
         self, registry: Registry, count: int, title: str
     ) -> tuple[str, list[str]]:
-        """Send a batch of Alice's, and return its uuid and its members', which run."""
+        """Send a batch of Alice's, wait until its members run, and return all uuids."""
         request = Request.blank("/", headers={"X-User": "alice"})
         request.registry = registry
         request.tm = TransactionManager(explicit=True)

@@ -179,7 +179,8 @@ class Stage:
         return list(self.page.evaluate("said"))
 
     def spoken(self) -> str:
-        return str(self.text("[role=status]"))
+        script = "document.querySelector('[role=status]').textContent"
+        return str(self.page.evaluate(script))
 
     def watched(self) -> Iterator[Self]:
         """Yield the stage, and check afterwards that its page reported no problem."""

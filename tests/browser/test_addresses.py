@@ -70,7 +70,7 @@ SHEETS = {
 
 
 def test_address_of_the_style_sheet(polling: Polling) -> None:
-    """It has the script's query, or is that of data-styles, relative to the base."""
+    """It has the script's query, or is the one of data-styles, relative to the base."""
     for attributes, sheet in SHEETS.items():
         path = urlsplit(sheet).path[1:]
         polling.server.answer(path, Answer(body=""), below="")
@@ -103,6 +103,7 @@ def test_script_without_an_address_uses_the_usual_ones(polling: Polling) -> None
 def test_script_from_elsewhere_asks_the_site_of_the_page(
     polling: Polling, elsewhere: PollServer
 ) -> None:
+    """A script from elsewhere looks for jobs on the page's own site."""
     elsewhere.answer("job", success())
     polling.server.answer("job", success())
     polling.page.goto(polling.server.url + "/empty")
@@ -177,7 +178,7 @@ NAMES = (
 
 
 def test_script_minds_no_element_of_a_name(timed: Polling) -> None:
-    """Nor is a hidden tab kept awake by one that is named after what it uses."""
+    """Those named as what it uses neither shadow that nor keep a hidden tab awake."""
     timed.server.offers = True
     element = "<job-state id=shown src=/job_state/shown></job-state>"
     timed.server.answer("shown", success())
@@ -233,7 +234,7 @@ CATCH = """() => {{
 
 
 def test_wrong_arguments_are_type_errors(polling: Polling) -> None:
-    """They name the call. So does that of a base URL of another origin in the tag."""
+    """They name the call. A base URL of another origin in the tag raises one, too."""
     found = {o: polling.page.evaluate(CATCH.format(o)) for o in WRONG}
     assert found == {o: f"JobState.startPolling: {w}" for o, w in WRONG.items()}
     assert polling.server.seen("a") == []

@@ -58,7 +58,7 @@ def test_batch_is_told_in_words(stage: Batches) -> None:
 
 
 def test_lone_job_has_no_counts(stage: Batches) -> None:
-    """They go with the batch. One without members has a full bar and no counts."""
+    """Nothing of a batch stays. An empty batch has a full bar and no counts."""
     stage.open()
     stage.set_root(COLOURS)
     stage.show(USUAL)
@@ -135,7 +135,7 @@ SHARES: tuple[tuple[dict[str, Any], list[float]], ...] = (
 
 
 def test_shares_fill_what_is_done(stage: Batches) -> None:
-    """And never more than the fraction. Without one, the bar moves."""
+    """They never reach beyond the fraction. Without a fraction, the bar moves."""
     stage.open()
     for state, edges in SHARES:
         stage.show(state)
@@ -185,7 +185,7 @@ def test_compact_batch_is_short(stage: Batches) -> None:
 
 
 def test_counts_are_not_announced(stage: Batches) -> None:
-    """Only the start, each quarter, and the end with its failures."""
+    """Of a batch, only the start, quarters, and the end with failures are announced."""
     stage.open()
     stage.listen()
     stage.show(batch(success=1, queued=99))

@@ -44,7 +44,7 @@ def allowed(response: Any) -> Any:
 
 
 def test_streams_may_be_read(redis_url: str, store: JobStore) -> None:
-    """Under ASGI, by a page of the allowed origin, which sees that a poll offers it."""
+    """Under ASGI, an allowed origin's page sees the offer, and may read the stream."""
     app = shared(make_config(redis_url)).app
     place = f"/job_state/{put_job(store, RunMarathon, owner='alice').uuid}"
     with serving(asgi_app(app)) as port:
@@ -59,7 +59,7 @@ def test_streams_may_be_read(redis_url: str, store: JobStore) -> None:
 
 
 def test_every_answer_may_be_read(redis_url: str, store: JobStore) -> None:
-    """States, refusals and errors. A 503 tells the script when to ask again."""
+    """An allowed origin may read states, refusals, errors and when to retry a 503."""
     app = shared(make_config(redis_url))
     job = put_job(store, RunMarathon, owner="alice").uuid
     place = f"/job_state/{job}"

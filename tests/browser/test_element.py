@@ -136,7 +136,7 @@ RESULTS: tuple[Any, ...] = (
 
 
 def test_success_leads_to_its_result(stage: Stage) -> None:
-    """By a link, which the keyboard reaches. Nothing but URLs of the web become one."""
+    """A link that the keyboard reaches leads there, if it is a URL of the web."""
     stage.open()
     link = stage.page.locator("[part=result]")
     for state in (
@@ -158,7 +158,7 @@ LEFT = {0.2: "1 sec", 41: "45 sec", 59.9: "1 min", 7000: "1.9 hr"}
 
 
 def test_times_are_told(stage: Stage) -> None:
-    """What a job took is exact, the time left rough. One tried again says when."""
+    """What a job took is exact, the time left rough. A retry says when it is due."""
     stage.open()
     end = datetime.now(UTC)
     for seconds, words in TOOK.items():
@@ -187,6 +187,7 @@ def test_log_is_shown_on_request(stage: Stage) -> None:
 
 
 def test_content_stands_until_the_first_answer(stage: Stage) -> None:
+    """The element shows its content until the first answer, then the state."""
     first = held(json.dumps(data(progress=progress(1, 2))))
     stage.server.answer("job", first)
     stage.open("<job-state id=job src=/job_state/job>26 miles</job-state>")
@@ -207,8 +208,8 @@ NUMBERS = {
 
 
 def test_metrics_are_shown(stage: Stage) -> None:
-    """By descendants with data-metric, in the page's language, and by what names the
-    element elsewhere. One that is gone leaves the text that stood there at first.
+    """Descendants with data-metric show them in the page's language, and so does what
+    names the element elsewhere. Once one is gone, the text that stood there is back.
     """
     stage.open(
         "<job-state id=job><b data-metric=miles></b> <i data-metric=pace></i>"
@@ -231,7 +232,7 @@ def test_metrics_are_shown(stage: Stage) -> None:
 
 
 def test_metrics_of_another_job_go(stage: Stage) -> None:
-    """At once, with its data, when src changes. It is no longer polled."""
+    """Another src clears them and the data at once, and stops polling the old job."""
     second = held(json.dumps(data(title="Two")))
     stage.server.answer("job", answer(metrics={"n": 111}))
     stage.server.answer("two", second, answer(title="Two"))
@@ -322,7 +323,7 @@ def test_element_follows_its_job_to_the_end(stage: Stage) -> None:
 
 
 def test_lost_job_says_why(stage: Stage) -> None:
-    """It fires an event. Another origin is not asked without cross-origin."""
+    """It fires an event, too. Another origin is not asked without cross-origin."""
     reasons = {
         401: "You are not signed in.",
         404: "The job does not exist, or has expired.",
@@ -372,7 +373,7 @@ def timed(page: Page, poll_server: PollServer) -> Iterator[Stage]:
 
 
 def test_removed_element_stops_asking_and_goes_on_later(timed: Stage) -> None:
-    """When it is put back. One that is moved does not ask anew."""
+    """It goes on when it is put back. One that is moved does not ask anew."""
     first = held(json.dumps(data()))
     timed.server.answer("job", first, answer())
     following = "<job-state id=job src=/job_state/job period=60000></job-state>"
@@ -417,7 +418,7 @@ def open_cancellable(stage: Stage, cancel: Answer, attributes: str = "") -> None
 
 
 def test_cancel_by_keyboard(stage: Stage) -> None:
-    """For who may: reached by Tab, it shows its focus and sends the CSRF token once."""
+    """Who may cancel gets a button that shows its focus and sends the token once."""
     stage.open()
     assert stage.show(data())["cancel"] is None
     stage.set("e.cancellable = true")
@@ -457,8 +458,8 @@ def test_cancel_that_is_refused_says_why(stage: Stage) -> None:
 
 
 def test_labels_replace_the_words(stage: Stage) -> None:
-    """Attributes change those of one element, even later. Labels follow its language,
-    as numbers and times do. JobState.labels is for others. A wrong language is no harm.
+    """Attributes change those of one element, even later; labels, numbers and times
+    follow its language; JobState.labels is for the rest. A wrong language does no harm.
     """
     stage.open("<job-state id=job label-working='On the run'></job-state>", "de-AT")
     assert stage.show(data())["status"] == "On the run"

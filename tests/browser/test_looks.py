@@ -65,7 +65,7 @@ def test_page_can_style_the_element(stage: Batches) -> None:
 
 
 def test_motion_is_not_forced_on_anybody(stage: Batches) -> None:
-    """Those who prefer less have none. The bars of very many elements jump."""
+    """Nothing moves for users who prefer that. Bars of very many elements jump."""
     stage.open()
     stage.show(STATES["unknown"])
     moving = "job.shadowRoot.getAnimations().length"
@@ -82,6 +82,7 @@ def test_motion_is_not_forced_on_anybody(stage: Batches) -> None:
 
 
 def test_style_sheet_is_linked_where_none_can_be_constructed(stage: Batches) -> None:
+    """In a browser that cannot construct a sheet, the element links job-state.css."""
     stage.server.answer("job", answer())
     stage.server.pages["/older.js"] = (
         "delete Document.prototype.adoptedStyleSheets;"
@@ -232,7 +233,7 @@ def test_sizes_follow_the_font(stage: Batches) -> None:
 @pytest.mark.system
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(stage: Batches, node_modules: Path, scheme: Scheme) -> None:
-    """In elements of every state and batches, light and dark, contrast included."""
+    """Elements in every state and batches are accessible, in light and in dark."""
     stage.page.emulate_media(color_scheme=scheme)
     ended = batch("error", success=1, error=1)
     states = {**STATES, "each": EACH, "usual": USUAL, "end": ended}
@@ -257,7 +258,7 @@ def test_axe_finds_nothing(stage: Batches, node_modules: Path, scheme: Scheme) -
 
 @pytest.mark.system
 def test_script_is_light_and_of_2018(node_modules: Path) -> None:
-    """Without comments and compressed it takes 16 KiB. ES2018 browsers can parse it."""
+    """Without comments it compresses to 16 KiB at most, and ES2018 can parse it."""
     script = STATIC / "job-state.js"
     source = re.sub(r"/\*.*?\*/", "", script.read_text("utf-8"), flags=re.S)
     source = re.sub(r"(?m)(^|\s)//.*$", "", source)

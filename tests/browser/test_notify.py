@@ -168,7 +168,7 @@ def test_hidden_page_closes_its_streams(away: Away) -> None:
 
 
 def test_title_is_marked_until_the_page_shows(away: Away) -> None:
-    """Once for any ends, even without permission to notify. It is then what it was."""
+    """Any ends mark it once, even without permission to notify. Then it is restored."""
     away.page.add_init_script("Notification.permission = 'default'")
     away.begin(*map(element, range(1, 6)), "<img name=title>")
     ends = [("success", (1,)), ("error", (2,)), ("cancelled", (3,)), ("error", (4, 5))]
@@ -184,7 +184,7 @@ def test_title_is_marked_until_the_page_shows(away: Away) -> None:
 
 
 def test_end_that_is_seen_or_no_news_is_not_told(away: Away) -> None:
-    """Nor that of an element without the attribute, or of a script's poller."""
+    """Nor is that of an element without the attribute, or of a script's poller."""
     away.begin(element(1), element(2, ""))
     script = "url => void JobState.startPolling({ url, whileHidden: true })"
     away.page.evaluate(script, f"/job_state/{uuid_of(2)}")

@@ -39,7 +39,7 @@ def button(pages: Pages, name: str) -> Any:
 
 
 def test_rows_are_live(pages: Pages, store: JobStore, runner: Runner) -> None:
-    """State, attempt, end, and what can be done with the job."""
+    """A row follows its job's state, attempt and end, and what can be done with it."""
     runner.alarm.ring()
     job = runner.start(max_retries=1)
     (other,) = put(store, "success")
@@ -120,7 +120,7 @@ def test_selected_jobs_are_deleted(pages: Pages, store: JobStore) -> None:
 def test_act_is_for_the_jobs_that_it_fits(
     pages: Pages, store: JobStore, marathons: Marathons
 ) -> None:
-    """No others of the selected count. The dialog says what was refused, and why."""
+    """Others selected do not count. The dialog says what was refused, and why."""
     failed = marathons.fail("alice", "bob")
     put(store, "error", "queued", "working", "success")
     pages.visit()
@@ -152,7 +152,7 @@ REFUSALS = {
 
 
 def test_failures_are_said(pages: Pages, store: JobStore) -> None:
-    """In words. Once it would be in vain, nothing more is sent."""
+    """The dialog says why, in words, and nothing more is sent that would be in vain."""
     put(store, "success", "success")
     pages.visit()
     for status, (text, count) in REFUSALS.items():
@@ -171,7 +171,7 @@ def test_failures_are_said(pages: Pages, store: JobStore) -> None:
 
 @pytest.mark.system
 def test_all_that_match_are_cancelled(pages: Pages, store: JobStore) -> None:
-    """On other pages as well, a thousand at a time. Those of another status are not."""
+    """Those on other pages are, by the thousand, but not those of another status."""
     put(store, *["queued"] * 1020)
     (done,) = put(store, "success")
     pages.visit("/job_state/?all=1&status=queued")
@@ -204,7 +204,7 @@ def test_question_is_about_what_matches_by_then(
 def test_acts_follow_what_is_permitted(
     pages: Pages, redis_url: str, runner: Runner
 ) -> None:
-    """When a job ends, those are offered that the viewer may do then, and no others."""
+    """When a job ends, the page offers what a viewer may do then, and nothing else."""
 
     class Keepers(Root):
         __acl__ = (
@@ -318,7 +318,7 @@ def test_timeline_follows_the_tries(pages: Pages, runner: Runner) -> None:
 
 
 def test_metrics_come_and_go(pages: Pages, runner: Runner) -> None:
-    """Reported later, they are shown as text. Those of an earlier run are forgotten."""
+    """Later ones are shown, as text, and those of an earlier run are forgotten."""
     runner.alarm.ring()
     job = runner.start(max_retries=1)
     pages.visit(f"/job_state/{job}")
@@ -337,6 +337,7 @@ def test_metrics_come_and_go(pages: Pages, runner: Runner) -> None:
 
 
 def test_id_is_copied(pages: Pages, store: JobStore) -> None:
+    """The button copies the id."""
     (job,) = put(store, "success")
     pages.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     pages.visit(f"/job_state/{job}")

@@ -80,6 +80,7 @@ def test_batch_is_live(pages: Pages, runner: Runner) -> None:
 
 
 def test_page_asks_for_all_of_its_jobs_at_once(pages: Pages, store: JobStore) -> None:
+    """One request polls the batch and its rows."""
     batch, members = put(store, *["queued"] * 49, "success")
     with pages.page.expect_request(lambda r: r.url.count("uuid=") == 50):
         pages.visit(f"/job_state/{batch}")
@@ -92,7 +93,7 @@ def test_page_asks_for_all_of_its_jobs_at_once(pages: Pages, store: JobStore) ->
 def test_failed_jobs_run_again(
     pages: Pages, store: JobStore, marathons: Marathons
 ) -> None:
-    """After a question, and no others. The page says how many, and how they end."""
+    """After a question they do, no others. The page says how many, and how they end."""
     batch, members = put(store, "success", "error", "error")
     other = marathons.fail("alice")[0]
     pages.visit(f"/job_state/{batch}")

@@ -164,7 +164,7 @@ def test_pages_can_be_printed(pages: Pages, store: JobStore) -> None:
 def test_rows_are_compact(
     pages: Pages, store: JobStore, width: int, height: int
 ) -> None:
-    """40 pixels high, on phones two lines, whatever a job says. Its state is whole."""
+    """One is 40 pixels high, two lines on phones, and shows all of its state's word."""
     long = "word " * 300 + "x" * 3000
     fill(store)
     put_job(store, ImportSheet, owner=long, params={"filename": long}, message=long)
@@ -224,7 +224,7 @@ def test_layout_of_the_application_is_left_alone(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Only the content of the pages is styled, in the layout's font and colours."""
+    """Only the pages' content is styled, and takes the layout's font and colours."""
     name = f"layout_of_{tmp_path.name.replace('-', '_')}"
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").touch()
@@ -254,7 +254,7 @@ def test_layout_of_the_application_is_left_alone(
 def test_contrast_is_enough_in_any_layout(
     pages: Pages, store: JobStore, node_modules: Path
 ) -> None:
-    """The content of the pages takes the colours around it."""
+    """The pages take the colours around them, and their text keeps its contrast."""
     fill(store)
     pages.visit()
     # What is left of our own layout is its class.

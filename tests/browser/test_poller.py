@@ -53,7 +53,7 @@ def test_poller_follows_its_job_to_the_end(polling: Polling) -> None:
 
 
 def test_poller_sends_cookies_and_asks_for_json(polling: Polling) -> None:
-    """At once, and for nothing else. A metric named __proto__ is a plain property."""
+    """The first request does, at once. A metric named __proto__ is a plain property."""
     body = state("success").replace("{", '{"__proto__": {"polluted": true}, ', 1)
     polling.follow("job", Answer(body=body), pollingPeriod=HOUR)
     polling.wait("job", "done")
@@ -126,6 +126,7 @@ PASSING = {
 
 
 def test_passing_trouble_is_told_once_and_survived(polling: Polling) -> None:
+    """An outage calls lost once; update is called again after it."""
     for name, (trouble, _, _) in PASSING.items():
         answers = [working(), trouble, trouble, working(), success()]
         polling.follow_apart({name: answers})
@@ -274,7 +275,7 @@ def test_throwing_callback_does_not_stop_the_poller(polling: Polling) -> None:
 
 
 def test_stop_is_the_last_word(polling: Polling) -> None:
-    """No request and no callback follows, not even of an end that is being told."""
+    """No request or callback follows, not even that of an end that is being told."""
     polling.follow("job", working(n=1))
     polling.wait("job", "update")
     polling.page.evaluate("pollers.job.stop(); pollers.job.stop(); calls.length = 0")
@@ -291,7 +292,7 @@ def test_stop_is_the_last_word(polling: Polling) -> None:
 
 
 def test_poller_is_stopped_whatever_it_waits_for(polling: Polling) -> None:
-    """stop() and the signal abort its request. An aborted signal lets it send none."""
+    """stop() and the signal abort the request. With an aborted signal, none is sent."""
     failed: list[str] = []
 
     def hear(request: Any) -> None:
@@ -319,7 +320,7 @@ ACCEPTED = Answer(202, "{}")
 
 
 def test_cancel_says_whether_the_job_will(polling: Polling) -> None:
-    """True for a 202, false for one that has ended. A stopped poller asks no more."""
+    """True for a 202, false for a job that has ended. A stopped poller asks no more."""
     polling.server.answer("one/cancel", ACCEPTED, method="POST")
     polling.server.answer("two/cancel", Answer(409, "{}"), method="POST")
     polling.follow("one", working())
@@ -337,7 +338,7 @@ def test_cancel_says_whether_the_job_will(polling: Polling) -> None:
 
 
 def test_cancel_is_followed_by_a_poll_at_once(polling: Polling) -> None:
-    """Without waiting a period, and after an answer that was on its way."""
+    """It is, without waiting a period, and after an answer that was on its way."""
     early = held()
     cases = {"quick": [working(), error()], "late": [early, error()]}
     for name in cases:
@@ -415,7 +416,7 @@ def test_hidden_tab_sleeps_and_asks_when_shown(timed: Polling) -> None:
 
 
 def test_returning_page_asks_at_once(polling: Polling) -> None:
-    """From the back/forward cache or online. A widget's pagehide changes nothing."""
+    """It returns from the cache or goes online. A widget's pagehide changes nothing."""
     polling.follow("job", working(), pollingPeriod=HOUR)
     hide = "new Event('pagehide', { bubbles: true })"
     polling.page.evaluate(f"document.documentElement.dispatchEvent({hide})")

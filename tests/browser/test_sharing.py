@@ -149,7 +149,7 @@ def test_etag_is_that_of_the_data(polling: Polling) -> None:
 
 
 def test_batch_that_is_too_large_is_halved(polling: Polling) -> None:
-    """From then on. A server without batches is asked for each job."""
+    """Later ones stay smaller. A server without batches is asked for each job."""
     cases = [(Answer(400), [8, 4, 4]), (Answer(403), [8, *[0] * 16])]
     for number, (answer, asked) in enumerate(cases):
         names = [uuid_of(100 * number + n) for n in range(8)]

@@ -133,7 +133,7 @@ def test_job_is_polled_once_and_then_streamed(streams: Polling) -> None:
 
 
 def test_page_without_an_offer_polls(streams: Polling) -> None:
-    """Only 1 offers a stream, of a job that runs, to a browser with EventSource."""
+    """The header must be 1, the job must run, and the browser must have EventSource."""
     streams.follow("over", success())
     streams.wait("over", "done")
     streams.server.offers = False
@@ -151,7 +151,7 @@ def test_page_without_an_offer_polls(streams: Polling) -> None:
 
 
 def test_jobs_share_a_stream(streams: Polling) -> None:
-    """In the order in which they were followed. If one ends or stops, it goes on."""
+    """It has them in the order followed, and goes on if one ends or is stopped."""
     stream = follow_streamed(streams, "two", "one", "three")
     assert stream.path == "/job_state?uuid=two&uuid=one&uuid=three"
     stream.send(about("one", "success", n=2))
@@ -169,7 +169,7 @@ def test_jobs_share_a_stream(streams: Polling) -> None:
 
 
 def test_jobs_beyond_three_hundred_are_polled(still: Polling) -> None:
-    """Streams bring the first, a hundred each. Where streamed jobs end, others join."""
+    """Three streams bring a hundred each. Where streamed jobs end, others join."""
     names = [uuid_of(n) for n in range(310)]
     follow_all(still, names, working(n=0), pollingPeriod=10_000)
     still.advance(10)
@@ -192,7 +192,7 @@ def test_jobs_beyond_three_hundred_are_polled(still: Polling) -> None:
 
 
 def test_stream_of_too_many_jobs_is_split(still: Polling) -> None:
-    """Streams are smaller from then on. It rules out no later ones."""
+    """Streams are smaller from then on, which rules out no later ones."""
     still.server.max_uuids = 16
     names = [uuid_of(n) for n in range(20)]
     follow_all(still, names[:12], working(n=0), pollingPeriod=10_000)
@@ -236,7 +236,7 @@ def test_jobs_followed_later_join(streams: Polling) -> None:
 
 
 def test_stream_that_nobody_watches_is_closed(streams: Polling) -> None:
-    """By stop() or the signal, even if the server has not answered yet."""
+    """stop() or the signal closes it, even if the server has not answered yet."""
     stream = follow_streamed(streams, "job")
     streams.page.evaluate("pollers.job.stop()")
     wait_for(lambda: not stream.is_open)
@@ -268,7 +268,7 @@ def test_second_poller_of_a_job_shares_its_stream(streams: Polling) -> None:
 
 
 def test_job_that_is_gone_is_asked_for_once(streams: Polling) -> None:
-    """That shows why, or how it ended. The stream counts as healthy."""
+    """That poll shows why, or how it ended. The stream counts as healthy."""
     ends = {"hidden": Answer(403), "over": success(n=2)}
     streams.follow_apart({name: [working(n=0), ends[name]] for name in ends})
     wait_for(lambda: len(streams.server.streams) == 2)
@@ -362,7 +362,7 @@ REFUSALS = {"json": Answer(200, state()), "204": Answer(204), "503": Answer(503)
 
 
 def test_refused_stream_leaves_the_page_to_polls(still: Polling) -> None:
-    """At once. It is not tried again, also not for jobs that are followed later."""
+    """It polls at once, and tries no stream again, not even for later jobs."""
     for count, (name, refusal) in enumerate(REFUSALS.items(), 1):
         still.server.refusals = [refusal]
         still.follow(name, working(n=0), baseUrl=f"/{name}", pollingPeriod=10_000)

@@ -120,7 +120,7 @@ def timed(browser: Browser, poll_server: PollServer) -> Iterator[Timed]:
 
 
 def test_wait_is_counted_by_the_clock_of_the_store(timed: Timed) -> None:
-    """However wrong the browser's is. That one counts if the header is not a number of
+    """The browser's may be wrong. It counts only if the header is not a number of
     milliseconds, as from an older server.
     """
     state = waiting(waited=40 * SECOND)
@@ -133,7 +133,7 @@ def test_wait_is_counted_by_the_clock_of_the_store(timed: Timed) -> None:
 
 
 def test_start_is_told_in_the_zone_and_language_of_the_viewer(timed: Timed) -> None:
-    """With the date if that is another one by the store's clock."""
+    """The date is told if it is another one by the store's clock."""
     for off in 50 * MINUTE, -50 * MINUTE:
         soon = waiting(due_at=iso(NOON + 5 * MINUTE))
         timed.follow(told(soon), clock=NOON + off)
@@ -147,7 +147,7 @@ def test_start_is_told_in_the_zone_and_language_of_the_viewer(timed: Timed) -> N
 
 
 def test_wait_ticks_without_a_request(timed: Timed) -> None:
-    """Neither in the live region nor in the text of the bar."""
+    """The text does, but not the live region or the text of the bar."""
     timed.follow(told(waiting(waited=40 * SECOND)))
     timed.passes(SECOND)
     seen = [timed.status]
@@ -184,7 +184,7 @@ def test_wait_is_not_rounded_up(timed: Timed) -> None:
 
 
 def test_job_whose_time_has_come_waits_from_then(timed: Timed) -> None:
-    """One that is tried again says when, and no time in the past."""
+    """A delayed job waits once it is due. A retry says when, and never in the past."""
     due = waiting(waited=HOUR, due_at=iso(NOON + 10 * SECOND))
     timed.follow(told(due))
     assert timed.status.startswith("Starts at 8:00:10")
