@@ -94,7 +94,7 @@ class Contract:
         assert "The job does not exist." not in answers[0].text
 
     def test_job_runs(self, site: Site, interop_broker: Any) -> None:
-        """In a worker. It can be polled, by a script that anyone can get."""
+        """A worker runs it, and a script that anyone can get polls it."""
         job = site.send("alice")
 
         def ended() -> Any:
