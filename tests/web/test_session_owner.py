@@ -225,7 +225,7 @@ def test_session_need_not_be_a_dict(redis_url: str, global_broker: Broker) -> No
 
 
 def test_request_of_a_job_makes_no_name(
-    config: Configurator, global_broker: Broker, store: JobStore
+    config: Configurator, global_broker: Broker
 ) -> None:
     """What a job sends belongs to the job's owner, if any, and to no session. It may
     view its own.
