@@ -69,7 +69,7 @@ def test_delete_of_an_ended_job(operated: TestApp, store: JobStore) -> None:
 def test_job_that_failed_runs_again(
     operated: TestApp, client: redis.Redis, marathons: Marathons
 ) -> None:
-    """It is queued under its uuid at once, with its owner and its parameters."""
+    """A failed job is queued again under its uuid, with its owner and parameters."""
     (job,) = marathons.fail("alice")
     path = f"/job_state/{job}"
     response = act(operated, f"{path}/rerun")
@@ -89,7 +89,7 @@ def test_job_that_failed_runs_again(
 def test_act_on_a_job_in_another_status_is_a_409(
     operated: TestApp, store: JobStore, client: redis.Redis, marathons: Marathons
 ) -> None:
-    """The job does not change."""
+    """An act that a job's status does not allow is a 409 and changes nothing."""
     others = [*UNFINISHED, "success", "cancelled"]
     for method, end, refused, error in (
         ("POST", "/cancel", FINISHED, "The job has ended."),
@@ -108,7 +108,7 @@ def test_act_on_a_job_in_another_status_is_a_409(
 def test_csrf_options_of_the_application_apply(
     redis_url: str, store: JobStore, marathons: Marathons
 ) -> None:
-    """An act needs a token, on many jobs also in a form. Reading needs none."""
+    """Acts need a CSRF token, which a form may hold for many jobs; reads need none."""
     app = csrf_app(redis_url)
     token = app.get("/token").text
     headers = {"X-User": OPERATOR, "X-Requested-With": "x"}
@@ -163,7 +163,7 @@ def test_job_or_store_that_goes_away_meanwhile(
 def test_act_on_a_job_that_becomes_an_alias_does_not_reach_the_job_of_another(
     redis_url: str, client: redis.Redis, store: JobStore, marathons: Marathons
 ) -> None:
-    """The rights are those of the job that has won its claim meanwhile."""
+    """If another's job wins the claim meanwhile, the rights are those of that job."""
     app = operated_app(
         redis_url, lambda *asked: make_alias(client, key_of(store, own), theirs)
     )

@@ -228,6 +228,7 @@ def environ_of(**scope: Any) -> dict[str, Any]:
 
 
 def test_cookies_of_http2_are_one_header() -> None:
+    """The cookies that HTTP/2 has split are one header again."""
     headers = [(b"cookie", b"a=1"), (b"x-a", b"1"), (b"cookie", b"b=2")]
     assert environ_of(headers=headers)["HTTP_COOKIE"] == "a=1; b=2"
 
@@ -264,6 +265,7 @@ def test_path_that_is_no_utf8() -> None:
 
 
 def test_bad_number_of_threads_is_an_error() -> None:
+    """An impossible number of threads is an error that says so."""
     bad: list[Any] = [0, True, 2.0, "10", None]
     for threads in bad:
         with pytest.raises(ValueError, match=r"threads must be a whole number .* not"):
@@ -319,7 +321,7 @@ class Endless:
 def test_client_that_goes_ends_its_download(
     server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its iterator is closed, however much is left, and its thread serves on."""
+    """A gone client's iterator is closed, and its thread serves the next request."""
     downloads = [Endless() for _ in range(4)]
     left = [*downloads]
 
@@ -341,7 +343,7 @@ def test_client_that_goes_ends_its_download(
 
 
 def test_server_that_raises_for_a_client_that_has_gone() -> None:
-    """The download ends as well, and nothing more is sent."""
+    """If sending raises an OSError, the download ends, and nothing more is sent."""
     download = Endless()
     with asgi.serving(asgi_app(Response(app_iter=download))) as server:
         exchange = server.open("/")
@@ -355,7 +357,7 @@ def test_server_that_raises_for_a_client_that_has_gone() -> None:
 def test_half_of_an_upload_does_not_pass_for_all_of_it(
     server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A view whose client goes gets an error, and nothing is logged."""
+    """A view whose client goes amid an upload gets an error; nothing is logged."""
     begun: list[bytes] = []
     seen: list[object] = []
 
@@ -381,7 +383,7 @@ def test_half_of_an_upload_does_not_pass_for_all_of_it(
 
 
 def test_body_that_is_late_holds_no_thread(caplog: pytest.LogCaptureFixture) -> None:
-    """The views see only the requests whose body has come."""
+    """Half a body keeps no other request waiting, and reaches no view."""
     bodies: list[bytes] = []
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -470,7 +472,7 @@ assert len([name for name in more if "jobstate" in name]) > 1
 
 @pytest.mark.system
 def test_nothing_of_push_is_loaded_under_wsgi(redis_url: str, store: JobStore) -> None:
-    """Nor does the application offer a stream."""
+    """Under WSGI, an application offers no stream and imports nothing for streams."""
     command = [sys.executable, "-c", UNDER_WSGI, redis_url, put(store)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -143,7 +143,7 @@ def wrong(operated: TestApp, store: JobStore, marathons: Marathons) -> Wrong:
 
 
 def test_bad_parameter_is_a_400_that_names_it(wrong: Wrong) -> None:
-    """Nor is anything done if a cookie cannot be read."""
+    """A bad parameter, or a cookie that is not UTF-8, is a 400 and does nothing."""
     for method, end, named in BAD:
         wrong.refused(method, f"/job_state{end}", 400, named, X_Requested_With="x")
     sent = {"says": "A cookie is not UTF-8.", "Cookie": 'name="\\377"'}
@@ -151,7 +151,7 @@ def test_bad_parameter_is_a_400_that_names_it(wrong: Wrong) -> None:
 
 
 def test_act_needs_the_header(wrong: Wrong) -> None:
-    """Forms cannot send it, and a parameter does not replace it."""
+    """Acts need a header that forms cannot send, and no parameter replaces it."""
     missing = "The header X-Requested-With is missing."
     for method, end in ACTS:
         sign = "&" if "?" in end else "?"

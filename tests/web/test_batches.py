@@ -155,7 +155,7 @@ def test_weights_and_pipelines(desk: BatchDesk, global_broker: Broker) -> None:
 
 
 def test_veto_takes_the_batch_back(desk: BatchDesk) -> None:
-    """Another database refuses after the batch and its members were written."""
+    """If another database refuses to commit, the written batch is taken back."""
     for count in 0, 3:
         request = desk.begin()
         request.tm.get().join(Manager("a", "tpc_vote", fail))
@@ -171,7 +171,7 @@ def test_veto_takes_the_batch_back(desk: BatchDesk) -> None:
 
 
 def test_abort_or_exception_in_the_block_sends_nothing(desk: BatchDesk) -> None:
-    """After an exception, even if the view goes on and commits."""
+    """Neither an abort nor an exception that the view survives sends anything."""
     request = desk.begin()
     with request.job_states.batch() as batch:
         batch.send(desk.actor, 1)
@@ -231,7 +231,7 @@ def test_refusing_broker_fails_the_rest(desk: BatchDesk, global_broker: Broker) 
 def test_members_are_confirmed_a_hundred_at_a_time(
     desk: BatchDesk, global_broker: Broker
 ) -> None:
-    """If the store goes away meanwhile, the rest is sent all the same."""
+    """If the store goes away amid a large batch, the rest is sent all the same."""
     seen: list[str] = []
 
     class Watch(Middleware):
@@ -293,7 +293,7 @@ def test_title_of_one_batch(desk: BatchDesk) -> None:
 def test_what_cannot_be_a_member(
     desk: BatchDesk, global_broker: Broker, subtests: pytest.Subtests
 ) -> None:
-    """The rest of the batch is sent."""
+    """A wrong member is an error that says why; the rest of the batch is sent."""
     nothing: Any = dramatiq.actor(broker=StubBroker())(lambda: None)
     other = make_request(desk.config, "alice").job_states.batch()
     twice = group([desk.actor.message(2)] * 2)
@@ -339,7 +339,7 @@ def test_message_of_a_member_is_sent_in_its_batch_only(desk: BatchDesk) -> None:
 
 
 def test_block_of_a_batch(desk: BatchDesk) -> None:
-    """It is entered once, not nested, in a transaction that is not committed inside."""
+    """A block is not nested or entered twice, and needs a transaction around it."""
     batch = make_request(desk.config, "alice").job_states.batch()
     with pytest.raises(RuntimeError, match="No transaction has begun"):
         batch.__enter__()
@@ -379,7 +379,7 @@ def test_block_of_a_batch(desk: BatchDesk) -> None:
 
 
 def test_actors_request_sends_a_batch(desk: BatchDesk, global_broker: Broker) -> None:
-    """When its transaction commits, and for the owner of its job."""
+    """A batch is sent when the actor's transaction commits, for its job's owner."""
     global_broker.add_middleware(RequestMiddleware())
     batches: list[Batch] = []
 
@@ -507,7 +507,7 @@ def test_bad_queries_for_members(desk: BatchDesk) -> None:
 
 
 def test_poll_of_a_batch_costs_what_a_lone_jobs_does(desk: BatchDesk) -> None:
-    """It reads one record. The answer is 304 until the counts change."""
+    """A poll reads one record, and is answered 304 until the counts change."""
     batch = desk.put(*["queued"] * 50)
     desk.client.config_resetstat()
     desk.state(batch)
@@ -525,7 +525,7 @@ def test_poll_of_a_batch_costs_what_a_lone_jobs_does(desk: BatchDesk) -> None:
 
 
 def test_cancel_of_a_batch_is_one_call(desk: BatchDesk) -> None:
-    """Those that wait read cancelled in every answer, and never run."""
+    """Members that wait read cancelled in every answer, and never run."""
     batch = desk.put("success", "error", "queued", "working")
     uuids = desk.uuids(batch)
     assert act(desk.app, f"/job_state/{batch.uuid}/cancel", "alice").status_int == 202
@@ -549,7 +549,7 @@ def test_cancel_of_a_batch_is_one_call(desk: BatchDesk) -> None:
 
 
 def test_failed_members_run_again(desk: BatchDesk, global_broker: Broker) -> None:
-    """The batch goes on. Those of a cancelled one do not run, nor does a batch."""
+    """Failed members run again, but not those of a cancelled batch, nor a batch."""
 
     @job_actor(broker=global_broker, job_state=True, max_retries=0)
     def fail_some(n: int) -> None:

@@ -70,7 +70,7 @@ def send(
 
 
 def test_body_that_nobody_wants_is_not_read(paged: TestApp, store: JobStore) -> None:
-    """Neither for a GET, as JSON or as a page, nor for an act on one job."""
+    """A GET and an act on one job are answered whatever their body is."""
     job = put(store, status="queued")
     for content_type in [*TYPES, FORM, "text/plain", ""]:
         sent: Any = {"content_type": content_type, "length": "1000000"}
@@ -104,7 +104,7 @@ def test_refused_request_is_not_read(operated: TestApp) -> None:
 
 
 def test_body_is_refused_unread(operated: TestApp) -> None:
-    """Its length and its type are enough. One of unknown length is not read up."""
+    """A body's length and type suffice to refuse it; it is not read to its end."""
     path = "/job_state/clear?all=1&everything=1"
     long = io.BytesIO(b"a" * 1_000_000)
     for content_type, length, body, error in (
@@ -120,7 +120,7 @@ def test_body_is_refused_unread(operated: TestApp) -> None:
 
 
 def test_malformed_form_is_a_400(redis_url: str, store: JobStore) -> None:
-    """One that is longer than a form with a token is not read."""
+    """A form that no CSRF check can read is a 400, and too long a form is not read."""
     app = csrf_app(redis_url)
     job = put(store, status="queued")
     malformed: list[tuple[str, bytes]] = [
@@ -142,7 +142,7 @@ def test_malformed_form_is_a_400(redis_url: str, store: JobStore) -> None:
 
 
 def test_token_in_a_form(redis_url: str, store: JobStore) -> None:
-    """In chunks or not, and also if the application has read it before."""
+    """A token in a form passes, in chunks or not, even if it was read before."""
     app = csrf_app(redis_url)
     token = app.get("/token").text
     body = f"csrf_token={token}".encode()

@@ -124,7 +124,7 @@ def kinds(broker: Any) -> list[type[Middleware]]:
 
 
 def test_setting_makes_a_global_broker() -> None:
-    """With Dramatiq's middleware, then ours, and one store. It connects to nothing."""
+    """The broker has Dramatiq's middleware and ours, one store and no connection."""
     b = {"redis_url": "redis://b:3/4"}
     cases: list[tuple[Any, dict[str, str], type[Broker], str]] = [
         ("  rediss://a:1/2\n", {}, RedisBroker, "a:1/2"),
@@ -155,7 +155,7 @@ def test_setting_makes_a_global_broker() -> None:
 
 
 def test_settings_are_those_of_the_middlewares_store() -> None:
-    """They reach both sides, also if the setting names a Broker."""
+    """The namespace and the durations reach both sides, also with a given Broker."""
     durations = {"expire_in": "1h", "active_expire_in": "2h", "stalled_after": "3s"}
     for value in NOWHERE, f"{__name__}.own", own:
         config = made(value, namespace="shop", **durations)
@@ -169,7 +169,7 @@ def test_settings_are_those_of_the_middlewares_store() -> None:
 
 
 def test_broker_may_be_the_applications_own() -> None:
-    """It gets the middleware that it lacks, whether it is the global one or not."""
+    """A Broker gets the middleware that it lacks, whether it is global or not."""
     for is_global in False, True:
         release_broker()
         own = RedisBroker(url=NOWHERE)
@@ -184,8 +184,8 @@ def test_broker_may_be_the_applications_own() -> None:
 def test_broker_may_have_middleware_of_its_own(
     store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It keeps what it has of our classes or subclasses. The settings do not reach its
-    store, which is compared, as is one from the directive.
+    """A broker keeps what it has of our middleware. No setting reaches its store, which
+    is compared, as is one from the directive.
     """
 
     class Own(RequestMiddleware):
@@ -209,7 +209,7 @@ def test_broker_may_have_middleware_of_its_own(
 
 
 def test_function_makes_the_broker() -> None:
-    """It may import actors, which move, and set its broker."""
+    """The function may import actors, which move, and set the global broker."""
     actors = []
 
     def import_actors(settings: Any) -> Broker:
@@ -253,7 +253,7 @@ def test_function_that_goes_wrong_leaves_nothing_behind() -> None:
 
 
 def test_jobs_run_with_a_stub_broker() -> None:
-    """There is no server, and the actor was declared before the include."""
+    """With `jobstate.broker = stub`, jobs run without a server, and are shown."""
 
     @dramatiq.actor
     def run(miles: int, *, request: Any, job_state: RunMarathon) -> None:
@@ -271,7 +271,7 @@ def test_jobs_run_with_a_stub_broker() -> None:
 
 
 def test_without_the_setting_brokers_are_left_alone() -> None:
-    """The application sets a broker, or has none and only reads jobs."""
+    """The application sets a broker itself, or has none and only reads jobs."""
     made_config(NOWHERE)
     assert dramatiq.broker.global_broker is None
     mine = RedisBroker(url=NOWHERE)
@@ -283,7 +283,7 @@ def test_without_the_setting_brokers_are_left_alone() -> None:
 
 
 def test_application_without_the_setting_runs_no_jobs_of_others(redis_url: str) -> None:
-    """Those of the broker still belong to the first one."""
+    """The broker's jobs still belong to the application that has the setting."""
     registries = []
 
     @dramatiq.actor(max_retries=0)
@@ -346,7 +346,7 @@ WRONG: list[tuple[Any, str]] = [
 def test_bad_value_stops_the_include(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """No part of a URL that may be a password shows anywhere, nor of a good one."""
+    """The error says what is wrong; no part of a URL that may be a password shows."""
     caplog.set_level(logging.DEBUG)
     for value, text in WRONG:
         with pytest.raises(ConfigurationError) as caught:
@@ -372,7 +372,7 @@ def test_broker_without_a_redis_server_needs_redis_url() -> None:
 
 
 def test_broker_of_the_applications_own_is_refused() -> None:
-    """Whether it was set before the include, or after."""
+    """The setting is refused if the application sets a broker before or after."""
     makers: list[Callable[[], Broker]] = [
         StubBroker,
         lambda: RedisBroker(url=NOWHERE),
@@ -420,7 +420,7 @@ def test_setting_that_changes_after_the_include_is_refused() -> None:
 
 
 def test_actors_declared_earlier_move(redis_url: str) -> None:
-    """They are declared on ours, and tracked. Their names stay taken there alone."""
+    """Earlier actors move to our broker, tracked, and their names are taken there."""
     early = [declare("a"), declare("b", queue_name="mail", max_retries=0)]
     default = dramatiq.get_broker()
     assert isinstance(default, RabbitmqBroker)
@@ -459,6 +459,7 @@ def test_actors_of_every_form_move() -> None:
 
 @pytest.mark.parametrize("own", [False, True])
 def test_wrong_actor_keeps_all_from_moving(own: bool) -> None:
+    """If one actor is declared wrongly, all stay where they were, as they were."""
     first = declare("first")
     default: Any = first.broker
     early: Any = default
@@ -483,6 +484,7 @@ def test_wrong_actor_keeps_all_from_moving(own: bool) -> None:
 
 
 def test_name_of_an_actor_on_both_brokers_is_refused() -> None:
+    """An actor's name cannot be on both the application's and the default broker."""
     own = RedisBroker(url=NOWHERE)
     first, early = declare("first", broker=own), declare("first")
     assert "both have an actor named 'first'" in refusal(own)
@@ -520,7 +522,7 @@ def test_default_broker_without_pika_gives_its_actors(
 
 
 def test_release_lets_the_next_application_have_another_broker() -> None:
-    """Actors follow, whenever declared, and nothing stays around their functions."""
+    """Earlier and later actors follow, and nothing stays around their functions."""
     actors = [declare("a")]
     fn = actors[0].fn
     one = use(NOWHERE)
@@ -538,7 +540,7 @@ def test_release_lets_the_next_application_have_another_broker() -> None:
 
 
 def test_release_spares_a_broker_of_the_applications_own() -> None:
-    """One that the setting names loses our middleware, and serves the next one."""
+    """An application's own broker stays; a named one loses our middleware."""
     own = StubBroker()
     dramatiq.set_broker(own)
     release_broker()
@@ -559,8 +561,8 @@ def test_release_spares_a_broker_of_the_applications_own() -> None:
 
 
 def test_applications_share_the_broker_of_one_setting() -> None:
-    """They share the store, too, whether a default is written out or not. Another
-    setting is refused: a test suite releases the broker before.
+    """Applications share the store, too, whether a default is written out or not.
+    Another setting is refused: a test suite releases the broker before.
     """
     defaults = {"namespace": "jobstate", "expire_in": "1d", "stalled_after": 15}
     for value in NOWHERE, "stub", f"{__name__}.make", f"{__name__}.own":
@@ -611,7 +613,7 @@ def test_missing_server_is_named_when_needed(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.system
 def test_stub_starts_its_server_at_the_first_command() -> None:
-    """Threads that send the first jobs share it, and it stops with the broker."""
+    """Threads that send the first jobs share a server, which ends with the broker."""
     broker = use("stub")
     assert ":0/" in repr(store_of(broker))
     actor = declare()
@@ -631,7 +633,7 @@ def test_stub_starts_its_server_at_the_first_command() -> None:
 
 
 def test_bad_base_url_stops_the_start() -> None:
-    """A login is refused, and its password not repeated."""
+    """What is no URL is refused, and so is a login, whose password is not shown."""
     base, ends = "https://example.com", (":99999", "/ä", "?a=b", "\n/")
     urls = [" ", "example.com/shop", "ftp://example.com", "https:///shop"]
     urls += ["https://user:hush@example.com", *(base + end for end in ends)]

@@ -33,8 +33,8 @@ def test_broker_that_fails_is_a_503(
     caplog: pytest.LogCaptureFixture,
     fault: str,
 ) -> None:
-    """The job has failed as before, and the log says how many were sent before. That is
-    not taken for an outage of the store, or for a fault of the query.
+    """If the broker fails, the job has failed as before, and the log says how many were
+    sent. That is no outage of the store, and no fault of the query.
     """
 
     def known_of(job: str) -> list[Any]:
@@ -73,7 +73,7 @@ def test_broker_that_fails_is_a_503(
 def test_process_without_a_broker_runs_nothing_again(
     operated: TestApp, store: JobStore, set_broker: Callable[[Any], None]
 ) -> None:
-    """None is made. A job that has not failed is a 409 all the same."""
+    """Without a broker, none is made: a 410, or a 409 if the job has not failed."""
     (job,) = put(store, "alice", status="error")
     (ended,) = put(store, "alice", status="success")
     for path in ONE.format(job), ALL:

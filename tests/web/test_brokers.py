@@ -108,7 +108,7 @@ def test_message_of_another_broker_says_so(
 def test_broker_without_the_middleware_is_refused(
     job_states: Any, set_broker: Callable[[Any], None], other: RedisBroker
 ) -> None:
-    """Nor can a job be sent without a broker, and none is made."""
+    """Jobs need a broker with our middleware. Where there is none, none is made."""
     set_broker(StubBroker(middleware=[]))
     with pytest.raises(TypeError, match="has no JobStateMiddleware"):
         job_states.send_message(group([]))
@@ -121,7 +121,7 @@ def test_broker_without_the_middleware_is_refused(
 def test_broker_can_be_named(
     job_states: Any, other: RedisBroker, client: redis.Redis, others: redis.Redis
 ) -> None:
-    """All parts go through it, and nothing through the global one."""
+    """All parts of a message go through the named broker, and none elsewhere."""
     for send in job_states.send_message, job_states.send_immediately:
         m = [label(other, i) for i in range(9)]
         nested: list[Any] = [m[5], m[6] | m[7], group([m[8]])]
@@ -141,7 +141,7 @@ def test_actor_goes_through_its_own_broker(
     client: redis.Redis,
     set_broker: Callable[[Any], None],
 ) -> None:
-    """Its argument `broker` is an ordinary one."""
+    """An actor's own broker is used, and its argument `broker` is an ordinary one."""
     set_broker(None)
     broker = make_broker(redis_url)
 

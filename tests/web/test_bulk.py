@@ -28,6 +28,7 @@ REQUESTS = [("clear", "success"), ("cancel", "queued"), ("rerun", "error")]
 def test_cancel_ends_waiting_jobs_and_asks_running_ones(
     operated: TestApp, store: JobStore
 ) -> None:
+    """Every unfinished job of a kind is cancelled, or about to be."""
     jobs = [
         *put(store, "alice", cls=RunMarathon, status="queued"),
         *put(store, "bob", cls=RunMarathon, status="working"),
@@ -84,7 +85,7 @@ def test_clear_deletes_ended_jobs(operated: TestApp, store: JobStore) -> None:
 
 
 def test_cursor_leads_to_the_other_jobs(operated: TestApp, store: JobStore) -> None:
-    """Not to those that were sent later. With limit=0, it leads to all."""
+    """The cursor leads to jobs that were sent before; with limit=0, to all of them."""
     jobs = put(store, *"abcde", status="queued")
     cancel = functools.partial(act, operated, "/job_state/cancel", kind="Letter", all=1)
     first = cancel(limit=0).json
@@ -111,7 +112,7 @@ class Closed(JobState):
 def test_users_act_on_their_own_jobs(
     operated: TestApp, store: JobStore, marathons: Marathons
 ) -> None:
-    """Even who may list all. Others read nothing of how many were refused."""
+    """Who may not list all jobs acts on their own, and reads nothing of refusals."""
     for name, status in REQUESTS:
         for query in {"kind": "Letter"}, {"owner": "alice", "everything": 1}:
             store.client.flushdb()
@@ -127,7 +128,7 @@ def test_users_act_on_their_own_jobs(
 
 
 def test_owner_of_a_request_decides(redis_url: str, store: JobStore) -> None:
-    """A visitor without an owner acts on nothing, also not on jobs without one."""
+    """A visitor without an owner acts on nothing, not even on jobs without one."""
     for own, done in (None, 0), (True, 0), (["alice"], 0), (7, 1):
         settings = {"jobstate.owner": lambda request, own=own: own}
         app = operated_app(redis_url, settings=settings)
@@ -144,7 +145,7 @@ def test_owner_of_a_request_decides(redis_url: str, store: JobStore) -> None:
 def test_job_on_which_the_policy_fails_is_refused(
     redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The others are acted on. If it asks a store that is away, that is a 503."""
+    """A job on which the policy fails is refused alone, but an outage is a 503."""
     errors: list[Exception] = [LookupError("no such shoes"), StoreUnavailable(None)]
 
     def fail(request: Request, context: Any, permission: str) -> None:
@@ -164,6 +165,7 @@ def test_job_on_which_the_policy_fails_is_refused(
 
 
 def test_cursor_of_another_call_is_a_400(operated: TestApp, store: JobStore) -> None:
+    """A cursor leads on only in the request that returned it, for the same user."""
     put(store, *["alice"] * 3, *["bob"] * 3, cls=RunMarathon, status="queued")
     first = act(operated, "/job_state/cancel", "alice", everything=1, limit=1).json
     jobs = put(store, "alice", "bob", OPERATOR, status="queued")
@@ -182,7 +184,7 @@ def test_cursor_of_another_call_is_a_400(operated: TestApp, store: JobStore) -> 
 def test_rerun_tells_nothing_of_a_foreign_batch(
     operated: TestApp, store: JobStore, client: redis.Redis, marathons: Marathons
 ) -> None:
-    """It looks like an unknown one, also in what the store is asked."""
+    """A foreign batch looks like an unknown one, also in what the store is asked."""
     member = {"status": "error", "job_state_class": RunMarathon}
     batch = put_batch(store, members=[member] * 5, owner="alice").uuid
 
@@ -207,7 +209,7 @@ def test_rerun_tells_nothing_of_a_foreign_batch(
 
 
 def test_parameters_in_the_body_are_refused(operated: TestApp, store: JobStore) -> None:
-    """A request never acts on more jobs than were meant. A body may be empty."""
+    """Parameters in a body are a 400, lest more jobs are acted on than were meant."""
     form = "application/x-www-form-urlencoded"
     headers = {"X-User": OPERATOR, "X-Requested-With": "x"}
     path = "/job_state/clear?all=1&everything=1"
@@ -230,7 +232,7 @@ def test_parameters_in_the_body_are_refused(operated: TestApp, store: JobStore) 
 def test_interruption_loses_no_line_of_what_was_done(
     redis_url: str, store: JobStore, said: Callable[[], list[str]]
 ) -> None:
-    """The store goes away while a request acts on jobs."""
+    """If the store goes away amid a request, the log has the jobs that were done."""
 
     def interrupt(request: Request, context: Any, permission: str) -> None:
         asked.append(context)
@@ -256,7 +258,7 @@ def test_interruption_loses_no_line_of_what_was_done(
 def test_bulk_requests_are_logged(
     operated: TestApp, store: JobStore, said: Callable[[], list[str]]
 ) -> None:
-    """A line for each job, and one with the filter, whose line breaks stay on it."""
+    """Each job has a line, and so has the filter, whose line breaks stay on it."""
     of_alice, of_bob = put(store, "alice", "bob", status="success")
     (odd,) = put(store, "al\nice", status="queued")
     first, second = put(store, "alice", "alice", status="queued")

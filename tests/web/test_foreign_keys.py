@@ -102,7 +102,7 @@ def desk(
 def test_key_of_another_type_is_empty(
     desk: Desk, caplog: pytest.LogCaptureFixture, share: int
 ) -> None:
-    """Jobs run, end and go all the same, and the key stays. It is logged once."""
+    """A key that another program took stays; jobs go on, and it is logged once."""
     desk.work(desk.send(unique="nightly"))
     waiting = desk.send()
     keys = desk.keys()

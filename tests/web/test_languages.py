@@ -160,6 +160,7 @@ def test_names_of_unknown_languages_are_not_kept(
 def test_catalog_of_a_region_comes_before_that_of_its_language(
     redis_url: str, store: JobStore, tmp_path: Path
 ) -> None:
+    """A catalog serves the regions of its language that have none of their own."""
     config = translated(make_config(redis_url), tmp_path)
     texts = {**GERMAN, "Marathon over ${miles} miles": "${miles} Miglien"}
     write_catalog(tmp_path / "de_AT" / "LC_MESSAGES" / "marathons.mo", texts)
@@ -181,7 +182,7 @@ def test_default_and_english_need_no_catalog(
 def test_negotiator_and_localizer_of_the_application_stay_in_force(
     redis_url: str, store: JobStore, tmp_path: Path
 ) -> None:
-    """What its negotiator returns is restricted. Its localizer needs no catalogs."""
+    """An application's own negotiator chooses, and its own localizer translates."""
     config = translated(make_config(redis_url), tmp_path)
     config.set_locale_negotiator(lambda request: "de")
     assert titles(make_app(config), store, "en") == [TRANSLATED]

@@ -35,7 +35,7 @@ def test_job_states_list_gives_jobs_to_show(redis_url: str, store: JobStore) -> 
 
 
 def test_get_answers_the_callers_own_jobs(app: TestApp, store: JobStore) -> None:
-    """Newest first. Nobody has jobs without an owner. Other parameters are ignored."""
+    """GET lists the user's own jobs, newest first, and ignores other parameters."""
     jobs = put(store, "alice", "alice", "alice", cls=RunMarathon)
     put(store, "bob", None)
     response = get(app, "/job_state", "alice")
@@ -55,7 +55,7 @@ def test_get_answers_the_callers_own_jobs(app: TestApp, store: JobStore) -> None
 
 
 def test_list_jobs_lists_anyones(app: TestApp, store: JobStore) -> None:
-    """Of one owner, or all. Others may see what its owner may not."""
+    """With list_jobs, a user lists anyone's jobs, but only those that they may see."""
     (diary,) = put(store, "alice", cls=LockedDiary)
     alices, bobs, nobodys = put(store, "alice", "bob", None)
     assert listed(app, "", "alice") == [alices]
@@ -97,6 +97,8 @@ class NumberPolicy(Policy):
 
 
 def test_owners_may_be_numbers(redis_url: str, store: JobStore) -> None:
+    """If users are numbers, the owner in a query is a number, too."""
+
     class NumberRoot(Root):
         __acl__ = ((Allow, 1, ("view_job", "list_jobs")),)
 
@@ -111,7 +113,7 @@ def test_owners_may_be_numbers(redis_url: str, store: JobStore) -> None:
 
 
 def test_several_jobs_are_those_that_may_be_seen(app: TestApp, store: JobStore) -> None:
-    """In the order of the query, each once, and null for unknown and forbidden ones."""
+    """The states come in the order of the query, with null for what is not shown."""
     mine = put(store, "alice", "alice", cls=RunMarathon)
     (others,) = put(store, "bob")
     asked = [mine[1], others, UUID, "x", "", mine[1].upper(), mine[0], mine[1]]
@@ -125,7 +127,7 @@ def test_several_jobs_are_those_that_may_be_seen(app: TestApp, store: JobStore) 
 
 
 def test_max_uuids_is_a_limit(redis_url: str, app: TestApp, store: JobStore) -> None:
-    """To different ones, and to a hundred by default. A bad number stops the start."""
+    """A request may name max_uuids jobs, or 100; a bad number stops the start."""
     few = operated_app(redis_url, settings={"jobstate.max_uuids": "3"})
 
     def several(app: TestApp, *uuids: object) -> Any:
@@ -141,6 +143,7 @@ def test_max_uuids_is_a_limit(redis_url: str, app: TestApp, store: JobStore) -> 
 
 
 def test_lists_have_an_etag(app: TestApp, store: JobStore) -> None:
+    """A viewer who has the current response gets a 304, until something changes."""
     (job,) = put(store, "alice", cls=RunMarathon)
     queries = ["", f"?uuid={job}", "?kind=RunMarathon"]
     first = {query: get(app, f"/job_state{query}", "alice") for query in queries}

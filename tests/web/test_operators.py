@@ -27,7 +27,7 @@ class Trotting(JobState):
 
 
 def test_counts_of_all_jobs_and_of_a_kind(operated: TestApp, store: JobStore) -> None:
-    """No cache answers a request that wants none."""
+    """An operator reads the counts of all kinds or of one, and fresh ones on demand."""
     for status in "queued", "working", "error":
         put_job(store, RunMarathon, status, owner="alice")
     for status in "error", "success":
@@ -55,7 +55,7 @@ def test_counts_of_all_jobs_and_of_a_kind(operated: TestApp, store: JobStore) ->
 def test_nothing_of_a_failure_leaves_by_other_ways(
     redis_url: str, marathons: Marathons
 ) -> None:
-    """Whoever asks. What only operators read is never a stream."""
+    """No state, list or stream has hidden parameters or the exception of a failure."""
     (job,) = marathons.fail("alice", kwargs={"shoes": [SECRET]})
     stream = "text/event-stream"
     with pushing(make_config(redis_url, root_factory=operated_root)) as server:
@@ -71,7 +71,7 @@ def test_nothing_of_a_failure_leaves_by_other_ways(
 
 
 def test_inspect_tells_all_of_an_error(operated: TestApp, marathons: Marathons) -> None:
-    """Each parameter, the exception, the traceback and the tries, oldest first."""
+    """An operator reads each parameter, the exception, the traceback and all tries."""
     (job,) = marathons.fail("alice", kwargs={"shoes": SECRET})
     path = f"/job_state/{job}"
 

@@ -80,7 +80,7 @@ def is_503(response: Any) -> bool:
 
 
 def test_answer_is_of_the_accepted_type(caplog: pytest.LogCaptureFixture) -> None:
-    """Below our path, it is JSON whatever is accepted. The outage is logged once."""
+    """An outage is a page, or JSON as accepted or below our path, and logged once."""
     app = make_app(config_without_store())
     for path in PATHS:
         for accept in "text/html", "application/json", "text/plain":
@@ -96,7 +96,7 @@ def test_answer_is_of_the_accepted_type(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_view_of_the_application_wins() -> None:
-    """But not for our requests. One for every Exception leaves the 503 alone."""
+    """The application's exception view is used, but not for requests for jobs."""
 
     def own_view(exc: Exception, request: Request) -> Response:
         return Response("app 503", 503)
@@ -127,7 +127,7 @@ class OnlyMarathons(JobStates):
 
 
 def test_outage_is_never_a_refusal() -> None:
-    """A page would stop polling at a 404, a 403 or a 500, whatever asks for jobs."""
+    """During an outage no page is a 404, 403 or 500, at which it would stop polling."""
 
     class ByKind(Policy):
         def permits(self, request: Request, context: Any, permission: str) -> Any:
@@ -230,6 +230,7 @@ def test_outage_raises_nothing_through_the_tweens(
 def test_outages_are_logged_five_times_a_minute(
     redis_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A store that comes and goes does not flood the log."""
     clock, monotonic = [0.0], time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + clock[0])
     store = JobStore(redis_url)
@@ -250,7 +251,7 @@ def test_store_that_refuses_is_a_503(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A browser would stop asking at a 404. The log has a line once a minute."""
+    """A refusal of the store is no 404, and is logged once a minute."""
     with narrow(client, redis_url, "-hgetall") as url:
         app = make_app(make_config(url))
         for query in f"/{UUID}", f"?uuid={UUID}&uuid={UUID[::-1]}":

@@ -19,7 +19,7 @@ EACH = ("success", "error", "working", "queued", "retrying", "cancelled", "error
 
 
 def test_page_lists_the_members(paged: TestApp, store: JobStore) -> None:
-    """A row for each, in the order in which they were sent."""
+    """The page of a batch has a row for each member, in the order of sending."""
     batch, jobs = put_batch(store, *EACH)
     put_job(store, RunMarathon, owner="alice")
     for user in "alice", OPERATOR:
@@ -39,7 +39,7 @@ def test_page_lists_the_members(paged: TestApp, store: JobStore) -> None:
 
 
 def test_tabs_count_the_members(store: JobStore, visit: Visiting) -> None:
-    """Each tab leads to them. What the batch does not count has no number."""
+    """Each tab leads to members, and has their number if the batch counts them."""
     batch, jobs = put_batch(store, *EACH)
     path = f"/job_state/{batch}/"
     page = visit(f"{path}?status=error&limit=5&_LOCALE_=en&other=1")
@@ -99,7 +99,7 @@ def test_members_that_are_missing(store: JobStore, visit: Visiting) -> None:
 
 
 def test_members_of_others_are_only_counted(paged: TestApp, store: JobStore) -> None:
-    """Each row needs the right to see its job."""
+    """Members that the viewer may not see have no row, and are only counted."""
     theirs = {"status": "error", "owner": "bob", "params": {"miles": 424242}}
     batch, jobs = put_batch(store, "success", theirs)
     path = f"/job_state/{batch}"
@@ -119,7 +119,7 @@ def test_members_of_others_are_only_counted(paged: TestApp, store: JobStore) -> 
 
 
 def test_failed_members_may_run_again(store: JobStore, visit: Visiting) -> None:
-    """The script gets the bulk request: that of all jobs for who may list them."""
+    """A button runs failed members again, by the bulk request that is permitted."""
     batch, _ = put_batch(store, *EACH)
     page = visit(f"/job_state/{batch}")
     done = visit(f"/job_state/{put_batch(store, 'error')[0]}")
@@ -139,7 +139,7 @@ def test_failed_members_may_run_again(store: JobStore, visit: Visiting) -> None:
 
 
 def test_batch_that_does_not_run_again(store: JobStore, visit: Visiting) -> None:
-    """One without failed jobs, a cancelled one, and one in a list."""
+    """A batch without failed jobs, a cancelled one and one in a list offer no rerun."""
     page = visit(f"/job_state/{put_batch(store, 'success', 'queued')[0]}")
     assert page.acts == ["cancel"]
     batch, jobs = put_batch(store, "error", "queued")
@@ -172,7 +172,7 @@ def test_button_is_for_those_who_may(store: JobStore, visit: Visiting) -> None:
 
 
 def test_member_leads_to_its_batch(store: JobStore, visit: Visiting) -> None:
-    """Unless its viewer may not see the batch, or that is gone."""
+    """A member's page names its batch, unless that is gone or may not be seen."""
 
     class Sealed(Errands):
         def __acl__(self) -> Any:

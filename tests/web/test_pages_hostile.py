@@ -33,7 +33,7 @@ class Hurdles(JobState):
 
 
 def test_hostile_texts_stay_text(store: JobStore, visit: Visiting) -> None:
-    """They add no element and no attribute to a page, and are read as they are."""
+    """Texts of jobs, owners and kinds add no markup to a page, and read as they are."""
 
     def put_each(cls: type[JobState], text: str) -> str:
         return put_job(
@@ -69,6 +69,7 @@ def test_hostile_texts_stay_text(store: JobStore, visit: Visiting) -> None:
 
 
 def test_hostile_titles_of_a_batch_stay_text(store: JobStore, visit: Visiting) -> None:
+    """Nothing in the titles of a batch and of its members becomes an element."""
     options: Any = {"title": f"batch {HOSTILE}", "member": Hurdles, "owner": HOSTILE}
     batch, jobs = put_batch(store, "error", **options)
     plain, plain_jobs = put_batch(store, "error")

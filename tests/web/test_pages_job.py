@@ -34,7 +34,7 @@ def facts_of(page: Visit) -> dict[str, str]:
 
 
 def test_page_has_what_the_json_tells(paged: TestApp, store: JobStore) -> None:
-    """What a job does not have is left out, and so is what viewers may not read."""
+    """The page tells what the JSON tells, and leaves out what is missing or hidden."""
     job = put_job(
         store,
         RunMarathon,
@@ -71,7 +71,7 @@ def test_page_has_what_the_json_tells(paged: TestApp, store: JobStore) -> None:
 
 
 def test_page_leads_to_the_result(store: JobStore, visit: Visiting) -> None:
-    """To the web alone, even if a class puts the URL into its JSON itself."""
+    """A page links to a result on the web alone, even if its class says otherwise."""
 
     class Exported(JobState):
         def result_url(self, request: Any) -> str:
@@ -93,7 +93,7 @@ def test_page_leads_to_the_result(store: JobStore, visit: Visiting) -> None:
 
 
 def test_acts_are_those_that_are_permitted(store: JobStore, visit: Visiting) -> None:
-    """Each with its question, and only to the script."""
+    """The page offers what its viewer may do, with its question, to the script."""
     questions = {
         "cancel": "Cancel this job?",
         "rerun": "Run this job again?",
@@ -115,7 +115,7 @@ def test_acts_are_those_that_are_permitted(store: JobStore, visit: Visiting) -> 
 def test_failure_is_for_those_who_may_inspect(
     paged: TestApp, store: JobStore, marathons: Marathons
 ) -> None:
-    """With inspect_job, the page has all, or why the job cannot run again."""
+    """With inspect_job, a page tells all of a failure, or why no rerun is possible."""
     (job,) = marathons.fail("alice", kwargs={"shoes": "sandals"})
     lost = put_job(store, RunMarathon, "error", error=JobError(None, "It broke.")).uuid
     page = Visit(paged, f"/job_state/{job}", KEEPER)
@@ -210,7 +210,7 @@ def test_timeline(
 def test_times_of_the_timeline(
     store: JobStore, visit: Visiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are as precise as it is useful."""
+    """The time of each step is as precise as it is useful."""
     path = f"/job_state/{put_job(store, SelfTimed).uuid}"
     course = told("success 1 queued=0 started=2100 finished=60000")
     monkeypatch.setattr(SelfTimed, "told", course)

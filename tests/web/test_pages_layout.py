@@ -71,7 +71,7 @@ def shop_config(redis_url: str, layout: str, engine: str) -> Configurator:
 def test_pages_appear_in_the_layout(
     redis_url: str, store: JobStore, shop: str, engine: str
 ) -> None:
-    """Title, head and content are markup there. A script gets the content alone."""
+    """The layout gets title, head and content as markup; a script gets the content."""
     job = put_job(store, Luge, "error", owner="alice", metrics={"m": 1}).uuid
     own = paged_app(redis_url)
     app = make_app(shop_config(redis_url, f"{shop}:templates/jobs.{engine}", engine))
@@ -94,6 +94,7 @@ def test_pages_appear_in_the_layout(
 def test_templates_can_be_overridden(
     redis_url: str, store: JobStore, tmp_path: Path
 ) -> None:
+    """An application can replace each of our templates, and the style sheet."""
     job = put_job(store, Luge).uuid
     config = paged_config(redis_url)
     for name, text in (
@@ -117,7 +118,7 @@ def test_templates_can_be_overridden(
 
 
 def test_assets_of_a_page_are_served(redis_url: str) -> None:
-    """A cache buster of the application applies to them."""
+    """What a page names is served, with the application's cache buster applied."""
     config = paged_config(redis_url)
     buster = QueryStringConstantCacheBuster("abc")
     config.add_cache_buster("pyramid_jobstate:static/", buster)
@@ -137,6 +138,7 @@ def test_assets_of_a_page_are_served(redis_url: str) -> None:
 
 
 def test_wrong_layout_and_no_package_stop_the_start() -> None:
+    """The error names the setting of a wrong layout, or the package to include."""
     for layout, message in (
         ("templates/jobs.jinja2", "is not a template such as myapp:templates/jobs"),
         ("", "is not a template"),
@@ -171,7 +173,7 @@ except Exception as e:
 
 @pytest.mark.system
 def test_missing_extra_is_named() -> None:
-    """An application without pages imports nothing that only they need."""
+    """The error names the missing extra; without pages, nothing of it is imported."""
     command = [sys.executable, "-W", "ignore", "-c", MISSING]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines() == [

@@ -43,7 +43,7 @@ def put_each(store: JobStore) -> dict[str, str]:
 
 
 def test_rows_are_the_jobs_of_the_json(paged: TestApp, store: JobStore) -> None:
-    """Whoever may list all jobs reads whose they are."""
+    """The list has the jobs of its JSON; who may list all reads whose they are."""
     put_each(store)
     put(store, "alice", cls=LockedDiary)
     put(store, 7, None, cls=Steeplechase)
@@ -66,7 +66,7 @@ def test_rows_are_the_jobs_of_the_json(paged: TestApp, store: JobStore) -> None:
 
 
 def test_base_url_is_not_that_of_a_page(redis_url: str, store: JobStore) -> None:
-    """Its script could not reach another host."""
+    """Pages lead to where their viewer is, since scripts reach no other host."""
     paged = paged_app(redis_url, settings={"jobstate.base_url": "https://example.com"})
     (uuid,) = put(store, "alice")
     url = f"http://localhost/job_state/{uuid}/"
@@ -86,7 +86,7 @@ def test_operators_see_all_jobs_at_first(store: JobStore, visit: Visiting) -> No
 
 
 def test_form_leads_to_the_address_of_the_json(paged: TestApp) -> None:
-    """An id, known or not, leads to its page. Any other text is repeated there."""
+    """The form leaves out empty fields, and the id of a job leads to its page."""
     for query, location in (
         ("kind=A&owner=bob&id=+&status=&all=1", "?kind=A&owner=bob"),
         (f"kind=&id=+{UUID.upper()}+", f"{UUID}/"),
@@ -99,7 +99,7 @@ def test_form_leads_to_the_address_of_the_json(paged: TestApp) -> None:
 
 
 def test_tabs_lead_to_the_jobs_of_a_status(redis_url: str, store: JobStore) -> None:
-    """They keep the other filters. The store cannot count the jobs of an owner."""
+    """The tabs keep the other filters, and count jobs, but not those of one owner."""
     jobs = put_each(store)
     put_job(store, Steeplechase, "error", owner="bob")
     app = paged_app(redis_url)
@@ -118,7 +118,7 @@ def test_tabs_lead_to_the_jobs_of_a_status(redis_url: str, store: JobStore) -> N
 
 
 def test_form_keeps_what_is_filtered(redis_url: str, store: JobStore) -> None:
-    """The kind that is shown is there even if it has no jobs."""
+    """The form keeps what is filtered, even a kind without jobs."""
     put(store, None, cls=RunMarathon)
     put(store, None, cls=Steeplechase)
     kinds = ["All kinds", "RunMarathon", "Steeplechase"]
@@ -132,7 +132,7 @@ def test_form_keeps_what_is_filtered(redis_url: str, store: JobStore) -> None:
 
 
 def test_pages_follow_each_other(store: JobStore, visit: Visiting) -> None:
-    """A page has fifty jobs unless it is asked for fewer."""
+    """Links lead to older jobs and back; a page has fifty unless asked for fewer."""
     jobs = put(store, *["alice"] * 51, cls=RunMarathon)[::-1]
     first = visit("/job_state?kind=RunMarathon")
     last = visit(first.link("Older"))
@@ -164,6 +164,7 @@ def test_page_without_jobs(
 
 
 def test_row_tells_a_job_without_javascript(store: JobStore, visit: Visiting) -> None:
+    """A row has the title, status, progress, times, attempts and owner as text."""
     at = put_job(
         store,
         RunMarathon,
@@ -187,7 +188,7 @@ def test_row_tells_a_job_without_javascript(store: JobStore, visit: Visiting) ->
 
 
 def test_row_tells_the_progress(store: JobStore, runs: Runs, visit: Visiting) -> None:
-    """Of an unknown total, before it has counted, and in a phase."""
+    """A row shows the progress of an unknown total, of none yet, and of a phase."""
     live = runs.start()
 
     def begin(job_state: JobState) -> None:
@@ -229,7 +230,7 @@ def test_chart_draws_what_ended(redis_url: str, store: JobStore) -> None:
 def test_chart_shows_one_failure_among_many(
     redis_url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However few fail. What is drawn is counted anew after ten seconds."""
+    """However few jobs fail, the chart shows them. It is drawn anew after 10 s."""
     begun = time.monotonic()
     clock = [begun]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
@@ -248,7 +249,7 @@ def test_chart_shows_one_failure_among_many(
 
 
 def test_acts_are_those_that_a_job_allows(store: JobStore, visit: Visiting) -> None:
-    """The page offers what it has jobs for, and what others may need."""
+    """Each row has the acts that its job allows, and the page offers those it needs."""
     jobs = put_each(store)
     page = visit("/job_state")
     rows = page.all("tr[data-uuid]")
@@ -265,7 +266,7 @@ def test_acts_are_those_that_a_job_allows(store: JobStore, visit: Visiting) -> N
 def test_acts_on_all_that_match(
     paged: TestApp, store: JobStore, marathons: Marathons
 ) -> None:
-    """Whoever may not list all jobs acts on their own: the URL names nobody."""
+    """The script gets the URL and the question of each act on all jobs that match."""
     base = "http://localhost/job_state/"
     failed = put(store, "alice", "bob", cls=RunMarathon, status="error")
     (other,) = put(store, "alice", cls=Steeplechase, status="success")
@@ -318,7 +319,7 @@ def test_acts_need_their_permissions(redis_url: str, store: JobStore) -> None:
 def test_acts_of_a_policy_that_fails(
     redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Jobs are shown without any. If it asks a store that is away, that is a 503."""
+    """If the policy fails, jobs are shown without acts; an outage is a 503."""
     away, bug = StoreUnavailable(None), LookupError("no such shoes")
     errors: dict[bool, Exception | None] = {True: bug, False: bug}
 

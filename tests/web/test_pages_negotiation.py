@@ -43,7 +43,7 @@ JSON = [
 def test_page_is_for_those_who_name_html(
     paged: TestApp, operated: TestApp, store: JobStore
 ) -> None:
-    """And JSON with no higher quality. Without the include, all get JSON."""
+    """HTML is for requests that name it, and do not prefer JSON."""
     (job,) = put(store, "alice", cls=RunMarathon)
     for accept in HTML + JSON:
         headers = {} if accept is None else {"Accept": accept}
@@ -73,6 +73,7 @@ def test_page_is_never_kept(paged: TestApp, store: JobStore) -> None:
 
 
 def test_every_answer_varies(paged: TestApp, store: JobStore) -> None:
+    """All answers at the URLs of jobs say that they depend on the header Accept."""
     (job,) = put(store, "alice")
     seen = set()
     for path in "", f"/{job}", f"/{UUID}", "/x/y", "?status=x", "?kind=%ff", "?all=1":
@@ -89,7 +90,7 @@ def test_every_answer_varies(paged: TestApp, store: JobStore) -> None:
 
 
 def test_what_has_no_page_is_json(paged: TestApp, store: JobStore) -> None:
-    """And so is what changes jobs, whatever a browser accepts."""
+    """Browsers get JSON where there is no page, and for what changes jobs."""
     (job,) = put(store, "alice", status="success")
     for end in "/counts", f"/{job}/inspect", f"?uuid={job}&uuid=x":
         response = browse(paged, f"/job_state{end}")
@@ -114,8 +115,8 @@ def error_app(redis_url: str | None) -> TestApp:
 
 
 def test_error_pages_are_the_application_s(redis_url: str, store: JobStore) -> None:
-    """Scripts still read JSON. A path that is nobody's gets such a page, too, and so
-    does an outage, for which Pyramid has a plain one.
+    """Browsers get the application's error pages, at paths that are nobody's and during
+    an outage, too, for which Pyramid has a plain one. Scripts get JSON.
     """
     app = error_app(redis_url)
     (job,) = put(store, "alice")
@@ -144,6 +145,8 @@ def test_error_pages_are_the_application_s(redis_url: str, store: JobStore) -> N
 
 
 def test_view_of_the_application_wins(redis_url: str, store: JobStore) -> None:
+    """A view that the application has for a kind of job is its page."""
+
     class Procession(JobState):
         """A kind of job with a page of its own."""
 

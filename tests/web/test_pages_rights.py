@@ -64,6 +64,7 @@ def rowing(store: JobStore) -> str:
 
 
 def test_rights_on_the_page_of_a_job(roles: TestApp, rowing: str) -> None:
+    """Each viewer reads what they may, and is offered what they may do."""
     path = f"/job_state/{rowing}"
     public = {PARAM, MESSAGE, METRIC}
     everything = {TITLE, *public, "Owner: alice", *SECRETS}
@@ -88,7 +89,7 @@ def test_rights_on_the_page_of_a_job(roles: TestApp, rowing: str) -> None:
 
 
 def test_list_tells_nothing_of_others(roles: TestApp, rowing: str) -> None:
-    """Not even of those that the viewer may see."""
+    """Without list_jobs, a list tells nothing of others' jobs, even visible ones."""
     others = ".jobstate-count, .jobstate-chart, select, input[name=owner]"
     for user in None, "bob", VIEWER, INSPECTOR:
         page = Visit(roles, "/job_state", user)
@@ -108,7 +109,7 @@ def test_list_tells_nothing_of_others(roles: TestApp, rowing: str) -> None:
 
 
 def test_page_has_what_the_csrf_check_wants(redis_url: str, store: JobStore) -> None:
-    """With the token, acts pass the check, and without it they do not."""
+    """The script is told the token and where it goes, without which no act passes."""
     cases: list[tuple[dict[str, Any], str | None, str]] = [
         ({}, "X-CSRF-Token", "csrf_token"),
         ({"header": "X-Own", "token": "own"}, "X-Own", "own"),
@@ -137,7 +138,7 @@ def test_page_has_what_the_csrf_check_wants(redis_url: str, store: JobStore) -> 
 
 
 def test_pages_below_a_prefix(redis_url: str, store: JobStore) -> None:
-    """In whichever order the application includes pages."""
+    """All URLs of pages are below the prefix, whichever package is included first."""
     (job,) = put(store, "alice", status="error")
     for is_first, path, mount in (True, "job_state", ""), (False, "jobs", "/shop"):
         settings = {"jobstate.path": path}

@@ -76,7 +76,7 @@ def german(redis_url: str, tmp_path: Path) -> TestApp:
 
 
 def test_pages_are_in_the_requests_language(german: TestApp, store: JobStore) -> None:
-    """Words, plurals, numbers, questions, and what the scripts say."""
+    """A catalog translates words, plurals, numbers, questions and scripts' words."""
     job = put_job(store, Biathlon, progress=Progress(1234.5, 5000, "m")).uuid
     page = Visit(german, "/job_state?_LOCALE_=de")
     one = Visit(german, f"/job_state/{job}?_LOCALE_=de")
@@ -107,7 +107,7 @@ def test_pages_are_in_the_requests_language(german: TestApp, store: JobStore) ->
 def test_page_without_a_catalog_says_that_it_is_english(
     redis_url: str, store: JobStore
 ) -> None:
-    """Whatever the request or the settings name."""
+    """Without a catalog, a page is English, whatever a request or setting names."""
     (job,) = put(store, "alice")
     for default, name, lang in (
         ("de", "de_AT", "en"),
@@ -126,7 +126,7 @@ def test_page_without_a_catalog_says_that_it_is_english(
 def test_reason_is_in_the_language_of_the_request(
     german: TestApp, store: JobStore, marathons: Marathons
 ) -> None:
-    """But no exception and no sentence of others. The JSON stays as it is."""
+    """Our own reasons are translated, but no exception, and nothing in the JSON."""
     (job,) = put(store, "alice", cls=RunMarathon, status="error")
     del marathons.broker.actors["run_marathon"]
     page = Visit(german, f"/job_state/{job}?_LOCALE_=de")
@@ -148,7 +148,7 @@ def test_reason_is_in_the_language_of_the_request(
 
 
 def test_bad_address_is_said_in_the_language_of_the_request(german: TestApp) -> None:
-    """A comment says more to those who read the source."""
+    """A bad query is a sentence for viewers, with the details in a comment."""
     response = browse(german, "/job_state/?all=1&limit=--><b>&_LOCALE_=de")
     html = BeautifulSoup(response.text, "html.parser")
     assert (response.status_code, response.content_type) == (400, "text/html")
@@ -200,7 +200,7 @@ class Asking:
 
 
 def test_each_request_may_have_a_localizer(redis_url: str, store: JobStore) -> None:
-    """Also one that is neither hashable nor weakly referable."""
+    """A request's own localizer is used, even one that is not hashable."""
     (job,) = put(store, "alice")
 
     class Odd(Asking):
@@ -226,6 +226,7 @@ def test_each_request_may_have_a_localizer(redis_url: str, store: JobStore) -> N
 
 
 def test_template_for_translators_has_all_texts(redis_url: str) -> None:
+    """The texts that pages need are those of the template that the package ships."""
     asking = Asking()
     config = paged_config(redis_url)
     config.add_request_method(lambda request: asking, "localizer", reify=True)
@@ -236,7 +237,7 @@ def test_template_for_translators_has_all_texts(redis_url: str) -> None:
 
 
 def test_scripts_ask_for_words_that_they_get(redis_url: str) -> None:
-    """No word is missing, and none is needless."""
+    """The scripts use each word that their page has, and no other."""
     data = Visit(paged_app(redis_url), "/job_state").data
     element, page = (
         (PACKAGE / "static" / name).read_text("utf-8")

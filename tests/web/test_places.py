@@ -18,7 +18,7 @@ from tests.webapp import PLACES, ask, get
 def test_everything_is_the_same_at_each_place(
     paged: TestApp, store: JobStore, marathons: Marathons
 ) -> None:
-    """All URLs that a request answers stay there."""
+    """Wherever jobs are mounted, each request does the same, and URLs stay there."""
     for place in PLACES:
         store.client.flushdb()
         job, other, bobs = put(store, "alice", "alice", "bob", cls=RunMarathon)
@@ -49,6 +49,7 @@ def test_everything_is_the_same_at_each_place(
 
 
 def test_refusals_are_the_same_at_each_place(paged: TestApp, store: JobStore) -> None:
+    """Wherever jobs are mounted, the same is refused, and a browser gets a page."""
     (job,) = put(store, "alice", cls=RunMarathon)
     for place in PLACES:
         for method, end, user, code in (
@@ -78,7 +79,7 @@ def test_refusals_are_the_same_at_each_place(paged: TestApp, store: JobStore) ->
 
 
 def test_pages_lead_to_their_place(paged: TestApp, store: JobStore) -> None:
-    """Their scripts post there."""
+    """Pages lead to each other, and their scripts post, where jobs are mounted."""
     members = [{"status": "error", "job_state_class": RunMarathon}]
     batch = put_batch(store, members=members, owner="alice")
     (member,) = uuids_of(store.members(batch.uuid).items)

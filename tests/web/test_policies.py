@@ -142,7 +142,7 @@ def test_policy_decides(redis_url: str, store: JobStore) -> None:
 
 
 def test_owner_is_of_the_same_type(redis_url: str, store: JobStore) -> None:
-    """Though 1 == True == 1.0 in Python. What cannot own a job matches nobody."""
+    """Owners match in type, too, though 1 == True; what cannot own matches nobody."""
     users = ["null", '""', "0", "false", "1", "true", '"1"', "1.0"]
     for policy in TutorialPolicy(), UseridPolicy():
         app = app_of(policy, redis_url)
@@ -206,7 +206,7 @@ def test_owner_setting_lets_visitors_in(redis_url: str, store: JobStore) -> None
 
 
 def test_owner_that_raises_shows_nothing(redis_url: str, store: JobStore) -> None:
-    """Other requests fail. It is called once per request."""
+    """If `jobstate.owner` raises, lists show no job, and other requests fail."""
     asked = []
 
     def broken(request: Request) -> str:
@@ -228,6 +228,7 @@ def test_owner_that_raises_shows_nothing(redis_url: str, store: JobStore) -> Non
 def test_refusal_is_told_to_the_applications_logging(
     app: TestApp, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The policy's answer is logged, to help debug a 403."""
     caplog.set_level(logging.DEBUG, "pyramid_jobstate")
     caplog.clear()
     for path, permission in (f"/{put(store)}", "view_job"), ("?all=1", "list_jobs"):
@@ -241,7 +242,7 @@ def test_refusal_is_told_to_the_applications_logging(
 
 
 def test_what_is_open_without_a_policy(redis_url: str, store: JobStore) -> None:
-    """What an ACL allows Everyone, and to visitors whom `jobstate.owner` knows."""
+    """Without a policy, ACLs for Everyone count, and visitors have their own jobs."""
     app, public = app_of(None, redis_url), put(store, OpenRace)
     assert rights(app, public) == (True, True, False, False)
     assert get(app, f"/job_state/{public}").json["job"]["cancellable"] is False
@@ -251,7 +252,7 @@ def test_what_is_open_without_a_policy(redis_url: str, store: JobStore) -> None:
 
 
 def test_start_without_a_policy_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    """The warning names the line that changes it. With an owner, there is none."""
+    """The warning names the line to add. With a policy or an owner, there is none."""
     app_of(None, NOWHERE)
     (warning,) = messages(caplog, "pyramid_jobstate")
     assert "403" in warning
@@ -280,7 +281,7 @@ def by_acl(request: Request, context: Any, permission: str) -> Any:
 def test_function_of_the_setting_is_asked_instead_of_the_policy(
     redis_url: str, store: JobStore
 ) -> None:
-    """Also in the application's own code."""
+    """With `jobstate.permits`, ACLs count even where the policy ignores them."""
     settings = {"jobstate.permits": f"{__name__}.by_acl"}
     config = make_config(redis_url, security_policy=RolePolicy(), settings=settings)
     app = make_app(config)
@@ -305,7 +306,7 @@ def wrapped_at_once(*args: Any) -> bool:
 
 
 def test_function_that_cannot_answer_stops_the_start() -> None:
-    """A coroutine is always true. A URL is not quoted."""
+    """A function that returns a coroutine is refused, and a URL is not quoted."""
     for wrong in open_later, functools.partial(open_later), "redis://:s3cret@host/0":
         with pytest.raises(ConfigurationError, match=r"jobstate\.permits") as caught:
             app_of(Policy(), NOWHERE, permits=wrong)

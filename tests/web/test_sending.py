@@ -87,7 +87,7 @@ def test_send_returns_one_job_or_all(job_states: JobStates, run_marathon: Any) -
 
 
 def test_job_that_waits_never_stalls(job_states: Any, run_marathon: Any) -> None:
-    """A job whose message was sent, or is a later step, stays queued."""
+    """A job that was sent, or is a later step, stays queued however long it waits."""
     steps = run_marathon.message(1) | run_marathon.message(2)
     jobs = [job_states.send(run_marathon, 0), *job_states.send_message(steps)]
     job_states.request.tm.commit()
@@ -214,7 +214,7 @@ def test_delay_counts_from_the_commit(
 def test_delay_that_the_store_cannot_keep_is_refused(
     job_states: Any, run_marathon: Any
 ) -> None:
-    """The call names a wrong delay and its unit, wherever that stands."""
+    """The error names a wrong delay and its unit, wherever it stands."""
     first = run_marathon.message(1)
     batch = job_states.batch().__enter__()
     for delay in "soon", True, float("nan"), 10**14 + 1:

@@ -205,7 +205,7 @@ def test_bad_setting_stops_the_start(subtests: pytest.Subtests) -> None:
 
 
 def test_unknown_setting_is_told_the_known_ones() -> None:
-    """An unknown setting is told the known ones. Others' settings are left alone."""
+    """The error lists the known settings. Those of others are left alone."""
     for name in ("expires", ""):
         error = refusal(configured(**{name: "1h"}))
         assert f"jobstate.{name} is unknown" in error

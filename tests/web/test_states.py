@@ -89,7 +89,7 @@ def test_current_etag_is_a_304(app: TestApp, job: str) -> None:
 
 
 def test_changed_job_has_another_etag(app: TestApp, store: JobStore, job: str) -> None:
-    """After a change, also one that is due to time alone, the tag is another one."""
+    """After a change, even by time alone, the former tag returns the new state."""
     etag = get(app, f"/job_state/{job}", "alice").headers["ETag"]
     assert load_job(store, job).cancel()
     response = get(app, f"/job_state/{job}", "alice", If_None_Match=etag)
@@ -104,7 +104,7 @@ def test_changed_job_has_another_etag(app: TestApp, store: JobStore, job: str) -
 def test_state_in_an_answer_of_the_application(
     redis_url: str, store: JobStore, job: str
 ) -> None:
-    """A job, also of the store itself, has the same JSON in an application's view."""
+    """A job has the same JSON in a view of the application, however it was loaded."""
     config = make_config(redis_url)
     config.add_renderer("app_json", JSON(indent=4))
     config.add_view(
@@ -194,7 +194,7 @@ class Own(JobState):
 
 
 def test_each_value_is_encoded_alike(app: TestApp, store: JobStore) -> None:
-    """Polls, batches of polls and lists show the same, also what a class adds to it."""
+    """Polls, batches and lists show a value alike, also where a class adds to it."""
     metrics = {str(n): value for n, value in enumerate(VALUES)}
     plain, own = (put(store, cls, metrics=metrics) for cls in (RunMarathon, Own))
 

@@ -344,7 +344,7 @@ def test_chunks_of_a_stopped_reader(pushed: Server, store: JobStore) -> None:
 
 
 def test_reader_of_nothing_is_dropped(pushed: Server, store: JobStore) -> None:
-    """A reader gets no more when it takes nothing for a minute, unless it has all."""
+    """A reader that takes nothing for a minute gets no more, unless it has all."""
     stopped = pushed.open(one(put_large(store, 300_000)), is_reading=False)
     wait_for(stopped.is_held)
     job = put(store, "queued")
@@ -376,7 +376,7 @@ def test_busy_stream_ends_in_time(redis_url: str, runs: Runs) -> None:
 
 @pytest.mark.system
 def test_most_unsent_bytes(redis_url: str, store: JobStore) -> None:
-    """Beyond 64 MiB of unsent bytes, only those go that have taken longest."""
+    """Beyond 64 MiB of unsent bytes, only the readers go that have taken longest."""
     paths = [one(put_large(store, 4 * 1024 * 1024, kind=PublicRun)) for _ in range(20)]
     small = put(store, "queued")
     with pushing(make_config(redis_url), rooms=25) as server:

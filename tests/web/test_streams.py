@@ -136,7 +136,7 @@ def test_job_that_becomes_an_alias_is_gone(
 
 
 def test_accept_decides(pushed: Server, store: JobStore) -> None:
-    """A request streams if its Accept begins with event streams and allows them."""
+    """A request streams if its Accept begins with text/event-stream and allows it."""
     path = one(put(store))
     for accept in (
         "text/event-stream",

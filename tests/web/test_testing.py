@@ -249,7 +249,7 @@ def test_time_passes_for_a_store(job_store: JobStore) -> None:
 
 
 def test_store_that_is_away(job_store: JobStore) -> None:
-    """Inside the block the store does not answer: a 503. Then it has all its jobs."""
+    """Inside the block, a request is a 503. Afterwards, the store has all its jobs."""
     app = application(job_store, "pyramid_jobstate")
     job = testing.put_job(job_store, owner="alice")
     with testing.away(job_store):

@@ -558,7 +558,7 @@ def test_transaction_that_nobody_commits_is_told(
 def test_send_within_a_commit_is_refused(
     either_config: Configurator, client: redis.Redis
 ) -> None:
-    """A transaction that is committing takes sends of before-commit hooks alone."""
+    """A committing transaction takes sends from before-commit hooks alone."""
 
     def late(request: Request) -> None:
         with pytest.raises(RuntimeError, match=r"commit.*send_immediately"):

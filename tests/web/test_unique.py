@@ -361,7 +361,7 @@ def test_an_alias_lives_as_long_as_its_job(redis_url: str, desk: UniqueDesk) -> 
 
 
 def test_two_sends_of_a_transaction_become_one_job(desk: UniqueDesk) -> None:
-    """The second follows the first, also one that has ended, but none taken back."""
+    """The second follows the first, even an ended one, unless it was taken back."""
 
     class Quick(Middleware):
         def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
