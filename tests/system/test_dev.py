@@ -38,8 +38,9 @@ def running(folder: Folder) -> Iterator[Process]:
         yield command
         everything = command.processes()
         command.stop()
-    wait_for(lambda: not any(map(is_alive, everything)), PATIENCE)
-    wait_for(lambda: not list(temporary.iterdir()), PATIENCE)
+        # Before the end of the block kills what is left.
+        wait_for(lambda: not any(map(is_alive, everything)), PATIENCE)
+        wait_for(lambda: not list(temporary.iterdir()), PATIENCE)
 
 
 @pytest.fixture
@@ -255,7 +256,7 @@ def test_all_end_together(folder: Folder, dev: Process) -> None:
 
 
 def test_jobs_may_end_first(folder: Folder, dev: Process) -> None:
-    """A restart, and the first Ctrl-C, wait for a job that ignores them."""
+    """A restart, or one Ctrl-C, waits for a job that ignores it. A second does not."""
     source = folder.module.read_text()
     folder.module.write_text(source.replace("notify_shutdown=True", ""))
     dev.wait_for_line(READY, 2)
