@@ -109,7 +109,7 @@ def test_small_changes_are_told_every_ten_seconds(pjobs: Operator, runs: Runs) -
 def test_several_jobs_have_their_names_and_the_worst_code(
     pjobs: Operator, store: JobStore, tired: JobState
 ) -> None:
-    """Each line names its job. A failure is worse than a cancel, then a stall."""
+    """Each line names its job, and the exit code is that of the worst outcome."""
     words = ("success", "error", "cancelled")
     done, failed, cancelled = (put(store, status).uuid for status in words)
     everything = (done, failed, cancelled, tired.uuid)
@@ -148,12 +148,12 @@ def test_stalls_do_not_add_up(pjobs: Operator, store: JobStore, runs: Runs) -> N
     run = runs.start()
 
     def course() -> Iterator[None]:
-        for _ in range(2):
+        for n in range(2):
             pass_time(store, store.stalled_after + 1)
             yield
             pjobs.pass_time(40)
             yield
-            run.report(n=1)
+            run.report(n=n)
             yield
         run.end()
 
@@ -172,7 +172,7 @@ def test_timeout_ends_the_wait(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_record_that_goes_ends_the_wait(pjobs: Operator, store: JobStore) -> None:
-    """A record that is gone for longer than a worker needs ends the wait with 1."""
+    """A record that its worker does not write again in time ends the wait with 1."""
     job = put(store)
     lose = functools.partial(store.client.delete, key_of(store, job.uuid))
     ran = pjobs("wait", job.uuid, course=steps(lose))
