@@ -80,7 +80,7 @@ def till(pjobs: Operator, shop: Any, marathons: Marathons) -> Operator:
 def test_jobs_are_cancelled(
     pjobs: Operator, store: JobStore, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A queued job is cancelled at once, a running one stops, and the log says who."""
+    """A queued job is cancelled at once, a running one stops. The log has by whom."""
     queued, working = put(store, "queued"), put(store)
     ran = pjobs("cancel", queued.uuid[:13], working.uuid)
     assert ran == (0, [f"{queued.uuid} cancelled", f"{working.uuid} cancelling"], [])
@@ -99,7 +99,7 @@ def test_jobs_are_cancelled(
 
 
 def test_jobs_that_cannot_be_cancelled(pjobs: Operator, store: JobStore) -> None:
-    """A job that cannot be cancelled is told once, on stderr; the others go on: 1."""
+    """A job that cannot be cancelled has a line on stderr; the others are cancelled."""
     done, queued, other = put(store, "success"), put(store, "queued"), put(store)
     names = (done.uuid, UUID, queued.uuid, queued.uuid[:13], done.uuid[:13])
     over = f"The job {done.uuid} is already over: success."
@@ -141,7 +141,7 @@ def test_cancel_of_a_batch(pjobs: Operator, store: JobStore) -> None:
 def test_matching_jobs_are_cancelled(
     pjobs: Operator, store: JobStore, said: Said
 ) -> None:
-    """Unfinished jobs that match are cancelled, and the log has them and the filter."""
+    """Unfinished jobs that match are cancelled; the log names them and the filter."""
     queued, working = put(store, "queued"), put(store)
     number, text = put(store, "queued", owner=7), put(store, "queued", owner="7")
     other, done = put(store, "queued", cls=Dash), put(store, "success")
@@ -182,7 +182,7 @@ def test_ended_jobs_are_deleted(pjobs: Operator, store: JobStore) -> None:
 def test_calls_go_on_up_to_the_limit(
     pjobs: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calls go on until all are done, or --limit of them. If some were refused: 1."""
+    """Calls go on until all, or --limit, are done: with 1 if some were refused."""
     clear = ("clear", "--everything")
     limits = calls(monkeypatch, "clear", lambda n: BulkResult(n, 0, "more"))
     ran = pjobs(*clear, "--yes", "--limit", "2500")
@@ -214,7 +214,7 @@ def test_lost_reply_is_logged(pjobs: Operator, store: JobStore, said: Said) -> N
 def test_signal_waits_for_the_call(
     pjobs: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A signal during a call ends the command after it. A second one breaks it off."""
+    """A signal lets the current call end. A second one breaks it off."""
     for signum, code in SIGNALS:
 
         def stop(limit: int, signum: int = signum) -> BulkResult:
@@ -248,7 +248,7 @@ def test_signal_waits_for_the_call(
 
 
 def test_person_is_asked(pjobs: Operator, store: JobStore) -> None:
-    """The question counts the jobs. A yes is about these, and not about later ones."""
+    """The question says how many jobs match. A yes is about these, not later ones."""
     jobs = [put(store, "queued") for _ in range(3)]
     later = []
 
@@ -282,7 +282,7 @@ def test_only_a_yes_goes_on(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_nobody_is_asked_without_need(pjobs: Operator, store: JobStore) -> None:
-    """Nobody is asked about no jobs, or with --yes. Off a terminal, it is needed."""
+    """Without jobs, or with --yes, nobody is asked. Without a terminal it is needed."""
     shown = pjobs.draw("clear", "--everything")
     assert shown.lines() == ["0 deleted, 0 refused"]
     put(store, "success")
@@ -406,7 +406,7 @@ def test_broker_that_is_away(shop: Any, store: JobStore, pjobs: Operator) -> Non
 def test_broker_that_refuses(
     till: Operator, store: JobStore, marathons: Marathons
 ) -> None:
-    """What a broker refuses is one line without a password. The job stays failed."""
+    """The refusal of a broker is told without a password. The job stays failed."""
 
     class Full(dramatiq.Middleware):
         def before_enqueue(self, *args: Any) -> None:

@@ -191,7 +191,7 @@ class Saunter(JobState):
 def test_application_of_an_ini(
     pjobs: Operator, folder: Folder, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With an ini, its application's store and kinds are known, and its log is kept."""
+    """With an ini, the store, kinds and log are the application's, and stdout ours."""
     monkeypatch.setenv("LOGNAME", "ops")
     source = folder.module.read_text() + KIND.format(kind=folder.path)
     middleware = "JobStateMiddleware(namespace='shop')"
@@ -320,7 +320,7 @@ def test_applications_with_different_stores(
 
 
 def test_ini_that_is_wrong(pjobs: Operator, folder: Folder) -> None:
-    """A wrong setting is told in one line, and so is a broker in another process."""
+    """A wrong setting, or a broker whose jobs no other process sees, is an error."""
     for settings, code, error in (
         ("jobstate.stalled = 3", 1, "The setting jobstate.stalled is unknown."),
         ("jobstate.path = redis://:hush@h/x", 1, "setting jobstate.path = "),

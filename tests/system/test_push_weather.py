@@ -73,7 +73,7 @@ def test_no_end_is_missed(redis_url: str, count: int) -> None:
 def test_streams_outlive_an_outage(
     tmp_path: Path, redis_url: str, how: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A store that is away is told once, and its states come when it is back."""
+    """Streams hear once that the store is away, and get its states when it is back."""
     caplog.set_level(logging.INFO, "pyramid_jobstate")
     arguments = ["--appendonly", "yes", "--appendfsync", "always"]
     with (

@@ -167,7 +167,7 @@ def test_stopping_server_waits_for_views(
 def test_half_of_the_descriptors_are_streams(
     redis_url: str, client: redis.Redis, tmp_path: Path
 ) -> None:
-    """A server with 64 descriptors has 32 streams open. Further requests get polls."""
+    """A server with 64 descriptors has 32 streams open. More get the poll's answer."""
     jobs = put_jobs(client)
     with running("uvicorn", redis_url, tmp_path, limit=64) as server:
         with contextlib.ExitStack() as stack:

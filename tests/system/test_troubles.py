@@ -230,7 +230,7 @@ def test_quotations_are_real() -> None:
 
 
 def test_what_the_readme_asks_exists(host: Host) -> None:
-    """The README's commands tell what it says, as of a queue without a worker."""
+    """The README's commands show what it says, such as a job that no worker takes."""
     (ask,) = re.findall(r"``redis-cli (llen [\w:]+)``", CHAPTER)
     (list_routes,) = re.findall(r"``(proutes [\w.]+)``", CHAPTER)
     host.set("pjobs", queues="mail")

@@ -121,7 +121,7 @@ def test_projects_pass_their_tests_after_the_recipe(project: Project) -> None:
 
 
 def test_recipe_is_short() -> None:
-    """The way to a live bar takes no more lines than promised."""
+    """The recipe from a new project to a live bar has no more lines than promised."""
     one, other = (
         Counter(line.strip() for block in quick_start(name) for line in block.lines)
         for name in ("sqlalchemy", "zodb")

@@ -59,7 +59,7 @@ owner.post(url + "cancel", headers=headers, status=400)
 def test_owners_alone_see_and_cancel_their_jobs(
     make_project: MakeProject, redis_url: str
 ) -> None:
-    """Users who log in by the application's form alone see and cancel their jobs."""
+    """Users who log in by the application's form see and cancel only their own jobs."""
     project = make_project("wiki2")
     apply(project, quick_start(project.name))
     project.initialize("testing.ini")
