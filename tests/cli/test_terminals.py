@@ -236,7 +236,7 @@ def test_watch_survives_an_outage(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_watch_draws_the_bar_of_a_batch(pjobs: Operator, store: JobStore) -> None:
-    """The bar of a batch goes by the weights of its jobs. Beside it are their counts."""
+    """The bar of a batch goes by the weights of its jobs, and has their counts."""
     members: list[Any] = ["working", "error", {"status": "success", "weight": 6}]
     batch = put_batch(store, Haul, members)
 
