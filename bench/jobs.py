@@ -7,6 +7,8 @@ import json
 import uuid
 from collections.abc import Iterator
 
+import redis
+
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.job.changes import End
 from pyramid_jobstate.job.record import JobInfo, Record
@@ -31,6 +33,17 @@ def running_job(store: JobStore) -> Iterator[JobState]:
     finally:
         recorder.end(unsaved, End("success"))
         recorder.stop()
+
+
+def hset_piped(client: redis.Redis | redis.RedisCluster, count: int) -> None:
+    """Send `HSET` by redis-py so many times, a hundred per round trip: the least that
+    so many updates can cost.
+    """
+    for _ in range(count // 100):
+        with client.pipeline(transaction=False) as pipe:
+            for i in range(100):
+                pipe.hset(f"benchmark:{i}", "done", i)
+            pipe.execute()
 
 
 def set_ten_metrics(job_state: JobState) -> None:

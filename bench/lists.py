@@ -15,7 +15,7 @@ from tests.support import key_of
 from .jobs import OWNER
 from .timing import Row, Table, Timing, side_by_side
 
-FEW, MANY = 1_000, 100_000
+FEW, MANY = 1_000, 1_000_000
 
 #: The number of unfinished jobs, so that a page has some of both.
 ACTIVE = 20
@@ -46,7 +46,7 @@ def fill_statuses(server: EmbeddedServer, namespace: str, count: int) -> JobStor
 
 
 def repeat(store: JobStore, job_state: JobState, count: int) -> None:
-    """Write older jobs like one, into the same indexes."""
+    """Write older jobs like one, into the same sets."""
     client, uuid_ = store.client, job_state.uuid
     fields: Any = client.hgetall(key_of(store, uuid_))
     scores = {

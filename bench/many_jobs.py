@@ -19,7 +19,7 @@ from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.worker.recorder import Recorder
 from pyramid_jobstate.worker.unsaved import Unsaved
 
-from .jobs import OWNER
+from .jobs import OWNER, hset_piped
 from .timing import Row, Table
 
 #: The numbers of running jobs.
@@ -143,9 +143,5 @@ def _unsaved() -> Unsaved:
 def _floor(client: redis.Redis) -> float:
     """Return the CPU time of an `HSET` by redis-py, a hundred per round trip."""
     used = time.thread_time()
-    for _ in range(50):
-        with client.pipeline(transaction=False) as pipe:
-            for i in range(100):
-                pipe.hset(f"benchmark:{i}", "done", i)
-            pipe.execute()
+    hset_piped(client, 5000)
     return (time.thread_time() - used) / 5000

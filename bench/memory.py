@@ -1,4 +1,4 @@
-"""What a job takes in the server, including its three index entries."""
+"""What a job takes in the server, including its places in three lists."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _store_jobs(store: JobStore, end: End | None) -> None:
     info = JobInfo("JobState", "run_marathon", 1, json.dumps(OWNER), params)
     for _ in range(0, COUNT, BATCH):
         batch = [Unsaved(str(uuid.uuid4()), Run(), info) for _ in range(BATCH)]
-        store.create(*(NewJob(d.uuid, info) for d in batch))
+        store.records.create(*(NewJob(d.uuid, info) for d in batch))
         _write(store, batch)
         for unsaved in batch:
             set_ten_metrics(JobState(Record(unsaved.uuid, {}), unsaved.run))
@@ -63,7 +63,7 @@ def _store_jobs(store: JobStore, end: End | None) -> None:
 
 
 def _write(store: JobStore, batch: list[Unsaved]) -> None:
-    for reply in store.write([d.take(d.begun) for d in batch]):
+    for reply in store.records.write([d.take(d.begun) for d in batch]):
         if isinstance(reply, Exception):
             raise reply
     for unsaved in batch:

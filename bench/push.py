@@ -325,7 +325,9 @@ def _unwatched(redis: EmbeddedServer, store: JobStore, web: Server) -> Row:
         nonlocal seq
         for _ in range(count):
             seq += 1
-            store.write([Update(u, TOKEN, seq, INFO, fields(seq)) for u in uuids])
+            store.records.write(
+                [Update(u, TOKEN, seq, INFO, fields(seq)) for u in uuids]
+            )
 
     (alone,) = side_by_side((20, write))
     viewers = Viewers(web)

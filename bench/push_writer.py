@@ -42,7 +42,7 @@ def owner_of(uuid: str) -> str:
 def begin(store: JobStore, uuids: list[str]) -> None:
     """Begin a run of each job."""
     for start in range(0, len(uuids), 500):
-        store.write(
+        store.records.write(
             [
                 Update(
                     uuid,
@@ -68,7 +68,9 @@ def main(seconds: float, rate: float) -> None:
         if count > 0:
             seq += 1
             batch = [uuids[(made + i) % len(uuids)] for i in range(count)]
-            store.write([Update(u, TOKEN, seq, INFO, fields(seq)) for u in batch])
+            store.records.write(
+                [Update(u, TOKEN, seq, INFO, fields(seq)) for u in batch]
+            )
             made += count
         time.sleep(max(0.0, tick + INTERVAL - time.monotonic()))
     print(made)

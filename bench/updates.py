@@ -1,10 +1,15 @@
-"""What an update costs the job that makes it."""
+"""What an update costs the job that makes it.
+
+AT_MOST stands for a goal of 150 ns. The version of 27 November 2026 was measured at
+0.80 of it; on another machine, it took as long as 1.56 steps of tqdm, the median of
+three runs. So the goal was 1.95 steps.
+"""
 
 from __future__ import annotations
 
 import io
 import json
-import statistics
+import time
 import uuid
 
 import redis
@@ -17,6 +22,9 @@ from pyramid_jobstate.job.changes import End, NewJob, Update
 from .jobs import OWNER, running_job
 from .push_writer import INFO
 from .timing import Row, Table, side_by_side
+
+#: The steps of tqdm that a `set_progress` may take.
+AT_MOST = 1.95
 
 
 def measure(server: EmbeddedServer) -> Table:
@@ -58,12 +66,14 @@ def _progress(job_state: JobState) -> Row:
         for i in range(count):
             job_state.set_progress(i, count, "rows", "Reading")
 
-    (ours,) = side_by_side((200_000, set_progress))
+    ours, theirs = side_by_side(
+        (200_000, set_progress), (200_000, _bar), clock=time.thread_time
+    )
     return Row(
-        "`set_progress` with a total, a unit and a message / 150 ns",
-        statistics.median(ours.rounds) / 150e-9,
-        at_most=1,
-        note=f"{ours}",
+        "`set_progress` with a total, a unit and a message / a step of tqdm",
+        ours.over(theirs),
+        at_most=AT_MOST,
+        note=f"{ours} / {theirs} of CPU",
     )
 
 
@@ -74,10 +84,10 @@ def _life(server: EmbeddedServer, client: redis.Redis) -> Row:
     def live(count: int) -> None:
         for _ in range(count):
             job = str(uuid.uuid4())
-            store.create(NewJob(job, info))
-            store.confirm(job, info.kind)
-            store.write([Update(job, "run", 0, info, begins=True)])
-            store.write([Update(job, "run", 1, info, end=End("success"))])
+            store.records.create(NewJob(job, info))
+            store.records.confirm(job)
+            store.records.write([Update(job, "run", 0, info, begins=True)])
+            store.records.write([Update(job, "run", 1, info, end=End("success"))])
 
     def ping(count: int) -> None:
         for _ in range(count):
@@ -92,20 +102,19 @@ def _life(server: EmbeddedServer, client: redis.Redis) -> Row:
 
 
 def _track(job_state: JobState) -> Row:
-    sink = io.StringIO()
-
     def track(count: int) -> None:
         for _ in job_state.track(range(count)):
             pass
 
-    def bar(count: int) -> None:
-        for _ in tqdm(range(count), file=sink):
-            pass
-
-    ours, theirs = side_by_side((200_000, track), (200_000, bar))
+    ours, theirs = side_by_side((200_000, track), (200_000, _bar))
     return Row(
         "a step of `track` / a step of tqdm",
         ours.over(theirs),
         at_most=4,
         note=f"{ours} / {theirs}",
     )
+
+
+def _bar(count: int) -> None:
+    for _ in tqdm(range(count), file=io.StringIO()):
+        pass

@@ -83,3 +83,13 @@ def running_cluster() -> Iterator[Cluster]:
             wait_for(functools.partial(cluster.follow, i), 20)
         wait_for(cluster.is_fine, 30)
         yield cluster
+
+
+@contextlib.contextmanager
+def cluster_of_one() -> Iterator[EmbeddedServer]:
+    """Run a Cluster of a single node."""
+    with EmbeddedServer(arguments=["--cluster-enabled", "yes"]) as node:
+        with redis.Redis.from_url(node.url) as client:
+            client.execute_command("CLUSTER ADDSLOTSRANGE", 0, SLOTS - 1)
+            wait_for(lambda: client.cluster("info")["cluster_state"] == "ok", 20)
+        yield node

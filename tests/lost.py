@@ -22,6 +22,57 @@ def keys_without_end(client: Any) -> list[str]:
     return [key for key in keys if client.pttl(key) == -1]
 
 
+#: Reads the records and the sorted sets at one moment: for each key its type, and its
+#: members or the fields that say where a job is listed.
+ALL = """
+local found = {}
+for _, key in ipairs(redis.call("KEYS", "*")) do
+  local kind = redis.call("TYPE", key).ok
+  if kind == "zset" then
+    found[#found + 1] = { key, kind, redis.call("ZRANGE", key, 0, -1) }
+  elseif kind == "hash" then
+    local names = { "status", "kind", "actor", "owner", "batch" }
+    found[#found + 1] = { key, kind, redis.call("HMGET", key, unpack(names)) }
+  end
+end
+return found
+"""
+
+
+def disagreements(client: Any) -> set[tuple[str, str]]:
+    """Return the places in the lists of a store that do not follow from its records:
+    the set and the job of each that is missing or too many.
+    """
+    found: set[tuple[str, str]] = set()
+    expected: set[tuple[str, str]] = set()
+    for key, kind, values in client.eval(ALL, 0):
+        name, texts = key.decode(), [v and v.decode() for v in values]
+        # Jobs that ran again have left a trace, and cancels and kinds are no places.
+        if kind == b"zset" and not name.endswith((":again", ":cancels", ":kinds")):
+            found.update((name, uuid) for uuid in texts if "failed" not in name)
+        elif re.fullmatch("jobstate:[0-9a-f-]{36}", name):
+            uuid = name.removeprefix("jobstate:")
+            expected.update((key, uuid) for key in places_for(*texts))
+    return found ^ expected
+
+
+def places_for(
+    status: str | None, kind: str, actor: str, owner: str | None, batch: str | None
+) -> list[str]:
+    """Return the sets that should list a job."""
+    if status in (None, "deleted", "alias"):
+        return []
+    is_member = batch not in (None, "*")
+    is_plain = kind == "JobState" and batch != "*" and actor
+    scopes = ["all", f"actor:{actor}" if is_plain else f"class:{kind}"]
+    if owner is not None and not is_member:
+        scopes.append(f"owner:{owner}")
+    name = "queued" if status in ("waiting", "sending") else status
+    part = "members:" if is_member else ""
+    places = [f"jobstate:{{{scope}}}:{part}{name}" for scope in scopes]
+    return places + ["jobstate:unsent"] * (status == "sending")
+
+
 def places_of(client: Any, uuid: str) -> list[str]:
     """Return the keys of the sorted sets in which a job is listed."""
     keys = keys_of(client, "zset")

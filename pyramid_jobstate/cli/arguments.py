@@ -81,6 +81,15 @@ def add_filters(
     return group
 
 
+def add_members(parser: argparse._ActionsContainer) -> None:
+    """Let a parser, or a group of its arguments, accept --members."""
+    parser.add_argument(
+        "--members",
+        action="store_true",
+        help="include members of batches; otherwise a batch stands for its members",
+    )
+
+
 def add_limit(parser: argparse.ArgumentParser, default: int | None, what: str) -> None:
     """Let a parser accept --limit."""
     parser.add_argument(

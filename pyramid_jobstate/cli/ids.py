@@ -35,7 +35,9 @@ def find(store: JobStore, name: str) -> JobState:
             # An alias leads to it.
             return find(store, record_of(job).uuid)
         return job
-    uuids = [u for u in newest_uuids(store, NEWEST) if u.startswith(name)]
+    uuids = [
+        u for u in newest_uuids(store.records.access, NEWEST) if u.startswith(name)
+    ]
     found = [job for job in store.load_many(uuids[: 4 * CANDIDATES]) if job is not None]
     if not found:
         raise CouldNot(

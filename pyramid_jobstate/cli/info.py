@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..job import Batch, JobState
-from ..store import Bucket, Counts, JobStore
+from ..store import Bucket, Counts, JobStore, kind_texts
+from .arguments import add_members
 from .faults import DONE
 from .output import Output
 from .texts import number, short, span
@@ -16,8 +17,7 @@ DRAWS = True
 
 DESCRIPTION = """\
 Count jobs: in the first line all of them, then those of each kind. What is done or has
-failed counts for 24 hours, or for as long as the store keeps ended jobs. The numbers
-are approximate.
+failed counts for 24 hours, or for as long as the store keeps ended jobs.
 """
 
 #: Seconds in which ended jobs count.
@@ -44,18 +44,19 @@ class Tally(NamedTuple):
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
-    """Accept nothing."""
+    add_members(parser)
 
 
 def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     seconds = min(DAY, store.expire_in)
 
     def tally(kind: str | None) -> Tally:
-        (ended,) = store.throughput(kind, seconds, 1)
-        return Tally(kind, store.counts(kind), ended)
+        (ended,) = store.throughput(kind, seconds, 1, members=args.members)
+        return Tally(kind, store.counts(kind, members=args.members), ended)
 
     total = tally(None)
     kinds = [tally(kind) for kind in {*store.kinds(), *_known(JobState)}]
+    texts = kind_texts(str(each.kind) for each in kinds)
     kinds.sort(key=_rank)
     if output.is_json:
         values = {str(each.kind): _as_json(each, seconds) for each in kinds}
@@ -66,12 +67,13 @@ def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
         from .draw_info import draw_info
 
         draw_info(
-            head, [(each.kind or "-", each.running, words(each)) for each in kinds]
+            head,
+            [(texts[str(each.kind)], each.running, words(each)) for each in kinds],
         )
         return DONE
     output.tell(head)
     for each in kinds:
-        output.tell("  ".join([short(each.kind or "-"), *words(each)]))
+        output.tell("  ".join([short(texts[str(each.kind)]), *words(each)]))
     return DONE
 
 
@@ -106,7 +108,7 @@ def _known(cls: type[JobState]) -> Iterator[str]:
     for found in cls.__subclasses__():
         # A job of an unknown kind has a class without one, a batch our own.
         if found.kind and found.__module__ != Batch.__module__:
-            yield found.kind
+            yield f"class:{found.kind}"
         yield from _known(found)
 
 

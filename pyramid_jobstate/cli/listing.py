@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ..job import JobState
 from ..store import JobStore
-from .arguments import Filters, add_filters, add_limit
+from .arguments import Filters, add_filters, add_limit, add_members
 from .faults import DONE
 from .output import Output
 from .states import as_json, row
@@ -26,12 +26,12 @@ PAGE = 200
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
-    add_filters(parser)
+    add_members(add_filters(parser))
     add_limit(parser, 50, "list so many jobs at most")
 
 
 def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
-    found = jobs(store, Filters.of(args), args.limit)
+    found = jobs(store, Filters.of(args), args.limit, members=args.members)
     if output.draws:
         from .draw import draw_table
 
@@ -44,13 +44,15 @@ def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     return DONE
 
 
-def jobs(store: JobStore, filters: Filters, limit: int) -> Iterator[JobState]:
+def jobs(
+    store: JobStore, filters: Filters, limit: int, *, members: bool
+) -> Iterator[JobState]:
     """Yield the jobs of a store, in pages of up to `limit`."""
     seen: set[str] = set()
     cursor = None
     while True:
         size = min(PAGE, limit)
-        page = store.list(**filters._asdict(), limit=size, cursor=cursor)
+        page = store.list(*filters, limit=size, cursor=cursor, members=members)
         for job in page.items:
             # A job that ends between two pages is on both.
             if job.uuid not in seen:

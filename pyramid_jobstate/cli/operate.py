@@ -14,7 +14,7 @@ from typing import NoReturn, Protocol
 
 from redis.exceptions import RedisError
 
-from ..store import JobStore, name_of
+from ..store import AmbiguousKind, JobStore, name_of
 from . import faults
 from .arguments import EXIT_CODES, Parser
 from .faults import CouldNot, Refused, say
@@ -122,6 +122,8 @@ def _explained(store: JobStore) -> Iterator[None]:
         yield
     except RedisError as e:
         raise CouldNot(f"{explained(store, e)}.") from None
+    except AmbiguousKind as e:
+        raise Refused(str(e)) from None
     except (CouldNot, Refused, OSError):
         raise
     except Exception:

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from ..job import JobState
 from ..store import JobStore
-from .arguments import Filters, add_ids
+from .arguments import Filters, add_ids, add_members
 from .faults import DONE, say
 from .following import Changes
 from .ids import find_all
@@ -42,10 +42,11 @@ Show = Callable[[Sequence[JobState], str], None]
 
 def add_to(parser: argparse.ArgumentParser) -> None:
     add_ids(parser, "*", "the jobs to watch, by default all that run")
+    add_members(parser)
 
 
 def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
-    watched: Watched = Running(store)
+    watched: Watched = Running(store, members=args.members)
     if args.ids:
         watched = Given(store, [job.uuid for job in find_all(store, args.ids)])
     # Without a store, fail before the terminal changes.
@@ -101,12 +102,14 @@ class Running:
 
     Parameters:
       store: Their store.
+      members: Whether members of batches are among them.
     """
 
     is_over = False
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self, store: JobStore, *, members: bool) -> None:
         self._store = store
+        self._members = members
         self._shown: Sequence[str] = ()
         self._ended: dict[str, float] = {}
 
@@ -114,7 +117,8 @@ class Running:
         """Return the jobs in the order in which they were first seen."""
         found: dict[str, JobState] = {}
         for status in RUNNING:
-            listed = jobs(self._store, Filters(None, None, status), PAGE)
+            wanted = Filters(None, None, status)
+            listed = jobs(self._store, wanted, PAGE, members=self._members)
             found.update((job.uuid, job) for job in itertools.islice(listed, MOST))
         gone = [uuid for uuid in self._shown if uuid not in found]
         now = time.monotonic()

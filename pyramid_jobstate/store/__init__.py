@@ -15,17 +15,28 @@ from .connection import (
     place_of,
     redis_errors,
 )
-from .jobstore import JobStore, store_beside
-from .lists import FAILED_OR_LOST, Bucket, Counts, Filter, Fresh, Page
-from .newest import newest_uuids
+from .jobstore import JobStore, run_bulk, store_beside, tracker_of
+from .lists import (
+    FAILED_OR_LOST,
+    AmbiguousKind,
+    Bucket,
+    Counts,
+    Filter,
+    Fresh,
+    Page,
+    kind_texts,
+    newest_uuids,
+)
 from .places import refusal
 from .reader import Failures, Try, is_foreign
+from .records import Records
 from .scripts import Reply
 
 __all__ = [
     "FAILED_OR_LOST",
     "Act",
     "Acted",
+    "AmbiguousKind",
     "Bucket",
     "Bulk",
     "BulkResult",
@@ -36,6 +47,7 @@ __all__ = [
     "Fresh",
     "JobStore",
     "Page",
+    "Records",
     "Reply",
     "Tell",
     "Try",
@@ -45,6 +57,7 @@ __all__ = [
     "deferred_client",
     "is_foreign",
     "is_passing",
+    "kind_texts",
     "name_of",
     "namespace_fault",
     "newest_uuids",
@@ -52,6 +65,8 @@ __all__ = [
     "positive",
     "redis_errors",
     "refusal",
+    "run_bulk",
     "store_beside",
+    "tracker_of",
     "type_name",
 ]

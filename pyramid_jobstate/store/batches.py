@@ -2,7 +2,7 @@
 
 Every change of a member's record has a number, and a batch applies only those that are
 newer than the last one that it knows. So it does no harm to tell it twice, late or out
-of order, and what was not told can be told later: see :meth:`.BatchReads.look`.
+of order, and what was not told can be told later: see :meth:`.Batches.look`.
 
 Cancelled batches stop their members, silent ones look at theirs.
 """
@@ -11,43 +11,34 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import RedisError
 
 from ..job import (
     BATCH,
-    CANCELLED,
     FINISHED,
     NOT_SENT,
-    JobInfo,
     Member,
     NewBatch,
-    NewJob,
     Record,
-    dumps,
 )
-from .connection import Command, execute, text
+from .connection import text
 from .lists import (
     MAX_EXAMINED,
-    OUTLINE,
     Entries,
     Entry,
-    Place,
     bad_cursor,
     check_cursor,
     check_limit,
     has_status,
 )
-from .reader import DELETED, checked
-from .scripts import Call, Script, beside, millis, run_scripts
+from .reader import DELETED
+from .scripts import NEWS, Call, Calls, Runner, beside, millis
 
 if TYPE_CHECKING:
-    from .connection import Client
-    from .lists import Index
     from .reader import Reader
-    from .scripts import Calls
 
 #: The letters by which a batch knows the statuses of its members, as they are stored.
 LETTERS = {
@@ -64,9 +55,6 @@ LETTERS = {
 
 #: The letter of a member that failed because it could not be sent.
 UNSENT = "x"
-
-#: What the script `tell_batch` says has changed.
-ENDED, REOPENED, MOVED, AGED = 1, 2, 3, 4
 
 
 class Change(NamedTuple):
@@ -85,6 +73,7 @@ class Change(NamedTuple):
         for now.
       known: If set, the number of the change that the batch must know last: the record
         of the member is gone.
+      answer: What the batch has answered, if the change told it.
     """
 
     batch: str
@@ -96,6 +85,7 @@ class Change(NamedTuple):
     is_unsent: bool = False
     heard: int | None = None
     known: str | None = None
+    answer: Sequence[Any] | None = None
 
     @property
     def letter(self) -> str:
@@ -115,33 +105,36 @@ class Heard(NamedTuple):
     is_stopped: bool
 
 
-def delayed(changes: Iterable[Change], jobs: Iterable[NewJob]) -> list[Change]:
-    """Return the changes of jobs that are sent, with the times until they are due."""
-    delays = {job.uuid: millis(job.delay) for job in jobs}
-    return [change._replace(delay=delays[change.uuid]) for change in changes]
-
-
 def changes_of(
-    jobs: Iterable[tuple[str, JobInfo]], replies: Sequence[Any]
+    calls: Sequence[Call], replies: Sequence[Any]
 ) -> tuple[list[Any], list[Change]]:
-    """Return the replies of scripts that change jobs, and the changes of members.
+    """Return the replies to calls that change jobs, and the changes of members.
 
     Parameters:
-      jobs: The uuid of each job, and what is known of it.
-      replies: The reply to each, also with the number of the change and the status if
-        the job is a member of a batch: see lua/member.lua.
+      replies: The reply to each, also with the number of the change, the status and
+        perhaps the answer of the batch if the job is a member: see lua/member.lua.
     """
     plain: list[Any] = []
     changes = []
-    for (uuid, info), reply in zip(jobs, replies, strict=True):
-        if not info.is_member or not isinstance(reply, list):
+    for call, reply in zip(calls, replies, strict=True):
+        if call.batch is None or not isinstance(reply, list):
             plain.append(reply)
             continue
-        first, rev, status = reply
+        first, rev, status, *answer = reply
         plain.append(first)
         if text(status) in LETTERS:
-            assert info.batch is not None
-            changes.append(Change(info.batch, uuid, text(rev), text(status)))
+            # Else it is the change of another run.
+            news = call.news if first in (1, 2) else NEWS
+            change = Change(
+                call.batch,
+                call.key[-36:],
+                text(rev),
+                text(status),
+                news.part,
+                news.delay,
+                text(status) == "error" and news.unsent,
+            )
+            changes.append(change._replace(answer=answer[0]) if answer else change)
     return plain, changes
 
 
@@ -164,22 +157,27 @@ PORTION = 200
 _CURSOR = re.compile(r"m([0-9]{1,9})")
 
 
-class BatchReads:
-    """Reads the batches of a store, and their members.
+#: How many members are added in one call.
+ADDED = 500
+
+
+class Batches:
+    """The batches of a store, and what they know of their members.
 
     Parameters:
-      calls: Makes the calls of scripts.
+      runner: Runs calls.
+      calls: Makes them.
       reader: Reads records.
-      members: What batches know of their members.
       silence: Milliseconds without a sign of life after which a batch is looked at.
     """
 
     def __init__(
-        self, calls: Calls, reader: Reader, members: Members, silence: int
+        self, runner: Runner, calls: Calls, reader: Reader, silence: int
     ) -> None:
+        self._runner = runner
+        self._run = runner.run
         self._calls = calls
         self._reader = reader
-        self._members = members
         self._silence = silence
 
     def read(self, records: Sequence[Record | None]) -> Sequence[Record | None]:
@@ -208,7 +206,9 @@ class BatchReads:
           redis.exceptions.RedisError: The server does not answer.
         """
         batch = record.uuid
-        words = self._members.look(batch, PAUSE, LOOKED_AT, GONE_THROUGH)
+        call = self._calls.of_batch("look_batch", batch, PAUSE, LOOKED_AT, GONE_THROUGH)
+        (reply,) = self._run([call])
+        words = [text(word) for word in reply or ()]
         found = list(zip(words[::3], words[1::3], words[2::3], strict=True))
         uuids = [uuid for uuid, _, _ in found]
         read = zip(uuids, self._reader.read(uuids, *NAMES), strict=True)
@@ -222,7 +222,7 @@ class BatchReads:
             if letter != "n" or each is not None or is_left
             for change in _unknown(batch, uuid, letter, known, each)
         ]
-        self._members.tell_all(changes)
+        self.tell_all(changes)
         return bool(changes)
 
     def _end(self, uuid: str) -> Record | None:
@@ -307,22 +307,139 @@ class BatchReads:
             at = found[-1][0]
             count = PORTION
 
+    def open(self, batch: NewBatch) -> None:
+        """Write a new batch, and which members it has."""
+        status = "queued" if batch.members else "success"
+        delay = max((millis(member.job.delay) for member in batch.members), default=0)
+        fields = {**batch.info.fields(), **batch.fields}
+        words = [word for field in fields.items() for word in field]
+        opened = self._calls.of_batch(
+            "open_batch", batch.uuid, status, batch.sender, delay, *words
+        )
+        self._run([opened])
+        self.add(batch.uuid, batch.members)
+
+    def add(
+        self, batch: str, members: Sequence[Member], sender: str = ""
+    ) -> Sequence[int]:
+        """Add members to a batch that are about to be sent.
+
+        Parameters:
+          sender: The running member that sends them, or "" if the batch is being sent.
+
+        Returns:
+          The reply to each, or only one if the batch does not take them: see the
+          script.
+        """
+        replies: list[int] = []
+        for i in range(0, len(members), ADDED):
+            words: list[str | int] = []
+            for job, weight in members[i : i + ADDED]:
+                letter = "q" if job.waits else "n"
+                words += [job.uuid, letter, weight, millis(job.delay)]
+            call = self._calls.of_batch("add_members", batch, sender, *words)
+            (found,) = self._run([call])
+            found = found or [-1]
+            if found[0] < 0:
+                return found
+            replies += found
+        return replies
+
+    def forget(self, batch: NewBatch) -> None:
+        """Delete a batch that was not sent after all."""
+        self._run([self._calls.of_batch("forget_batch", batch.uuid, batch.sender)])
+
+    def tell(self, change: Change) -> Call:
+        """Return the call that tells a batch of a change."""
+        done = "" if change.millionths is None else change.millionths
+        words: list[str | int] = [
+            change.uuid,
+            change.rev,
+            change.letter,
+            done,
+            change.delay,
+            "" if change.heard is None else change.heard,
+        ]
+        if change.known is not None:
+            words.append(change.known)
+        return self._calls.of_batch("tell_batch", change.batch, *words)
+
+    def take(self, calls: Sequence[Call], replies: Sequence[Any]) -> list[Any]:
+        """Take the replies to calls of :meth:`tell`, which list the batches on a
+        Cluster. Return what they say.
+        """
+        found, moves = self._runner.take(calls, replies)
+        self._runner.move(moves)
+        return found
+
+    def tell_all(self, changes: Sequence[Change]) -> None:
+        """Tell batches of changes.
+
+        Raises:
+          redis.exceptions.RedisError: The server does not answer.
+        """
+        if not changes:
+            return
+        untold = [change for change in changes if change.answer is None]
+        answers = iter(self._run(map(self.tell, untold)))
+        replies = [change.answer or next(answers) for change in changes]
+        pairs = zip(changes, replies, strict=True)
+        sound = [(change, reply) for change, reply in pairs if reply is not None]
+        self.settle([change for change, _ in sound], [reply for _, reply in sound])
+
+    def settle(self, changes: Sequence[Change], replies: Sequence[Any]) -> list[Heard]:
+        """Take the replies of batches that were told of changes: tell those again that
+        know of a later change than the record of their member, which the store has
+        lost. A member whose batch the store has lost is a job of its own from now on.
+
+        Returns:
+          What each has answered.
+        """
+        heard = [Heard(text(reply[0]), reply[1] == 1) for reply in replies]
+        # Otherwise the next change of the member does.
+        with contextlib.suppress(RedisError):
+            pairs = zip(changes, replies, strict=True)
+            self._run(self._calls.part(change.uuid) for change, r in pairs if r[2])
+        ahead = [
+            (change, answer.rev)
+            for change, answer in zip(changes, heard, strict=True)
+            if answer.rev and int(answer.rev) > int(change.rev)
+        ]
+        # Else a look at the members finds them.
+        with contextlib.suppress(RedisError):
+            # What they know then is not ahead of the records.
+            self.tell_all(self._raised(ahead))
+        return heard
+
+    def _raised(self, ahead: Sequence[tuple[Change, str]]) -> list[Change]:
+        """Number the changes of records above those that their batches know. Return
+        those of records that were behind.
+        """
+        replies = self._run(
+            self._calls.above(change.uuid, rev) for change, rev in ahead
+        )
+        return [
+            change._replace(rev=text(reply[0]), status=text(reply[1]), answer=None)
+            for (change, _), reply in zip(ahead, replies, strict=True)
+            if reply and text(reply[1]) in LETTERS
+        ]
+
 
 class FailedMembers(Entries):
     """The entries of the members of a batch that have failed, the last ones first. The
-    filter names the batch.
+    filter names the batch, and their scores are their numbers.
     """
 
-    def read(self, place: Place, count: int) -> list[tuple[Place, str]]:
-        return [(entry, "") for entry in self.read_index(place, count)]
-
-    def repair(self, entries: Sequence[Entry]) -> bool:
+    def mend(self, entries: Iterable[Entry]) -> None:
         # The batch, and not its list, is told of changes.
-        return True
+        pass
 
-    def _key(self, part: str, status: str = "") -> str:
+    def _sources(self, name: str) -> Iterator[tuple[str, str]]:
         assert self._wanted.batch is not None
-        return beside(self._reader.key(self._wanted.batch), "failed")
+        yield beside(self._reader.key(self._wanted.batch), "failed"), ""
+
+    def _oldest(self, name: str, now: int) -> int:
+        return 0
 
 
 def batch_of(record: Record) -> str:
@@ -391,238 +508,3 @@ def _unknown(
         is_unsent = status == "error" and record.error == NOT_SENT
         heard = max(record.number("updated"), record.number("seen"))
         yield Change(batch, uuid, rev, status, is_unsent=is_unsent, heard=heard)
-
-
-#: How many members are added in one call.
-ADDED = 500
-
-
-class Members:
-    """The members of the batches of a store.
-
-    Parameters:
-      client: The server.
-      scripts: The scripts by name.
-      calls: Makes the calls that change jobs.
-      reader: Reads records.
-      index: The lists.
-      silence: Milliseconds without a sign of life after which a batch is looked at.
-    """
-
-    def __init__(
-        self,
-        client: Client,
-        scripts: Mapping[str, Script],
-        calls: Calls,
-        reader: Reader,
-        index: Index,
-        silence: int,
-    ) -> None:
-        self._client = client
-        self._scripts = scripts
-        self._calls = calls
-        self._reader = reader
-        self._index = index
-        self._silence = silence
-
-    def open(self, batch: NewBatch) -> None:
-        """Write a new batch, and which members it has. It lists the batch."""
-        status, life = "queued", self._index.active_ttl
-        if not batch.members:
-            status, life = "success", self._index.ended_ttl
-        fields = {**batch.info.fields(), **batch.fields}
-        words = [word for field in fields.items() for word in field]
-        call = self._call(
-            "open_batch", batch.uuid, life, 0, status, batch.sender, *words
-        )
-        self._run([call])
-        self._add(batch.uuid, batch.members)
-        delay = max((millis(member.job.delay) for member in batch.members), default=0)
-        self._run(self._index.batch(batch.uuid, batch.info, status, delay))
-
-    def add(
-        self, batch: str, members: Sequence[Member], sender: str = ""
-    ) -> Sequence[int]:
-        """Add members to a batch that are about to be sent, and list it anew if they
-        are due late.
-
-        Parameters:
-          sender: The running member that sends them, or "" if the batch is being sent.
-
-        Returns:
-          The reply to each: see the script.
-        """
-        change, found = self._add(batch, members, sender)
-        if change is not None:
-            self._list([batch], [change])
-        return found
-
-    def _add(
-        self, batch: str, members: Sequence[Member], sender: str = ""
-    ) -> tuple[Sequence[Any] | None, list[int]]:
-        """Return how the batch has changed, if it takes them, and those replies."""
-        change: Sequence[Any] | None = None
-        replies: list[int] = []
-        for i in range(0, len(members), ADDED):
-            words: list[str | int] = []
-            for job, weight in members[i : i + ADDED]:
-                letter = "q" if job.waits else "n"
-                words += [job.uuid, letter, weight, millis(job.delay)]
-            call = self._tell("add_members", batch, sender, *words)
-            (found,) = self._run([call])
-            found = found or [-1]
-            if found[0] < 0:
-                return None, found
-            change, replies = found[:5], replies + found[5:]
-        return change, replies
-
-    def forget(self, batch: NewBatch) -> None:
-        """Delete a batch that was not sent after all."""
-        call = self._call("forget_batch", batch.uuid, batch.sender)
-        if self._run([call]) == [1]:
-            for ended in (False, True):
-                self._run(self._index.leave(batch.uuid, batch.info, ended=ended))
-
-    def stop(self, batch: str, word: str) -> Call:
-        """Return the call that cancels a batch."""
-        silence = self._silence
-        return self._tell("stop_batch", batch, silence, dumps(CANCELLED), word)
-
-    def look(self, batch: str, pause: int, most: int, through: int) -> Sequence[str]:
-        """Return the next members of a silent batch to look at: see the script.
-
-        Parameters:
-          pause: Milliseconds since the look before.
-          most, through: The most members to choose, and to go through.
-        """
-        words = (self._silence, pause, most, through)
-        (found,) = self._run([self._call("look_batch", batch, *words)])
-        return [text(word) for word in found or ()]
-
-    def tell(self, change: Change) -> Call:
-        """Return the call that tells a batch of a change."""
-        done = "" if change.millionths is None else change.millionths
-        words: list[str | int] = [
-            change.uuid,
-            change.rev,
-            change.letter,
-            done,
-            change.delay,
-            "" if change.heard is None else change.heard,
-        ]
-        if change.known is not None:
-            words.append(change.known)
-        return self._tell("tell_batch", change.batch, *words)
-
-    def tell_all(self, changes: Sequence[Change]) -> None:
-        """Tell batches of changes.
-
-        Raises:
-          redis.exceptions.RedisError: The server does not answer.
-        """
-        if not changes:
-            return
-        replies = self._run(map(self.tell, changes))
-        pairs = zip(changes, replies, strict=True)
-        sound = [(change, reply) for change, reply in pairs if reply is not None]
-        self.settle([change for change, _ in sound], [reply for _, reply in sound])
-
-    def settle(self, changes: Sequence[Change], replies: Sequence[Any]) -> list[Heard]:
-        """Take the replies of batches that were told of changes: move the batches in
-        the lists, and tell those again that know of a later change than the record of
-        their member, which the store has lost. A member whose batch the store has lost
-        is a job of its own from now on.
-
-        Returns:
-          What each has answered.
-        """
-        heard = [Heard(text(reply[0]), reply[1] == 1) for reply in replies]
-        self._list([change.batch for change in changes], [r[2:] for r in replies])
-        # Otherwise the next change of the member does.
-        with contextlib.suppress(RedisError):
-            pairs = zip(changes, replies, strict=True)
-            self._part([change.uuid for change, reply in pairs if not reply[3]])
-        ahead = [
-            (change, answer.rev)
-            for change, answer in zip(changes, heard, strict=True)
-            if answer.rev and int(answer.rev) > int(change.rev)
-        ]
-        # Else a look at the members finds them.
-        with contextlib.suppress(RedisError):
-            # What they know then is not ahead of the records.
-            self.tell_all(self._raised(ahead))
-        return heard
-
-    def _part(self, uuids: Sequence[str]) -> None:
-        """List members whose batches are gone as jobs of their own."""
-        if not uuids:
-            return
-        keys = map(self._reader.key, uuids)
-        execute(self._client, [Command(key, ("HDEL", key, "batch")) for key in keys])
-        records = self._reader.read(uuids, *OUTLINE)
-        self._run(
-            call
-            for record in records
-            if record is not None
-            for call in self._index.relist(record.uuid, record)
-        )
-
-    def _raised(self, ahead: Sequence[tuple[Change, str]]) -> list[Change]:
-        """Number the changes of records above those that their batches know. Return
-        those of records that were behind.
-        """
-        replies = self._run(
-            Call.of(self._scripts["raise"], self._reader.key(change.uuid), (rev,))
-            for change, rev in ahead
-        )
-        return [
-            change._replace(rev=text(reply[0]), status=text(reply[1]))
-            for (change, _), reply in zip(ahead, replies, strict=True)
-            if reply and text(reply[1]) in LETTERS
-        ]
-
-    def _list(self, batches: Sequence[str], changes: Sequence[Sequence[Any]]) -> None:
-        """Move batches in the lists that have changed.
-
-        Parameters:
-          changes: What has changed of each, its status, kind and owner, and the
-            milliseconds until it is due.
-        """
-        # Lists move what they find in a wrong place.
-        with contextlib.suppress(RedisError):
-            self._run(
-                call
-                for batch, (what, *words) in zip(batches, changes, strict=True)
-                if what
-                for call in self._move(batch, what, *map(text, words))
-            )
-
-    def _move(
-        self, batch: str, what: int, status: str, kind: str, owner: str, due: str
-    ) -> Iterator[Call]:
-        """Yield the calls that list a batch that has changed."""
-        info = JobInfo(kind, "", 0, owner or None, "{}")
-        if what == ENDED:
-            yield from self._index.end(batch, info, status)
-        elif what == REOPENED:
-            yield from self._index.requeue(batch, info, status)
-        elif what == MOVED:
-            yield from self._index.move(batch, kind, status)
-        else:
-            yield from self._index.batch(batch, info, status, int(due))
-
-    def _run(self, calls: Iterable[Call]) -> Sequence[Any]:
-        """Run calls and return their replies: see :func:`.checked`."""
-        calls = list(calls)
-        return checked(calls, run_scripts(self._client, calls) if calls else [])
-
-    def _call(self, script: str, batch: str, *args: str | int) -> Call:
-        calls = self._calls
-        return Call.of(
-            self._scripts[script], calls.key(batch), args, calls.batch_keys(batch)
-        )
-
-    def _tell(self, script: str, batch: str, *args: str | int) -> Call:
-        """Return a call with the lifetimes of a batch."""
-        index = self._index
-        return self._call(script, batch, index.active_ttl, index.ended_ttl, *args)

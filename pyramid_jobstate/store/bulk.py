@@ -5,28 +5,25 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from ..job import UNFINISHED, Record, dumps, is_uuid
+from ..job import Record, dumps, is_uuid
 from .arguments import check_age
 from .batches import FailedMembers
 from .lists import (
-    ACTIVE,
-    BY_STATUS,
-    ENDED,
-    FAILED_OR_LOST,
     MAX_READ,
     OUTLINE,
     SOURCES,
+    UNSENT,
     Entries,
-    Entry,
     Filter,
     ListAccess,
     Place,
     check_cursor,
     has_status,
     matches_since,
+    resolved,
 )
 
 #: The maximum number of jobs that one call acts on.
@@ -36,7 +33,7 @@ MAX_BULK = 1000
 MAX_EXAMINED = 10_000
 
 _CURSOR = re.compile(
-    r"([0-9a-f]{8})\.([0-9]{1,15})(?:\.([aes][0-9]{1,16}\.[0-9a-f-]{36}))?"
+    r"([0-9a-f]{8})\.([0-9]{1,15})(?:\.([ue][0-9]{1,16}\.[0-9]{1,4}))?"
 )
 
 
@@ -62,10 +59,12 @@ class Acted(NamedTuple):
     Attributes:
       uuid: The job.
       is_certain: False if the reply to the call was lost, so that nobody knows.
+      stays: Whether it is still listed among the unfinished jobs.
     """
 
     uuid: str
     is_certain: bool
+    stays: bool = False
 
 
 #: A function that is told at once of each job that was, or may have been, acted on: its
@@ -143,7 +142,6 @@ class Bulk:
         cursor: str | None,
         *,
         access: ListAccess,
-        knows_statuses: Callable[[], bool],
         permits: Callable[[Sequence[Record]], Sequence[Record]],
         tell: Tell | None,
     ) -> BulkResult:
@@ -154,15 +152,16 @@ class Bulk:
             acts on those that match now.
           cursor: The cursor of the previous call, or None.
           access: The access to the lists.
-          knows_statuses: Returns whether the status indexes hold all jobs.
           permits: Returns those jobs on which the caller may act.
           tell: Is told of each job that was acted on, or None.
 
         Raises:
           TypeError: limit is not an int, or cursor not a string.
-          ValueError: limit or cursor is invalid.
+          ValueError: limit or cursor is invalid, or a class and an actor have the name
+            that the filter gives for a kind.
         """
         check_limit(limit)
+        wanted = resolved(self._wanted._replace(members=True), access)
         start = None
         if cursor is None:
             until = access.reader.exact_clock()
@@ -172,71 +171,70 @@ class Bulk:
             until, start = self._parse(cursor)
         if limit == 0:
             return BulkResult(0, 0, cursor or f"{self._mark}.{until}")
-        place = start or self._first(knows_statuses)
+        kind = Entries if wanted.batch is None else FailedMembers
         names = (*OUTLINE, *DETAILS)
-        kind = Entries if self._wanted.batch is None else FailedMembers
-        entries = kind(self._wanted, access, skips=False, names=names)
+        entries = kind(wanted, access, self._sets(), names)
+        place = start or entries.start
+        if not entries.has(place):
+            raise _foreign(cursor or "")
         matching: list[Record] = []
         matched = done = 0
-        misplaced = []
-        next_place = None
-        walk = self._walk(entries, place, min(limit, MAX_READ))
-        for examined, entry in enumerate(walk):
+        others = []
+        is_over = True
+        # The jobs that have the score of the place, and those that have left theirs.
+        level: list[str] = []
+        passed, gone = place.passed, set[str]()
+        for examined, entry in enumerate(entries.after(place, min(limit, MAX_READ))):
             if matched == limit or examined == MAX_EXAMINED:
-                next_place = place
+                is_over = False
                 break
+            if entry.place[:2] != place[:2]:
+                level, passed = [], 0
+            level.append(entry.uuid)
             place, record = entry.place, entry.record
             if record and entry.is_wanted and self._fits(record, until):
-                # What is done to the job moves its entry.
                 matching.append(record)
                 matched += 1
-            elif place.part != ACTIVE:
-                misplaced.append(entry)
+            else:
+                others.append(entry)
             if len(matching) == MAX_READ:
-                done += self._act_on(permits(matching), tell)
+                done += self._act_on(permits(matching), tell, gone)
                 matching = []
-        done += self._act_on(permits(matching), tell)
-        entries.repair(misplaced)
-        more = None if next_place is None else f"{self._mark}.{until}.{next_place}"
-        return BulkResult(done, matched - done, more)
+        done += self._act_on(permits(matching), tell, gone)
+        entries.mend(others)
+        if is_over:
+            return BulkResult(done, matched - done, None)
+        # What was done to a job has mostly moved its entry.
+        passed += sum(uuid not in gone for uuid in level)
+        next_place = place._replace(passed=passed)
+        cursor = f"{self._mark}.{until}.{next_place}"
+        return BulkResult(done, matched - done, cursor)
 
-    def _act_on(self, records: Sequence[Record], tell: Tell | None) -> int:
-        """Act on jobs and return how many it has acted on."""
+    def _act_on(
+        self, records: Sequence[Record], tell: Tell | None, gone: set[str]
+    ) -> int:
+        """Act on jobs and return how many it has acted on.
+
+        Parameters:
+          gone: To these it adds the jobs whose entries may have moved.
+        """
         done = 0
         for acted in self._act.run(records):
             done += acted.is_certain
+            if not (acted.stays and self._wanted.status is None):
+                gone.add(acted.uuid)
             if tell is not None:
-                tell(*acted)
+                tell(acted.uuid, acted.is_certain)
         return done
 
-    def _first(self, knows_statuses: Callable[[], bool]) -> Place:
-        if self._is_indexed and knows_statuses():
-            return Place(BY_STATUS)
-        return Place(ACTIVE if self._act.statuses[0] in UNFINISHED else ENDED)
-
-    def _walk(self, entries: Entries, place: Place, count: int) -> Iterator[Entry]:
-        """Yield the entries after a place which may be those of matching jobs.
-
-        Parameters:
-          count: How many entries to read at first.
-        """
-        parts = [place]
-        if place.part == ENDED and FAILED_OR_LOST in self._act.statuses:
-            # Jobs that were lost have not ended.
-            parts.append(Place(ACTIVE))
-        for start in parts:
-            for entry in entries.after(start, count):
-                if entry.place.part != start.part:
-                    # The ended jobs follow the unfinished ones.
-                    break
-                yield entry
-
-    @property
-    def _is_indexed(self) -> bool:
-        """Whether the status indexes, or a batch, can lead to the jobs."""
+    def _sets(self) -> Sequence[str]:
+        """Return the names of the sets to read, or none for those of the filter."""
         if self._wanted.batch is not None:
-            return True
-        return self._wanted.owner is None and self._wanted.status in SOURCES
+            return ("error",)
+        if self._wanted.status is not None:
+            return ()
+        sets = dict.fromkeys(n for each in self._act.statuses for n in SOURCES[each])
+        return [name for name in sets if name != UNSENT]
 
     def _fits(self, record: Record, until: int) -> bool:
         """Return whether a job is to be acted on, apart from the filter.
@@ -256,12 +254,9 @@ class Bulk:
 
     def _parse(self, cursor: str) -> tuple[int, Place | None]:
         match = _CURSOR.fullmatch(check_cursor(cursor))
-        if match is not None and match[1] == self._mark:
-            place = Place.parse(match[3]) if match[3] else None
-            # A forged cursor must not lead to the jobs of other owners.
-            if place is None or place.part != BY_STATUS or self._is_indexed:
-                return int(match[2]), place
-        raise _foreign(cursor)
+        if match is None or match[1] != self._mark:
+            raise _foreign(cursor)
+        return int(match[2]), Place.parse(match[3]) if match[3] else None
 
 
 #: The fields of a record that are read beside an outline.

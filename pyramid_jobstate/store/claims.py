@@ -23,9 +23,8 @@ from .reader import Alias
 from .scripts import Reply, millis
 
 if TYPE_CHECKING:
-    from .lists import Index
     from .reader import Reader
-    from .scripts import Call, Calls
+    from .scripts import Call, Calls, Lives
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +80,7 @@ class Claims:
     Parameters:
       calls: Makes the calls of scripts.
       reader: Reads records.
-      index: The lists.
+      lives: The durations of the store.
       run: Runs calls, and raises the first error among their replies.
     """
 
@@ -89,17 +88,17 @@ class Claims:
         self,
         calls: Calls,
         reader: Reader,
-        index: Index,
+        lives: Lives,
         run: Callable[[Iterable[Call]], Sequence[Any]],
     ) -> None:
         self._calls = calls
         self._reader = reader
-        self._index = index
         self._run = run
+        self._ended_ttl = lives.ended
         #: A claim outlives the record, whose life is lengthened more often.
-        self._ttl = 2 * index.active_ttl + index.ended_ttl
+        self._ttl = 2 * lives.active + lives.ended
         #: An alias is renewed when it is read.
-        self._alias_ttl = index.active_ttl + index.ended_ttl
+        self._alias_ttl = lives.active + lives.ended
 
     def find(self, identity: str) -> Record | None:
         """Return the record of the last job of an identity, or None."""
@@ -210,7 +209,7 @@ class Claims:
         if identity is None or reply not in (Reply.OK, Reply.CANCELLING):
             return
         if end is not None and (reply is not Reply.OK or end.status in FINISHED):
-            yield self._calls.claim(identity, update.uuid, "", self._index.ended_ttl)
+            yield self._calls.claim(identity, update.uuid, "", self._ended_ttl)
         else:
             life = self._life(0.0 if end is None else end.delay or 0.0)
             yield self._calls.claim(identity, update.uuid, "", life)
@@ -243,10 +242,9 @@ class Claims:
         due = record and record.millis("due")
         life = self._alias_ttl + max(0, (due or 0) - self._reader.now())
         self._run([self._calls.alias(job.uuid, target, life, job.sender)])
-        # Lists drop it when they read it, and claims forget it.
+        # Claims forget it otherwise.
         with contextlib.suppress(RedisError):
-            listed = self._index.delete(job.uuid, job.info)
-            self._run([*listed, *self.unmark(job)])
+            self._run(self.unmark(job))
 
     def _renew_aliases(self, aliases: Sequence[Alias]) -> None:
         """Renew aliases past half their lifetime."""
@@ -320,15 +318,12 @@ class Claims:
         after all.
         """
         uuid, rerun = record.uuid, record.info.rerun
-        status, call = "error", self._calls.restore(uuid, record.info, rerun or "")
+        call = self._calls.restore(uuid, record.info, rerun or "")
         if not rerun or self._run([call]) != [1]:
-            status = "cancelled"
             call = self._calls.cancel_unsent(uuid, secrets.token_hex(4))
             if self._run([call]) == [0]:
                 return False
         log.info("Job %s was never sent. Another has taken its place.", uuid)
-        with contextlib.suppress(RedisError):
-            self._run(self._index.end(uuid, record.info, status))
         return True
 
     def _life(self, delay: float) -> int:

@@ -17,89 +17,94 @@ from ..job import (
     record_of,
     set_store,
 )
-from .arguments import positive
-from .batches import BatchReads
+from .arguments import checked_namespace, client_of, positive
 from .bulk import Act, Bulk, BulkResult, Tell
-from .connection import impatient, name_of
-from .lists import MAX_BUCKETS, MAX_SPAN, Bucket, Counts, Filter, Lister, Page
-from .reader import FIELDS, Failures, read_failures
-from .records import JobActs
-from .scripts import millis
+from .connection import Client, impatient, name_of
+from .lists import (
+    MAX_BUCKETS,
+    MAX_SPAN,
+    Bucket,
+    Counts,
+    Filter,
+    Lister,
+    Page,
+    has_status,
+    resolved,
+)
+from .reader import Failures
+from .records import Records
+from .scripts import Lives, millis
 
 if TYPE_CHECKING:
-    from .reader import Alias
     from .watch import Tracker
 
 
-class JobReads(JobActs):
-    """The part of a JobStore that loads and lists jobs."""
+class JobStore:
+    """The jobs in a Redis or Valkey server: a hash for each job, and sorted sets that
+    list all jobs, by owner and by kind.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        silence = millis(self.stalled_after)
-        self._batch_reads = BatchReads(self._calls, self._reader, self.batches, silence)
+    The methods raise `redis.exceptions.RedisError` if the server does not answer.
+    `records` is what senders and workers use, and nobody else.
+
+    Parameters:
+      client: A `redis.Redis` or `redis.RedisCluster`, or a URL, whose client then has
+        half-second timeouts and one retry: see :func:`.connection.connect`.
+      namespace: The prefix of each key.
+      expire_in: Seconds that a job is kept after its end.
+      active_expire_in: Seconds that an unfinished job is kept after it is due or after
+        the last sign of life from its worker.
+      stalled_after: Seconds without a sign of life after which a job reads "stalled".
+
+    Raises:
+      TypeError: An argument has the wrong type.
+      ValueError: A duration is not positive or is over 1e12 seconds, the namespace is
+        empty or has a brace that is not part of a hash tag, or the URL is invalid.
+    """
+
+    def __init__(
+        self,
+        client: Client | str,
+        *,
+        namespace: str = "jobstate",
+        expire_in: float = 24 * 3600,
+        active_expire_in: float = 8 * 24 * 3600,
+        stalled_after: float = 15,
+    ) -> None:
+        self.client = client_of(client)
+        self.namespace = checked_namespace(namespace)
+        self.expire_in = positive("expire_in", expire_in)
+        self.active_expire_in = positive("active_expire_in", active_expire_in)
+        self.stalled_after = positive("stalled_after", stalled_after)
+        lives = Lives(*map(millis, (active_expire_in, expire_in, stalled_after)))
+        self.records = Records(self.client, namespace, lives)
+
+    def replace(self, **options: Any) -> JobStore:
+        """Return a store on the same server with some options replaced."""
+        mine = {
+            "namespace": self.namespace,
+            "expire_in": self.expire_in,
+            "active_expire_in": self.active_expire_in,
+            "stalled_after": self.stalled_after,
+        }
+        return JobStore(self.client, **{**mine, **options})
+
+    def now(self) -> int | None:
+        """Return the server's time in milliseconds, as this process knows it from what
+        it has read, or None if it has read nothing yet. Asks nothing of the server.
+        """
+        return self.records.reader.now() if self.records.reader.has_clock else None
 
     def load(self, uuid: str) -> JobState | None:
         """Return a job, or None if the store has no record of it."""
-        record = self.record(uuid)
-        return None if record is None else self._job(record)
-
-    def record(self, uuid: str) -> Record | None:
-        """Return the record of a job, whatever its class, or None if it is unknown."""
-        found = self._reader.read_one(uuid)
-        if isinstance(found, Record) and found.text("batch") is None:
-            # Most jobs belong to no batch.
-            return found
-        (record,) = self._batch_reads.read(self._follow([uuid], [found]))
-        return record
-
-    def has_record(self, uuid: str) -> bool:
-        """Return whether there is a record of a job, even of one that was deleted."""
-        return self._reader.exists(uuid)
-
-    def earlier_runs(self, uuid: str) -> Sequence[str]:
-        """Return the tokens of the earlier runs of a job, which may write no more."""
-        fields = self._reader.fields(self._reader.key(uuid), ("past",))
-        return fields.get("past", "").split()
+        record = self.records.record(uuid)
+        return None if record is None else self.job(record)
 
     def load_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
         """Return several jobs in one round trip, or in two if some are aliases or wait
         as members of a batch, with None for each unknown job. A job whose class raises
         an exception is also None, and is logged.
         """
-        return self._make(self._follow(uuids, self._reader.read_any(uuids)))
-
-    def track(self) -> Tracker:
-        """Return what reads jobs and hears of their changes. Only push imports it."""
-        from .watch import Tracker
-
-        return Tracker(self.client, self._reader, self._try_job, self._batch_reads)
-
-    def unique_job(self, identity: str, *, ended: bool) -> JobState | None:
-        """Return the job of an identity that is under way or, with `ended`, the last
-        one, or None.
-        """
-        record = (self.claims.find if ended else self.claims.under_way)(identity)
-        return None if record is None else self._job(record)
-
-    def _make(self, records: Iterable[Record | None]) -> Sequence[JobState | None]:
-        """Return the jobs of records, with None for each whose class raises."""
-        found = self._batch_reads.read([*records])
-        return [None if record is None else self._try_job(record) for record in found]
-
-    def _follow(
-        self, uuids: Sequence[str], found: Sequence[Record | Alias | None]
-    ) -> Sequence[Record | None]:
-        """Return the records of several jobs. A batch that has not heard of its members
-        for a while first looks at some of them.
-
-        Parameters:
-          found: What was read of the jobs.
-        """
-        records = self.claims.follow(found)
-        if self._batch_reads.look_at_silent(records):
-            records = self.claims.follow(self._reader.read_any(uuids))
-        return records
+        return self._make(self.records.records(uuids))
 
     def list(
         self,
@@ -109,31 +114,41 @@ class JobReads(JobActs):
         params: Mapping[str, Any] | None = None,
         limit: int = 50,
         cursor: str | None = None,
+        *,
+        members: bool = False,
     ) -> Page:
         """Return a page of jobs: first the unfinished, then the ended ones, each with
         the newest first. The cost depends on the size of the page, not on the number of
         jobs in the store.
 
-        A job that ends between two pages may appear on both.
+        A job that ends, or runs again, between two pages may appear on both.
 
         Parameters:
-          owner, kind, status: Only list jobs of this owner, kind or status.
+          owner, status: Only list jobs of this owner or status.
+          kind: Only list jobs of this class or, if their actor declares none, of this
+            actor: one of :meth:`kinds`, or its name alone.
           params: Only list jobs that were sent with these values.
           limit: The maximum number of jobs, from 1 to 200.
           cursor: The `cursor` of the previous page, or None for the first.
+          members: Whether to list members of batches. A batch stands for its members
+            otherwise.
 
         Raises:
           TypeError: An argument has the wrong type.
-          ValueError: limit, status or cursor is invalid.
+          ValueError: limit, status or cursor is invalid, or a class and an actor are
+            named `kind`.
         """
-        wanted = Filter(owner, kind, status, params)
-        lister = Lister(wanted, self._access, self._make, self._sweep.is_done)
+        wanted = Filter(owner, kind, status, params, members=members)
+        wanted.check()
+        lister = Lister(
+            resolved(wanted, self.records.access), self.records.access, self._make
+        )
         page = lister.page(limit, cursor)
         # Members of a cancelled batch are found by the status that they had.
         fits = [
             job
             for job in page.items
-            if status is None or record_of(job).status == status
+            if status is None or has_status(record_of(job), status)
         ]
         return page._replace(items=fits)
 
@@ -158,72 +173,15 @@ class JobReads(JobActs):
           ValueError: limit, status or cursor is invalid.
         """
         Filter(status=status).check()
-        records, next_cursor = self._batch_reads.page(batch, status, limit, cursor)
-        jobs = map(self._try_job, records)
+        records, next_cursor = self.records.batches.page(batch, status, limit, cursor)
+        jobs = map(self.try_job, records)
         return Page([job for job in jobs if job is not None], next_cursor)
-
-    def _job(self, record: Record) -> JobState:
-        job_state = JobState.from_record(record)
-        set_store(job_state, self)
-        return job_state
-
-    def _try_job(self, record: Record) -> JobState | None:
-        try:
-            return self._job(record)
-        except StoreUnavailable:
-            raise
-        except Exception:
-            note_trouble(JobState.class_of(record), record.uuid)
-            return None
-
-
-class JobStore(JobReads):
-    """The jobs in a Redis or Valkey server: a hash for each job, and sorted sets that
-    list all jobs, by owner and by kind.
-
-    The methods raise `redis.exceptions.RedisError` if the server does not answer.
-
-    Parameters:
-      client: A `redis.Redis` or `redis.RedisCluster`, or a URL, whose client then has
-        half-second timeouts and one retry: see :func:`.connection.connect`.
-      namespace: The prefix of each key.
-      expire_in: Seconds that a job is kept after its end.
-      active_expire_in: Seconds that an unfinished job is kept after it is due or after
-        the last sign of life from its worker.
-      stalled_after: Seconds without a sign of life after which a job reads "stalled".
-
-    Raises:
-      TypeError: An argument has the wrong type.
-      ValueError: A duration is not positive or is over 1e12 seconds, the namespace is
-        empty or has a brace that is not part of a hash tag, or the URL is invalid.
-    """
-
-    def replace(self, **options: Any) -> JobStore:
-        """Return a store on the same server with some options replaced."""
-        mine = {
-            "namespace": self.namespace,
-            "expire_in": self.expire_in,
-            "active_expire_in": self.active_expire_in,
-            "stalled_after": self.stalled_after,
-        }
-        return JobStore(self.client, **{**mine, **options})
-
-    def now(self) -> int | None:
-        """Return the server's time in milliseconds, as this process knows it from what
-        it has read, or None if it has read nothing yet. Asks nothing of the server.
-        """
-        return self._reader.now() if self._reader.has_clock else None
 
     def failures(self, uuid: str) -> Failures:
         """Return what operators read of a job's failures. Nothing is kept of a job that
         has not failed.
         """
-        found = read_failures(
-            self._reader.fields(self._calls.failure_key(uuid), FIELDS)
-        )
-        if not found.tries and (target := self.claims.target_of(uuid)) is not None:
-            return self.failures(target.uuid)
-        return found
+        return self.records.failures(uuid)
 
     def clear(
         self,
@@ -241,7 +199,8 @@ class JobStore(JobReads):
         """Delete ended jobs, as :meth:`delete` does.
 
         Parameters:
-          owner, kind, status: Only jobs of this owner, kind or status.
+          owner, kind, status: Only jobs of this owner, kind (see :meth:`list`) or
+            status. Members of batches are among them.
           older_than: Only jobs that ended at least so many seconds ago.
           limit: The maximum number of jobs, up to 1,000. 0 acts on none: pass the
             cursor that it returns to act, for example after a confirmation, on the jobs
@@ -255,12 +214,12 @@ class JobStore(JobReads):
         Raises:
           TypeError: An argument has the wrong type.
           ValueError: No filter is given, or status, older_than, limit or cursor is
-            invalid.
+            invalid, or a class and an actor are named `kind`.
         """
-        act = Act("clear", FINISHED, self.delete_records)
+        act = Act("clear", FINISHED, self.records.delete_records)
         wanted = Filter(owner, kind, status)
         bulk = Bulk(act, wanted, older_than, everything=everything)
-        return self.run_bulk(bulk, limit, cursor, permits, tell)
+        return run_bulk(self, bulk, limit, cursor, permits, tell)
 
     def cancel_all(
         self,
@@ -283,87 +242,136 @@ class JobStore(JobReads):
         Parameters:
           params: Only jobs that were sent with these values.
         """
-        act = Act("cancel_all", UNFINISHED, self.cancel_records)
+        act = Act("cancel_all", UNFINISHED, self.records.cancel_records)
         wanted = Filter(owner, kind, status, params)
         bulk = Bulk(act, wanted, everything=everything)
-        return self.run_bulk(bulk, limit, cursor, permits, tell)
+        return run_bulk(self, bulk, limit, cursor, permits, tell)
 
-    def run_bulk(
-        self,
-        bulk: Bulk,
-        limit: int,
-        cursor: str | None,
-        permits: Callable[[JobState], bool] | None,
-        tell: Tell | None,
-    ) -> BulkResult:
-        """Act on many jobs: see :class:`.bulk.Bulk`."""
-
-        def permitted(records: Sequence[Record]) -> Sequence[Record]:
-            if permits is None:
-                return records
-            jobs = self.load_many([record.uuid for record in records])
-            return [
-                record
-                for record, job_state in zip(records, jobs, strict=True)
-                if job_state is not None and permits(job_state)
-            ]
-
-        return bulk.run(
-            limit,
-            cursor,
-            access=self._access,
-            knows_statuses=self._sweep.is_done,
-            permits=permitted,
-            tell=tell,
-        )
-
-    def counts(self, kind: str | None = None, *, anew: bool = False) -> Counts:
-        """Return how many jobs have which status, approximately: see
-        :class:`.Counts`. They are at most a second old, and know of what this
-        store object has cancelled, deleted and run again.
+    def counts(
+        self, kind: str | None = None, *, anew: bool = False, members: bool = False
+    ) -> Counts:
+        """Return how many jobs have which status: see :class:`.Counts`. They are at
+        most a second old, and know of what this store object has cancelled, deleted and
+        run again.
 
         Parameters:
-          kind: Only count jobs of this kind.
+          kind: Only count jobs of this kind: see :meth:`list`.
           anew: Count now, even if this process has counted within the last second.
+          members: Whether to count members of batches.
 
         Raises:
           TypeError: kind is not a string.
+          ValueError: A class and an actor are named `kind`.
         """
-        Filter(kind=kind).check()
-        self._sweep.is_done()
-        return self._counter.counts(kind, anew=anew)
+        wanted = Filter(kind=kind, members=members)
+        wanted.check()
+        return self.records.counter.counts(
+            resolved(wanted, self.records.access), anew=anew
+        )
 
     def kinds(self) -> Sequence[str]:
-        """Return the kinds of the jobs that are listed, in alphabetical order."""
-        return self._counter.kinds()
+        """Return the kinds of the jobs that are listed, in alphabetical order:
+        "class:" and the kind of a class, or "actor:" and the name of an actor that
+        declares none.
+        """
+        return self.records.counter.kinds()
 
     def throughput(
-        self, kind: str | None = None, seconds: float = 86400, buckets: int = 96
+        self,
+        kind: str | None = None,
+        seconds: float = 86400,
+        buckets: int = 96,
+        *,
+        members: bool = False,
     ) -> Sequence[Bucket]:
         """Return how many jobs ended in each of some periods of equal length, the last
         of which ends now. Jobs that ended more than `expire_in` ago are not counted.
 
         Parameters:
-          kind: Only count jobs of this kind.
+          kind: Only count jobs of this kind: see :meth:`list`.
           seconds: The length of all periods together, at most 1e9, about 30 years.
           buckets: How many periods, at most 1,000.
+          members: Whether to count members of batches.
 
         Raises:
           TypeError: An argument has the wrong type.
-          ValueError: seconds is not positive, or over 1e9, or buckets is not from 1 to
-            1,000.
+          ValueError: seconds is not positive, or over 1e9, buckets is not from 1 to
+            1,000, or a class and an actor are named `kind`.
         """
-        Filter(kind=kind).check()
+        wanted = Filter(kind=kind, members=members)
+        wanted.check()
         positive("seconds", seconds, MAX_SPAN)
         if isinstance(buckets, bool) or not isinstance(buckets, int):
             raise TypeError(f"buckets must be an int, not {buckets!r}.")
         if not 1 <= buckets <= MAX_BUCKETS:
             raise ValueError(f"buckets must be from 1 to {MAX_BUCKETS}, not {buckets}.")
-        self._sweep.is_done()
-        return self._counter.throughput(kind, seconds, buckets)
+        wanted = resolved(wanted, self.records.access)
+        return self.records.counter.throughput(wanted, seconds, buckets)
+
+    def delete(self, uuid: str) -> bool:
+        """Delete a job that has ended: it is unknown from now on, and does not run if
+        its message comes again.
+
+        Returns:
+          Whether this call deleted it: False if it has not ended or is unknown.
+        """
+        return self.records.delete(uuid)
+
+    def _make(self, records: Iterable[Record | None]) -> Sequence[JobState | None]:
+        """Return the jobs of records, with None for each whose class raises."""
+        found = self.records.batches.read([*records])
+        return [None if record is None else self.try_job(record) for record in found]
+
+    def job(self, record: Record) -> JobState:
+        """Return the job of a record."""
+        job_state = JobState.from_record(record)
+        set_store(job_state, self.records)
+        return job_state
+
+    def try_job(self, record: Record) -> JobState | None:
+        """Return the job of a record, or None if its class raises, which is logged."""
+        try:
+            return self.job(record)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            note_trouble(JobState.class_of(record), record.uuid)
+            return None
 
     def __repr__(self) -> str:
         return f"<JobStore {self.namespace!r} at {name_of(self.client)}>"
+
+
+def tracker_of(store: JobStore) -> Tracker:
+    """Return what reads jobs and hears of their changes. Only push imports it."""
+    from .watch import Tracker
+
+    records = store.records
+    return Tracker(store.client, records.reader, store.try_job, records.batches)
+
+
+def run_bulk(
+    store: JobStore,
+    bulk: Bulk,
+    limit: int,
+    cursor: str | None,
+    permits: Callable[[JobState], bool] | None,
+    tell: Tell | None,
+) -> BulkResult:
+    """Act on many jobs: see :class:`.bulk.Bulk`."""
+
+    def permitted(records: Sequence[Record]) -> Sequence[Record]:
+        if permits is None:
+            return records
+        jobs = store.load_many([record.uuid for record in records])
+        return [
+            record
+            for record, job_state in zip(records, jobs, strict=True)
+            if job_state is not None and permits(job_state)
+        ]
+
+    access = store.records.access
+    return bulk.run(limit, cursor, access=access, permits=permitted, tell=tell)
 
 
 def store_beside(client: object, **options: Any) -> JobStore | None:

@@ -1,9 +1,8 @@
-"""The sorted sets that list the jobs: their entries, pages and counts."""
+"""The sorted sets that list the jobs: their names, their entries, pages and counts."""
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import datetime
 import itertools
 import re
@@ -11,26 +10,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from redis.exceptions import RedisError
-
 from ..job import (
     BATCH,
     FINISHED,
     UNFINISHED,
     UUID,
-    JobInfo,
-    NewJob,
+    JobState,
     Record,
-    Update,
     dumps,
     is_owner,
 )
-from .connection import Client, Command, text
-from .reader import MAX_SCORE, ask
-from .scripts import Call, Reply, Script, beside, has_tag, millis
+from .connection import Client, Command
+from .reader import MAX_SCORE, ask, scored
+from .scripts import Calls, Lives, Runner, has_tag
 
 if TYPE_CHECKING:
-    from ..job import JobState
     from .reader import Reader
 
 #: The statuses that a job reads as.
@@ -39,23 +33,67 @@ STATUSES = UNFINISHED + FINISHED
 #: Stands for a status in the filter of jobs that may run again: see Record.has_failed.
 FAILED_OR_LOST = "failed or lost"
 
+#: The set of the jobs that are being sent.
+UNSENT = "unsent"
+
+#: The sets that list the jobs of a status. The stored status of a stalled job is the
+#: one that it had when its worker was last heard of.
+SOURCES = {
+    "queued": ("queued",),
+    "working": ("working",),
+    "retrying": ("retrying",),
+    "stalled": ("working", "cancelling", UNSENT),
+    "cancelling": ("cancelling",),
+    "success": ("success",),
+    "error": ("error",),
+    "cancelled": ("cancelled",),
+    FAILED_OR_LOST: ("error", UNSENT),
+}
+
+#: The sets of a scope, which hold all its jobs.
+UNFINISHED_SETS = ("queued", "working", "retrying", "cancelling")
+SETS = UNFINISHED_SETS + FINISHED
+
+#: The set of the jobs that had ended and run again, at their old places.
+AGAIN = "again"
+
 #: The fields that a filter reads before it loads the whole record.
-OUTLINE = ("kind", "owner", "status", "updated", "seen", "batch")
+OUTLINE = ("kind", "actor", "owner", "status", "updated", "seen", "batch")
 
-#: The parts of a list: unfinished jobs, ended ones, and those of one status.
-ACTIVE, ENDED, BY_STATUS = "a", "e", "s"
+#: The parts of a list: unfinished jobs and ended ones.
+ACTIVE, ENDED = "u", "e"
 
-_CURSOR = re.compile(r"([aes])([0-9]{1,16})\.([0-9a-f-]{36})")
+_CURSOR = re.compile(r"([ue])([0-9]{1,16})\.([0-9]{1,4})")
+
+#: What the names of kinds begin with: of those that have a class, and of actors.
+CLASS, ACTOR = "class:", "actor:"
+
+
+def kind_name(record: Record) -> str:
+    """Return the name of a job's kind: that of its class or, if its actor declares
+    none, that of its actor. See kind_of() in lua/sets.lua.
+    """
+    is_plain = record.kind == JobState.kind and record.text("batch") != BATCH
+    if is_plain and record.actor:
+        return ACTOR + record.actor
+    return CLASS + record.kind
 
 
 class Filter(NamedTuple):
-    """Which jobs to list. A field that is None matches every job."""
+    """Which jobs to list. A field that is None matches every job.
+
+    Attributes:
+      kind: The name of a kind: see :func:`kind_name`.
+      batch: The uuid of a batch, whose members to list.
+      members: Whether to list members of batches.
+    """
 
     owner: str | float | None = None
     kind: str | None = None
     status: str | None = None
     params: Mapping[str, Any] | None = None
     batch: str | None = None
+    members: bool = False
 
     def check_types(self) -> None:
         """Check all but the status and the batch: no job would match other types.
@@ -95,28 +133,29 @@ class Filter(NamedTuple):
         return not self.params and all(value is None for value in named)
 
     @property
-    def index_name(self) -> str:
-        """The name of the index with the fewest jobs to examine."""
-        return self.scope if self.owner is None else f"owner:{dumps(self.owner)}"
-
-    @property
     def scope(self) -> str:
-        """The scope of the status indexes with the fewest jobs to examine."""
-        return "all" if self.kind is None else f"kind:{self.kind}"
+        """The scope with the fewest jobs to examine."""
+        if self.owner is not None:
+            return f"owner:{dumps(self.owner)}"
+        return self.kind or "all"
 
     @property
-    def is_index(self) -> bool:
-        """Whether every job in the index matches, without further checks."""
-        is_one = self.owner is None or self.kind is None
-        return is_one and self.status is None and not self.params
+    def is_scope(self) -> bool:
+        """Whether every job matches that is in the sets of the filter, but for one that
+        is stalled.
+        """
+        if self.params or self.status in ("stalled", FAILED_OR_LOST):
+            return False
+        return self.owner is None or (self.kind is None and not self.members)
 
     def admits(self, record: Record) -> bool:
         """Return whether a job matches, apart from its parameters."""
         return (
             (self.owner is None or record.owner == self.owner)
-            and (self.kind is None or record.kind == self.kind)
+            and (self.kind is None or kind_name(record) == self.kind)
             and (self.status is None or has_status(record, self.status))
             and (self.batch is None or record.text("batch") == self.batch)
+            and (self.members or record.text("batch") in (None, BATCH))
         )
 
     def admits_params(self, record: Record) -> bool:
@@ -128,11 +167,14 @@ class Filter(NamedTuple):
 
 
 def has_status(record: Record, status: str) -> bool:
-    """Return whether a job has a status, or is one of FAILED_OR_LOST."""
+    """Return whether a job has a status, or is one of FAILED_OR_LOST. A silent batch is
+    listed under the status that it had before.
+    """
+    is_batch = record.text("batch") == BATCH
     if status == FAILED_OR_LOST:
         # A batch does not run again, but its jobs do.
-        return record.has_failed and record.text("batch") != BATCH
-    return record.status == status
+        return record.has_failed and not is_batch
+    return (record.stored_status if is_batch else record.status) == status
 
 
 def matches_since(record: Record, status: str | None) -> int:
@@ -157,23 +199,30 @@ def matches_since(record: Record, status: str | None) -> int:
 
 
 class Place(NamedTuple):
-    """A place in a list: after an entry of one of its parts. `score` is None at the
-    beginning of a part.
+    """A place in a list: after an entry of one of its parts.
+
+    Attributes:
+      part: ACTIVE or ENDED.
+      score: The score of the entry, or None at the beginning of the part.
+      passed: How many entries with this score come before the place.
     """
 
     part: str
     score: int | None = None
-    uuid: str = ""
+    passed: int = 0
 
     @classmethod
     def parse(cls, cursor: str) -> Place:
         match = _CURSOR.fullmatch(check_cursor(cursor))
         if match is None:
             raise bad_cursor(cursor)
-        return cls(match[1], int(match[2]), match[3])
+        return cls(match[1], int(match[2]), int(match[3]))
 
     def __str__(self) -> str:
-        return f"{self.part}{self.score}.{self.uuid}"
+        if self.passed > 9999 and self.score:
+            # So many have one score only if another program wrote them.
+            return f"{self.part}{self.score - 1}.0"
+        return f"{self.part}{self.score}.{self.passed}"
 
 
 def check_cursor(cursor: object) -> str:
@@ -194,386 +243,94 @@ def bad_cursor(cursor: str) -> ValueError:
     )
 
 
-#: Those of unfinished and of ended jobs, each in the order of their numbers for the
-#: script. Other unfinished jobs count as queued, other ended ones as successful: they
-#: take no place in them.
-ACTIVE_INDEXES = ("sending", "working", "retrying", "cancelling")
-ENDED_INDEXES = ("error", "cancelled")
-
-INDEXED = ACTIVE_INDEXES + ENDED_INDEXES
-
-
-class Found(NamedTuple):
-    """Where a job is expected among the status indexes.
-
-    Attributes:
-      status: The status of the index, or "" if it is expected in none.
-      scope: The scope of the index in which it was found, if it was read there.
-      score: Its score there, in microseconds.
-    """
-
-    status: str
-    scope: str = ""
-    score: int = 0
-
-
-def indexes_of(*, ended: bool) -> tuple[str, ...]:
-    """Return the statuses of the indexes beside one of ended or of unfinished jobs."""
-    return ENDED_INDEXES if ended else ACTIVE_INDEXES
-
-
-def number_of(status: str, *, ended: bool) -> int:
-    """Return the number of a status's index for the script, or 0 if it has none."""
-    statuses = indexes_of(ended=ended)
-    return statuses.index(status) + 1 if status in statuses else 0
-
-
-def scopes_of(kind: str) -> tuple[str, ...]:
-    """Return the scopes in which a job is listed by status."""
-    return ("all", f"kind:{kind}") if kind else ("all",)
-
-
-#: Milliseconds for which a requested cancellation is announced. Later, workers learn of
-#: it from the reply to a heartbeat.
-NEWS_TTL = 60_000
-
-#: Seconds for which this process does not list a kind again.
-KIND_SECONDS = 60.0
-
-
-class Index:
-    """Makes the calls that list the jobs of a store: all jobs, by kind, by owner, by
-    status, and those whose cancellation was requested recently.
-
-    Beside each index of all jobs or of a kind stand the indexes of the statuses that
-    its jobs may have. One script changes them together.
+class Sets:
+    """The names of the sorted sets of a store: see lua/sets.lua.
 
     Parameters:
-      scripts: The scripts by name.
       namespace: The prefix of each key.
-      active_ttl: Milliseconds that an unfinished job stays listed.
-      ended_ttl: Milliseconds that a job stays listed after its end.
-
-    Attributes:
-      kind_ttl: Milliseconds that a kind stays listed after one of its jobs was sent or
-        started.
+      lives: The durations of the store.
     """
 
-    def __init__(
-        self,
-        scripts: Mapping[str, Script],
-        namespace: str,
-        active_ttl: int,
-        ended_ttl: int,
-    ) -> None:
-        self._script = scripts["index"]
-        self._seek = scripts["seek"]
+    def __init__(self, namespace: str, lives: Lives) -> None:
         self._namespace = namespace
-        self.active_ttl = active_ttl
-        self.ended_ttl = ended_ttl
-        self.kind_ttl = active_ttl + ended_ttl
-        #: When each kind is due to be listed again.
-        self._noted: dict[str, float] = {}
+        self.lives = lives
+        #: Milliseconds that a kind stays listed after one of its jobs was sent.
+        self.kind_ttl = lives.active + lives.ended
+        self._braces = ("", "") if has_tag(namespace) else ("{", "}")
 
-    def key(self, name: str, *, ended: bool) -> str:
-        """Return the key of an index, whose name is a scope ("all", or "kind:" and a
-        kind), or "owner:" and an owner as JSON.
-        """
-        return index_key(self._namespace, name, ended=ended)
+    def key(self, name: str) -> str:
+        """Return the key of a set of the whole store."""
+        return f"{self._namespace}:{name}"
 
-    def status_key(self, scope: str, status: str) -> str:
-        """Return the key of a status index, in the slot of the scope's index."""
-        return beside(self.key(scope, ended=status in FINISHED), status)
-
-    def ttl(self, *, ended: bool) -> int:
-        """Return for how many milliseconds a job stays listed."""
-        return self.ended_ttl if ended else self.active_ttl
-
-    def queue(self, job: NewJob, *, again: bool) -> Iterator[Call]:
-        """Yield the calls that list a new job, or one that had ended."""
-        if again:
-            yield from self._reopen(job.uuid, job.info.kind)
-        status, delay = "waiting" if job.waits else "sending", millis(job.delay)
-        yield from self._enter(job.uuid, job.info, status, delay=delay)
-
-    def confirm(self, uuid: str, kind: str) -> Iterator[Call]:
-        """Yield the calls that list a job as sent."""
-        yield from self.note_kind(kind)
-        yield from self.move(uuid, kind, "queued", Found("sending"))
-
-    def forget(self, job: NewJob) -> Iterable[Call]:
-        """Return the calls that remove a job that was not sent."""
-        return self.leave(job.uuid, job.info, ended=False)
-
-    def update(
-        self, update: Update, reply: Reply | Exception, *, reopened: bool
-    ) -> Iterator[Call]:
-        """Yield the calls that list a job after an update that begins its run, renews
-        its place or ends the run.
+    def scope(self, name: str, *, members: bool = False) -> str:
+        """Return what the names of a scope's sets begin with.
 
         Parameters:
-          reply: The store's reply to the update.
-          reopened: Whether the job had ended before the run began.
+          name: "all", the name of a kind, or "owner:" and an owner as JSON.
+          members: Whether they list members of batches.
         """
-        if reply not in (Reply.OK, Reply.CANCELLING):
-            return
-        if reopened:
-            yield from self._reopen(update.uuid, update.info.kind)
-        end, is_cancelling = update.end, reply is Reply.CANCELLING
-        uuid, info, delay = update.uuid, update.info, 0
-        if end is None:
-            status = "cancelling" if is_cancelling else "working"
-        else:
-            status = "cancelled" if is_cancelling else end.status
-            delay = millis(end.delay or 0)
-        if status in FINISHED:
-            yield from self.end(uuid, info, status)
-            return
-        if update.begins or update.renews or delay:
-            yield from self.note_kind(info.kind, delay)
-        place = "GT" if update.renews else "NX" if update.begins else "XX"
-        yield from self._enter(uuid, info, status, place, delay)
+        what, colon, rest = name.partition(":")
+        first, last = self._braces
+        inside = what + colon + _ESCAPED.sub(_escape, rest)
+        part = "members:" if members else ""
+        return f"{self._namespace}:{first}{inside}{last}:{part}"
 
-    def requeue(
-        self, uuid: str, info: JobInfo, status: str = "sending"
-    ) -> Iterator[Call]:
-        """Yield the calls that list a job that had ended as unfinished."""
-        # In this order, no crash leaves a job without a place.
-        yield from self._enter(uuid, info, status)
-        yield from self.leave(uuid, info, ended=True)
-
-    def batch(
-        self, uuid: str, info: JobInfo, status: str, delay: int
-    ) -> Iterator[Call]:
-        """Yield the calls that list a new batch, or list it anew because its place is
-        about to expire.
-
-        Parameters:
-          delay: Milliseconds until the last of its members is due.
-        """
-        yield from self.note_kind(info.kind, delay)
-        yield from self._enter(uuid, info, status, "GT", delay)
-
-    def delete(self, uuid: str, info: JobInfo) -> Iterator[Call]:
-        """Yield the calls that remove a deleted job."""
-        yield from self.leave(uuid, info, ended=True)
-        yield from self.leave(uuid, info, ended=False)
-
-    def end(self, uuid: str, info: JobInfo, status: str) -> Iterator[Call]:
-        """Yield the calls that list a job as ended."""
-        # "GT", because the end of an earlier run may have listed it already.
-        yield from self._enter(uuid, info, status, "GT")
-        # In this order, no crash leaves a job without a place.
-        yield from self.leave(uuid, info, ended=False)
-
-    def relist(
-        self, uuid: str, record: Record, found: Found | None = None
-    ) -> Iterator[Call]:
-        """Yield the calls that list a job where its record says.
-
-        Parameters:
-          found: The only status index that it may leave for another one of the same
-            index, or None for any. If it is elsewhere, it stays.
-        """
-        if found is not None and record.is_finished == (found.status in FINISHED):
-            yield from self.move(uuid, record.kind, record.stored_status, found)
-        elif record.is_finished:
-            yield from self.end(uuid, record.info, record.status)
-        else:
-            yield from self.requeue(uuid, record.info, record.stored_status)
-
-    @property
-    def cancels_key(self) -> str:
-        """The key of the sorted set of running jobs with a requested cancellation."""
-        return f"{self._namespace}:cancels"
-
-    def announce(self, uuid: str, kind: str) -> Iterator[Call]:
-        """Yield the calls that list a job as being cancelled, and announce to all
-        workers that it should stop.
-        """
-        yield Call.of(self._script, self.cancels_key, (uuid, NEWS_TTL, 0, "GT", 0))
-        yield from self.move(uuid, kind, "cancelling")
-
-    @property
-    def kinds_key(self) -> str:
-        """The key of the sorted set of the kinds of listed jobs."""
-        return f"{self._namespace}:kinds"
-
-    def note_kind(self, kind: str, delay: int = 0) -> Iterator[Call]:
-        """Yield the call that lists a kind for as long as a job may be listed that is
-        sent now and due in `delay` milliseconds, unless it was listed a moment ago.
-        """
-        now = time.monotonic()
-        is_due_late = delay > self.ended_ttl
-        if kind and (is_due_late or now >= self._noted.get(kind, 0.0)):
-            self._noted[kind] = now + KIND_SECONDS
-            args = (kind, self.kind_ttl, delay, "GT", 0)
-            yield Call.of(self._script, self.kinds_key, args)
-
-    def drop(self, name: str, uuid: str, *, ended: bool) -> Call:
-        """Return the call that removes a job from one index, and from those beside."""
-        return self._call(name, (uuid, 0, 0, "", 0), ended=ended)
-
-    def move(
-        self,
-        uuid: str,
-        kind: str,
-        status: str,
-        found: Found | None = None,
-    ) -> Iterator[Call]:
-        """Yield the calls that list a job under another status, in the same place.
-
-        Parameters:
-          uuid, kind: The job.
-          status: Its stored status. Some statuses have no index.
-          found: The only status index that it may leave. If it is elsewhere, it stays.
-        """
-        ended = status in FINISHED
-        args = (uuid, self.ttl(ended=ended), 0, "", number_of(status, ended=ended))
-        for scope in scopes_of(kind):
-            origin = () if found is None else _origin(scope, found)
-            yield self._call(scope, (*args, *origin), ended=ended)
-
-    def seek(
-        self, scope: str, others: Sequence[str], *args: str | int, ended: bool
-    ) -> Call:
-        """Return the call that reads the entries of a scope's index that are in none of
-        some of its status indexes. See the script for the arguments.
-        """
-        keys = [self.status_key(scope, status) for status in others]
-        return Call.of(self._seek, self.key(scope, ended=ended), args, keys)
-
-    def _reopen(self, uuid: str, kind: str) -> Iterable[Call]:
-        """Return the calls that list an ended job under no status. It keeps its place
-        among the ended jobs until a list shows that: moved to an earlier page, it would
-        be missed by a viewer who pages through the list.
-        """
-        return self.move(uuid, kind, "success")
-
-    def leave(self, uuid: str, info: JobInfo, *, ended: bool) -> Iterator[Call]:
-        """Yield the calls that remove a job from the ended or the unfinished jobs."""
-        for name in _names(info):
-            yield self.drop(name, uuid, ended=ended)
-
-    def _enter(
-        self, uuid: str, info: JobInfo, status: str, place: str = "NX", delay: int = 0
-    ) -> Iterator[Call]:
-        """Yield the calls that list a job under its status, due in `delay`
-        milliseconds. See the script for `place`.
-        """
-        ended = status in FINISHED
-        number = number_of(status, ended=ended)
-        args = (uuid, self.ttl(ended=ended), delay, place, number)
-        for name in _names(info):
-            yield self._call(name, args, ended=ended)
-
-    def _call(self, name: str, args: Sequence[str | int], *, ended: bool) -> Call:
-        """Return a call of the script for an index and those beside it."""
-        key = self.key(name, ended=ended)
-        if name.startswith(OWNER):
-            return Call.of(self._script, key, args)
-        keys = [beside(key, status) for status in indexes_of(ended=ended)]
-        return Call.of(self._script, key, args, keys)
+    def ttl(self, name: str) -> int:
+        """Return for how many milliseconds a job stays in a set."""
+        return self.lives.ended if name in (*FINISHED, AGAIN) else self.lives.active
 
 
-#: How the name of an owner's index begins. Its jobs are not listed by status.
-OWNER = "owner:"
+#: The characters that would end the hash tag of a key, or its scope.
+_ESCAPED = re.compile("[%}:]")
 
 
-def index_key(namespace: str, name: str, *, ended: bool) -> str:
-    """Return the key of an index as :meth:`Index.key` does."""
-    key = f"{namespace}:{'ended' if ended else 'active'}:{name}"
-    if "}" in key and not has_tag(key) and not name.startswith(OWNER):
-        # No key of a status index could share its slot.
-        return key.replace("}", "%7D")
-    return key
-
-
-def _names(info: JobInfo) -> Iterator[str]:
-    yield from scopes_of(info.kind)
-    # Among the jobs of its owner, a batch stands for its members.
-    if info.owner is not None and not info.is_member:
-        yield f"{OWNER}{info.owner}"
-
-
-def _origin(scope: str, found: Found) -> tuple[str | int, ...]:
-    """Return how the script is told of the only index that a job may leave."""
-    ended = found.status in FINISHED
-    score = found.score if scope == found.scope else ""
-    return (number_of(found.status, ended=ended), score)
+def _escape(match: re.Match[str]) -> str:
+    return f"%{ord(match[0]):02X}"
 
 
 #: The maximum number of entries whose records are read at once.
 MAX_READ = 200
 
-#: The maximum number of entries that the server looks at in one call.
-MAX_LOOKED = 2000
-
 #: The maximum bytes of parameters to read at once.
 MAX_PORTION = 4 * 1024 * 1024
 
-#: The status indexes that list the jobs of a status. The stored status of a stalled job
-#: is the one that it had when its worker was last heard of.
-SOURCES = {
-    "working": ("working",),
-    "retrying": ("retrying",),
-    "cancelling": ("cancelling",),
-    "stalled": ("working", "cancelling", "sending"),
-    "error": ("error",),
-    "cancelled": ("cancelled",),
-    FAILED_OR_LOST: ("error", "sending"),
-}
-
-#: The status indexes of the jobs that have none of these statuses.
-OTHERS = {
-    "queued": ("working", "retrying", "cancelling"),
-    "success": ("error", "cancelled"),
-}
-
 
 class ListAccess(NamedTuple):
-    """What it takes to read the lists, and to repair them.
+    """What it takes to read the lists, and to mend them.
 
     Attributes:
+      client: The server.
       reader: Reads the records.
-      indexes: The sorted sets.
-      run: Runs calls of scripts, and raises an exception if one fails.
+      sets: The names of the sorted sets.
+      calls: Makes calls of scripts.
+      runner: Runs them.
     """
 
+    client: Client
     reader: Reader
-    indexes: Index
-    run: Callable[[Iterable[Call]], Sequence[Any]]
+    sets: Sets
+    calls: Calls
+    runner: Runner
 
 
 class Entry(NamedTuple):
     """An entry of a list.
 
     Attributes:
-      place: Its place.
+      place: The place after it.
+      uuid: The job.
+      scope, set: What the name of the set begins with in which it was found, and the
+        rest of its name.
       record: Its record, only an outline in a filtered list, or None if it has expired.
       is_wanted: Whether the list shows it.
-      status: The status index in which it was found, or "".
-      is_unlisted: Whether the index of its status lacks it.
-      skipped: If it only marks a place, how many entries were looked at up to there.
     """
 
     place: Place
+    uuid: str
+    scope: str
+    set: str
     record: Record | None = None
     is_wanted: bool = False
-    status: str = ""
-    is_unlisted: bool = False
-    skipped: int = 0
-
-    @property
-    def is_misplaced(self) -> bool:
-        """Whether its record says that it belongs elsewhere."""
-        if self.skipped:
-            return False
-        if self.record is None or self.is_unlisted:
-            return True
-        if self.status:
-            return self.record.stored_status != self.status
-        return self.record.is_finished != (self.place.part == ENDED)
 
 
 class Entries:
@@ -582,7 +339,7 @@ class Entries:
     Parameters:
       wanted: Which jobs to list.
       access: The access to the lists.
-      skips: Whether the status indexes tell which jobs to skip.
+      sets: The names of the sets to read, by default those of the filter.
       names: The fields to read, by default all, or an outline for a filtered list.
     """
 
@@ -590,14 +347,39 @@ class Entries:
         self,
         wanted: Filter,
         access: ListAccess,
-        *,
-        skips: bool,
+        sets: Sequence[str] = (),
         names: Sequence[str] | None = None,
     ) -> None:
         self._wanted = wanted
-        self._reader, self._index, self._run = access
-        self._names = (() if wanted.is_index else OUTLINE) if names is None else names
-        self._others = OTHERS[wanted.status] if skips and wanted.status else ()
+        self._access = access
+        self._reader = access.reader
+        self._names = (() if wanted.is_scope else OUTLINE) if names is None else names
+        if not sets:
+            sets = (*SETS, AGAIN) if wanted.status is None else SOURCES[wanted.status]
+        #: The sets of each part: what their names begin with, and the rest.
+        self._parts: dict[str, list[tuple[str, str]]] = {}
+        for name in sets:
+            part = ENDED if name in (*FINISHED, AGAIN) else ACTIVE
+            self._parts.setdefault(part, []).extend(self._sources(name))
+
+    def _sources(self, name: str) -> Iterator[tuple[str, str]]:
+        """Yield the sets that list wanted jobs."""
+        wanted, sets = self._wanted, self._access.sets
+        if name == UNSENT:
+            yield sets.key(""), name
+            return
+        yield sets.scope(wanted.scope), name
+        if wanted.members:
+            yield sets.scope(wanted.kind or "all", members=True), name
+
+    @property
+    def start(self) -> Place:
+        """The place before the first entry."""
+        return Place(next(iter(self._parts)))
+
+    def has(self, place: Place) -> bool:
+        """Return whether a place is one of this list."""
+        return place.part in self._parts
 
     def after(self, place: Place, count: int) -> Iterator[Entry]:
         """Yield the entries after a place.
@@ -608,140 +390,109 @@ class Entries:
             up to MAX_READ.
         """
         while True:
-            sought = self.seek(place, count) if self._others else None
-            if sought is not None:
-                found, looked, last = sought
-            else:
-                found, looked = self.read(place, count), 0
-                last = found[-1][0] if len(found) == count else None
+            found = self.read(place, count)
             yield from self.examine(found)
-            if last is not None:
-                if looked:
-                    yield Entry(last, skipped=looked)
-                place = last
-                count = min(2 * count, MAX_READ)
-            elif place.part == ACTIVE and self._wanted.status not in UNFINISHED:
-                place = Place(ENDED)
-            else:
+            if len(found) < count:
                 return
+            place = found[-1].place
+            count = min(2 * count, MAX_READ)
 
-    def read(self, place: Place, count: int) -> list[tuple[Place, str]]:
-        """Return entries after a place, the newest first, and their status indexes."""
-        if place.part != BY_STATUS:
-            return [(entry, "") for entry in self.read_index(place, count)]
-        found = [
-            (entry, status)
-            for status in SOURCES[self._wanted.status or ""]
-            for entry in self.read_index(place, count, status)
-        ]
-        found.sort(key=lambda each: (each[0].score, each[0].uuid), reverse=True)
-        return found[:count]
+    def read(self, place: Place, count: int) -> list[Entry]:
+        """Return entries after a place, the newest first, without their records."""
+        parts = [*self._parts]
+        places = [place, *map(Place, parts[parts.index(place.part) + 1 :])]
+        limit = count + place.passed
+        while True:
+            found, is_whole = self._read(places, limit)
+            if is_whole or len(found) >= count:
+                return found[:count]
+            # Another program has written into the sets.
+            limit *= 2
 
-    def read_index(self, place: Place, count: int, status: str = "") -> list[Place]:
-        """Return the entries after a place in an index, the newest first."""
-        key = self._key(place.part, status)
-        newest = MAX_SCORE if place.score is None else place.score
-        found: list[Place] = []
-        offset = 0
-        # One more, since the first reply includes the place itself.
-        size = count + 1
-        while len(found) < count:
-            words = (newest, 0, "WITHSCORES", "LIMIT", offset, size)
-            rows = self._reader.scores("ZREVRANGEBYSCORE", key, *words)
-            for uuid, score in rows:
-                entry = Place(place.part, score, uuid)
-                # Entries with equal scores come in descending order of uuids.
-                follows = entry.score != place.score or uuid < place.uuid
-                if follows and UUID.fullmatch(uuid):
-                    found.append(entry)
-            if len(rows) < size:
-                break
-            offset += size
-        return found[:count]
+    def newest(self, limit: int) -> list[Entry]:
+        """Return the newest entries of each set of the first part.
 
-    def seek(
-        self, place: Place, count: int
-    ) -> tuple[list[tuple[Place, str]], int, Place | None] | None:
-        """Return entries after a place that no other status lists, how many entries
-        were looked at for them, and the last of these, or None at the end of the index.
-        Return None if another program has written into one of the indexes.
+        Parameters:
+          limit: How many.
         """
-        newest = MAX_SCORE if place.score is None else place.score
-        ended = place.part == ENDED
-        scope = self._wanted.scope
-        call = self._index.seek(
-            scope, self._others, newest, place.uuid, count, MAX_LOOKED, ended=ended
-        )
-        (reply,) = self._run([call])
-        if reply is None:
-            return None
-        last, score, looked, *rows = reply
-        found = [
-            (Place(place.part, int(float(score)), text(uuid)), "")
-            for uuid, score in zip(rows[::2], rows[1::2], strict=True)
-            if UUID.fullmatch(text(uuid))
-        ]
-        if not last:
-            return found, looked, None
-        return found, looked, Place(place.part, int(float(score)), text(last))
+        return self._read([self.start], limit)[0]
 
-    def examine(self, found: Sequence[tuple[Place, str]]) -> Iterator[Entry]:
+    def _read(self, places: Sequence[Place], limit: int) -> tuple[list[Entry], bool]:
+        """Return entries after the places, each in a part, in one round trip, and
+        whether they are all that there are.
+
+        Parameters:
+          limit: How many entries of each set to read.
+        """
+        now = self._reader.clock() * 1000
+        commands = []
+        for place in places:
+            for scope, name in self._parts[place.part]:
+                key, oldest = scope + name, self._oldest(name, now)
+                newest = MAX_SCORE if place.score is None else place.score
+                words = (newest, oldest, "WITHSCORES", "LIMIT", 0, limit)
+                commands.append(Command(key, ("ZREVRANGEBYSCORE", key, *words)))
+        replies = iter(map(scored, ask(self._access.client, commands)))
+        found: list[Entry] = []
+        for place in places:
+            rows, is_whole = [], True
+            for scope, name in self._parts[place.part]:
+                reply = next(replies)
+                is_whole = is_whole and len(reply) < limit
+                rows += [
+                    (score, uuid, scope, name)
+                    for uuid, score in reply
+                    if UUID.fullmatch(uuid)
+                ]
+            found += _entries(place, sorted(rows, reverse=True))
+            if not is_whole:
+                return found, False
+        return found, True
+
+    def _oldest(self, name: str, now: int) -> int:
+        """Return the lowest score of interest in a set."""
+        return max(0, now - self._access.sets.ttl(name) * 1000)
+
+    def examine(self, found: Sequence[Entry]) -> Iterator[Entry]:
         """Yield entries with their records."""
-        uuids = [place.uuid for place, _ in found]
-        records = self._reader.read(uuids, *self._names)
-        if self._wanted.owner is None and (kind := self._wanted.kind) is not None:
-            # A job whose class has another name now has no place in this index.
-            records = [r if r and r.kind == kind else None for r in records]
+        records = self._reader.read([each.uuid for each in found], *self._names)
         wants = self._wants(records)
-        entries = [
-            Entry(place, record, is_wanted, status, self._is_unlisted(record))
-            for (place, status), record, is_wanted in zip(
-                found, records, wants, strict=True
-            )
-        ]
-        # Ended and listed by status, they are repaired with the page that shows them. A
-        # job on a later page that runs again would move to an earlier one, and a viewer
-        # who pages through the list would miss it.
-        unfinished = [entry for entry in entries if entry.place.part == ACTIVE]
-        if any(e.is_misplaced for e in unfinished) and self.repair(unfinished):
-            # A job that was just moved comes again among the ended jobs.
-            entries = [
-                entry._replace(is_wanted=entry.is_wanted and not entry.is_misplaced)
-                for entry in entries
-            ]
-        yield from entries
+        for entry, record, is_wanted in zip(found, records, wants, strict=True):
+            is_old = entry.set == AGAIN and record is not None and record.is_finished
+            yield entry._replace(record=record, is_wanted=is_wanted and not is_old)
 
-    def _is_unlisted(self, record: Record | None) -> bool:
-        """Return whether an entry that no other status lists has one of those."""
-        return record is not None and record.stored_status in self._others
-
-    def repair(self, entries: Sequence[Entry]) -> bool:
-        """Remove the entries of expired jobs, and move those that a worker could not
-        move when its job changed.
-
-        Returns:
-          Whether all entries are now where they belong. On a read-only server they stay
-          until later.
+    def mend(self, entries: Iterable[Entry]) -> None:
+        """Remove the entries of expired jobs, and move those that are not where their
+        records say. On a read-only server they stay until later.
         """
-        calls = [call for entry in entries for call in self._repairs(entry)]
-        with contextlib.suppress(RedisError):
-            self._run(calls)
-            return True
-        return False
+        self._access.runner.mend(
+            [
+                self._access.calls.mend(
+                    entry.uuid, entry.scope, entry.set, entry.place.score or 0
+                )
+                for entry in entries
+                if self._is_misplaced(entry)
+            ]
+        )
 
-    def _repairs(self, entry: Entry) -> Iterable[Call]:
-        index, record, uuid = self._index, entry.record, entry.place.uuid
-        if not entry.is_misplaced:
-            return ()
+    def _is_misplaced(self, entry: Entry) -> bool:
+        record = entry.record
         if record is None:
-            name, ended = self._index_of(entry.place.part, entry.status)
-            return [index.drop(name, uuid, ended=ended)]
-        if entry.is_unlisted:
-            return index.move(uuid, record.kind, record.stored_status, Found(""))
-        if entry.status:
-            found = Found(entry.status, self._wanted.scope, entry.place.score or 0)
-            return index.relist(uuid, record, found)
-        return index.relist(uuid, record)
+            return True
+        status = record.stored_status
+        if entry.set == UNSENT:
+            return status != "sending"
+        if entry.set == AGAIN:
+            return record.is_finished
+        sets, is_member = self._access.sets, record.info.is_member
+        names = ["all", kind_name(record)]
+        owner = record.text("owner")
+        if owner is not None and not is_member:
+            names.append(f"owner:{owner}")
+        scopes = [sets.scope(name, members=is_member) for name in names]
+        return entry.scope not in scopes or entry.set != (
+            "queued" if status in ("waiting", "sending") else status
+        )
 
     def _wants(self, records: Sequence[Record | None]) -> list[bool]:
         """Return for each record whether it is wanted."""
@@ -769,20 +520,19 @@ class Entries:
             total += size
         return found
 
-    def _key(self, part: str, status: str = "") -> str:
-        """Return the key of the index that a part of the list is read from."""
-        if part == BY_STATUS:
-            return self._index.status_key(self._wanted.scope, status)
-        name, ended = self._index_of(part)
-        return self._index.key(name, ended=ended)
 
-    def _index_of(self, part: str, status: str = "") -> tuple[str, bool]:
-        """Return the name of the index that a part of the list is read from, or beside,
-        and whether it lists the ended jobs.
-        """
-        if part == BY_STATUS:
-            return self._wanted.scope, status in FINISHED
-        return self._wanted.index_name, part == ENDED
+def _entries(
+    place: Place, rows: Iterable[tuple[int, str, str, str]]
+) -> Iterator[Entry]:
+    """Yield the entries after a place, from the rows of its part: their scores, their
+    jobs, and the names of their sets.
+    """
+    last, passed = None, 0
+    for score, uuid, scope, name in rows:
+        passed = passed + 1 if score == last else 1
+        last = score
+        if score != place.score or passed > place.passed:
+            yield Entry(Place(place.part, score, passed), uuid, scope, name)
 
 
 #: The maximum number of jobs on a page.
@@ -791,9 +541,6 @@ MAX_LIMIT = 200
 #: The maximum number of entries to examine for one page of a filtered list, and of each
 #: status for stalled jobs.
 MAX_EXAMINED = 1000
-
-#: The maximum number of entries to skip for one page without examining them.
-MAX_SKIPPED = 50_000
 
 
 class Page(NamedTuple):
@@ -821,6 +568,62 @@ def check_limit(limit: int) -> None:
         raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}.")
 
 
+def newest_uuids(access: ListAccess, count: int) -> list[str]:
+    """Return the uuids of the jobs that were queued, are due or have ended last, the
+    newest first, in one round trip. The records of some may have expired.
+
+    Parameters:
+      count: How many at most.
+
+    Raises:
+      redis.exceptions.RedisError: The store does not answer.
+    """
+    scopes = [access.sets.scope("all", members=members) for members in (False, True)]
+    keys = [scope + name for scope in scopes for name in SETS]
+    words = (MAX_SCORE, 0, "WITHSCORES", "LIMIT", 0, count)
+    commands = [Command(key, ("ZREVRANGEBYSCORE", key, *words)) for key in keys]
+    rows = [row for reply in ask(access.client, commands) for row in scored(reply)]
+    rows.sort(key=lambda row: row[1], reverse=True)
+    uuids = dict.fromkeys(uuid for uuid, _ in rows if UUID.fullmatch(uuid))
+    return [*uuids][:count]
+
+
+class AmbiguousKind(ValueError):
+    """Raised for a kind that a class and an actor are named."""
+
+
+def kind_texts(kinds: Iterable[str]) -> dict[str, str]:
+    """Return what a person reads of each kind: the name of its class or its actor, or
+    with what it is, if there are both.
+    """
+    names = {kind: kind.partition(":")[2] for kind in kinds}
+    counts = collections.Counter(names.values())
+    return {kind: name if counts[name] == 1 else kind for kind, name in names.items()}
+
+
+def resolved(wanted: Filter, access: ListAccess) -> Filter:
+    """Return a filter whose kind is the name of a kind. It may be that of a class or an
+    actor.
+
+    Raises:
+      AmbiguousKind: A class and an actor have this name.
+    """
+    kind = wanted.kind
+    if kind is None or kind.startswith((CLASS, ACTOR)):
+        return wanted
+    key = access.sets.key("kinds")
+    names = [CLASS + kind, ACTOR + kind]
+    commands = [Command(key, ("ZSCORE", key, name)) for name in names]
+    replies = ask(access.client, commands)
+    known = [name for name, reply in zip(names, replies, strict=True) if reply]
+    if len(known) == 2:
+        raise AmbiguousKind(
+            f"A class and an actor are named {kind!r}. Pass {names[0]!r} or "
+            f"{names[1]!r}."
+        )
+    return wanted._replace(kind=(known or names)[0])
+
+
 class Lister:
     """Makes the pages of one list.
 
@@ -828,7 +631,6 @@ class Lister:
       wanted: Which jobs to list.
       access: The access to the lists.
       make: Returns the jobs of records, with None for each that cannot be made.
-      knows_statuses: Returns whether the status indexes hold all jobs.
     """
 
     def __init__(
@@ -836,55 +638,33 @@ class Lister:
         wanted: Filter,
         access: ListAccess,
         make: Callable[[Iterable[Record | None]], Sequence[JobState | None]],
-        knows_statuses: Callable[[], bool],
     ) -> None:
         self._wanted = wanted
         self._access = access
         self._make = make
-        self._knows_statuses = knows_statuses
 
     def page(self, limit: int, cursor: str | None) -> Page:
         """Return a page as :meth:`.JobStore.list` does."""
-        wanted = self._wanted
         check_limit(limit)
-        wanted.check()
-        place = None if cursor is None else Place.parse(cursor)
-        # The indexes by status do not know the owners.
-        status = wanted.status if wanted.owner is None else None
-        if cursor is not None and place is not None and place.part == BY_STATUS:
-            if status not in SOURCES:
+        entries = Entries(self._wanted, self._access)
+        place = entries.start
+        if cursor is not None:
+            place = Place.parse(cursor)
+            if not entries.has(place):
                 raise bad_cursor(cursor)
-            is_known = True
-        else:
-            is_known = status is not None and self._knows_statuses()
-        if place is None:
-            if is_known and status in SOURCES:
-                place = Place(BY_STATUS)
-            else:
-                place = Place(ENDED if wanted.status in FINISHED else ACTIVE)
-        skips = is_known and status in OTHERS
-        entries = Entries(wanted, self._access, skips=skips)
-        return self._page(entries, place, limit)
-
-    def _page(self, entries: Entries, place: Place, limit: int) -> Page:
         found: dict[str, Record] = {}
-        misplaced = []
+        seen: list[Entry] = []
         next_cursor = None
-        examined = skipped = 0
         # One more entry than the page shows tells whether another page follows.
         for entry in entries.after(place, limit + 1):
-            is_full = len(found) == limit or examined == MAX_EXAMINED
-            if is_full or skipped >= MAX_SKIPPED:
+            if len(found) == limit or len(seen) == MAX_EXAMINED:
                 next_cursor = str(place)
                 break
             place = entry.place
-            examined += not entry.skipped
-            skipped += entry.skipped
-            if place.part != ACTIVE:
-                misplaced.append(entry)
+            seen.append(entry)
             if entry.record is not None and entry.is_wanted:
-                found.setdefault(place.uuid, entry.record)
-        entries.repair(misplaced)
+                found.setdefault(entry.uuid, entry.record)
+        entries.mend(seen)
         return Page(self._load(found), next_cursor)
 
     def _load(self, found: Mapping[str, Record]) -> list[JobState]:
@@ -892,7 +672,7 @@ class Lister:
         whole records now and leave out jobs that no longer match.
         """
         records: Iterable[Record | None] = found.values()
-        if found and not self._wanted.is_index:
+        if found and not self._wanted.is_scope:
             records = (
                 record
                 for record in self._access.reader.read(list(found))
@@ -917,9 +697,10 @@ MAX_SPAN = 1e9
 class Counts(NamedTuple):
     """How many jobs have which status.
 
-    The numbers are approximate. A worker that is paused between its two writes may
-    leave a job counted under its last status until a list shows it, and of each status,
-    only the thousand newest jobs are examined for stalled ones.
+    Jobs whose records have expired count until a list shows it. Only the thousand
+    newest jobs of each status are examined for stalled ones. Members of a cancelled
+    batch count as queued until a worker skips them, and a silent batch counts under
+    the status that it had before.
     """
 
     queued: int = 0
@@ -950,114 +731,85 @@ class Counter:
     """Counts the jobs of a store.
 
     Parameters:
-      client: The server.
       access: The access to the lists.
     """
 
-    def __init__(self, client: Client, access: ListAccess) -> None:
-        self._client = client
+    def __init__(self, access: ListAccess) -> None:
         self._access = access
-        self._reader, self._index, _ = access
-        #: The counts of each kind that this process keeps.
-        self.fresh: Fresh[str | None, Counts] = Fresh(FRESH_SECONDS)
+        self._client = access.client
+        self._reader = access.reader
+        self._sets = access.sets
+        #: The counts of each filter that this process keeps.
+        self.fresh: Fresh[Filter, Counts] = Fresh(FRESH_SECONDS)
 
-    def counts(self, kind: str | None, *, anew: bool) -> Counts:
+    def counts(self, wanted: Filter, *, anew: bool) -> Counts:
         """Return the counts of a kind, or of all jobs, at most a second old."""
-        return self.fresh.get(kind, lambda: self._count(Filter(kind=kind)), anew=anew)
+        return self.fresh.get(wanted, lambda: self._count(wanted), anew=anew)
 
     def kinds(self) -> list[str]:
-        """Return the kinds of the listed jobs in alphabetical order."""
-        words = (self._reader.clock() * 1000 - self._index.kind_ttl * 1000, MAX_SCORE)
-        key = self._index.kinds_key
-        return sorted(
-            kind
-            for kind, _ in self._reader.scores(
-                "ZRANGEBYSCORE", key, *words, "WITHSCORES"
-            )
-        )
+        """Return the names of the kinds of the listed jobs in alphabetical order."""
+        key = self._sets.key("kinds")
+        words = ((self._reader.clock() - self._sets.kind_ttl) * 1000, MAX_SCORE)
+        found = self._reader.scores("ZRANGEBYSCORE", key, *words, "WITHSCORES")
+        return sorted(name for name, _ in found if name.startswith((CLASS, ACTOR)))
 
-    def throughput(
-        self, kind: str | None, seconds: float, buckets: int
-    ) -> list[Bucket]:
+    def throughput(self, wanted: Filter, seconds: float, buckets: int) -> list[Bucket]:
         """Return the jobs that ended in each of some periods of equal length, the last
         of which ends now.
         """
-        scope = Filter(kind=kind).scope
         end = self._reader.clock() * 1000
         length = seconds * 1e6 / buckets
         starts = [round(end - (buckets - i) * length) for i in range(buckets)]
         limits = [*starts, end]
-        keys = [
-            self._index.key(scope, ended=True),
-            *(self._index.status_key(scope, status) for status in OTHERS["success"]),
-        ]
+        scopes = self._scopes(wanted)
         numbers = self._numbers(
-            (key, first, f"({last}")
-            for key in keys
+            (scope + status, first, f"({last}")
             for first, last in itertools.pairwise(limits)
-        )
-        columns = zip(
-            *(numbers[i : i + buckets] for i in range(0, len(numbers), buckets)),
-            strict=True,
+            for status in FINISHED
+            for scope in scopes
         )
         return [
             Bucket(
                 datetime.datetime.fromtimestamp(start / 1e6, datetime.UTC),
-                max(0, ended - error - cancelled),
-                error,
-                cancelled,
+                *(sum(next(numbers) for _ in scopes) for _ in FINISHED),
             )
-            for start, (ended, error, cancelled) in zip(starts, columns, strict=True)
+            for start in starts
+        ]
+
+    def _scopes(self, wanted: Filter) -> list[str]:
+        return [
+            self._sets.scope(wanted.scope, members=members)
+            for members in ((False, True) if wanted.members else (False,))
         ]
 
     def _count(self, wanted: Filter) -> Counts:
-        index, scope = self._index, wanted.scope
         now = self._reader.clock() * 1000
-        keys = [
-            (index.key(scope, ended=False), index.active_ttl),
-            (index.key(scope, ended=True), index.ended_ttl),
-            *(
-                (index.status_key(scope, each), index.ttl(ended=each in FINISHED))
-                for each in INDEXED
-            ),
-        ]
-        active, ended, *listed = self._numbers(
-            (key, now - ttl * 1000, MAX_SCORE) for key, ttl in keys
+        scopes = self._scopes(wanted)
+        numbers = self._numbers(
+            (scope + name, now - self._sets.ttl(name) * 1000, MAX_SCORE)
+            for name in SETS
+            for scope in scopes
         )
-        number = dict(zip(INDEXED, listed, strict=True))
-        stalled = self._stalled(wanted._replace(status="stalled"))
-        working = number["working"] - stalled["working"]
-        cancelling = number["cancelling"] - stalled["cancelling"]
-        counts = Counts(
-            queued=active
-            - sum(number[status] for status in OTHERS["queued"])
-            - stalled["sending"],
-            working=working,
-            retrying=number["retrying"],
-            stalled=stalled.total(),
-            cancelling=cancelling,
-            success=ended - number["error"] - number["cancelled"],
-            error=number["error"],
-            cancelled=number["cancelled"],
-        )
-        return Counts(*(max(0, count) for count in counts))
+        number = {name: sum(next(numbers) for _ in scopes) for name in SETS}
+        stalled = self._stalled(wanted)
+        number["queued"] -= stalled["sending"]
+        number["working"] -= stalled["working"]
+        number["cancelling"] -= stalled["cancelling"]
+        counts = {name: max(0, count) for name, count in number.items()}
+        return Counts(stalled=stalled.total(), **counts)
 
     def _stalled(self, wanted: Filter) -> collections.Counter[str]:
         """Return the numbers of stalled jobs by their stored status."""
-        entries = Entries(wanted, self._access, skips=False)
-        found = [
-            (place, status)
-            for status in SOURCES["stalled"]
-            for place in entries.read_index(Place(BY_STATUS), MAX_EXAMINED, status)
-        ]
-        examined = list(entries.examine(found))
-        entries.repair(examined)
-        return collections.Counter(each.status for each in examined if each.is_wanted)
+        entries = Entries(wanted._replace(status="stalled"), self._access)
+        examined = [*entries.examine(entries.newest(MAX_EXAMINED))]
+        entries.mend(examined)
+        found = {e.uuid: e.record for e in examined if e.is_wanted and e.record}
+        return collections.Counter(record.stored_status for record in found.values())
 
-    def _numbers(self, ranges: Iterable[tuple[str, int, int | str]]) -> list[int]:
+    def _numbers(self, ranges: Iterable[tuple[str, int, int | str]]) -> Iterator[int]:
         """Return how many members sorted sets have in ranges of scores."""
         commands = [Command(key, ("ZCOUNT", key, *limits)) for key, *limits in ranges]
-        return [number or 0 for number in ask(self._client, commands)]
+        return (number or 0 for number in ask(self._client, commands))
 
 
 Key = TypeVar("Key")

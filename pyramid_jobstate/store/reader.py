@@ -346,14 +346,19 @@ def skip(key: str, error: Exception) -> None:
     """
     if not is_foreign(error):
         raise error
+    log_once(
+        "Another program has written into the key %s of the job state store, or into "
+        "one beside it. What cannot be read is skipped: %s",
+        key,
+        error,
+    )
+
+
+def log_once(text: str, key: str, error: Exception) -> None:
+    """Log what is wrong with a key, once."""
     if key not in _noted and len(_noted) < MOST:
         _noted.add(key)
-        log.warning(
-            "Another program has written into the key %s of the job state store, or "
-            "into one beside it. What cannot be read is skipped: %s",
-            key,
-            error,
-        )
+        log.warning(text, key, error)
 
 
 def skipped(commands: Sequence[Keyed], replies: Sequence[Any]) -> list[Any]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import enum
+import functools
 import hashlib
 import importlib.resources
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from ..job import (
     BATCH,
@@ -22,47 +26,31 @@ from ..job import (
     Update,
     dumps,
 )
-from .connection import Client, Command, execute
+from .connection import Client, Command, execute, text
+from .reader import checked, is_foreign, log_once, skip
 
-#: The names of the scripts in `lua/`.
-NAMES = (
+#: The scripts that change the record of a job, and its places in the lists.
+CHANGES = (
     "alias",
-    "claim",
+    "cancel",
+    "confirm",
     "create",
     "delete",
-    "mark",
+    "drop",
+    "finish",
+    "forget",
+    "mend",
+    "part",
     "queue_again",
+    "record",
     "requeue",
     "restore",
-    "raise",
-    "touch",
-    "wait",
-    "forget",
-    "confirm",
     "start",
-    "record",
-    "finish",
-    "drop",
-    "cancel",
-    "index",
-    "seek",
+    "wait",
 )
 
-#: Those of them that change or read the indexes.
-LISTING = ("index", "seek")
-
-#: The scripts that change the record of a batch.
-OF_BATCHES = (
-    "open_batch",
-    "add_members",
-    "tell_batch",
-    "stop_batch",
-    "look_batch",
-    "forget_batch",
-)
-
-#: Those that change the record of a job. For a member of a batch another form of each,
-#: with this prefix, numbers the changes.
+#: Those that have another form, with this prefix, for the members of a batch: it
+#: numbers the changes.
 MEMBER = "member "
 OF_MEMBERS = (
     "cancel",
@@ -78,23 +66,73 @@ OF_MEMBERS = (
     "wait",
 )
 
+#: Those that have a form for many members, with this prefix, unless the keys are
+#: in many slots of a Cluster.
+MANY = "many "
+OF_MANY = ("confirm", "create")
+
+#: The scripts that change the record of a batch, and its places in the lists.
+OF_BATCHES = ("add_members", "forget_batch", "open_batch", "stop_batch", "tell_batch")
+
+#: The other scripts.
+OTHERS = ("claim", "mark", "raise", "touch")
+
+#: A function of a prepended file.
+_FUNCTION = re.compile(r"^local function (\w+)\(.*?^end\n", re.MULTILINE | re.DOTALL)
+
+_WORD = re.compile(r"\w+")
+
 #: The blank lines and comments of a script.
 _COMMENTS = re.compile(r"^\s*(--.*)?\n", re.MULTILINE)
 
 
 class Script(NamedTuple):
-    """A Lua script and its SHA-1."""
+    """A Lua script.
+
+    Attributes:
+      sha: Its SHA-1.
+      text: The script.
+      is_change: Whether it changes the lists, too: see lua/lone.lua and lua/spread.lua.
+    """
 
     sha: str
     text: str
+    is_change: bool
+
+
+class News(NamedTuple):
+    """What a batch is told of a change of a member beside its status.
+
+    Attributes:
+      tells: Whether the script tells the batch.
+      part: How much of the member is done, in millionths, if it runs; None for as much
+        as before.
+      delay: Milliseconds until it is due.
+      unsent: Whether it could not be sent.
+    """
+
+    tells: bool = True
+    part: int | None = None
+    delay: int = 0
+    unsent: bool = False
+
+
+NEWS = News()
 
 
 class Call(NamedTuple):
-    """A call of a script: a :class:`.Command`, and the script that it names."""
+    """A call of a script: a :class:`.Command`, and the script that it names.
+
+    Attributes:
+      batch: The batch of the member whose record it changes, or None.
+      news: What it has to tell the batch.
+    """
 
     key: str
     args: Sequence[str | int]
     script: Script
+    batch: str | None = None
+    news: News = NEWS
 
     @classmethod
     def of(
@@ -128,34 +166,94 @@ class Reply(enum.IntEnum):
     MISSING = 0
     OK = 1
     CANCELLING = 2
-    REOPENED = 3
 
 
-def read_scripts() -> dict[str, Script]:
-    """Return the scripts in `lua/` by name."""
+class Lives(NamedTuple):
+    """The durations of a store, in milliseconds.
+
+    Attributes:
+      active: How long an unfinished job is kept.
+      ended: How long a job is kept after its end.
+      silence: Without a sign of life for so long, a run counts as dead.
+    """
+
+    active: int
+    ended: int
+    silence: int
+
+
+@functools.cache
+def read_scripts(
+    lives: Lives, *, is_tagged: bool, is_spread: bool
+) -> Mapping[str, Script]:
+    """Return the scripts in `lua/` by name.
+
+    Parameters:
+      lives: The durations of the store.
+      is_tagged: Whether the namespace has a hash tag, so that all keys share a slot.
+      is_spread: Whether the keys are in many slots of a Cluster. The scripts that
+        change a record then return the calls that list the job.
+    """
+    braces = '"", ""' if is_tagged else '"{", "}"'
+    numbers = ", ".join(map(str, lives))
+    names = "ACTIVE_TTL, ENDED_TTL, SILENCE, OPEN, CLOSE"
+    constants = f"local {names} = {numbers}, {braces}\n"
+    scripts = {}
+    for name, (body, is_change) in _texts(is_spread).items():
+        text = constants + body
+        sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        scripts[name] = Script(sha, text, is_change)
+    return scripts
+
+
+@functools.cache
+def _texts(is_spread: bool) -> Mapping[str, tuple[str, bool]]:
+    """Return the text of each script without the constants of a store, and whether it
+    changes the lists, too.
+    """
     folder = importlib.resources.files(__package__) / "lua"
 
-    def read(name: str) -> str:
-        return (folder / f"{name}.lua").read_text("utf-8")
+    def read(*names: str) -> str:
+        texts = ((folder / f"{name}.lua").read_text("utf-8") for name in names)
+        return _COMMENTS.sub("", "".join(texts))
 
-    clock, common = read("clock"), read("common")
-    texts = {
-        # A function costs a call of the script even if it does not use it.
-        name: (clock if name in LISTING else clock + common) + read(name)
-        for name in NAMES
+    clock = read("clock")
+    common = clock + read("moves" if is_spread else "move", "sets", "common")
+    of_batches = common + read("batch", "tell")
+    tail = "spread" if is_spread else "lone"
+    of_members = (
+        (common, "numbered") if is_spread else (of_batches, "numbered", "with_batch")
+    )
+
+    def change(name: str, head: str, *tail: str) -> tuple[str, bool]:
+        body = f"local function change(KEYS, ARGV)\n{read(name)}end\n"
+        return _shortened(head, body + read(*tail)), True
+
+    return {
+        **{name: change(name, common, tail) for name in CHANGES},
+        **{
+            MEMBER + name: change(name, *of_members, "member" if is_spread else "one")
+            for name in OF_MEMBERS
+        },
+        **{MANY + name: change(name, *of_members, "many") for name in OF_MANY},
+        **{name: change(name, of_batches, "spread") for name in OF_BATCHES},
+        **{name: (_shortened(common, read(name)), False) for name in OTHERS},
+        "look_batch": (_shortened(of_batches, read("look_batch")), False),
+        "move_in": (_shortened(clock + read("move"), read("move_in")), False),
     }
-    for name in OF_BATCHES:
-        texts[name] = clock + common + read("batch") + read(name)
-    for name in OF_MEMBERS:
-        body = f"local function change()\n{read(name)}\nend\n"
-        texts[MEMBER + name] = clock + common + body + read("member")
-    return {name: _script(text) for name, text in texts.items()}
 
 
-def _script(text: str) -> Script:
-    # A server that does not have the script receives its whole text.
-    text = _COMMENTS.sub("", text)
-    return Script(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), text)
+def _shortened(head: str, body: str) -> str:
+    """Return a script, without those functions of its head that it does not call: each
+    costs time at every call. A server that does not have the script receives its text.
+    """
+    text = head + body
+    counts = collections.Counter(_WORD.findall(text))
+    for match in [*_FUNCTION.finditer(head)][::-1]:
+        if counts[match[1]] == 1:
+            text = text.replace(match[0], "")
+            counts.subtract(_WORD.findall(match[0]))
+    return text
 
 
 #: The replies by number: calling the class takes three times as long.
@@ -195,13 +293,11 @@ def worst(first: Any, last: Any) -> Reply | Exception:
     for reply in (first, last):
         if isinstance(reply, Exception):
             return reply
-    reply = _REPLIES[min(first, last)]
-    # To the run it makes no difference that the job had ended before.
-    return Reply.OK if reply is Reply.REOPENED else reply
+    return _REPLIES[min(first, last)]
 
 
-#: How the script `drop` is told of a message that was not sent.
-UNSENT: dict[JobError | None, str] = {NOT_SENT: "lost", NOT_REACHED: "unreached"}
+#: What the script `drop` calls a message that was not sent.
+NOT_LEFT: dict[JobError | None, str] = {NOT_SENT: "lost", NOT_REACHED: "unreached"}
 
 
 class Calls:
@@ -210,25 +306,15 @@ class Calls:
     Parameters:
       scripts: The scripts by name.
       namespace: The prefix of each key.
-      active_ttl: Milliseconds that an unfinished job is kept.
-      ended_ttl: Milliseconds that a job is kept after its end.
-      silence: Milliseconds without a sign of life after which a run counts as dead.
+      is_spread: Whether the keys are in many slots of a Cluster.
     """
 
     def __init__(
-        self,
-        scripts: Mapping[str, Script],
-        namespace: str,
-        *,
-        active_ttl: int,
-        ended_ttl: int,
-        silence: int,
+        self, scripts: Mapping[str, Script], namespace: str, *, is_spread: bool
     ) -> None:
         self._scripts = scripts
         self._namespace = namespace
-        self._active_ttl = active_ttl
-        self._ended_ttl = ended_ttl
-        self._silence = silence
+        self.is_spread = is_spread
 
     def key(self, uuid: str) -> str:
         """Return the key of a job's hash."""
@@ -246,7 +332,7 @@ class Calls:
     def claim(
         self, identity: str, uuid: str, version: str, ttl: int, hold: int | None = None
     ) -> Call:
-        args = (uuid, version, ttl, "" if hold is None else hold, self._silence)
+        args = (uuid, version, ttl, "" if hold is None else hold)
         return Call.of(self._scripts["claim"], self.claim_key(identity), args)
 
     def mark(self, identity: str, uuid: str, ttl: int) -> Call:
@@ -258,28 +344,25 @@ class Calls:
     def touch(self, job: NewJob) -> Call:
         return self._call("touch", job.uuid, job.sender)
 
-    def create(self, job: NewJob) -> Call:
-        return self._change("create", job.info, job.uuid, *self._new(job))
+    def create(self, job: NewJob, *, tells: bool = True) -> Call:
+        news = News(tells, delay=millis(job.delay))
+        return self._change("create", job.info, job.uuid, *_new(job), news=news)
 
     def queue_again(self, job: NewJob, token: str, deadline: str) -> Call:
-        words = [*self._new(job), token, deadline]
-        return self._change("queue_again", job.info, job.uuid, *words)
+        words, news = [*_new(job), token, deadline], News(delay=millis(job.delay))
+        return self._change("queue_again", job.info, job.uuid, *words, news=news)
 
-    def confirm(self, uuid: str, info: JobInfo) -> Call:
-        return self._change("confirm", info, uuid, info.rerun or "")
+    def confirm(self, uuid: str, word: str | None, batch: str | None) -> Call:
+        return self._change_in(batch, "confirm", uuid, word or "")
 
     def forget(self, job: NewJob) -> Call:
         return self._call("forget", job.uuid, job.sender)
 
     def cancel(self, uuid: str, info: JobInfo, word: str) -> Call:
-        ttl, silence = self._ended_ttl, self._silence
-        return self._change(
-            "cancel", info, uuid, ttl, silence, dumps(CANCELLED), word, 0
-        )
+        return self._change("cancel", info, uuid, dumps(CANCELLED), word, 0)
 
     def cancel_unsent(self, uuid: str, word: str) -> Call:
-        ttl, silence = self._ended_ttl, self._silence
-        return self._call("cancel", uuid, ttl, silence, dumps(NOT_SENT), word, 1)
+        return self._call("cancel", uuid, dumps(NOT_SENT), word, 1)
 
     def start(self, update: Update, deadline: str, *, is_stopped: bool = False) -> Call:
         return self._change(
@@ -290,11 +373,12 @@ class Calls:
             millis(update.age),
             int(update.late),
             int(update.cancelled),
-            self._active_ttl,
             update.info.rerun or "",
             deadline,
             dumps(CANCELLED) if is_stopped else "",
             *_flat(update.info.fields()),
+            # Else the report does.
+            news=News(not (update.tells or update.end)),
         )
 
     def report(self, update: Update) -> Call:
@@ -302,11 +386,14 @@ class Calls:
         uuid, token, seq, end = update.uuid, update.token, update.seq, update.end
         if end is None:
             # A change is numbered only if the batch is told of it.
-            script = MEMBER + "record" if update.tells else "record"
-            words: list[str | int] = [token, seq, update.base, self._active_ttl]
+            words: list[str | int] = [token, seq, update.base, int(update.renews)]
             for field in update.fields.items():
                 words += field
-            return Call.of(self._scripts[script], self.key(uuid), words)
+            if not update.tells:
+                return self._call("record", uuid, *words)
+            news = News(part=update.millionths)
+            return self._change("record", update.info, uuid, *words, news=news)
+        news = News(delay=millis(end.delay or 0), unsent=end.error == NOT_SENT)
         delay = "" if end.delay is None else millis(end.delay)
         error = [] if end.error is None else [dumps(end.error)]
         if update.dropped:
@@ -315,10 +402,7 @@ class Calls:
                 update.info,
                 uuid,
                 token,
-                self._ended_ttl,
-                self._active_ttl,
-                self._silence,
-                UNSENT.get(end.error, "sent"),
+                NOT_LEFT.get(end.error, "sent"),
                 update.sender,
                 update.info.rerun or "",
                 update.info.attempt,
@@ -326,6 +410,7 @@ class Calls:
                 delay,
                 dumps(CANCELLED),
                 *error,
+                news=news,
             )
         failure: list[str | int] = []
         if end.failure is not None and error:
@@ -337,8 +422,6 @@ class Calls:
             token,
             seq,
             update.base,
-            self._ended_ttl,
-            self._active_ttl,
             end.status,
             delay,
             dumps(CANCELLED),
@@ -347,13 +430,27 @@ class Calls:
             *failure,
             *_flat(update.fields),
             *(word for text in error for word in ("error", text)),
+            news=news,
         )
+
+    def many(self, script: str, batch: str, calls: Sequence[Call]) -> Call:
+        """Return the call of a script that does what calls of it do for members.
+
+        Parameters:
+          batch: The batch to tell, or "".
+        """
+        words: list[str | int] = [batch]
+        for call in calls:
+            # Without the command, its script, its key and the batch.
+            args = call.args[4:-1]
+            words += [call.key, len(args), *args]
+        return Call.of(self._scripts[MANY + script], calls[0].key, words)
 
     def delete(self, uuid: str, info: JobInfo, word: str) -> Call:
         kept = [self.failure_key(uuid)]
         if info.batch == BATCH:
             kept += self.batch_keys(uuid)
-        return self._call("delete", uuid, self._ended_ttl, word, more_keys=kept)
+        return self._call("delete", uuid, word, more_keys=kept)
 
     def batch_keys(self, uuid: str) -> list[str]:
         """Return the keys of what a batch knows of its members, in its hash's slot: see
@@ -361,20 +458,45 @@ class Calls:
         """
         return [beside(self.key(uuid), name) for name in ("members", "failed", "order")]
 
+    def of_batch(self, script: str, uuid: str, *args: str | int) -> Call:
+        """Return a call of a script of batches."""
+        return self._call(script, uuid, *args, more_keys=self.batch_keys(uuid))
+
     def requeue(self, uuid: str, info: JobInfo, word: str, deadline: str) -> Call:
-        ttl, silence = self._active_ttl, self._silence
-        return self._change_both("requeue", info, uuid, ttl, silence, word, deadline)
+        return self._change_both("requeue", info, uuid, word, deadline)
 
     def restore(self, uuid: str, info: JobInfo, word: str) -> Call:
-        return self._change_both("restore", info, uuid, self._ended_ttl, word)
+        return self._change_both("restore", info, uuid, word)
 
     def wait(self, uuid: str, info: JobInfo) -> Call:
-        return self._change("wait", info, uuid, self._active_ttl)
+        return self._change("wait", info, uuid)
 
-    def _new(self, job: NewJob) -> list[str | int]:
-        status = "waiting" if job.waits else "sending"
-        delay, fields = millis(job.delay), _flat(job.info.fields())
-        return [self._active_ttl, delay, status, job.sender, *fields]
+    def above(self, uuid: str, rev: str) -> Call:
+        """Return the call that numbers the last change of a member above another."""
+        return self._call("raise", uuid, rev)
+
+    def part(self, uuid: str) -> Call:
+        """Return the call that makes a member a job of its own."""
+        return self._call("part", uuid)
+
+    def mend(self, uuid: str, scope: str, name: str, score: int) -> Call:
+        """Return the call that lists a job where its record says, and not in a set.
+
+        Parameters:
+          scope, name: What the name of the set begins with, and the rest of it.
+          score: The score of the job there.
+        """
+        return self._call("mend", uuid, scope, name, score)
+
+    def move(self, move: Sequence[Any]) -> Call:
+        """Return the call that moves a job in the sets of a scope of a Cluster.
+
+        Parameters:
+          move: What a script has returned: see lua/moves.lua.
+        """
+        scope, _, left, entered, *_ = words = [text(word) for word in move]
+        sets = [scope + name for name in (entered, left) if name != "-"]
+        return Call.of(self._scripts["move_in"], sets[0], words, sets[1:])
 
     def _call(
         self, script: str, uuid: str, *args: str | int, more_keys: Sequence[str] = ()
@@ -388,20 +510,201 @@ class Calls:
         uuid: str,
         *args: str | int,
         more_keys: Sequence[str] = (),
+        news: News = NEWS,
+    ) -> Call:
+        """Return a call that changes the record of a job: see :meth:`_change_in`."""
+        batch = info.batch if info.is_member else None
+        return self._change_in(
+            batch, script, uuid, *args, more_keys=more_keys, news=news
+        )
+
+    def _change_in(
+        self,
+        batch: str | None,
+        script: str,
+        uuid: str,
+        *args: str | int,
+        more_keys: Sequence[str] = (),
+        news: News = NEWS,
     ) -> Call:
         """Return a call that changes the record of a job. For a member of a batch it
-        numbers the change.
+        numbers the change and, unless the batch may be in another slot, tells the batch
+        of it.
         """
-        if info.is_member:
-            script = MEMBER + script
-        return self._call(script, uuid, *args, more_keys=more_keys)
+        if batch is None:
+            return self._call(script, uuid, *args, more_keys=more_keys)
+        if not self.is_spread:
+            part, target = "" if news.part is None else news.part, news.tells and batch
+            args = (*args, part, news.delay, int(news.unsent), target or "")
+        call = self._call(MEMBER + script, uuid, *args, more_keys=more_keys)
+        return call._replace(batch=batch, news=news)
 
     def _change_both(
-        self, script: str, info: JobInfo, uuid: str, *args: str | int
+        self,
+        script: str,
+        info: JobInfo,
+        uuid: str,
+        *args: str | int,
+        news: News = NEWS,
     ) -> Call:
         """Return such a call with the keys of the record and of its failures."""
         kept = [self.failure_key(uuid)]
-        return self._change(script, info, uuid, *args, more_keys=kept)
+        return self._change(script, info, uuid, *args, more_keys=kept, news=news)
+
+
+def _new(job: NewJob) -> list[str | int]:
+    status = "waiting" if job.waits else "sending"
+    return [millis(job.delay), status, job.sender, *_flat(job.info.fields())]
+
+
+#: The most calls in one, and about as many bytes.
+PORTION, PORTION_BYTES = 200, 1024 * 1024
+
+
+def _portions(calls: Sequence[Call]) -> Iterator[list[Call]]:
+    part: list[Call] = []
+    size = 0
+    for call in calls:
+        length = sum(len(word) for word in call.args if isinstance(word, str))
+        if part and (len(part) == PORTION or size + length > PORTION_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(call)
+        size += length
+    if part:
+        yield part
+
+
+#: On a Cluster, a process lists a kind once in so many seconds.
+KIND_SECONDS = 60.0
+
+
+class Runner:
+    """Runs the calls of a store.
+
+    Parameters:
+      client: The server.
+      calls: Makes the calls.
+    """
+
+    def __init__(self, client: Client, calls: Calls) -> None:
+        self._client = client
+        self._calls = calls
+        #: When this process has last listed each kind on a Cluster, in seconds of the
+        #: monotonic clock, and with which score.
+        self._noted: dict[str, tuple[float, int]] = {}
+
+    def run(self, calls: Iterable[Call]) -> list[Any]:
+        """Run calls and return their replies: see :func:`.checked`. On a Cluster, the
+        jobs move in the lists in a second round trip.
+        """
+        calls = [*calls]
+        if not calls:
+            return []
+        replies, moves = self.attempt(calls)
+        self.move(moves)
+        return checked(calls, replies)
+
+    def attempt(self, calls: Sequence[Call]) -> tuple[list[Any], list[Call]]:
+        """Run calls. Return the reply of each script, or the exception if it failed,
+        and the calls that move jobs in the lists of a Cluster. The reply of a member's
+        script is a list: see :func:`.changes_of`.
+        """
+        return self.take(calls, run_scripts(self._client, calls) if calls else [])
+
+    def change_members(
+        self, script: str, batch: str, calls: Sequence[Call]
+    ) -> tuple[list[Any], list[Call]]:
+        """Run calls of a script that change members of a batch, many in one. Return
+        what :meth:`attempt` does.
+
+        Parameters:
+          batch: The batch to tell, or "".
+        """
+        if self._calls.is_spread:
+            return self.attempt(calls)
+        parts = [*_portions(calls)]
+        replies = run_scripts(
+            self._client, [self._calls.many(script, batch, part) for part in parts]
+        )
+        found: list[Any] = []
+        for part, reply in zip(parts, replies, strict=True):
+            found += [reply] * len(part) if isinstance(reply, Exception) else reply
+        return self.take(calls, found)
+
+    def mend(self, calls: Sequence[Call]) -> None:
+        """Run calls that mend the lists, as far as the server lets them."""
+        if calls:
+            with contextlib.suppress(RedisError):
+                replies = run_scripts(self._client, calls)
+                _, moves = self.take(calls, replies, is_quiet=True)
+                run_scripts(self._client, moves)
+
+    def take(
+        self, calls: Sequence[Call], replies: Sequence[Any], *, is_quiet: bool = False
+    ) -> tuple[list[Any], list[Call]]:
+        """Return what :meth:`attempt` does, from what the server has replied.
+
+        Parameters:
+          is_quiet: Whether not to log what is wrong with lists.
+        """
+        found = [*replies]
+        moves: list[Call] = []
+        for i, reply in enumerate(found):
+            if isinstance(reply, list) and calls[i].script.is_change:
+                plain, fault, *more = reply
+                if fault and not is_quiet:
+                    self._log(*fault)
+                if more and more[0]:
+                    moves += self._moves(more[0])
+                found[i] = [plain, *more[1:]] if len(more) > 1 else plain
+        return found, moves
+
+    def move(self, moves: Sequence[Call]) -> None:
+        """Move jobs in the lists of a Cluster. What fails is mended by the next change
+        of the job, or by the list that shows it.
+        """
+        if moves:
+            try:
+                replies = run_scripts(self._client, moves)
+            except RedisError as e:
+                replies = [e] * len(moves)
+            self.log(moves, replies)
+
+    def log(self, moves: Sequence[Call], replies: Sequence[Any]) -> None:
+        """Log what is wrong with lists, once for each.
+
+        Parameters:
+          moves, replies: The calls that move jobs, and their replies.
+        """
+        for call, reply in zip(moves, replies, strict=True):
+            if isinstance(reply, Exception):
+                self._log(call.key, str(reply))
+            elif isinstance(reply, list):
+                self._log(*reply)
+
+    def _moves(self, moves: Sequence[Sequence[Any]]) -> Iterator[Call]:
+        for move in moves:
+            name, member, at = text(move[3]), text(move[1]), int(move[4])
+            if name == "kinds":
+                now = time.monotonic()
+                noted, score = self._noted.get(member, (-KIND_SECONDS, 0))
+                if now - noted < KIND_SECONDS and at - score < KIND_SECONDS * 1e6:
+                    continue
+                self._noted[member] = now, at
+            yield self._calls.move(move)
+
+    def _log(self, key: str | bytes, fault: str | bytes) -> None:
+        key, error = text(key), ResponseError(text(fault))
+        if is_foreign(error):
+            skip(key, error)
+        else:
+            log_once(
+                "The list %s of the job state store could not be written. Jobs may be "
+                "missing there, or listed under an earlier status, until it can: %s",
+                key,
+                error,
+            )
 
 
 def has_tag(key: str) -> bool:

@@ -39,7 +39,7 @@ from .reader import Reader, skip
 
 if TYPE_CHECKING:
     from ..job import JobState, Record
-    from .batches import BatchReads
+    from .batches import Batches
 
 #: Seconds that a server may take to accept what is sent to it.
 TIMEOUT = 0.5
@@ -284,7 +284,7 @@ class Tracker:
         client: Client,
         reader: Reader,
         make: Callable[[Record], JobState | None],
-        members: BatchReads,
+        members: Batches,
     ) -> None:
         # Kept, since isinstance() is slow for classes of redis-py.
         self._cluster = client if isinstance(client, RedisCluster) else None
@@ -334,13 +334,13 @@ class Tracker:
 
     def may_look(self, record: Record) -> bool:
         """Return whether to look at the members of a job: see
-        :meth:`.BatchReads.may_look`.
+        :meth:`.Batches.may_look`.
         """
         return self._members.may_look(record)
 
     def look(self, record: Record) -> None:
         """Look at members of a silent batch, which takes round trips: see
-        :meth:`.BatchReads.look`.
+        :meth:`.Batches.look`.
         """
         self._members.look_at_silent([record])
 

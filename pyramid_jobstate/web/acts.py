@@ -46,7 +46,7 @@ def cancel(context: JobState, request: Request) -> Response:
     # That of the job, if it was asked for by the uuid of an alias.
     record = record_of(context)
     is_cancelled = container.ask(
-        lambda store: store.cancel(record.uuid, record.info, may_follow=False)
+        lambda store: store.records.cancel(record.uuid, record.info, may_follow=False)
     )
     if is_cancelled:
         log.info(CANCELLED, who, record.uuid)

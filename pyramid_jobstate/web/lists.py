@@ -42,7 +42,7 @@ def asked_page(context: JobStates, request: Request) -> Page:
     if "batch" in query:
         return _asked_members(context, request)
     limit = read_limit(query, LIMIT)
-    is_all = read_flag(query, "all")
+    is_all, members = read_flag(query, "all"), read_flag(query, "members")
     owner = None
     if "owner" in query or is_all:
         require(request, context, "list_jobs")
@@ -60,6 +60,7 @@ def asked_page(context: JobStates, request: Request) -> Page:
             status=query.get("status"),
             limit=limit,
             cursor=query.get("cursor"),
+            members=members,
         )
     except ValueError as e:
         raise BadRequest(str(e)) from e

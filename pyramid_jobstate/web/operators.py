@@ -11,7 +11,7 @@ from ..worker import why_not_repeatable
 from .answers import render_state
 from .encoding import encode
 from .permits import require
-from .queries import read_query
+from .queries import BadRequest, read_flag, read_query
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,13 +29,17 @@ def counts(context: JobStates, request: Request) -> Response:
     for a request that no cache may answer.
     """
     require(request, context, "list_jobs")
-    kind = read_query(request, "kind").get("kind")
+    query = read_query(request, "kind", "members")
+    kind, members = query.get("kind"), read_flag(query, "members")
     anew = "no-cache" in request.headers.get("Cache-Control", "")
 
     def question(store: JobStore) -> tuple[Counts, Sequence[str]]:
-        return store.counts(kind, anew=anew), store.kinds()
+        return store.counts(kind, anew=anew, members=members), store.kinds()
 
-    counted, kinds = context.ask(question)
+    try:
+        counted, kinds = context.ask(question)
+    except ValueError as e:
+        raise BadRequest(str(e)) from e
     answer = {"counts": counted._asdict(), "kinds": [*kinds]}
     return render_state(request, encode(answer))
 

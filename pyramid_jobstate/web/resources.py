@@ -119,7 +119,7 @@ class JobStates(BatchSender):
         """Return a job that the store could not read: see :class:`UnreadRecord`."""
         # It takes the place of a Record, and raises when read.
         job_state = JobState(cast("Record", UnreadRecord(uuid, self)))
-        set_store(job_state, self.store)
+        set_store(job_state, self.store.records)
         set_container(job_state, self)
         return job_state
 
@@ -169,17 +169,22 @@ class JobStates(BatchSender):
         params: Mapping[str, Any] | None = None,
         limit: int = 50,
         cursor: str | None = None,
+        *,
+        members: bool = False,
     ) -> Page:
         """Return a page of jobs, without checking permissions: see
         :meth:`JobStore.list`.
 
         Raises:
           TypeError: An argument has the wrong type.
-          ValueError: limit, status or cursor is invalid.
+          ValueError: limit, status or cursor is invalid, or a class and an actor are
+            named `kind`.
           StoreUnavailable: The store does not answer.
         """
         page = self.ask(
-            lambda store: store.list(owner, kind, status, params, limit, cursor)
+            lambda store: store.list(
+                owner, kind, status, params, limit, cursor, members=members
+            )
         )
         for job_state in page.items:
             self._adopt(job_state)

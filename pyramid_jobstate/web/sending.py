@@ -20,6 +20,8 @@ from .permits import name_visitor, sender_of
 if TYPE_CHECKING:
     from dramatiq import Broker
 
+    from ..store import JobStore
+
 
 class Default(enum.Enum):
     """The placeholder for the owner that the setting ``jobstate.owner`` determines."""
@@ -266,7 +268,12 @@ class Sender(Access):
         if outbox is not None:
             found: JobState | None = outbox.unique_job(identity, ended=ended)
             return found
-        return self.ask(lambda store: store.unique_job(identity, ended=ended))
+
+        def find(store: JobStore) -> JobState | None:
+            record = store.records.unique(identity, ended=ended)
+            return None if record is None else store.job(record)
+
+        return self.ask(find)
 
     def _origin(self) -> dict[str, str]:
         """Return the options that tell a job's request where the job comes from."""

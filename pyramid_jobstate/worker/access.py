@@ -18,7 +18,7 @@ from .recorder import Recorder, watch_forks
 if TYPE_CHECKING:
     from dramatiq import Broker
 
-    from ..store import Client
+    from ..store import Client, Records
 
 log = logging.getLogger(__name__)
 
@@ -118,11 +118,11 @@ class StoreAccess:
         """Return whether a sender should ask the store: see :meth:`.Outage.may_ask`."""
         return self._outage.may_ask()
 
-    def ask(self, broker: Broker, change: Callable[[JobStore], object]) -> bool:
+    def ask(self, broker: Broker, change: Callable[[Records], object]) -> bool:
         """Apply a sender's change to the store, and return whether that succeeded."""
         try:
             with redis_errors():
-                change(self._store(broker))
+                change(self._store(broker).records)
         except (exceptions.ConnectionError, exceptions.TimeoutError) as e:
             self._outage.begin()
             self._outage.complain(e)

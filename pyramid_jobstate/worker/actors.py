@@ -93,6 +93,9 @@ class TrackedFunction(HandedFunction):
         parameters = self._signature.parameters.values()
         kept = [p for p in parameters if p.name != parameter]
         self._signature = inspect.Signature(kept)
+        is_plain = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in kept)
+        #: The names of the parameters, if each may be passed by position.
+        self._names = [p.name for p in kept] if is_plain else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         job = self._thread.job
@@ -153,7 +156,9 @@ class TrackedFunction(HandedFunction):
         kwargs: Mapping[str, Any],
         owner: object = None,
         attempt: int = 0,
+        rerun: str | None = None,
         unique: str | None = None,
+        batch: str | None = None,
     ) -> JobInfo:
         """Return what to store about a call."""
         return JobInfo(
@@ -162,7 +167,9 @@ class TrackedFunction(HandedFunction):
             attempt=attempt,
             owner=None if owner is None else dumps(owner),
             params=encode_params(self.params(args, kwargs)),
+            rerun=rerun,
             unique=unique,
+            batch=batch,
         )
 
     def info_of(
@@ -175,9 +182,15 @@ class TrackedFunction(HandedFunction):
             # A wrong owner must not keep the message from being sent and run.
             log.warning("The job of %s has no owner: %s", message, e)
             owner = None
-        args, kwargs, unique = message.args, message.kwargs, unique_of(message)
-        info = self.info(args, kwargs, owner, attempt, unique)
-        return info._replace(rerun=word_of(message), batch=batch_of(message))
+        return self.info(
+            message.args,
+            message.kwargs,
+            owner,
+            attempt,
+            rerun=word_of(message),
+            unique=unique_of(message),
+            batch=batch_of(message),
+        )
 
     def unsaved(self, message: MessageProxy) -> Unsaved:
         """Return the recorder's entry for a run that begins now."""
@@ -202,6 +215,9 @@ class TrackedFunction(HandedFunction):
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> dict[str, object]:
         """Return the arguments of a call by parameter name."""
+        if not kwargs and self._names is not None and len(args) == len(self._names):
+            # Faster than bind(), at every send.
+            return dict(zip(self._names, args, strict=True))
         # A direct call may pass what a middleware would hand over.
         handed = {PARAMETER, *(layer.parameter for layer in layers(self.inner))}
         kwargs = {k: v for k, v in kwargs.items() if k not in handed}

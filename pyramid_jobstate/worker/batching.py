@@ -105,22 +105,22 @@ class OutgoingBatch:
                 "The transaction is being committed inside the block of a batch. "
                 "Leave the block first."
             )
-        store.batches.open(self._new())
+        store.records.batches.open(self._new())
         replies: list[bool | str] = []
         for portion in portions(members.jobs(), PORTION):
             # The batch knows already that they are being sent.
-            replies += store.create_new(*portion, tells=False)
+            replies += store.records.create_new(*portion, tells=False)
         rest = iter(replies)
         for outgoing, _ in members.items:
             outgoing.note(store, [next(rest) for _ in outgoing.jobs])
-        set_store(self.batch, store)
+        set_store(self.batch, store.records)
 
     def forget(self, store: JobStore) -> None:
         """Undo :meth:`record`: nothing was sent."""
         jobs = [job for item, _ in self.members.items for job in item.to_forget()]
         for portion in portions(jobs, PORTION):
-            store.forget(*portion)
-        store.batches.forget(self._new())
+            store.records.forget(*portion)
+        store.records.batches.forget(self._new())
 
     def withdraw(self) -> None:
         """Note that nothing is sent: the transaction is aborted, unless it has been
@@ -155,13 +155,13 @@ class OutgoingBatch:
         """Write the failure of the members that the broker did not accept."""
         left = [job for outgoing, _ in self.members.items for job in outgoing.left()]
         for portion in portions(left, PORTION):
-            store.write([failure_to_send(job) for job in portion])
+            store.records.write([failure_to_send(job) for job in portion])
 
     def _confirm(self, accepted: list[NewJob]) -> None:
         """Write that the broker has accepted messages."""
         if self._confirms:
             try:
-                self.store.confirm_members(accepted)
+                self.store.records.confirm_members(accepted)
             except RedisError:
                 # A batch that stays silent looks at its members. Do not wait for a
                 # failing store again and again.

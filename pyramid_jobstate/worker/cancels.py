@@ -60,7 +60,7 @@ class Cancels:
     def _ask(self) -> set[str]:
         """Return the uuids of the jobs and batches whose cancel is new."""
         try:
-            uuids, self._since = self._store.cancels(self._since)
+            uuids, self._since = self._store.records.cancels(self._since)
         except (exceptions.ConnectionError, exceptions.TimeoutError):
             self._outage.begin()
             return set()

@@ -16,7 +16,7 @@ from .options import batch_of, word_of
 if TYPE_CHECKING:
     from dramatiq import Broker, Message
 
-    from ..store import JobStore
+    from ..store import Records
 
 
 class Enqueueing:
@@ -67,17 +67,17 @@ class Enqueueing:
         new = NewJob(uuid, info, seconds, sender=secrets.token_hex(6))
         created: list[bool] = []
 
-        def create(store: JobStore) -> None:
+        def create(records: Records) -> None:
             batch = info.batch
-            is_stopped = batch is not None and store.is_stopped(batch)
+            is_stopped = batch is not None and records.is_stopped(batch)
             # A unique job that has no record, or not any more, gets one at its start,
             # which takes its claim first. What became of a member of a cancelled batch
             # is known to its batch alone.
             is_left = info.unique is not None or is_stopped
-            if is_left and not store.has_record(uuid):
+            if is_left and not records.has_record(uuid):
                 return
             # A member that has ended stays as it is, too.
-            replies = store.create_new(new) if is_stopped else store.create(new)
+            replies = records.create_new(new) if is_stopped else records.create(new)
             created.extend(reply is True for reply in replies)
 
         if self._access.may_ask() and self._access.ask(broker, create) and created:
@@ -91,14 +91,8 @@ class Enqueueing:
         broker: Broker,
         message: Message[Any],
         delay: int | None,
-        tracked: Tracked | None,
     ) -> None:
-        """Write that the broker has accepted the message of a job.
-
-        Parameters:
-          tracked: The actor's function, or None if the actor is not tracked.
-        """
-        kind = "" if tracked is None else tracked.job_state_class.kind
+        """Write that the broker has accepted the message of a job."""
         word, batch = word_of(message), batch_of(message)
         uuid, thread = message.message_id, self._thread
         if thread.job is not None and thread.job.is_followed_by(uuid):
@@ -112,15 +106,13 @@ class Enqueueing:
             job.put_back(delay or 0)
         elif uuid in thread.sending:
             thread.sending.remove(uuid)
-            self._access.ask(
-                broker, lambda store: store.confirm(uuid, kind, word, batch)
-            )
+            self._access.ask(broker, lambda records: records.confirm(uuid, word, batch))
         elif uuid in thread.announced:
             thread.announced.remove(uuid)
             # The messages of a transaction must not each wait for a failing store.
             if thread.confirms:
                 thread.confirms = self._access.ask(
-                    broker, lambda store: store.confirm(uuid, kind, word, batch)
+                    broker, lambda records: records.confirm(uuid, word, batch)
                 )
 
     @contextlib.contextmanager

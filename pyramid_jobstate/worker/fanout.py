@@ -129,9 +129,9 @@ class RunningMember:
         """
         own = self._message.message_id
         # A run that is not stored yet does not count as an earlier one.
-        if self._run.token in store.earlier_runs(own):
+        if self._run.token in store.records.earlier_runs(own):
             self._refuse(-4)
-        (reply, *_) = store.batches.add(self._batch, members, own)
+        (reply, *_) = store.records.batches.add(self._batch, members, own)
         if reply in REFUSALS:
             self._refuse(reply)
         if reply == UNKNOWN:
@@ -143,12 +143,12 @@ class RunningMember:
             outgoing.leave_batch()
         if not reply:
             return False
-        first, *_ = found = store.create_new(*outgoing.jobs)
+        first, *_ = found = store.records.create_new(*outgoing.jobs)
         outgoing.note(store, found)
         if first is True:
             return True
         # An earlier run has sent it, or has failed to.
-        record = store.record(outgoing.jobs[0].uuid)
+        record = store.records.record(outgoing.jobs[0].uuid)
         return record is not None and record.error == NOT_SENT
 
     def _enqueue(self, store: JobStore, outgoing: Outgoing) -> None:
@@ -156,11 +156,12 @@ class RunningMember:
             outgoing.send(confirms=False)
         except BaseException:
             with contextlib.suppress(RedisError):
-                store.write([failure_to_send(job) for job in outgoing.left()])
+                store.records.write([failure_to_send(job) for job in outgoing.left()])
             raise
         # Else the batch looks at its members when it is silent.
         with contextlib.suppress(RedisError):
-            store.confirm_members([job for job in outgoing.jobs if not job.waits])
+            sent = [job for job in outgoing.jobs if not job.waits]
+            store.records.confirm_members(sent)
 
     def _refuse(self, reply: int) -> NoReturn:
         """Send nothing. A run that is over, or whose batch was cancelled, ends now,

@@ -133,7 +133,7 @@ class Flush:
         updates = [unsaved.take(now, renew_after) for unsaved in batch]
         replies: Sequence[Reply | Exception]
         try:
-            replies = self._store.write(updates)
+            replies = self._store.records.write(updates)
         except Exception as e:
             replies = [e] * len(updates)
         errors = []

@@ -112,8 +112,7 @@ class Follower(Middleware, abc.ABC):
     def after_enqueue(
         self, broker: Broker, message: Message[Any], delay: int | None
     ) -> None:
-        function = self.functions.find(message)
-        self._enqueueing.after(broker, message, delay, function)
+        self._enqueueing.after(broker, message, delay)
 
     def announced(
         self, message_ids: set[str], *, confirms: bool = True

@@ -53,10 +53,10 @@ class Outgoing(Prepared):
         """Write that the jobs are queued. Jobs that had ended before keep that state
         until their messages are sent.
         """
-        self.note(store, store.create_new(*self.jobs, marks=True))
+        self.note(store, store.records.create_new(*self.jobs, marks=True))
 
     def note(self, store: JobStore, replies: Sequence[bool | str]) -> None:
-        """Note that the jobs are written: see :meth:`.JobStore.create_new`."""
+        """Note that the jobs are written: see :meth:`.Records.create_new`."""
         self.store = store
         self._ended = {
             job.uuid: (job, reply)
@@ -64,11 +64,11 @@ class Outgoing(Prepared):
             if isinstance(reply, str)
         }
         for job_state in self.job_states:
-            set_store(job_state, store)
+            set_store(job_state, store.records)
 
     def forget(self, store: JobStore) -> None:
         """Undo :meth:`record` for the jobs that were not sent."""
-        store.forget(*self.to_forget())
+        store.records.forget(*self.to_forget())
 
     def to_forget(self) -> list[NewJob]:
         """Return the jobs whose records tell nothing if they are not sent."""
@@ -95,7 +95,7 @@ class Outgoing(Prepared):
         if self._ended:
             # The messages are sent even if this fails.
             with contextlib.suppress(RedisError):
-                self.store.queue_again([*self._ended.values()])
+                self.store.records.queue_again([*self._ended.values()])
         with self._middleware.announced(self.unsent, confirms=confirms):
             if isinstance(self.what, Message):
                 self.broker.enqueue(self.what, delay=self.delay)
@@ -106,7 +106,7 @@ class Outgoing(Prepared):
         """Write the failure of the jobs that the broker did not accept: all of them, or
         some parts of a group.
         """
-        store.write([failure_to_send(job) for job in self.left()])
+        store.records.write([failure_to_send(job) for job in self.left()])
 
     def fail_soon(self) -> None:
         """Write that a unique job was not sent, as soon as the store answers."""

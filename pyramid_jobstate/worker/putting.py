@@ -92,8 +92,8 @@ def put_job(
         attempt=attempt,
         delay=delay,
     )
-    store.create(put.job)
-    store.confirm(put.job.uuid, put.job.info.kind)
+    store.records.create(put.job)
+    store.records.confirm(put.job.uuid)
     put.move(store)
     job_state = store.load(put.job.uuid)
     assert job_state is not None
@@ -139,9 +139,10 @@ def put_batch(
         puts.append(_Put(**{"owner": owner, **options}, batch=batch))
     jobs = [put.job for put in puts]
     weighed = [*map(Member, jobs, weights)]
-    store.batches.open(NewBatch(batch, info, fields, secrets.token_hex(6), weighed))
-    store.create_new(*jobs, tells=False)
-    store.confirm_members(jobs)
+    records = store.records
+    records.batches.open(NewBatch(batch, info, fields, secrets.token_hex(6), weighed))
+    records.create_new(*jobs, tells=False)
+    records.confirm_members(jobs)
     for put in puts:
         put.move(store)
     job_state = store.load(batch)
@@ -234,15 +235,15 @@ class _Put:
         update = unsaved.take(time.monotonic())
         if status == "stalled":
             update.fields["seen"] = "0"
-        store.write([update])
+        store.records.write([update])
         if status == "cancelling":
-            store.cancel(self.job.uuid, self._info)
+            store.records.cancel(self.job.uuid, self._info)
         elif status not in ("working", "stalled"):
             put_back = self._delay if status == "retrying" else None
             failure = self._failure() if status in ("error", "retrying") else None
             unsaved.end = End(status, self._error, put_back, failure=failure)
             unsaved.mark_stored(time.monotonic())
-            store.write([unsaved.take(time.monotonic())])
+            store.records.write([unsaved.take(time.monotonic())])
 
     def _failure(self) -> Failure:
         """Return what is kept of a failure."""

@@ -41,7 +41,7 @@ def why_not_repeatable(
     except NotRepeatable as e:
         return str(e)
     identity = record.info.unique
-    other = None if identity is None else store.claims.under_way(identity)
+    other = None if identity is None else store.records.claims.under_way(identity)
     if other is not None and other.uuid != record.uuid:
         return str(NotUnique(other.uuid))
     return None

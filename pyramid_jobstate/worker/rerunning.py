@@ -28,6 +28,7 @@ from ..store import (
     JobStore,
     Tell,
     refusal,
+    run_bulk,
 )
 from .ends import UNREACHED
 from .finding import middleware_of
@@ -69,7 +70,7 @@ def rerun(store: JobStore, broker: Broker, uuid: str) -> bool:
         as a ConnectionClosed, does not answer. The job stays as it was.
       Exception: What else the broker raises. The job stays as it was.
     """
-    record = store.record(uuid)
+    record = store.records.record(uuid)
     if record is None or not record.has_failed:
         return False
     # It may have been asked for by the uuid of an alias.
@@ -77,24 +78,24 @@ def rerun(store: JobStore, broker: Broker, uuid: str) -> bool:
     try:
         message, steps = message_of(store, broker, record)
     except NotRepeatable:
-        record = store.record(uuid)
+        record = store.records.record(uuid)
         if record is None or not record.has_failed:
             # Somebody was faster, and the message is gone.
             return False
         raise
-    word = store.requeue(record)
+    word = store.records.requeue(record)
     if word is None:
         return False
     try:
-        if not store.await_turn(steps):
+        if not store.records.await_turn(steps):
             raise NotRepeatable("A later step of its pipeline was deleted.")
         with middleware_of(broker).announced({uuid}):
             _enqueue(broker, message.copy(options={WORD: word}))
     except BaseException:
         # Whatever becomes of this, no message with another word runs the job.
         with contextlib.suppress(RedisError):
-            if store.restore(record, word):
-                store.write([_unreached(*step) for step in steps])
+            if store.records.restore(record, word):
+                store.records.write([_unreached(*step) for step in steps])
         raise
     # Somebody may have taken this process for dead, and cancelled or sent the job.
     return _is_mine(store, uuid, word)
@@ -140,10 +141,10 @@ def rerun_all(
     wanted = Filter(owner, kind, None, params, batch)
     bulk = Bulk(act, wanted, everything=everything)
     if batch is not None and cursor is None:
-        record = store.record(batch)
+        record = store.records.record(batch)
         if record is not None and record.was_never_sent:
             log.error(NEVER_SENT, record.number("n:n"), batch)
-    return store.run_bulk(bulk, limit, cursor, permits, tell)
+    return run_bulk(store, bulk, limit, cursor, permits, tell)
 
 
 def _enqueue(broker: Broker, message: Message[Any]) -> None:
@@ -162,10 +163,10 @@ def _is_mine(store: JobStore, uuid: str, word: str) -> bool:
     store says.
     """
     try:
-        record = store.record(uuid)
+        record = store.records.record(uuid)
         if record is not None and record.info.rerun != word:
             # The run of this message may have failed, and somebody run that again.
-            return not store.was_overtaken(uuid, word)
+            return not store.records.was_overtaken(uuid, word)
     except RedisError:
         return True
     return record is not None and (record.status != "cancelled" or record.attempt > 0)
@@ -205,7 +206,7 @@ def message_of(
     batch = record.info.batch
     if batch == BATCH:
         raise NotRepeatable("A batch cannot run again. Rerun its failed jobs.")
-    if batch is not None and store.is_stopped(batch):
+    if batch is not None and store.records.is_stopped(batch):
         raise BatchCancelled
     failures = store.failures(record.uuid)
     if not failures.message:

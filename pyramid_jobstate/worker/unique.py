@@ -81,13 +81,14 @@ class Unique:
         Raises:
           NotClaimed: The store does not say which.
         """
+        claims = store.records.claims
         try:
             self.winner = self._first.winner if self._first is not None else ""
             if not self.winner:
-                store.claims.touch(job)
-                self.winner = store.claims.take(self.identity, job.uuid, job.delay)
+                claims.touch(job)
+                self.winner = claims.take(self.identity, job.uuid, job.delay)
             if self.winner != job.uuid:
-                store.claims.make_alias(job, self.winner)
+                claims.make_alias(job, self.winner)
         except RedisError as e:
             raise NotClaimed(str(e)) from e
         return self.winner == job.uuid

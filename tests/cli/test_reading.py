@@ -146,10 +146,12 @@ def test_list_filters_by_kind_status_and_owner(
 def test_limits_reach_beyond_a_page(pjobs: Operator, store: JobStore) -> None:
     """By default 50 jobs are listed. A limit may exceed a page of the store's."""
     put_batch(store, Haul, members(*["queued"] * 210))
-    uuids = [job.uuid for job in store.list(kind="RunMarathon", limit=200).items]
-    assert listed(pjobs, "--kind=RunMarathon") == uuids[:50]
-    found = listed(pjobs, "--limit", "230")
+    page = store.list(kind="RunMarathon", limit=200, members=True)
+    uuids = [job.uuid for job in page.items]
+    assert listed(pjobs, "--members", "--kind=RunMarathon") == uuids[:50]
+    found = listed(pjobs, "--members", "--limit", "230")
     assert len(found) == len({*found}) == 211
+    assert len(listed(pjobs)) == 1
 
 
 def test_json_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
@@ -412,9 +414,12 @@ def test_info_counts_jobs(pjobs: Operator, store: JobStore) -> None:
     ended = {"seconds": 86400, "success": 1, "error": 1, "cancelled": 1}
     counts = {**dict.fromkeys(STATUSES, 1), "queued": 3, "working": 4}
     assert found == {**counts, "ended": ended}
-    assert list(kinds)[:2] == ["Stroll", "RunMarathon"]
-    assert kinds["Stroll"].keys() == found.keys()
-    assert kinds["Stroll"]["working"] == 3
+    assert list(kinds)[:2] == ["class:Stroll", "class:RunMarathon"]
+    assert kinds["class:Stroll"].keys() == found.keys()
+    assert kinds["class:Stroll"]["working"] == 3
+    put_batch(store, Haul, members("working", "working"))
+    assert pjobs("info").out[0].startswith("running 6 ")
+    assert pjobs("info", "--members").out[0].startswith("running 8 ")
 
 
 def test_line_of_a_batch_has_its_counts(pjobs: Operator, store: JobStore) -> None:
@@ -442,8 +447,8 @@ def test_batch_has_its_counts(pjobs: Operator, store: JobStore) -> None:
     assert facts_of(pjobs, member, "batch") == [batch.uuid]
     assert facts_of(pjobs, member, "jobs") == []
     alone = put(store, "success").uuid
-    states = [json.loads(line) for line in pjobs("list", "--json").out]
-    by_uuid = {state["uuid"]: state for state in states}
+    lines = pjobs("list", "--members", "--json").out
+    by_uuid = {state["uuid"]: state for state in map(json.loads, lines)}
     found = by_uuid.pop(batch.uuid)
     assert found["counts"] == dict(Counter(EACH))
     assert found["progress"]["fraction"] == pytest.approx(4 / 7)

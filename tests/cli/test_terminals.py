@@ -197,7 +197,7 @@ def test_many_jobs_on_a_small_terminal(pjobs: Operator, store: JobStore) -> None
             assert lines[-1] == f"and {more} more" or not more
         signal.raise_signal(signal.SIGINT)
 
-    pjobs.draw("watch", course=course, code=130)
+    pjobs.draw("watch", "--members", course=course, code=130)
 
 
 def test_watch_survives_an_outage(pjobs: Operator, store: JobStore) -> None:

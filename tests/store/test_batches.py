@@ -133,11 +133,20 @@ def test_members_are_not_among_their_owners_jobs(store: JobStore) -> None:
     batch = put_batch(store, Import, ["queued", "error"], owner="alice")
     members = members_of(store, batch.uuid)
     assert uuids_of(store.list(owner="alice").items) == [batch.uuid]
-    assert {*uuids_of(store.list().items)} == {batch.uuid, *members}
+    assert uuids_of(store.list().items) == [batch.uuid]
+    assert {*uuids_of(store.list(members=True).items)} == {batch.uuid, *members}
+    assert {*uuids_of(store.list("alice", members=True).items)} == {
+        batch.uuid,
+        *members,
+    }
     assert isinstance(store.list(kind="Import").items[0], Import)
-    assert uuids_of(store.list(kind="JobState", status="error").items) == members[1:]
-    assert store.counts() == Counts(queued=1, working=1, error=1)
-    assert store.kinds() == ["Import", "JobState"]
+    assert store.list(kind="JobState").items == []
+    found = store.list(kind="JobState", status="error", members=True).items
+    assert uuids_of(found) == members[1:]
+    assert store.counts() == store.counts("Import") == Counts(working=1)
+    assert store.counts(members=True) == Counts(queued=1, working=1, error=1)
+    assert store.counts("JobState", members=True) == Counts(queued=1, error=1)
+    assert store.kinds() == ["class:Import", "class:JobState"]
 
 
 def test_failed_member_runs_again(bed: Bed) -> None:
@@ -231,9 +240,9 @@ def test_cancel_of_a_batch_that_waits(store: JobStore) -> None:
         assert (found.status, found.error) == ("cancelled", CANCELLED)
         assert found.finished_at is not None
         assert not found.cancel()
-    listed = [(job.uuid, job.status) for job in store.list(kind="JobState").items]
+    listed = store.list(kind="JobState", members=True).items
     expected = {waiting: "cancelled", retrying: "cancelled", ended: "success"}
-    assert dict(listed) == expected
+    assert {job.uuid: job.status for job in listed} == expected
     assert members_of(store, batch.uuid, status="cancelled") == [waiting, retrying]
     assert counts_of(store, batch.uuid) == {"success": 1, "cancelled": 2}
 
@@ -265,7 +274,8 @@ def test_cancel_of_a_batch_that_runs(bed: Bed) -> None:
     bed.settle()
     assert bed.statuses() == ["cancelled", "cancelled", "success"]
     assert bed.member(1).attempt == 0
-    assert bed.store.counts("JobState", anew=True) == Counts(cancelled=2, success=1)
+    counts = bed.store.counts(bed.member(0).actor, anew=True, members=True)
+    assert counts == Counts(cancelled=2, success=1)
 
 
 def test_cancelled_batch_of_dead_workers_ends(store: JobStore) -> None:

@@ -11,10 +11,7 @@ import pytest
 from pyramid_jobstate import BulkResult, Counts, JobState, JobStore, rerun
 from pyramid_jobstate.testing import pass_time, put_job
 from tests.listed import Diary, finish, make_desk
-from tests.lost import (
-    losing_lists,
-    places_of,
-)
+from tests.lost import keys_of, losing_lists, places_of
 from tests.store import jobs
 from tests.support import FINISHED, STATUSES, load_job
 
@@ -247,3 +244,31 @@ def test_job_that_has_begun_again_is_not_deleted(store: JobStore) -> None:
     assert store.clear(everything=True) == (1, 0, None)
     assert (left(store, [ended]), left(store, [begun])) == (0, 1)
     assert store.counts(anew=True) == Counts(queued=1)
+
+
+def test_jobs_of_one_score_are_all_acted_on(store: JobStore) -> None:
+    """However few a call acts on, and whatever the act does with their places."""
+    acts: list[tuple[str, Act]] = [
+        ("working", store.cancel_all),
+        ("queued", store.cancel_all),
+        ("error", store.clear),
+    ]
+    for status, act in acts:
+        scores: dict[Any, float] = {
+            uuid: 10**6 * int(time.time()) for uuid in put(store, status, 7)
+        }
+        for key in keys_of(store.client, "zset"):
+            store.client.zadd(key, scores, xx=True)
+        result = act(status=status, limit=2)
+        done = result.done
+        while result.cursor is not None:
+            result = act(status=status, limit=2, cursor=result.cursor)
+            done += result.done
+        assert done == 7, status
+
+
+def test_cursor_of_another_part_is_refused(store: JobStore) -> None:
+    """Nobody gets one for a part of the lists that the act does not read."""
+    mark = str(store.clear(kind="RunMarathon", limit=0).cursor)
+    with pytest.raises(ValueError, match="was not returned by a call with these"):
+        store.clear(kind="RunMarathon", cursor=f"{mark}.u1.1")

@@ -164,7 +164,7 @@ def test_store_works_with_any_client(redis_url: str) -> None:
                 both = store.load_many([failed, new_id()])
                 assert [job and job.uuid for job in both] == [failed, None]
                 assert store.list("alice").items[0].uuid == failed
-                assert store.kinds() == ["RunMarathon"]
+                assert store.kinds() == ["class:RunMarathon"]
                 assert store.failures(failed).message
                 assert load_job(store, put(store, "queued")).cancel()
                 assert store.clear(everything=True).done == 2

@@ -4,7 +4,8 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -27,11 +28,12 @@ from tests.jobs import (
     wait_until,
     working,
 )
-from tests.listed import make_desk
+from tests.listed import make_desk, uuids_of
 from tests.lost import losing_lists
 from tests.store.bed import Bed
 from tests.store.jobs import put
 from tests.support import STATUSES, key_of, load_job, wait_for
+from tests.trips import met
 from tests.webapp import make_app, make_tm_config
 
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("cluster")]
@@ -119,9 +121,31 @@ def test_statuses_are_listed_and_counted_on_a_cluster(cluster: Cluster) -> None:
             found = store.list(status=status, kind=Odd.kind).items
             assert sorted(job.uuid for job in found) == sorted(jobs)
         assert store.counts() == store.counts(Odd.kind) == (3,) * 8
-        assert store.kinds() == [Odd.kind]
+        assert store.kinds() == [f"class:{Odd.kind}"]
         assert sum(bucket.error for bucket in store.throughput()) == 3
+        if "{" in namespace:
+            assert all(key.startswith("{app}:") for key in store.client.scan_iter())
         store.client.close()
+
+
+def test_creation_that_is_repeated_lists_the_job(cluster_store: JobStore) -> None:
+    """The reply that says where to list it may have been lost."""
+    _, run_marathon = make_desk(cluster_store)
+    # So that the nodes know the scripts.
+    before = [run_marathon.send(26).message_id for _ in range(20)]
+    trips = 0
+
+    def meet(connection: Any, go: Callable[[], Any]) -> Any:
+        nonlocal trips
+        trips += 1
+        if trips == 1:
+            go()
+            connection.read_response()
+        return go()
+
+    with met(meet):
+        sent = run_marathon.send(26)
+    assert {*uuids_of(cluster_store.list().items)} == {*before, sent.message_id}
 
 
 def test_lists_mend_what_was_lost(cluster: Cluster, cluster_store: JobStore) -> None:

@@ -287,11 +287,13 @@ def test_durations_are_positive_numbers() -> None:
     words as settings take it, is an error that names it.
     """
     for name in "expire_in", "active_expire_in", "stalled_after":
+        options: dict[str, Any]
         for value in 0, -1, float("nan"), 1e30:
+            options = {name: value}
             with pytest.raises(ValueError, match=f"^{name} must be a positive number"):
-                JobStore("redis://localhost", **{name: value})
+                JobStore("redis://localhost", **options)
         for wrong in "24h", None, True:
-            options: dict[str, Any] = {name: wrong}
+            options = {name: wrong}
             with pytest.raises(TypeError, match=f"^{name} must be a number of seconds"):
                 JobStore("redis://localhost", **options)
 

@@ -192,6 +192,7 @@ def test_search_is_limited(store: JobStore) -> None:
     be short, and its cursor goes on from there.
     """
     wanted: dict[str, Any] = {"kind": "RunMarathon", "params": {"miles": 27}}
+    wanted["members"] = True
     found = put(store, "queued", params={"miles": 27})
     put_crowd(store, 1000)
     with counting_trips() as trips:
@@ -311,6 +312,20 @@ def test_job_that_changes_during_a_list_is_shown_once(store: JobStore) -> None:
             assert all_of(store, **wanted) == expected
 
 
+def test_list_is_mended_once(store: JobStore) -> None:
+    """What is left where a job had ended before it ran again is gone once it has ended
+    again and a list has come across it.
+    """
+    (uuid,) = put_many(store, 1, "success")
+    with taking(store) as take:
+        take(uuid)
+    wait_for(lambda: load_job(store, uuid).is_finished)
+    store.list()
+    with counting_trips() as trips:
+        assert uuids_of(store.list().items) == [uuid]
+    assert len(trips) == 2
+
+
 def test_server_that_takes_no_writes_lists(
     store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -363,7 +378,7 @@ def test_job_that_is_due_late_stays_listed(brief: JobStore) -> None:
     for kind in None, "RunMarathon":
         counts = brief.counts(kind, anew=True)
         assert (counts.queued, counts.retrying, counts.stalled) == (2, 1, 1)
-    assert brief.kinds() == ["RunMarathon"]
+    assert brief.kinds() == ["class:RunMarathon"]
     pass_time(brief, 700)
     assert all_of(brief) == []
 

@@ -10,12 +10,13 @@ import dramatiq
 import pytest
 from dramatiq.brokers.stub import StubBroker
 
-from pyramid_jobstate import Counts, JobState, JobStateMiddleware, JobStore
-from pyramid_jobstate.testing import pass_time, put_job
+from pyramid_jobstate import Batch, Counts, JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.jobs import working
 from tests.listed import Diary, uuids_of
-from tests.store.jobs import all_of, put, put_crowd
+from tests.store.jobs import all_of, put, put_crowd, put_unsent
 from tests.support import FINISHED, STATUSES, load_job, wait_for
+from tests.webapp import make_request, make_tm_config
 
 
 def test_each_status_lists_its_jobs(store: JobStore) -> None:
@@ -74,6 +75,10 @@ def test_job_whose_class_has_a_new_name_leaves_the_old_one(store: JobStore) -> N
     assert all_of(store, kind="NewName", status="success") == [job]
     assert store.counts("OldName") == Counts(queued=1)
     assert store.counts("NewName") == Counts(success=1)
+    ended = put_job(store, Old, "success").uuid
+    broker.enqueue(act.message().copy(message_id=ended))
+    assert store.counts("OldName", anew=True) == Counts(queued=1)
+    assert store.counts("NewName", anew=True) == Counts(queued=1, success=1)
 
 
 def test_counts_of_every_status(store: JobStore) -> None:
@@ -128,7 +133,7 @@ def test_kinds(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.kinds() == []
     put(store, "success")
     put_job(store, Diary, "queued")
-    assert store.kinds() == ["Diary", "RunMarathon"]
+    assert store.kinds() == ["class:Diary", "class:RunMarathon"]
     store.client.flushall()
     assert store.kinds() == []
     clock = [1e9]
@@ -136,9 +141,78 @@ def test_kinds(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     put(store, "success")
     clock[0] += 61
     put(store, "success")
-    assert store.kinds() == ["RunMarathon"]
+    assert store.kinds() == ["class:RunMarathon"]
     pass_time(store, 3 * store.active_expire_in)
     assert store.kinds() == []
+
+
+def test_jobs_of_plain_actors_have_kinds_of_their_own(store: JobStore) -> None:
+    """An actor without a class lists its jobs under its own name. A filter takes the
+    name alone unless a class has it, too.
+    """
+    jobs = {
+        name: put_job(store, status="queued", actor=name).uuid
+        for name in ("mow", "Diary")
+    }
+    of_class = put_job(store, Diary, "queued").uuid
+    assert store.kinds() == ["actor:Diary", "actor:mow", "class:Diary"]
+    for kind, expected in {
+        "mow": jobs["mow"],
+        "actor:mow": jobs["mow"],
+        "actor:Diary": jobs["Diary"],
+        "class:Diary": of_class,
+    }.items():
+        assert uuids_of(store.list(kind=kind).items) == [expected]
+        assert store.counts(kind) == Counts(queued=1)
+    assert store.list(kind="class:mow").items == store.list(kind="JobState").items == []
+    calls: list[Callable[..., object]] = [
+        store.list,
+        store.counts,
+        store.throughput,
+        store.clear,
+        store.cancel_all,
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="'class:Diary' or 'actor:Diary'"):
+            call(kind="Diary")
+    assert store.cancel_all(kind="actor:Diary").done == 1
+    assert load_job(store, of_class).status == "queued"
+
+
+def test_kinds_of_jobs_that_are_listed_are_known(store: JobStore) -> None:
+    """Also that of a later step, which waits for its turn, and that of a job whose
+    sender has died.
+    """
+    broker = StubBroker()
+    broker.add_middleware(JobStateMiddleware(store))
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def first() -> None: ...
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def second() -> None: ...
+
+    config = make_tm_config(None)
+    config.include("pyramid_jobstate")
+    config.set_job_store(store)
+    config.make_wsgi_app()
+    with (request := make_request(config, "alice")).tm:
+        steps = dramatiq.pipeline([first.message(), second.message()], broker=broker)
+        request.job_states.send_message(steps, broker=broker)
+    assert store.kinds() == ["actor:first", "actor:second"]
+    put_unsent(store)
+    assert "class:RunMarathon" in store.kinds()
+
+
+def test_silent_batch_is_listed_under_the_status_that_it_had(store: JobStore) -> None:
+    """Its members wait, so it reads as if it did; no act misses it."""
+    batch = put_batch(store, Batch, ["success", "queued", "retrying"]).uuid
+    pass_time(store, 20)
+    assert load_job(store, batch).status == "retrying"
+    assert store.counts() == Counts(working=1)
+    assert uuids_of(store.list(status="working").items) == [batch]
+    assert store.list(status="retrying").items == []
+    assert store.cancel_all(kind="class:Batch", status="working").done == 1
 
 
 def test_throughput(store: JobStore) -> None:

@@ -88,7 +88,9 @@ class Run:
     def _write(self) -> Reply:
         while True:
             with contextlib.suppress(RedisError):
-                (reply,) = self._store.write([self._unsaved.take(time.monotonic())])
+                (reply,) = self._store.records.write(
+                    [self._unsaved.take(time.monotonic())]
+                )
                 if isinstance(reply, Reply):
                     return reply
             self._unsaved.mark_unconfirmed()

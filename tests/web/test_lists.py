@@ -14,6 +14,7 @@ from pyramid_jobstate import JobState, JobStore
 from tests.jobs import RunMarathon
 from tests.support import UUID
 from tests.web.operating import LockedDiary, operated_app, put, uuids_of
+from tests.web.paging import put_batch
 from tests.webapp import ADMIN, NOWHERE, Policy, Root, get, made_config, make_request
 
 EMPTY: dict[str, Any] = {"items": [], "cursor": None}
@@ -65,12 +66,24 @@ def test_list_jobs_lists_anyones(app: TestApp, store: JobStore) -> None:
     assert listed(app, "?all=1") == [nobodys, bobs, alices, diary]
 
 
+def test_batch_stands_for_its_members(app: TestApp, store: JobStore) -> None:
+    """Unless the request asks for members, and whoever's the list is."""
+    batch, members = put_batch(store, "success", "error")
+    for query, user in (("?owner=alice", ADMIN), ("?all=1", ADMIN), ("", "alice")):
+        assert listed(app, query, user) == [batch]
+        also = f"{query or '?'}&members=1".replace("?&", "?")
+        assert {*listed(app, also, user)} == {batch, *members}
+    assert get(app, "/job_state?members=yes", "alice").status_code == 400
+
+
 def test_get_filters_and_pages(app: TestApp, store: JobStore) -> None:
     """Any name may be a kind. A page has 50 jobs by default, and up to 200."""
     working = put(store, "alice", "alice", "alice", cls=RunMarathon)
     (error,) = put(store, "alice", cls=RunMarathon, status="error")
     (other,) = put(store, "alice", cls=JobState)
-    assert listed(app, "?kind=JobState", "alice") == [other]
+    assert listed(app, "?kind=run_marathon", "alice") == [other]
+    assert listed(app, "?kind=actor:run_marathon", "alice") == [other]
+    assert listed(app, "?kind=class:RunMarathon", "alice") == [*working[::-1], error]
     assert listed(app, "?status=error", "alice") == [error]
     assert listed(app, "?kind=RunMarathon&status=working", "alice") == working[::-1]
     for kind in "Nothing", "", "%00", "*":

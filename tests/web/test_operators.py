@@ -9,8 +9,8 @@ import dramatiq.broker
 from dramatiq.brokers.stub import StubBroker
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStore
-from pyramid_jobstate.testing import put_job
+from pyramid_jobstate import Batch, JobState, JobStore
+from pyramid_jobstate.testing import put_batch, put_job
 from tests.asgi import pushing
 from tests.jobs import RunMarathon
 from tests.support import STATUSES
@@ -32,11 +32,16 @@ def test_counts_of_all_jobs_and_of_a_kind(operated: TestApp, store: JobStore) ->
         put_job(store, RunMarathon, status, owner="alice")
     for status in "error", "success":
         put_job(store, Trotting, status, owner="alice")
-    kinds, nothing = ["RunMarathon", "Trotting"], dict.fromkeys(STATUSES, 0)
+    put_batch(store, Batch, ["success"])
+    kinds = ["class:Batch", "class:JobState", "class:RunMarathon", "class:Trotting"]
+    nothing = dict.fromkeys(STATUSES, 0)
     path = "/job_state/counts"
     for query, expected in (
-        ("", {"queued": 1, "working": 1, "error": 2, "success": 1}),
+        ("", {"queued": 1, "working": 1, "error": 2, "success": 2}),
+        ("?members=1", {"queued": 1, "working": 1, "error": 2, "success": 3}),
         ("?kind=Trotting", {"error": 1, "success": 1}),
+        ("?kind=class:Trotting&members=1", {"error": 1, "success": 1}),
+        ("?kind=actor:Trotting", {}),
         ("?kind=Unknown&_LOCALE_=de", {}),
         ("?kind=a%00%0d%0a*", {}),
     ):

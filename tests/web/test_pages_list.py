@@ -122,10 +122,10 @@ def test_form_keeps_what_is_filtered(redis_url: str, store: JobStore) -> None:
     put(store, None, cls=RunMarathon)
     put(store, None, cls=Steeplechase)
     kinds = ["All kinds", "RunMarathon", "Steeplechase"]
-    path = "/job_state?status=error&limit=7&_LOCALE_=de&kind=Mine&owner=alice"
+    path = "/job_state?status=error&members=1&limit=7&_LOCALE_=de&kind=Mine&owner=alice"
     page = Visit(paged_app(redis_url), path)
     hidden = {tag["name"]: tag["value"] for tag in page.all("form input[type=hidden]")}
-    assert hidden == {"status": "error", "limit": "7", "_LOCALE_": "de"}
+    assert hidden == {"status": "error", "limit": "7", "_LOCALE_": "de", "members": "1"}
     assert sorted(page.texts("option")) == sorted([*kinds, "Mine"])
     assert page.texts("option[selected]") == ["Mine"]
     assert page.one("input[name=owner]")["value"] == "alice"
@@ -283,7 +283,7 @@ def test_acts_on_all_that_match(
     assert by_kind["delete"] == {
         "url": f"{base}clear?kind=Steeplechase&all=1",
         "question": "Delete all ended jobs that match?",
-        "counts": f"{base}counts?kind=Steeplechase",
+        "counts": f"{base}counts?members=1&kind=Steeplechase",
         "statuses": [*FINISHED],
     }
     assert own["delete"]["url"] == f"{base}clear?everything=1"

@@ -317,7 +317,8 @@ def test_sender_that_dies_loses_no_member(
         twice += floor.ran["x"] + floor.ran["y"] > 2
         if not has_died():
             break
-    assert number > 10
+    # It has met all round trips of the send.
+    assert number > 6
     # Sent, and dead before that was written: at most for each of the two.
     assert twice <= 8
 

@@ -23,7 +23,8 @@ from tests.jobs import (
     wait_until,
     working,
 )
-from tests.support import wait_for
+from tests.support import load_job, wait_for
+from tests.trips import counting_trips
 from tests.worker.conftest import Logged
 from tests.worker.floors import idle_actor
 
@@ -274,3 +275,26 @@ def test_job_put_back_by_an_operator_is_queued(stub: dramatiq.Broker) -> None:
     assert load(stub, message).status == "queued"
     with working(stub):
         assert wait_until(stub, message, "success", "error").status == "success"
+
+
+def test_job_costs_two_round_trips_and_four_scripts(
+    stub: Any, store: JobStore, client: redis.Redis
+) -> None:
+    """Beside those of Dramatiq: it is recorded and confirmed, begins and ends."""
+
+    @dramatiq.actor(broker=stub, job_state=True)
+    def mow() -> None: ...
+
+    def run() -> int:
+        with counting_trips() as trips:
+            sent = mow.send()
+        with working(stub):
+            stub.join("default")
+        wait_for(lambda: load_job(store, sent.message_id).is_finished)
+        return len(trips)
+
+    run()
+    client.config_resetstat()
+    assert run() == 2
+    stats: Any = client.info("commandstats")
+    assert stats["cmdstat_evalsha"]["calls"] == 4

@@ -8,6 +8,7 @@ local old = redis.call("HMGET", key, "status", "error")
 local status = old[1]
 local is_unsent = status == "sending" or (status == "cancelled" and old[2] == ARGV[4])
 if is_unsent and is_of(ARGV[3]) then
+  place(key, status, nil)
   redis.call("DEL", key)
 elseif status ~= "alias" then
   return 0

@@ -1,8 +1,36 @@
--- Prepended, after common.lua, to the scripts that change the record of a batch.
--- KEYS: the record, its members, those that failed, and the order in which they were sent.
+-- Prepended to the scripts that change the record of a batch.
 -- Of each member is kept, in a hash: a letter for its status, the number of its change that
 -- was told last, how much of it is done, in millionths, its weight in thousandths, and its
 -- place in the order.
+
+-- The keys of the batch: the record, its members, those that failed, and the order in which they
+-- were sent.
+local batch = KEYS
+
+-- The fields of the record that change with its members, by name, and the names of those that are
+-- to be written; one without a value is to be removed.
+local record, changed = {}, {}
+
+local NAMES = {
+  "status", "stopped", "forced", "allow", "size", "latest", "weight", "sum", "held", "updated",
+  "started", "finished", "seen", "listed", "n:n", "n:q", "n:r", "n:w", "n:s", "n:e", "n:c",
+}
+
+local function read_batch()
+  for i, value in ipairs(redis.call("HMGET", batch[1], unpack(NAMES))) do
+    record[NAMES[i]] = value
+  end
+  return record
+end
+
+local function set(name, value)
+  record[name], changed[name] = value, true
+end
+
+-- A number of the record. Another program may have overwritten it.
+local function number(name)
+  return math.max(0, tonumber(record[name]) or 0)
+end
 
 -- The letters: n is being sent, q waits, r waits for another attempt, w runs, s has
 -- succeeded, e has failed, x could not be sent and counts as failed, c was cancelled.
@@ -10,114 +38,112 @@ local function waits(letter)
   return letter == "n" or letter == "q" or letter == "r"
 end
 
--- Read what is kept of a member. Returns nothing if the job is not a member.
+local LETTERS = {
+  sending = "n", waiting = "q", queued = "q", retrying = "r", working = "w", cancelling = "w",
+  success = "s", error = "e", cancelled = "c",
+}
+
+-- What is kept of a member, or nothing if the job is not a member.
+local function parse(kept)
+  local pattern = "^(%a) (%d+) (%d+) (%d+) (%d+)$"
+  local letter, rev, part, weight, place = string.match(kept or "", pattern)
+  return letter, tonumber(rev), tonumber(part), tonumber(weight), place
+end
+
 local function member(uuid)
-  local kept = redis.call("HGET", KEYS[2], uuid)
-  if kept then
-    local letter, rev, part, weight, number = string.match(kept, "^(%a) (%d+) (%d+) (%d+) (%d+)$")
-    return letter, tonumber(rev), tonumber(part), tonumber(weight), number
-  end
+  return parse(redis.call("HGET", batch[2], uuid))
 end
 
--- Add to a number, which another program may have overwritten.
-local function add(field, number)
-  local sum = redis.pcall("HINCRBY", key, field, int(number))
-  if type(sum) == "table" or sum < 0 then
-    redis.call("HSET", key, field, int(math.max(0, number)))
-  end
+-- What to keep of a member.
+local function kept(letter, rev, part, weight, place)
+  return table.concat({ letter, int(rev), int(part), int(weight), place }, " ")
 end
 
--- Keep a member, and count it under its letter. What another program has overwritten must not
--- stop a script half way.
-local function keep(uuid, old, letter, rev, part, weight, number)
+-- Count a member under another letter.
+local function count(old, letter)
   local from, to = old == "x" and "e" or old, letter == "x" and "e" or letter
   if from ~= to then
     if from then
-      add("n:" .. from, -1)
+      set("n:" .. from, int(math.max(0, number("n:" .. from) - 1)))
     end
-    add("n:" .. to, 1)
-    if to == "e" then
-      redis.pcall("ZADD", KEYS[3], number, uuid)
-    elseif from == "e" then
-      redis.pcall("ZREM", KEYS[3], uuid)
-    end
+    set("n:" .. to, int(number("n:" .. to) + 1))
   end
-  local kept = { letter, int(rev), int(part), int(weight), number }
-  redis.call("HSET", KEYS[2], uuid, table.concat(kept, " "))
 end
 
--- What settle() has changed: nothing, the batch has ended, it goes on, it has another
--- status, it has to be listed anew.
-local SAME, ENDED, REOPENED_BATCH, MOVED, AGED = 0, 1, 2, 3, 4
-
--- Write the status that follows from the counts, and let the record live for as long as it
--- needs to. Returns what has changed, the status, and the milliseconds until the last of its
--- members is due that wait.
-local function settle(now, active_ttl, ended_ttl)
-  local old = redis.call(
-    "HMGET", key, "n:n", "n:q", "n:r", "n:w", "n:s", "n:e", "n:c", "size",
-    "status", "stopped", "forced", "allow", "latest", "started", "finished", "seen", "listed"
-  )
-  local n = {}
-  for i = 1, 8 do
-    n[i] = tonumber(old[i]) or 0
-  end
-  local waiting, running, failed = n[1] + n[2] + n[3], n[4], n[6]
-  local over, size = n[5] + failed + n[7], n[8]
-  local stopped, was_over = old[10], old[15]
-  local is_over = over == size or (stopped and (running == 0 or old[11]))
-  local has_begun = n[3] + running + over > 0
+-- Write the record with the status that follows from the counts, and let it live for as long as
+-- it needs to. Returns the status.
+--   has_grown  whether one of the keys may be new
+local function settle(now, has_grown)
+  local waiting = number("n:n") + number("n:q") + number("n:r")
+  local running, failed = number("n:w"), number("n:e")
+  local over, size = number("n:s") + failed + number("n:c"), number("size")
+  local was, stopped, was_over = record.status, record.stopped, record.finished
+  local is_over = over == size or (stopped and (running == 0 or record.forced))
+  local has_begun = number("n:r") + running + over > 0
   local status
   if stopped and was_over then
     -- Pages have acted on that, whatever its members still do.
-    is_over, status = true, old[9]
+    is_over, status = true, was
   elseif not is_over then
     status = stopped and "cancelling" or has_begun and "working" or "queued"
-  elseif failed > 0 and not old[12] then
+  elseif failed > 0 and not record.allow then
     status = "error"
   else
-    status = size > n[5] + failed and "cancelled" or "success"
+    status = size > number("n:s") + failed and "cancelled" or "success"
   end
-  if status ~= old[9] then
-    redis.call("HSET", key, "status", status)
+  if status ~= was then
+    set("status", status)
   end
-  if has_begun and not old[14] then
-    redis.call("HSET", key, "started", int(now))
+  if has_begun and not record.started then
+    set("started", int(now))
   end
   -- What it reads once it is silent: see Record.read().
-  local silent = not is_over and (running + n[1] > 0 and "w" or n[3] > 0 and "r")
-  if silent and silent ~= old[16] then
-    redis.call("HSET", key, "seen", silent)
-  elseif old[16] and not silent then
-    redis.call("HDEL", key, "seen")
-  end
-  if is_over and not was_over then
-    redis.call("HSET", key, "finished", int(now))
-  elseif was_over and not is_over then
-    -- The bar starts anew.
-    redis.call("HDEL", key, "finished", "held")
-    redis.call("HSET", key, "listed", int(now))
+  local silent = not is_over and (running + number("n:n") > 0 and "w" or number("n:r") > 0 and "r")
+  if silent and silent ~= record.seen then
+    set("seen", silent)
+  elseif record.seen and not silent then
+    set("seen", false)
   end
   -- Another program may have written it.
-  local due = math.min(math.max(0, (tonumber(old[13]) or 0) - now), 2 ^ 50)
-  local life = active_ttl + due
-  if over == size then
-    life = ended_ttl
-  else
-    life = math.max(life, redis.call("PTTL", key))
+  local due = math.min(math.max(0, number("latest") - now), 2 ^ 50)
+  local at, is_aged = micros() + due * 1000, false
+  if is_over and not was_over then
+    set("finished", int(now))
+  elseif was_over and not is_over then
+    -- The bar starts anew.
+    set("finished", false)
+    set("held", false)
   end
-  for i = 1, #KEYS do
-    redis.call("PEXPIRE", KEYS[i], int(life))
+  if is_over then
+    at = micros()
+  elseif was_over or now + due - (tonumber(record.listed) or now) > ACTIVE_TTL / 2 then
+    set("listed", int(now + due))
+    is_aged = not was_over
   end
-  if is_over ~= (was_over and true or false) then
-    return is_over and ENDED or REOPENED_BATCH, status, int(due)
+  local words, gone = {}, {}
+  for name in pairs(changed) do
+    if record[name] then
+      add(words, name, record[name])
+    else
+      gone[#gone + 1] = name
+    end
   end
-  if not is_over and now + due - (tonumber(old[17]) or now) > active_ttl / 2 then
-    redis.call("HSET", key, "listed", int(now + due))
-    return AGED, status, int(due)
+  if words[1] then
+    redis.call("HSET", batch[1], unpack(words))
   end
-  if status ~= old[9] then
-    return is_over and ENDED or MOVED, status, int(due)
+  if gone[1] then
+    redis.call("HDEL", batch[1], unpack(gone))
   end
-  return SAME, status, int(due)
+  local life, left = ACTIVE_TTL + due, redis.call("PTTL", batch[1])
+  if has_grown or over == size or left < life then
+    -- It lives longer than it needs to, so that this is rarely written.
+    life = over == size and ENDED_TTL or life + ACTIVE_TTL / 8
+    for i = 1, #batch do
+      redis.call("PEXPIRE", batch[i], int(life))
+    end
+  end
+  if is_aged or status ~= was then
+    place(batch[1], was, status, at, nil, nil, is_aged)
+  end
+  return status
 end

@@ -2,8 +2,7 @@
 -- under way.
 -- KEYS: the claim. ARGV: uuid, the version of the claim that this call builds on ("" for
 -- none), ttl, milliseconds for which no other job may take the claim, whatever the record of
--- this one says ("0" to end such a hold with this version, "" to leave it as it is), milliseconds
--- after which the sender of a marked job may have died: see mark.lua.
+-- this one says ("0" to end such a hold with this version, "" to leave it as it is).
 -- Returns the uuid of the job that the claim names, the version, and until when it is held so
 -- (0 if it is not), in milliseconds, then the uuids of some other jobs whose senders may have
 -- died.
@@ -16,7 +15,7 @@ for i = 1, #fields, 2 do
     old[name] = value
   elseif name ~= "mark:" .. ARGV[1] then
     is_marked = true
-    if #lost < 20 and is_silent(value, now, ARGV[5]) then
+    if #lost < 20 and is_silent(value, now) then
       lost[#lost + 1] = string.sub(name, 6)
     end
   end

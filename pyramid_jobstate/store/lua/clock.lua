@@ -1,10 +1,14 @@
--- Prepended to all other scripts. Times are the server's, in milliseconds.
+-- The clock of the server. Times are in milliseconds unless they say otherwise.
 
-local key = KEYS[1]
+local key, clock = KEYS[1]
 
+-- The time in microseconds.
 local function micros()
-  local t = redis.call("TIME")
-  return t[1] * 1000000 + t[2]
+  if not clock then
+    local t = redis.call("TIME")
+    clock = t[1] * 1000000 + t[2]
+  end
+  return clock
 end
 
 local function time()

@@ -1,10 +1,25 @@
--- Prepended, after clock.lua, to the scripts that change the record of a job.
+-- What the scripts share that change records. Each reads all that it needs before it writes
+-- anything, and writes the record first: a server that is full refuses only the first write of a
+-- script.
 
--- Set hash fields from the arguments that start at an index. In portions, because unpack()
--- limits the number of values.
-local function set(from)
-  for i = from, #ARGV, 1000 do
-    redis.call("HSET", key, unpack(ARGV, i, math.min(i + 999, #ARGV)))
+-- Append a field to some words.
+local function add(words, name, value)
+  words[#words + 1] = name
+  words[#words + 1] = value
+end
+
+-- Append the arguments from an index on.
+local function add_all(words, argv, from)
+  for i = from, #argv do
+    words[#words + 1] = argv[i]
+  end
+end
+
+-- Set fields of the record: their names and values. In portions, because unpack() limits the
+-- number of values.
+local function write(words)
+  for i = 1, #words, 1000 do
+    redis.call("HSET", key, unpack(words, i, math.min(i + 999, #words)))
   end
 end
 
@@ -13,19 +28,40 @@ local function lengthen(ttl)
   redis.call("PEXPIRE", key, int(math.max(ttl, redis.call("PTTL", key))))
 end
 
--- Write the record of a new job. ARGV: ttl, delay, status, sender, then the fields.
-local function create()
-  local now, delay = time(), tonumber(ARGV[2])
-  redis.call("HSET", key, "status", ARGV[3], "queued", int(now), "updated", int(now))
-  if ARGV[4] ~= "" then
-    redis.call("HSET", key, "sender", ARGV[4])
+-- What scopes_of() needs of a job whose fields are among the arguments from an index on.
+local function facts_in(argv, from)
+  local job = {}
+  for i = from, #argv, 2 do
+    job[argv[i]] = argv[i + 1]
   end
-  set(5)
+  return { job.kind, job.actor, job.owner or false, job.batch or false }
+end
+
+-- When a job is due, in microseconds, that is due in some milliseconds.
+local function due_in(delay)
+  return micros() + delay * 1000
+end
+
+-- Write the record of a new job, and list it.
+--   argv    delay, status, sender, then the fields
+--   was     the status of the record that it replaces
+--   more    further fields of the record
+--   before  the scopes of that record
+local function create(argv, was, more, before)
+  local now, delay, status = int(time()), tonumber(argv[1]), argv[2]
+  local words = { "status", status, "queued", now, "updated", now }
+  if argv[3] ~= "" then
+    add(words, "sender", argv[3])
+  end
   -- The due time of a step that waits for its turn is not known yet.
-  if delay > 0 and ARGV[3] ~= "waiting" then
-    redis.call("HSET", key, "due", int(now + delay))
+  if delay > 0 and status ~= "waiting" then
+    add(words, "due", int(now + delay))
   end
-  redis.call("PEXPIRE", key, int(ARGV[1] + delay))
+  add_all(words, argv, 4)
+  add_all(words, more or {}, 1)
+  write(words)
+  redis.call("PEXPIRE", key, int(ACTIVE_TTL + delay))
+  place(key, was, status, due_in(delay), not more and facts_in(argv, 4), before)
 end
 
 -- Whether the record was written for a sender, "" for an unnamed one.
@@ -33,20 +69,15 @@ local function is_of(sender)
   return (redis.call("HGET", key, "sender") or "") == sender
 end
 
-local function is_running(status)
-  return status == "working" or status == "cancelling"
-end
-
-local function is_waiting(status)
-  return status == "waiting" or status == "sending" or status == "queued" or status == "retrying"
-end
-
-local function is_unfinished(status)
-  return is_running(status) or is_waiting(status)
-end
-
-local function is_finished(status)
-  return status == "success" or status == "error" or status == "cancelled"
+-- The call of a sender that creates a record has come again: on a Cluster, the lists may have
+-- missed the first reply. Returns 1 if the record is that sender's, else 0.
+local function relist(sender)
+  if not is_of(sender) then
+    return 0
+  end
+  local status = redis.call("HGET", key, "status")
+  place(key, nil, status, time_in(status))
+  return 1
 end
 
 -- Whether cancellation of the job was requested, which leaves a word in "asked". Such a job
@@ -56,8 +87,8 @@ local function was_cancelled(status, asked)
 end
 
 -- Whether a run counts as dead, given the time of its last sign of life.
-local function is_silent(seen, now, silence)
-  return now - (tonumber(seen) or 0) > tonumber(silence)
+local function is_silent(seen, now)
+  return now - (tonumber(seen) or 0) > SILENCE
 end
 
 -- Whether it is too late for a unique job to run again. The deadline is until when it holds its
@@ -78,11 +109,10 @@ local function knows(token, run, past)
 end
 
 -- The replies to a run: it owns the record; it does, and cancellation was requested, which
--- decides how the job ends unless it succeeds; it does, and the job had ended before it began;
--- a newer run owns the record; the record is missing, or older than the update that the run
--- builds on; the job is cancelled or deleted, and stays so; the job is to run from another
--- message; the job needs its claim to run again.
-local OK, CANCELLING, REOPENED = 1, 2, 3
+-- decides how the job ends unless it succeeds; a newer run owns the record; the record is
+-- missing, or older than the update that the run builds on; the job is cancelled or deleted, and
+-- stays so; the job is to run from another message; the job needs its claim to run again.
+local OK, CANCELLING = 1, 2
 local FENCED, MISSING, CANCELLED, STALE, UNCLAIMED = -1, 0, -2, -3, -4
 
 -- The reply to an end with a status, if the job is cancelled.
@@ -90,11 +120,13 @@ local function stopped(status)
   return status == "cancelled" and OK or CANCELLING
 end
 
--- Read the record for a run. Returns its status, run, past and seq. Also returns
--- the reply if the run may not write because it does not own the record, or because the
--- record lacks the update `base` that the run builds on.
+-- Read the record for a run. Returns its status, run, past and seq, and what scopes_of() needs.
+-- Also returns the reply if the run may not write because it does not own the record, or because
+-- the record lacks the update `base` that the run builds on.
 local function read_for(token, base)
-  local old = redis.call("HMGET", key, "status", "run", "past", "seq")
+  local old = redis.call(
+    "HMGET", key, "status", "run", "past", "seq", "kind", "actor", "owner", "batch"
+  )
   if not old[1] then
     return old, MISSING
   end

@@ -7,4 +7,5 @@ if old[1] ~= "sending" or (old[2] and old[2] ~= ARGV[1]) then
   return 0
 end
 redis.call("HSET", key, "status", "queued")
+mark(key)
 return 1

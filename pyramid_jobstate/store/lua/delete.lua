@@ -1,6 +1,6 @@
 -- Delete the record of an ended job. KEYS: the record, what is kept of its failure, and of a
 -- batch.
--- ARGV: ttl, a word that identifies this request.
+-- ARGV: a word that identifies this request.
 -- Returns 1 if the job was deleted, by this call or by the same call before, whose reply was
 -- lost; 0 if it has not ended or is unknown.
 -- A tombstone stays for the rest of the record's lifetime. It reads as an unknown job, and
@@ -8,14 +8,15 @@
 
 local old = redis.call("HMGET", key, "status", "asked", "stopped", "rev")
 if old[1] == "deleted" then
-  return old[2] == ARGV[2] and 1 or 0
+  return old[2] == ARGV[1] and 1 or 0
 end
 if not is_finished(old[1]) then
   return 0
 end
 local ttl = redis.call("PTTL", key)
+place(key, old[1], nil)
 redis.call("DEL", unpack(KEYS))
-redis.call("HSET", key, "status", "deleted", "asked", ARGV[2])
+redis.call("HSET", key, "status", "deleted", "asked", ARGV[1])
 if old[4] then
   -- Its batch may not have been told of its end.
   redis.call("HSET", key, "was", old[1], "rev", old[4])
@@ -24,5 +25,5 @@ if old[3] then
   -- The members of a cancelled batch that wait for their turn never run.
   redis.call("HSET", key, "stopped", old[3])
 end
-redis.call("PEXPIRE", key, ttl > 0 and int(ttl) or ARGV[1])
+redis.call("PEXPIRE", key, int(ttl > 0 and ttl or ENDED_TTL))
 return 1

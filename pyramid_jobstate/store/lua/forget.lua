@@ -5,4 +5,5 @@ local status = redis.call("HGET", key, "status")
 if (status ~= "sending" and status ~= "waiting") or not is_of(ARGV[1]) then
   return 0
 end
+withdraw(key, status)
 return redis.call("DEL", key)

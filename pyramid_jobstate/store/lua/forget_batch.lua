@@ -6,4 +6,5 @@ local is_new = old[1] == "queued" or (old[1] == "success" and not old[2])
 if not is_new or not is_of(ARGV[1]) then
   return 0
 end
+withdraw(key, old[1])
 return redis.call("DEL", unpack(KEYS)) > 0 and 1 or 0

@@ -1,7 +1,7 @@
 -- The message of an ended job is put back in the queue.
--- ARGV: ttl, delay, status, sender, then the fields, the token that create.lua returned, and
--- last the deadline of a unique job. Returns 1 if the job was queued again, by this call or by the same call before,
--- whose reply was lost; 0 if the job has changed since.
+-- ARGV: delay, status, sender, then the fields, the token that create.lua returned, and last
+-- the deadline of a unique job. Returns 1 if the job was queued again, by this call or by the
+-- same call before, whose reply was lost; 0 if the job has changed since.
 
 local old = redis.call("HMGET", key, "status", "run", "owner", "past", "asked", "rerun")
 local deadline, token = table.remove(ARGV), table.remove(ARGV)
@@ -15,14 +15,18 @@ end
 if is_late(deadline, time()) then
   return 0
 end
-redis.call("DEL", key)
-create()
-redis.call("HSET", key, "past", earlier(old[2], old[4]))
+local more = { "past", earlier(old[2], old[4]) }
 if old[3] then
-  redis.call("HSET", key, "owner", old[3])
+  add(more, "owner", old[3])
 end
 if old[6] == "" then
   -- A message that the broker has refused may still come: see restore.lua.
-  redis.call("HSETNX", key, "rerun", "")
+  for i = 4, #ARGV, 2 do
+    old[6] = ARGV[i] == "rerun" and ARGV[i + 1] or old[6]
+  end
+  add(more, "rerun", old[6])
 end
+local before = scopes_of(key)
+redis.call("DEL", key)
+create(ARGV, status, more, before)
 return 1

@@ -1,5 +1,5 @@
 -- Write reports of a run, or only a sign of life. ARGV: token, seq, the seq that it builds
--- on, ttl, then the fields, if any.
+-- on, "1" to renew its place in the lists, then the fields, if any.
 
 local token, seq = ARGV[1], tonumber(ARGV[2])
 local old, refusal = read_for(token, ARGV[3])
@@ -11,11 +11,15 @@ if not is_running(old[1]) then
 end
 if seq > (tonumber(old[4]) or 0) then
   local now = int(time())
-  redis.call("HSET", key, "seq", int(seq), "seen", now)
+  local words = { "seq", ARGV[2], "seen", now }
   if ARGV[5] then
-    redis.call("HSET", key, "updated", now)
-    set(5)
+    add(words, "updated", now)
+    add_all(words, ARGV, 5)
   end
-  redis.call("PEXPIRE", key, ARGV[4])
+  write(words)
+  redis.call("PEXPIRE", key, int(ACTIVE_TTL))
+  if ARGV[4] == "1" then
+    place(key, old[1], old[1], micros(), { unpack(old, 5) }, nil, true)
+  end
 end
 return old[1] == "cancelling" and CANCELLING or OK

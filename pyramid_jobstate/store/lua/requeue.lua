@@ -1,27 +1,26 @@
 -- A job that failed is about to run again. KEYS: the record, what is kept of its failure.
--- ARGV: ttl, milliseconds of silence after which a sender counts as dead, a word that
--- identifies this request and the only message that may run the job from now on, the deadline
--- of a unique job.
+-- ARGV: a word that identifies this request and the only message that may run the job from now
+-- on, the deadline of a unique job.
 -- The failure keeps the record as it is now, for restore.lua.
 -- Returns 1 if the job was queued, by this call or by the same call before, whose reply was
 -- lost; 0 if the job has not failed, is being sent, or is unknown, or its message is not kept;
 -- -1 after the deadline.
 
-local old = redis.call("HMGET", key, "status", "updated", "rerun", "run", "past", "queued", "owner")
+local old = redis.call("HMGET", key, "status", "updated", "rerun", "run", "past")
 local status, now = old[1], time()
-if status == "sending" and old[3] == ARGV[3] then
+if status == "sending" and old[3] == ARGV[1] then
   return 1
 end
 -- A job that was never confirmed holds its message if a process died while it was rerun.
 local is_rerun = old[3] and old[3] ~= ""
-local is_lost = status == "sending" and is_rerun and is_silent(old[2], now, ARGV[2])
+local is_lost = status == "sending" and is_rerun and is_silent(old[2], now)
 if status ~= "error" and not is_lost then
   return 0
 end
 if not redis.call("HGET", KEYS[2], "message") then
   return 0
 end
-if is_late(ARGV[4], now) then
+if is_late(ARGV[2], now) then
   return -1
 end
 if is_lost then
@@ -31,22 +30,20 @@ if is_lost then
 else
   redis.call("HSET", KEYS[2], "former", cmsgpack.pack(redis.call("HGETALL", key)))
 end
-local facts = redis.call("HMGET", key, "kind", "actor", "params", "unique", "batch")
-redis.call("DEL", key)
-redis.call("HSET", key, "status", "sending", "updated", int(now), "rerun", ARGV[3], "attempt", "0")
-local kept = {
-  queued = old[6], owner = old[7], kind = facts[1], actor = facts[2], params = facts[3],
-  unique = facts[4], batch = facts[5],
-}
-for name, value in pairs(kept) do
+local words = { "status", "sending", "updated", int(now), "rerun", ARGV[1], "attempt", "0" }
+local names = { "queued", "owner", "kind", "actor", "params", "unique", "batch" }
+for i, value in ipairs(redis.call("HMGET", key, unpack(names))) do
   if value then
-    redis.call("HSET", key, name, value)
+    add(words, names[i], value)
   end
 end
 local past = earlier(old[4], old[5])
 if past ~= " " then
-  redis.call("HSET", key, "past", past)
+  add(words, "past", past)
 end
-redis.call("PEXPIRE", key, ARGV[1])
-redis.call("PEXPIRE", KEYS[2], ARGV[1])
+redis.call("DEL", key)
+write(words)
+redis.call("PEXPIRE", key, int(ACTIVE_TTL))
+redis.call("PEXPIRE", KEYS[2], int(ACTIVE_TTL))
+place(key, status, "sending", micros())
 return 1

@@ -1,5 +1,5 @@
 -- An earlier step of the job's pipeline is about to run again: let the job wait for its turn,
--- if it was cancelled because that step did not succeed. ARGV: ttl.
+-- if it was cancelled because that step did not succeed.
 -- Returns 1 if it waits, by this call or an earlier one, -1 if it was deleted, so that its
 -- message will run nothing, else 0.
 
@@ -13,7 +13,8 @@ end
 if old[1] ~= "cancelled" or not old[2] then
   return 0
 end
-redis.call("HDEL", key, "error", "finished", "due", "drop", "unreached")
 redis.call("HSET", key, "status", "waiting", "updated", int(time()))
-redis.call("PEXPIRE", key, ARGV[1])
+redis.call("HDEL", key, "error", "finished", "due", "drop", "unreached")
+redis.call("PEXPIRE", key, int(ACTIVE_TTL))
+place(key, "cancelled", "waiting", micros())
 return 1

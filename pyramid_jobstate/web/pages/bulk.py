@@ -43,8 +43,11 @@ def acts_on_all(
     found: dict[str, dict[str, Any]] = {}
     counts_url = None
     if counts is not None:
-        of_kind = {"kind": filters["kind"]} if "kind" in filters else {}
-        counts_url = context.request.resource_url(context, "counts", query=of_kind)
+        # The acts include members of batches, whatever the list shows.
+        counted = {"members": "1"}
+        if "kind" in filters:
+            counted["kind"] = filters["kind"]
+        counts_url = context.request.resource_url(context, "counts", query=counted)
     for act, (name, bulk, statuses) in BULK.items():
         query: dict[str, Any] = {
             key: filters[key] for key in (*bulk.filters, "all") if key in filters

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyramid.httpexceptions import HTTPFound, HTTPNotFound
 
 from ...job import is_uuid
+from ...store import kind_texts
 from ..answers import answering
 from ..interfaces import IPages
 from ..lists import MEMBERS, asked_page
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from ..resources import JobStates
 
 #: The parameters that say which jobs are listed, and how many on a page.
-FILTERS = ("kind", "owner", "all", "status", "limit")
+FILTERS = ("kind", "owner", "all", "members", "status", "limit")
 
 
 class Overview(NamedTuple):
@@ -62,7 +63,7 @@ def list_page(context: JobStates, request: Request) -> Response:
         return HTTPFound(request.resource_url(context, query=query))
     page = asked_page(context, request)
     filters = {name: query[name] for name in FILTERS if name in query}
-    kept = ("status", "limit", LOCALE, *(() if may_list else ("kind",)))
+    kept = ("members", "status", "limit", LOCALE, *(() if may_list else ("kind",)))
     is_first = "cursor" not in query
     overview = Overview()
     if may_list:
@@ -91,7 +92,7 @@ def list_page(context: JobStates, request: Request) -> Response:
         "kept": {name: query[name] for name in kept if name in query},
         "wrong_id": asked_id,
         "list_url": list_url,
-        "kinds": overview.kinds,
+        "kinds": kinds_of(overview.kinds, filters.get("kind")),
         "tabs": tabs_of(words, filters.get("status"), counts, url),
         "chart": chart_of(overview.buckets, words) if overview.buckets else None,
         "rows": rows,
@@ -107,6 +108,16 @@ def list_page(context: JobStates, request: Request) -> Response:
         ),
     }
     return respond(request, "list.jinja2", title, values)
+
+
+def kinds_of(kinds: Sequence[str], wanted: str | None) -> list[tuple[str, str, bool]]:
+    """Return the kinds to choose from: the name of each, what the viewer reads, and
+    whether it is chosen.
+    """
+    texts = kind_texts(kinds)
+    if wanted is not None and wanted not in {*texts, *texts.values()}:
+        texts[wanted] = wanted
+    return [(kind, text, wanted in (kind, text)) for kind, text in texts.items()]
 
 
 def to_batch(context: JobStates, request: Request) -> Response:
@@ -127,18 +138,19 @@ def overview_of(
     context: JobStates, filters: Mapping[str, str], *, with_chart: bool
 ) -> Overview:
     """Return what is told of all jobs, or of those of a kind."""
-    kind = filters.get("kind")
+    kind, members = filters.get("kind"), "members" in filters
 
     def question(store: JobStore) -> Overview:
         kinds = store.kinds()
         if "owner" in filters:
             return Overview(kinds)
-        counts = store.counts(kind)
+        counts = store.counts(kind, members=members)
         if not with_chart:
             return Overview(kinds, counts)
         pages: Pages = context.request.registry.getUtility(IPages)
         buckets = pages.throughputs.get(
-            kind, lambda: store.throughput(kind, SECONDS, BARS)
+            (kind, members),
+            lambda: store.throughput(kind, SECONDS, BARS, members=members),
         )
         return Overview(kinds, counts, buckets)
 

@@ -46,13 +46,15 @@ class Pages:
     Attributes:
       environment: Loads our templates.
       layout: The asset specification of the layout.
-      throughputs: What the charts show, by kind.
+      throughputs: What the charts show, by kind and whether members of batches count.
     """
 
     def __init__(self, environment: Environment, layout: str) -> None:
         self.environment = environment
         self.layout = layout
-        self.throughputs: Fresh[str | None, Sequence[Bucket]] = Fresh(CHART_SECONDS)
+        self.throughputs: Fresh[tuple[str | None, bool], Sequence[Bucket]] = Fresh(
+            CHART_SECONDS
+        )
 
 
 def showing(view: View) -> View:

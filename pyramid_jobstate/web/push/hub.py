@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ...store import tracker_of
 from .feed import Feed
 from .forks import watch_forks
 from .watch import Watch
@@ -66,7 +67,7 @@ class Hub:
 
     def now(self) -> int:
         """Return the store's time in milliseconds."""
-        return self._store.track().now()
+        return tracker_of(self._store).now()
 
     def start(self) -> None:
         """Have the thread run.
@@ -175,7 +176,7 @@ class Hub:
         waker, _ = self._wakers
         selector.register(waker, selectors.EVENT_READ)
         feed = self._feed
-        tracker = self._store.track()
+        tracker = tracker_of(self._store)
         watch = Watch(
             tracker,
             selector,

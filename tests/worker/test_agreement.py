@@ -1,0 +1,217 @@
+"""On one server, records and lists agree after every command, whoever sent it, and a
+server that refuses lists costs no job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import dramatiq
+import redis
+
+from pyramid_jobstate import JobStore, StoreUnavailable, rerun, rerun_all
+from tests.lost import disagreements, keys_of, take_over
+from tests.support import wait_for
+from tests.trips import dying, met
+from tests.web.databases import Manager
+from tests.worker.floors import Floor, fail
+
+MakeFloor = Callable[..., Floor]
+
+
+@contextlib.contextmanager
+def agreeing(url: str) -> Iterator[list[object]]:
+    """Compare lists and records before every round trip of any thread. Yields what was
+    found, an item for each time.
+    """
+    found: list[object] = []
+    here, checker = threading.local(), redis.Redis.from_url(url)
+
+    def meet(connection: Any, go: Callable[[], Any]) -> Any:
+        here.is_checking = True
+        found.append(disagreements(checker))
+        here.is_checking = False
+        return go()
+
+    with met(meet, lambda: not getattr(here, "is_checking", False)):
+        yield found
+    found.append(disagreements(checker))
+    checker.close()
+
+
+def live(floor: Floor) -> None:
+    """Have jobs go through all that may happen to them."""
+    floor.scripts |= {
+        "fails": lambda job_state: fail(ValueError("No")),
+        "reports": lambda job_state: job_state.set_message("on it"),
+    }
+    failed = floor.post("fails", job_owner="alice")
+    floor.post("reports")
+    cancelled, deleted = floor.post("c"), floor.post("d", job_owner="alice")
+    assert floor.load(cancelled.message_id).cancel()
+    floor.broker.enqueue(floor.stubborn.message("fails"), delay=1)
+    steps = [floor.message(name, pipe_ignore=True) for name in ("fails", "b")]
+    with (request := floor.request()).tm:
+        request.job_states.send_message(dramatiq.pipeline(steps, broker=floor.broker))
+    request = floor.request()
+    request.tm.begin()
+    request.job_states.send(floor.errand, "withdrawn")
+    with request.job_states.batch() as withdrawn:
+        withdrawn.send(floor.errand, "withdrawn, too")
+    request.tm.get().join(Manager("~", "tpc_vote", lambda: fail(ZeroDivisionError)))
+    with contextlib.suppress(ZeroDivisionError):
+        request.tm.commit()
+    first, second = floor.request(), floor.request()
+    for request in first, second:
+        # Neither knows of the other yet.
+        request.tm.begin()
+        request.job_states.send_with_options(floor.errand, ("u",), unique="nightly")
+    first.tm.commit()
+    second.tm.commit()
+    batch = floor.send_batch("fails", "reports", "z")
+    assert floor.send_batch("x", "y").cancel()
+    floor.work()
+    assert floor.store.delete(deleted.message_id)
+    del floor.scripts["fails"]
+    away = mock.patch.object(floor.broker, "enqueue", side_effect=ConnectionError)
+    with away, contextlib.suppress(ConnectionError):
+        rerun(floor.store, floor.broker, failed.message_id)
+    assert rerun(floor.store, floor.broker, failed.message_id)
+    assert rerun_all(floor.store, floor.broker, batch=batch.uuid).done == 1
+    floor.work()
+    held = floor.begin()
+    assert held.load().cancel()
+    wait_for(lambda: held.job_state.cancel_requested)
+    held.end(lambda job_state: job_state.raise_if_cancelled())
+    result = floor.store.clear(everything=True)
+    assert result.done > 10 and result.cursor is None
+
+
+def test_lists_agree_with_records_after_every_command(
+    make_floor: MakeFloor, redis_url: str
+) -> None:
+    """Whatever happens to jobs, batches and pipelines, no command leaves a job without
+    a place, or in one where its record does not say.
+    """
+    floor = make_floor()
+    with agreeing(redis_url) as found:
+        live(floor)
+    assert len(found) > 100
+    assert [each for each in found if each] == []
+
+
+def test_run_whose_record_was_lost_leaves_its_old_places(
+    floor: Floor, client: redis.Redis
+) -> None:
+    """A server that comes back without a record may still list the job."""
+    sent = floor.post("a", job_owner="alice")
+    client.delete(f"jobstate:{sent.message_id}")
+    assert disagreements(client)
+    floor.work()
+    assert floor.load(sent.message_id).is_success
+    assert disagreements(client) == set()
+
+
+def test_members_of_a_lost_batch_are_listed_as_jobs_of_their_own(
+    floor: Floor, client: redis.Redis
+) -> None:
+    """Whatever their messages say, and however often they are tried."""
+    floor.scripts["fails"] = lambda job_state: fail(ValueError("No"))
+    batch = floor.send_batch("fails", actor=floor.stubborn)
+    client.delete(*[key for key in keys_of(client) if batch.uuid in key])
+    floor.work()
+    # The lists have yet to drop the batch itself.
+    assert {uuid for _, uuid in disagreements(client)} == {batch.uuid}
+    assert [job.status for job in floor.store.list("alice").items] == ["error"]
+
+
+def test_death_between_two_commands_leaves_lists_that_agree(
+    make_floor: MakeFloor, client: redis.Redis
+) -> None:
+    """The same if a sender dies at any time."""
+    floor = make_floor()
+    for number in range(1, 30):
+        with dying(number) as has_died:
+            floor.post("a", job_owner="alice")
+            floor.press(f"key {number}")
+            floor.send_batch("b", "c")
+        assert disagreements(client) == set(), number
+        if not has_died():
+            break
+    assert number > 5
+
+
+def test_full_server_takes_each_change_whole_or_not_at_all(
+    make_floor: MakeFloor, client: redis.Redis
+) -> None:
+    """Whatever it refuses, records and lists agree. All goes on when it has room."""
+    floor = make_floor()
+    floor.scripts["fails"] = lambda job_state: fail(ValueError("No"))
+    failed, waits, ends = (floor.post(name) for name in ("fails", "w", "e"))
+    batch = floor.send_batch("a", "fails")
+    floor.work()
+    waiting, held = floor.post("w", job_owner="alice"), floor.begin()
+    floor.stop(timeout=0)
+
+    def send() -> None:
+        floor.post("a", job_owner="alice")
+        floor.press()
+        floor.send_batch("a", "b")
+
+    changes: list[Callable[[], object]] = [
+        send,
+        lambda: floor.load(waiting.message_id).cancel(),
+        lambda: rerun(floor.store, floor.broker, failed.message_id),
+        lambda: rerun_all(floor.store, floor.broker, batch=batch.uuid),
+        lambda: floor.store.delete(ends.message_id),
+        lambda: floor.broker.enqueue(waits),
+        lambda: held.end(),
+    ]
+    for change in changes:
+        client.config_set("maxmemory", 1)
+        with contextlib.suppress(redis.RedisError, StoreUnavailable):
+            change()
+        assert disagreements(client) == set()
+        client.config_set("maxmemory", 0)
+    floor.work()
+    assert disagreements(client) == set()
+    wait_for(lambda: held.reads("success"))
+
+
+def test_job_comes_through_whatever_is_refused_of_its_lists(
+    make_floor: MakeFloor, client: redis.Redis, redis_url: str
+) -> None:
+    """If a user of the server may not run one of the commands that write lists, or
+    another program uses any of their keys, jobs are sent, run and end all the same; so
+    do the members of a batch.
+    """
+    client.acl_setuser(
+        "worker", enabled=True, passwords=["+word"], categories=["+@all"], keys=["*"]
+    )
+    store = JobStore(redis_url.replace("redis://", "redis://worker:word@"))
+    floor = make_floor(store)
+    floor.scripts["fails"] = lambda job_state: fail(ValueError("No"))
+
+    def come_through() -> None:
+        sent = [floor.post(name, job_owner="alice") for name in ("a", "fails")]
+        batch = floor.send_batch("a", "fails")
+        floor.work()
+        assert floor.statuses(*sent) == ["success", "error"]
+        assert floor.counts(batch) == {"success": 1, "error": 1}
+
+    come_through()
+    lists = [key for key in keys_of(client, "zset") if "failed" not in key]
+    for command in "zadd", "zrem", "zscore", "zcount", "zremrangebyrank":
+        client.acl_setuser("worker", enabled=True, commands=[f"-{command}"])
+        come_through()
+        client.acl_setuser("worker", enabled=True, commands=[f"+{command}"])
+    for key in lists:
+        take_over(client, key)
+        come_through()
+        client.delete(key)
+    come_through()
+    client.acl_deluser("worker")
