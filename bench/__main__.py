@@ -10,6 +10,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from . import (
     batches,
     browser,
+    cost,
     flush,
     freshness,
     lists,
@@ -27,6 +28,7 @@ from . import (
 from .timing import show
 
 TABLES = {
+    "cost": cost,
     "batches": batches,
     "updates": updates,
     "flush": flush,
