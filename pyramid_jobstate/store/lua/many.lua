@@ -3,6 +3,7 @@
 -- one.lua does.
 
 local is_opened, replies, i = ARGV[1] ~= "" and pcall(open_batch_of, ARGV[1]), {}, 2
+known = {}
 while ARGV[i] do
   local last = i + 1 + ARGV[i + 1]
   key = ARGV[i]

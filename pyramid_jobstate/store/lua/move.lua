@@ -4,6 +4,10 @@
 local fault
 local moves = {}
 
+-- In a script that changes many jobs: for how long each set lives, and which kinds are listed, so
+-- that this is asked once.
+local known
+
 -- Run a command on a list. Returns its reply, or nothing if it fails.
 local function try(name, set, ...)
   local reply = redis.pcall(name, set, ...)
@@ -37,10 +41,16 @@ local function move(scope, member, from, to, at, ttl, slack)
       return at
     end
     local life = ttl + math.ceil(math.max(0, at - micros()) / 1000)
-    -- A set lives longer than it needs to, so that this is rarely written.
-    local is_old = (try("PTTL", set) or 0) < life
+    local is_old = not (known and known[set] and known[set] >= life)
     if is_old then
-      try("PEXPIRE", set, int(life + ttl / 8))
+      -- A set lives longer than it needs to, so that this is rarely written.
+      is_old = (try("PTTL", set) or 0) < life
+      if is_old then
+        try("PEXPIRE", set, int(life + ttl / 8))
+      end
+      if known then
+        known[set] = life
+      end
     end
     if is_old or micros() % 16 == 0 then
       trim(set, ttl)
@@ -54,9 +64,15 @@ end
 
 -- List a kind. That is written once in a minute.
 local function note(space, kind, at, ttl)
+  if known and known[kind] and known[kind] >= at then
+    return
+  end
   local score = tonumber(try("ZSCORE", space .. "kinds", kind) or nil)
   if not score or score < at - 60000000 then
     move(space, kind, nil, "kinds", at, ttl)
+  end
+  if known then
+    known[kind] = at + 60000000
   end
 end
 
