@@ -138,6 +138,16 @@ def changes_of(
     return plain, changes
 
 
+def answered(changes: Iterable[Change], replies: Iterable[Any]) -> list[Any]:
+    """Return the answer of the batch to each change.
+
+    Parameters:
+      replies: The replies to calls that tell the changes which have no answer yet.
+    """
+    rest = iter(replies)
+    return [change.answer or next(rest) for change in changes]
+
+
 #: The most members that one reading of a silent batch looks at, and goes through for
 #: them.
 LOOKED_AT, GONE_THROUGH = 20, 500
@@ -380,9 +390,8 @@ class Batches:
         """
         if not changes:
             return
-        untold = [change for change in changes if change.answer is None]
-        answers = iter(self._run(map(self.tell, untold)))
-        replies = [change.answer or next(answers) for change in changes]
+        pending = [change for change in changes if change.answer is None]
+        replies = answered(changes, self._run(map(self.tell, pending)))
         pairs = zip(changes, replies, strict=True)
         sound = [(change, reply) for change, reply in pairs if reply is not None]
         self.settle([change for change, _ in sound], [reply for _, reply in sound])

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from ..errors import NotRepeatable, NotUnique
 from ..job import BATCH, JobInfo, NewJob, Record, Update
-from .batches import Batches, Change, changes_of
+from .batches import Batches, Change, answered, changes_of
 from .bulk import Acted
 from .claims import UNASKED, Claims, Hold
 from .connection import LOST, Client, text
@@ -256,9 +256,9 @@ class Records:
             if update.begins or update.renews or update.end is not None
             for call in self.claims.renew(update, results[i])
         ]
-        untold = [change for change in changes.values() if change.answer is None]
-        told = [self.batches.tell(change) for change in untold]
-        calls = [*moves, *(call for _, call in claimed), *told]
+        pending = [change for change in changes.values() if change.answer is None]
+        reports = [self.batches.tell(change) for change in pending]
+        calls = [*moves, *(call for _, call in claimed), *reports]
         # A job must not suffer from what is wrong with its lists or its batch.
         found = run_scripts(self._client, calls) if calls else []
         self._runner.log(moves, found[: len(moves)])
@@ -266,9 +266,9 @@ class Records:
         for i, _ in claimed:
             self.claims.retake(updates[i], next(replies))
         if changes:
-            answers = iter(self.batches.take(told, [*replies]))
-            heard = [each.answer or next(answers) for each in changes.values()]
-            self._hear(updates, results, changes, heard)
+            found = self.batches.take(reports, [*replies])
+            answers = answered(changes.values(), found)
+            self._hear(updates, results, changes, answers)
         return results
 
     def _change(
