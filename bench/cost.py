@@ -211,14 +211,14 @@ class Case(NamedTuple):
       sends: How often a measurement does it. To start and stop a worker takes some
         milliseconds, which count among more jobs for less.
       jobs: The number of jobs that one makes.
-      goals: The most that a figure may be.
+      goals: The most that a figure may be, or None.
     """
 
     what: str
     send: Callable[[Sender, int], None]
     sends: int = 600
     jobs: int = 1
-    goals: dict[str, float] = {}  # noqa: RUF012
+    goals: Mapping[str, float] | None = None
 
 
 CASES = {
@@ -241,7 +241,7 @@ def measure(server: EmbeddedServer) -> Table:
         with_peer = has_rq and name == plain.__name__
         found = _rounds(name, [BARE, TRACKED, OWNED] + [RQ] * with_peer)
         bare = found[BARE]
-        rows += _rows(case.what, found[TRACKED], bare, case.goals, found[OWNED])
+        rows += _rows(case.what, found[TRACKED], bare, case.goals or {}, found[OWNED])
         if with_peer:
             rows += _rows("RQ's own job", found[RQ], bare)
     notes = [

@@ -419,7 +419,7 @@ class Entries:
 
     def _read(self, places: Sequence[Place], limit: int) -> tuple[list[Entry], bool]:
         """Return entries after the places, each in a part, in one round trip, and
-        whether they are all that there are.
+        whether nothing follows them.
 
         Parameters:
           limit: How many entries of each set to read.
