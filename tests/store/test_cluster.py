@@ -148,6 +148,20 @@ def test_creation_that_is_repeated_lists_the_job(cluster_store: JobStore) -> Non
     assert {*uuids_of(cluster_store.list().items)} == {*before, sent.message_id}
 
 
+def test_kind_comes_back_with_a_store_that_was_emptied(
+    cluster_store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process lists it again after a minute, however late the last job was due."""
+    _, run_marathon = make_desk(cluster_store)
+    clock = [1e9]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    run_marathon.send_with_options(args=(26,), delay=6 * 24 * 3600 * 1000)
+    cluster_store.client.flushall()
+    clock[0] += 61
+    run_marathon.send(26)
+    assert cluster_store.kinds() == ["class:RunMarathon"]
+
+
 def test_lists_mend_what_was_lost(cluster: Cluster, cluster_store: JobStore) -> None:
     """If what lists a job on another node is lost, lists find it and mend that."""
     uuid = put(cluster_store, "queued")

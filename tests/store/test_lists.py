@@ -326,6 +326,24 @@ def test_list_is_mended_once(store: JobStore) -> None:
     assert len(trips) == 2
 
 
+def test_list_that_races_with_a_change_moves_nothing(store: JobStore) -> None:
+    """A job that changes while a list is read stays where the change has put it."""
+    key = "jobstate:{all}:cancelled"
+    for number in range(1, 5):
+        job, scores = put(store, "queued"), list[Any]()
+
+        def meanwhile(job: str = job, scores: list[Any] = scores) -> None:
+            assert load_job(store, job).cancel()
+            scores.append(store.client.zscore(key, job))
+
+        with counting_trips(number, meanwhile):
+            store.list()
+        if scores:
+            assert store.client.zscore(key, job) == scores[0], number
+            assert job in all_of(store)
+    assert number > 2
+
+
 def test_server_that_takes_no_writes_lists(
     store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:

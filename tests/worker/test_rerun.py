@@ -28,6 +28,7 @@ from pyramid_jobstate import (
     rerun_all,
 )
 from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
+from tests.lost import disagreements
 from tests.support import STATUSES, UUID, wait_for
 from tests.worker.conftest import Logged
 from tests.worker.floors import (
@@ -207,6 +208,23 @@ def test_broker_that_refuses_leaves_the_failure(
     assert again(floor, sent)
     floor.work()
     assert floor.statuses(sent) == ["success"]
+
+
+def test_failure_that_another_program_overwrote_loses_no_job(
+    floor: Floor, client: redis.Redis
+) -> None:
+    """It cannot be put back, so the job stays as it is, and in the lists."""
+    (sent,) = failed(floor)
+
+    def overwrite(*args: Any, **options: Any) -> None:
+        kept = f"{{jobstate:{sent.message_id}}}:failure"
+        client.hset(kept, "former", b"\x93\x01\x02\x03")
+        refuse()
+
+    with refusing(floor, overwrite), pytest.raises(ConnectionClosed):
+        again(floor, sent)
+    assert floor.load(sent.message_id).status == "queued"
+    assert disagreements(client) == set()
 
 
 def test_message_that_the_broker_took_after_all_does_not_run(floor: Floor) -> None:
@@ -414,7 +432,7 @@ def test_member_of_a_cancelled_batch_does_not_run_again(floor: Floor) -> None:
 
 
 # What is kept of a failure is data: nothing that another program writes there is
-# executed. There is no public way to it, so these tests look for it.
+# executed. No public call shows the key, so these tests look for it.
 
 
 def kept(client: redis.Redis, message: Message[Any]) -> str:
@@ -432,7 +450,7 @@ def forge(client: redis.Redis, message: Message[Any], **changes: Any) -> None:
 
 
 def test_foreign_message_runs_nothing(floor: Floor, client: redis.Redis) -> None:
-    """A message in the store that is not one of the job's, or is none at all."""
+    """The store holds another job's message, or text that is not a message."""
     dramatiq.actor(broker=floor.broker, actor_name="other")(lambda: None)
     step = {"actor_name": "unknown", "message_id": UUID, "args": []}
     steps = {"pipe_target": {**step, "kwargs": {}, "options": {}}}
