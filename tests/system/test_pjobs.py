@@ -243,7 +243,7 @@ def test_commands_of_the_readme(folder: Path, redis_url: str, shop: Shop) -> Non
 
 
 def test_output_that_goes_nowhere(redis_url: str, store: JobStore) -> None:
-    """`| head -1` is no error. A full disk, or a closed stdout, is one in one line."""
+    """`| head -1` ends it quietly; a full disk or a closed stdout, with one line."""
     # More than a pipe holds.
     for _ in range(9):
         put(store, message="x" * 16_000)

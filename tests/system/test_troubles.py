@@ -50,7 +50,7 @@ def host(host: Host) -> Host:
 
 
 def quotations() -> list[str]:
-    """Return the chapter's literal texts that have a space, and are no commands."""
+    """Return the chapter's literal texts that have a space, except commands."""
     # The snippets contain no double backquotes.
     found = [" ".join(text.split()) for text in re.findall(r"``(.+?)``", CHAPTER, re.S)]
     return [text for text in found if " " in text and not OTHERS.match(text)]

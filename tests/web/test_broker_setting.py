@@ -633,7 +633,7 @@ def test_stub_starts_its_server_at_the_first_command() -> None:
 
 
 def test_bad_base_url_stops_the_start() -> None:
-    """What is no URL is refused, and so is a login, whose password is not shown."""
+    """An invalid URL is refused, and so is a login. No error shows its password."""
     base, ends = "https://example.com", (":99999", "/ä", "?a=b", "\n/")
     urls = [" ", "example.com/shop", "ftp://example.com", "https:///shop"]
     urls += ["https://user:hush@example.com", *(base + end for end in ends)]

@@ -34,7 +34,7 @@ def test_broker_that_fails_is_a_503(
     fault: str,
 ) -> None:
     """If the broker fails, the job has failed as before, and the log says how many were
-    sent. That is no outage of the store, and no fault of the query.
+    sent. Neither the store nor the query is blamed.
     """
 
     def known_of(job: str) -> list[Any]:

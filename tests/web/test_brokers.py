@@ -108,7 +108,7 @@ def test_message_of_another_broker_says_so(
 def test_broker_without_the_middleware_is_refused(
     job_states: Any, set_broker: Callable[[Any], None], other: RedisBroker
 ) -> None:
-    """Jobs need a broker with our middleware. Where there is none, none is made."""
+    """Jobs need a broker with our middleware. The package does not make one up."""
     set_broker(StubBroker(middleware=[]))
     with pytest.raises(TypeError, match="has no JobStateMiddleware"):
         job_states.send_message(group([]))

@@ -251,7 +251,7 @@ def test_store_that_refuses_is_a_503(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A refusal of the store is no 404, and is logged once a minute."""
+    """If the store refuses, the answer is a 503, and the log says so once a minute."""
     with narrow(client, redis_url, "-hgetall") as url:
         app = make_app(make_config(url))
         for query in f"/{UUID}", f"?uuid={UUID}&uuid={UUID[::-1]}":

@@ -90,7 +90,7 @@ def test_every_answer_varies(paged: TestApp, store: JobStore) -> None:
 
 
 def test_what_has_no_page_is_json(paged: TestApp, store: JobStore) -> None:
-    """Browsers get JSON where there is no page, and for what changes jobs."""
+    """Browsers get JSON from requests without a page, and from those that act."""
     (job,) = put(store, "alice", status="success")
     for end in "/counts", f"/{job}/inspect", f"?uuid={job}&uuid=x":
         response = browse(paged, f"/job_state{end}")

@@ -252,7 +252,7 @@ def test_what_is_open_without_a_policy(redis_url: str, store: JobStore) -> None:
 
 
 def test_start_without_a_policy_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    """The warning names the line to add. With a policy or an owner, there is none."""
+    """The warning names the line to add. A policy or an owner makes it needless."""
     app_of(None, NOWHERE)
     (warning,) = messages(caplog, "pyramid_jobstate")
     assert "403" in warning

@@ -434,7 +434,7 @@ def test_script_sends_at_its_commit(
 def test_application_without_a_manager_is_told(
     redis_url: str, client: redis.Redis
 ) -> None:
-    """Without pyramid_tm, or its manager, there is no transaction to join."""
+    """Without pyramid_tm, or its manager, a request has no transaction to join."""
     hook: Any = {"tm.manager_hook": lambda request: None}
     for config in make_config(redis_url), make_tm_config(redis_url, hook):
         with script(config) as request, transaction.manager:

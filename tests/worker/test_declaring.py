@@ -282,7 +282,7 @@ def test_option_wins_over_the_annotation(declare: Declare) -> None:
 def test_annotation_that_cannot_be_resolved_is_refused(
     stub: dramatiq.Broker, declare: Declare
 ) -> None:
-    """It could hide the class, so there is no actor. The error says how to name it."""
+    """It could hide the class, so the declaration fails and says how to name it."""
     for fn in (
         *(annotated.unresolvable, annotated.wrapped(annotated.unresolvable)),
         *(actor_with("Swim.Nothing"), actor_with("1 / 0")),
