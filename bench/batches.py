@@ -18,7 +18,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.changes import Member, NewBatch, NewJob
 from pyramid_jobstate.job.record import BATCH, JobInfo
 from pyramid_jobstate.job.run import Run
-from pyramid_jobstate.worker.batching import OutgoingBatch
+from pyramid_jobstate.worker.batches import OutgoingBatch
 from pyramid_jobstate.worker.unsaved import Unsaved
 
 from .jobs import OWNER, running_job, set_ten_metrics

@@ -24,9 +24,7 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.record import JobInfo, Record
 from pyramid_jobstate.job.run import Run
-from pyramid_jobstate.worker.backlog import Backlog
-from pyramid_jobstate.worker.flush import Flush
-from pyramid_jobstate.worker.outage import Outage
+from pyramid_jobstate.worker.recorder import Backlog, Flush, Outage
 from pyramid_jobstate.worker.unsaved import Unsaved
 from tests.cluster import running_cluster
 

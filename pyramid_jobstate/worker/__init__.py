@@ -4,36 +4,37 @@ This wing may import Dramatiq, redis-py's exceptions, :mod:`pyramid_jobstate.err
 :mod:`pyramid_jobstate.embedded` and the wings `store` and `job`, but not Pyramid.
 """
 
-from .actors import TrackedFunction
-from .batching import OutgoingBatch
-from .brokers import (
-    is_default,
-    is_made,
-    made_store,
-    release_broker,
-    use_broker,
-)
-from .current import Conflict
-from .fanout import RunningMember
-from .finding import middleware_of
-from .making import STUB, BrokerFault, BrokerSpec, masked
-from .messages import REQUEST, receives_request, refuse_request
-from .middleware import JobStateMiddleware
-from .options import BATCH, UNIQUE, check_owner
-from .outage import Outage
-from .outgoing import Outgoing
-from .parameters import (
+from .actors import (
+    REQUEST,
     HandedFunction,
+    TrackedFunction,
     called_function,
     has_parameter,
     is_async,
     layers,
+    receives_request,
+    refuse_request,
 )
-from .preparing import Sendable
+from .batches import OutgoingBatch, RunningMember
+from .brokers import (
+    STUB,
+    BrokerFault,
+    BrokerSpec,
+    is_default,
+    is_made,
+    made_store,
+    masked,
+    release_broker,
+    use_broker,
+)
+from .current import Conflict
+from .finding import middleware_of
+from .message import BATCH, UNIQUE, check_owner
+from .middleware import JobStateMiddleware
+from .outgoing import NotClaimed, Outgoing, Sendable, Unique
 from .putting import check_class, put_batch, put_job
-from .repeatable import why_not_repeatable
-from .rerunning import BROKER_IS_AWAY, rerun, rerun_all
-from .unique import NotClaimed, Unique
+from .recorder import Outage
+from .rerun import BROKER_IS_AWAY, rerun, rerun_all, why_not_repeatable
 
 __all__ = [
     "BATCH",

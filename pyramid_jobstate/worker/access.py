@@ -12,8 +12,7 @@ from redis import exceptions
 from redis.exceptions import RedisError
 
 from ..store import JobStore, checked_namespace, positive, redis_errors, type_name
-from .outage import Outage
-from .recorder import Recorder, watch_forks
+from .recorder import Outage, Recorder, watch_forks
 
 if TYPE_CHECKING:
     from dramatiq import Broker

@@ -14,7 +14,7 @@ from dramatiq.errors import Retry
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
 from ..job import CANCELLED, End, JobError, JobState, current_state
-from .failures import failure_of
+from .message import failure_of
 from .unsaved import Unsaved
 
 if TYPE_CHECKING:

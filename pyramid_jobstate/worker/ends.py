@@ -10,7 +10,7 @@ from ..job import NOT_REACHED, NOT_SENT, End, JobInfo, Run
 from .access import StoreAccess
 from .actors import TrackedFunctions
 from .current import CurrentJob, Tracked
-from .options import attempts_before
+from .message import attempts_before
 from .unsaved import Unsaved
 
 if TYPE_CHECKING:

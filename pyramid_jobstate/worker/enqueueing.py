@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..job import MAX_DELAY, NewJob
 from .access import StoreAccess
 from .current import CurrentJob, ThreadState, Tracked
-from .options import batch_of, word_of
+from .message import batch_of, word_of
 
 if TYPE_CHECKING:
     from dramatiq import Broker, Message

@@ -18,7 +18,7 @@ from .actors import TrackedFunction, TrackedFunctions, job_state_class
 from .current import CurrentJob, ThreadState, skip
 from .ends import Ends
 from .enqueueing import Enqueueing
-from .options import attempts_before, batch_of, sends_for, word_of
+from .message import attempts_before, batch_of, sends_for, word_of
 
 if TYPE_CHECKING:
     from dramatiq import Actor, Broker, Message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .fanout import RunningMember
+from .batches import RunningMember
 from .following import Follower
 
 if TYPE_CHECKING:

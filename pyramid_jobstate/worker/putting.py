@@ -31,8 +31,8 @@ from ..job import (
     dumps,
 )
 from ..store import JobStore, type_name
-from .batching import describe
-from .options import BATCH, check_delay, check_owner
+from .batches import describe
+from .message import BATCH, check_delay, check_owner
 from .unsaved import Unsaved
 
 

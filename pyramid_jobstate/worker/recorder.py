@@ -1,4 +1,4 @@
-"""Recorder: collects the updates of a worker process and writes them together."""
+"""The thread of a worker process that writes the updates of its jobs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,503 @@ import queue
 import threading
 import time
 import weakref
+from collections.abc import Iterator, Sequence
+from logging import Logger
 
-from ..job import End
-from ..store import JobStore
-from .backlog import Backlog
-from .flush import Flush, disregard
-from .outage import Outage
+from redis import exceptions
+
+from ..job import End, Update
+from ..store import JobStore, Reply, is_foreign
 from .unsaved import Unsaved
 
+#: Seconds before a store that has failed is asked again.
+PAUSE = 1.0
+
+#: What workers and senders log at the beginning of an outage, and at its end.
+AWAY = (
+    "The job state store does not accept updates. They are kept until it does, but "
+    "jobs sent meanwhile have no state until they start: %s: %s"
+)
+BACK = "The job state store accepts updates again."
+
+
+class Outage:
+    """Whether the store answers, as reported by everything in this process that asks.
+
+    After a failure one caller a second asks the store, and the others do without it.
+    A fork or an interrupted thread could leave a lock locked, so this takes none: in a
+    race several callers may ask.
+
+    Parameters:
+      log: The logger for the beginning and the end of an outage.
+      away: The warning at the beginning, with two %s for the type and the text of an
+        error.
+      back: The message at the end, or None to log nothing.
+
+    Attributes:
+      is_said: Whether the beginning of an outage was logged, but not yet its end.
+    """
+
+    def __init__(self, log: Logger, away: str = AWAY, back: str | None = BACK) -> None:
+        self._log = log
+        self._away = away
+        self._back = back
+        self._is_on = False
+        self.is_said = False
+        self._next = 0.0
+
+    def may_ask(self) -> bool:
+        """Return whether the caller should ask the store. If so, it reports the result
+        with :meth:`begin` or :meth:`end`.
+        """
+        if not self._is_on:
+            return True
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + PAUSE
+        return True
+
+    def begin(self) -> None:
+        """Report that the store did not answer."""
+        self._next = time.monotonic() + PAUSE
+        self._is_on = True
+
+    def end(self) -> None:
+        """Report that the store answered."""
+        self._is_on = False
+
+    def complain(self, error: Exception) -> None:
+        """Log an error of the store, only once until it recovers."""
+        if self.is_said:
+            return
+        self.is_said = True
+        self._log.warning(self._away, type(error).__name__, error)
+
+    def recover(self) -> None:
+        """Log the end of the outage if its beginning was logged."""
+        if self.is_said:
+            self.is_said = False
+            if self._back is not None:
+                self._log.info(self._back)
+
+
+#: How many bytes of memory ended runs may take while the store is away.
+MAX_PENDING = 64 * 1024 * 1024
+
+
+class Backlog:
+    """The runs that have something to write now or later. Thread-safe.
+
+    Dramatiq may interrupt a worker thread between any two bytecodes. Hence the plain
+    locks, which are written in C: an interrupt can leave an Event, written in Python,
+    locked for good.
+    """
+
+    def __init__(self) -> None:
+        self._runs: dict[str, Unsaved] = {}
+        self._lock = threading.Lock()
+
+    def __bool__(self) -> bool:
+        return bool(self._runs)
+
+    def add(self, unsaved: Unsaved) -> None:
+        with self._lock:
+            self._runs[unsaved.run.token] = unsaved
+
+    def end(self, unsaved: Unsaved, end: End) -> bool:
+        """Set how a run ended, and return whether that has yet to be written."""
+        with self._lock:
+            unsaved.end = end
+            if (unsaved.is_cancelled and end.delay is not None) or (
+                unsaved.is_fenced and end.failure is not None
+            ):
+                # A message put back must still find the record, and a failure is listed
+                # among the tries: see finish.lua.
+                unsaved.lost = ""
+            if not unsaved.lost:
+                self._runs[unsaved.run.token] = unsaved
+            return not unsaved.lost
+
+    def give_up(self, unsaved: Unsaved, why: str) -> bool:
+        """Stop writing a run, and return whether it had ended."""
+        with self._lock:
+            unsaved.lost = why
+            del self._runs[unsaved.run.token]
+            self._release(unsaved, tuple(unsaved.waiters))
+            return unsaved.end is not None
+
+    def remove(self, unsaved: Unsaved) -> None:
+        """Remove a run whose end is stored."""
+        with self._lock:
+            del self._runs[unsaved.run.token]
+            self._release(unsaved, tuple(unsaved.waiters))
+
+    def all(self) -> list[Unsaved]:
+        with self._lock:
+            return list(self._runs.values())
+
+    def ended(self) -> list[Unsaved]:
+        """Return the runs that have ended, oldest first."""
+        return [unsaved for unsaved in self.all() if unsaved.end is not None]
+
+    def excess(self) -> Iterator[Unsaved]:
+        """Yield the oldest ended runs until the rest fit into MAX_PENDING."""
+        ended = self.ended()
+        excess = sum(unsaved.size for unsaved in ended) - MAX_PENDING
+        for unsaved in ended:
+            if excess <= 0:
+                break
+            excess -= unsaved.size
+            yield unsaved
+
+    def add_waiter(self, unsaved: Unsaved) -> threading.Lock | None:
+        """Begin to wait for a run to be stored.
+
+        Returns:
+          A lock, released once everything set before is stored or given up, or None if
+          the backlog has dropped the run.
+        """
+        waiter = threading.Lock()
+        waiter.acquire()
+        with self._lock:
+            if unsaved.run.token not in self._runs:
+                return None
+            unsaved.waiters.add(waiter)
+        return waiter
+
+    def discard_waiter(self, unsaved: Unsaved, waiter: threading.Lock) -> None:
+        """Stop waiting for a run."""
+        with self._lock:
+            unsaved.waiters.discard(waiter)
+
+    def waiters(
+        self, batch: Sequence[Unsaved]
+    ) -> dict[Unsaved, tuple[threading.Lock, ...]]:
+        """Return the current waiters of those runs that have any."""
+        waited = [unsaved for unsaved in batch if unsaved.waiters]
+        if not waited:
+            return {}
+        with self._lock:
+            return {unsaved: tuple(unsaved.waiters) for unsaved in waited}
+
+    def release(self, unsaved: Unsaved, waiters: Sequence[threading.Lock]) -> None:
+        """Release those of the waiters that are still waiting for a run."""
+        with self._lock:
+            self._release(unsaved, waiters)
+
+    def _release(self, unsaved: Unsaved, waiters: Sequence[threading.Lock]) -> None:
+        for waiter in unsaved.waiters.intersection(waiters):
+            unsaved.waiters.remove(waiter)
+            waiter.release()
+
+    def abandon(self) -> None:
+        """Leave all runs to the parent process. Called in a forked child."""
+        # Another thread of the parent may have held the lock.
+        self._lock = threading.Lock()
+        for unsaved in self._runs.values():
+            unsaved.lost = "it runs in another process"
+            unsaved.run.close(
+                "This job runs in another process, the one that forked this process. "
+                "Only that one may report."
+            )
+        self._runs.clear()
+
+
 log = logging.getLogger(__name__)
+
+REFUSED = (
+    "The job state store refuses to list cancels. Jobs learn of theirs with the next "
+    "heartbeat: %s: %s"
+)
+
+
+class Cancels:
+    """The cancels announced in the store. Through them a job with nothing to report
+    learns of its cancel before its next heartbeat.
+
+    Parameters:
+      store: The store.
+      outage: Whether the store answers this process.
+    """
+
+    def __init__(self, store: JobStore, outage: Outage) -> None:
+        self._store = store
+        self._outage = outage
+        self._since = 0
+        self._refusal = Outage(log, REFUSED, None)
+
+    def find(
+        self, runs: Sequence[Unsaved], reporting: Sequence[Unsaved]
+    ) -> list[Unsaved]:
+        """Return those of the silent runs whose cancel, or that of their batch, was
+        announced since the previous call, or none of them while the store is away.
+
+        Parameters:
+          runs: All runs. If the batch of one was cancelled, its next update asks it.
+          reporting: Those that are not silent.
+        """
+        uuids = self._ask()
+        if not uuids:
+            return []
+        known = set(reporting)
+        found = []
+        for unsaved in runs:
+            of_batch = unsaved.info.batch in uuids
+            if of_batch:
+                unsaved.tell_soon()
+            if (of_batch or unsaved.uuid in uuids) and unsaved not in known:
+                found.append(unsaved)
+        return found
+
+    def _ask(self) -> set[str]:
+        """Return the uuids of the jobs and batches whose cancel is new."""
+        try:
+            uuids, self._since = self._store.records.cancels(self._since)
+        except (exceptions.ConnectionError, exceptions.TimeoutError):
+            self._outage.begin()
+            return set()
+        except exceptions.RedisError as e:
+            self._refusal.complain(e)
+            return set()
+        self._outage.end()
+        self._refusal.recover()
+        return uuids
+
+
+#: The maximum number of updates in one round trip. Fewer would spare the garbage
+#: collector work, but cost more round trips to a far store.
+BATCH = 1000
+
+#: How many runs' threads one tick checks.
+CHECKED = 250
+
+#: Why a run is neither recorded nor goes on.
+NOT_RUN = {
+    Reply.STALE: "it runs again from another message",
+    Reply.HELD: "another job with its unique key is under way",
+}
+
+#: The clock for all times in this module.
+_now = time.monotonic
+
+
+class Flush:
+    """Writes a backlog to the store. Called by one thread only.
+
+    Parameters:
+      backlog: The runs to write.
+      store: The store to write to.
+      heartbeat: Seconds without an update before a job is confirmed to be running.
+      outage: Whether the store answers this process.
+
+    Attributes:
+      failures: For how many ticks in a row the store has accepted nothing, at most 10.
+      is_troubled: Whether any of the last updates failed.
+    """
+
+    def __init__(
+        self, backlog: Backlog, store: JobStore, heartbeat: float, outage: Outage
+    ) -> None:
+        self._backlog = backlog
+        self._store = store
+        self._heartbeat = heartbeat
+        self._outage = outage
+        self._cancels = Cancels(store, outage)
+        self._sheds = False
+        #: The place of the first run whose thread the next tick checks.
+        self._next_checked = 0
+        self.failures = 0
+        self.is_troubled = False
+
+    def tick(self, now: float, everyone: bool) -> None:
+        """Write the runs that threads wait for, and with `everyone` all that are due.
+
+        Parameters:
+          now: The current time.
+          everyone: Whether to write all runs that are due.
+
+        Raises:
+          Exception: A bug in this package. The next tick continues.
+        """
+        runs = self._backlog.all()
+        if everyone:
+            runs = self._drop_orphans(runs)
+            due = self._due(runs, now)
+            if self._should_ask_for_cancels(runs, due):
+                due += self._cancels.find(runs, due)
+        else:
+            due = [unsaved for unsaved in runs if unsaved.waiters]
+        for i in range(0, len(due), BATCH):
+            if not self._write(due[i : i + BATCH]):
+                break
+
+    def _due(self, runs: Sequence[Unsaved], now: float) -> list[Unsaved]:
+        """Return the runs to write now."""
+        silent_since = now - self._heartbeat
+        # Unsaved.is_new, inlined for speed: there may be thousands of runs.
+        return [
+            unsaved
+            for unsaved in runs
+            if unsaved.run.dirty
+            or unsaved.heard <= silent_since
+            or unsaved.waiters
+            or unsaved.end is not None
+            or not unsaved.is_stored
+            or (unsaved.is_behind and unsaved.is_to_tell(now))
+        ]
+
+    def _should_ask_for_cancels(
+        self, runs: Sequence[Unsaved], due: Sequence[Unsaved]
+    ) -> bool:
+        """Return whether to ask the store for cancels. Runs that report learn of theirs
+        from the reply, but not of their batch's.
+        """
+        return (
+            (len(due) < len(runs) or any(u.info.batch is not None for u in due))
+            and not self.failures
+            and self._outage.may_ask()
+        )
+
+    def _drop_orphans(self, runs: list[Unsaved]) -> list[Unsaved]:
+        """Give up runs whose thread is gone: an interrupt came where Dramatiq does not
+        expect one. Return the others.
+        """
+        start = self._next_checked
+        self._next_checked += CHECKED
+        if self._next_checked >= len(runs):
+            self._next_checked = 0
+        orphaned = [u for u in runs[start : start + CHECKED] if u.is_orphaned]
+        if not orphaned:
+            return runs
+        for unsaved in orphaned:
+            self._give_up(unsaved, "the thread that ran it is gone")
+        return [unsaved for unsaved in runs if not unsaved.lost]
+
+    def _write(self, batch: Sequence[Unsaved]) -> bool:
+        """Write the changes of some runs, and return whether the store accepted any."""
+        # A thread that starts waiting after this waits for the next update.
+        waiting = self._backlog.waiters(batch)
+        now = _now()
+        renew_after = self._store.active_expire_in / 2
+        updates = [unsaved.take(now, renew_after) for unsaved in batch]
+        replies: Sequence[Reply | Exception]
+        try:
+            replies = self._store.records.write(updates)
+        except Exception as e:
+            replies = [e] * len(updates)
+        errors = []
+        stored = Reply.OK
+        for unsaved, update, reply in zip(batch, updates, replies, strict=True):
+            if reply is stored and update.end is None and not waiting:
+                # The common case
+                unsaved.mark_stored(now)
+            elif isinstance(reply, Reply):
+                if self._settle(unsaved, update, reply, now) and unsaved in waiting:
+                    self._backlog.release(unsaved, waiting[unsaved])
+            elif is_foreign(reply):
+                self._give_up(unsaved, str(reply))
+            else:
+                unsaved.mark_unconfirmed()
+                errors.append(reply)
+        self._note(errors, len(updates))
+        return len(errors) < len(updates)
+
+    def _settle(
+        self, unsaved: Unsaved, update: Update, reply: Reply, taken: float
+    ) -> bool:
+        """Act on the store's reply to an update, and return whether it is stored.
+
+        Parameters:
+          taken: When the update was taken from the run.
+        """
+        if reply in (Reply.CANCELLING, Reply.CANCELLED):
+            unsaved.run.cancel()
+        if reply in (Reply.OK, Reply.CANCELLING):
+            unsaved.mark_stored(taken)
+            if update.end is not None:
+                self._backlog.remove(unsaved)
+            return True
+        if reply is Reply.FENCED:
+            is_known, unsaved.is_fenced = unsaved.is_fenced, True
+            # After a retry this is expected.
+            is_retried = unsaved.end is not None and unsaved.end.status == "retrying"
+            why = "a newer run of it has begun"
+            self._give_up(unsaved, why, quiet=is_retried or is_known)
+            if unsaved.end is not None and update.end is None:
+                # It has come since.
+                self._backlog.end(unsaved, unsaved.end)
+        elif reply in (Reply.STALE, Reply.HELD):
+            # Skipped. What becomes of the job is up to the run of that message.
+            unsaved.run.cancel()
+            self._give_up(unsaved, NOT_RUN[reply])
+        elif update.dropped or unsaved.is_fenced:
+            self._give_up(unsaved, "there was nothing to end", quiet=True)
+        elif reply is Reply.CANCELLED:
+            # It was cancelled before it began or while it was silent, and others have
+            # acted on that.
+            unsaved.is_cancelled = True
+            self._give_up(unsaved, "it was cancelled", quiet=True)
+        elif reply is Reply.MISSING and not self._can_be_lost(unsaved):
+            self._give_up(unsaved, "its record has expired")
+        else:
+            # The store has lost its data, or this process has held its claim too long.
+            unsaved.begin_again()
+        return False
+
+    def _can_be_lost(self, unsaved: Unsaved) -> bool:
+        """Return whether the store must have lost a missing record: the job has not had
+        the time to end elsewhere and expire.
+        """
+        return _now() - unsaved.confirmed < self._store.expire_in
+
+    def _give_up(self, unsaved: Unsaved, why: str, *, quiet: bool = False) -> None:
+        """Stop recording a run, and log why unless `quiet`."""
+        if self._backlog.give_up(unsaved, why):
+            disregard(unsaved)
+        if not quiet:
+            uuid = unsaved.uuid
+            log.warning("This process no longer records job %s: %s.", uuid, why)
+
+    def _note(self, errors: Sequence[Exception], count: int) -> None:
+        """Count failures, and log the beginning and the end of an outage once each."""
+        self.is_troubled = bool(errors)
+        if errors:
+            self._outage.complain(errors[0])
+        if len(errors) == count:
+            self.failures = min(self.failures + 1, 10)
+            self._outage.begin()
+            self._shed()
+            return
+        self.failures = 0
+        self._outage.end()
+        self._sheds = False
+        if not errors:
+            self._outage.recover()
+
+    def _shed(self) -> None:
+        """Discard the oldest ended runs if they take too much memory."""
+        for unsaved in self._backlog.excess():
+            self._give_up(unsaved, "the store was away for too long", quiet=True)
+            if not self._sheds:
+                self._sheds = True
+                log.error(
+                    "The job state store has been away for so long that the outcomes "
+                    "of jobs are lost, beginning with job %s.",
+                    unsaved.uuid,
+                )
+
+
+def disregard(unsaved: Unsaved) -> None:
+    """Log the normal return of a cancelled job, which no viewer will see."""
+    end = unsaved.end
+    if unsaved.is_cancelled and end is not None and end.status == "success":
+        log.warning(
+            "Job %s returned after it was cancelled while its worker was silent: it "
+            "stays cancelled.",
+            unsaved.uuid,
+        )
+
 
 #: Seconds that the start and the end of a job each may wait for the store.
 PATIENCE = 1.0
@@ -28,7 +516,6 @@ PATIENCE = 1.0
 MAX_PAUSE = 1.0
 
 #: The clock for all times in this module.
-_now = time.monotonic
 
 
 class Recorder:

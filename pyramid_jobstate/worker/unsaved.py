@@ -11,6 +11,7 @@ from typing import Any
 
 from ..job import (
     AMOUNTS,
+    MAX_AMOUNT,
     METRIC,
     End,
     JobInfo,
@@ -20,7 +21,6 @@ from ..job import (
     dumps,
     share_of,
 )
-from .pace import Pace
 
 #: The least seconds between two reports of a member's progress to its batch.
 TOLD_EVERY = 1.0
@@ -235,3 +235,47 @@ def as_json(value: object) -> str:
 def text_of(unit: str) -> str:
     """Return a unit as JSON. Thousands of jobs have the same one."""
     return dumps(unit)
+
+
+#: The recent pace is measured over at least this many seconds, once a job is that old.
+WINDOW = 30.0
+
+
+class Pace:
+    """The recent pace of one job.
+
+    Its numbers are kept one by one: thousands of small objects would keep the garbage
+    collector busy. Times are in seconds of the monotonic clock.
+    """
+
+    __slots__ = ("_at", "_done", "_last", "_next_at", "_next_done", "_total")
+
+    def __init__(self) -> None:
+        #: The current starting point, and the next one.
+        self._at = self._next_at = 0.0
+        self._done = self._next_done = 0.0
+        #: The latest progress and total.
+        self._last: float = math.inf
+        self._total: float | None = None
+
+    def eta(self, now: float, done: float, total: float | None) -> float | None:
+        """Return the seconds to the end, or None if unknown.
+
+        Parameters:
+          now: The current time.
+          done, total: The progress. If it goes back, or its total changes, the pace is
+            measured anew.
+        """
+        if done < self._last or total != self._total:
+            self._at = self._next_at = now
+            self._done = self._next_done = done
+            self._total = total
+        self._last = done
+        at, before = self._at, self._done
+        if now - self._next_at > WINDOW:
+            self._at, self._done = self._next_at, self._next_done
+            self._next_at, self._next_done = now, done
+        if total is None or done <= before or now <= at:
+            return None
+        eta = max(total - done, 0.0) * (now - at) / (done - before)
+        return round(eta, 1) if eta <= MAX_AMOUNT else None

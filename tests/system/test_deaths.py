@@ -32,7 +32,7 @@ from pyramid_jobstate.job.changes import End
 from pyramid_jobstate.store import claims
 from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.testing import pass_time
-from pyramid_jobstate.worker.failures import failure_of
+from pyramid_jobstate.worker.message import failure_of
 from tests.stepped import World, aside, stepped
 from tests.support import load_job, wait_for
 from tests.trips import Killed

@@ -16,8 +16,8 @@ from dramatiq.errors import BrokerError, ConnectionClosed, ConnectionFailed
 from redis import exceptions as errors
 from redis.exceptions import RedisError
 
-from ..errors import BatchCancelled, NotRepeatable
-from ..job import BATCH, JobInfo, JobState, Record, Update, parse_json
+from ..errors import BatchCancelled, NotRepeatable, NotUnique
+from ..job import BATCH, JobInfo, JobState, Record, Update, parse_json, record_of
 from ..store import (
     FAILED_OR_LOST,
     Act,
@@ -32,10 +32,11 @@ from ..store import (
 )
 from .ends import UNREACHED
 from .finding import middleware_of
-from .options import WORD
+from .message import WORD
 
 if TYPE_CHECKING:
     from dramatiq import Broker
+
 
 log = logging.getLogger(__name__)
 
@@ -271,3 +272,36 @@ def _chain(broker: Broker, fields: Any) -> Iterator[Message[Any]]:
         yield Message(actors[name].queue_name, name, tuple(args), kwargs, options, uuid)
         if (fields := options.get("pipe_target")) is None:
             return
+
+
+def why_not_repeatable(
+    store: JobStore, broker: Broker | None, job_state: JobState
+) -> str | None:
+    """Return why a job cannot run again at the moment, or None if it can.
+
+    Parameters:
+      store: The store of the job.
+      broker: The broker of this process, or None.
+      job_state: The job.
+
+    Raises:
+      redis.exceptions.RedisError: The store does not answer.
+    """
+    record = record_of(job_state)
+    if not record.has_failed:
+        return "The job has not failed."
+    if broker is None:
+        return "This process has no Dramatiq broker."
+    try:
+        middleware_of(broker)
+    except TypeError as e:
+        return str(e)
+    try:
+        message_of(store, broker, record)
+    except NotRepeatable as e:
+        return str(e)
+    identity = record.info.unique
+    other = None if identity is None else store.records.claims.under_way(identity)
+    if other is not None and other.uuid != record.uuid:
+        return str(NotUnique(other.uuid))
+    return None
