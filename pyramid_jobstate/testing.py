@@ -41,7 +41,7 @@ from .worker import (
     UNIQUE,
     RunningMember,
     check_class,
-    middleware_of,
+    ledger_of,
     put_batch,
     put_job,
     receives_request,
@@ -243,7 +243,7 @@ def _run_job(
     """Run a job, and return its JobState and its result."""
     from .web import with_request
 
-    function = middleware_of(broker).functions[message.actor_name]
+    function = ledger_of(broker).functions[message.actor_name]
     info, run = function.info_of(message, attempt=1), RecordingRun()
     job_state = function.job_state(message.message_id, run, info)
     if info.batch is not None:

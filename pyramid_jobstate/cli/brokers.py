@@ -52,7 +52,7 @@ def find_broker(store: JobStore, name: str | None) -> Broker:
     import dramatiq.broker
     from dramatiq.brokers.stub import StubBroker
 
-    from ..worker import middleware_of
+    from ..worker import ledger_of
 
     # Not get_broker(), which would make one.
     found = dramatiq.broker.global_broker if name is None else _import(name)
@@ -64,7 +64,7 @@ def find_broker(store: JobStore, name: str | None) -> Broker:
     if isinstance(found, StubBroker):
         raise Refused(f"{what} is a StubBroker, whose messages no worker gets.")
     try:
-        written = middleware_of(found).store_for(found)
+        written = ledger_of(found).store_for(found)
     except (ActorError, TypeError) as e:
         raise Refused(str(e)) from None
     # A store that --url names is changed by another --url, not by a setting.

@@ -18,7 +18,7 @@ from pyramid.interfaces import (
 from pyramid.request import Request
 
 from ..store import refusal
-from ..worker import middleware_of
+from ..worker import ledger_of
 from .interfaces import IOwner
 from .joburls import path_of
 from .permits import authenticated_userid, session_owner
@@ -95,7 +95,7 @@ def check_store(store: JobStore) -> None:
     if broker is None:
         return
     try:
-        written = middleware_of(broker).store_for(broker)
+        written = ledger_of(broker).store_for(broker)
     except TypeError:
         # The broker has no middleware, or one without a store.
         return

@@ -24,7 +24,7 @@ from ..worker import (
     called_function,
     check_owner,
     has_parameter,
-    middleware_of,
+    ledger_of,
     receives_request,
     refuse_request,
 )
@@ -123,7 +123,7 @@ class RequestFunction(HandedFunction):
         self._middleware = middleware
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        job = middleware_of(self._actor.broker).current_job()
+        job = ledger_of(self._actor.broker).thread.job
         name = self._actor.actor_name
         if job is None or job.has_request or job.message.actor_name != name:
             return self.inner(*args, **kwargs)

@@ -21,9 +21,9 @@ from ..worker import (
     BrokerSpec,
     is_async,
     is_default,
+    ledger_of,
     made_store,
     masked,
-    middleware_of,
 )
 from .permits import authenticated_userid, session_owner
 from .streaming import StreamLimits
@@ -315,6 +315,6 @@ def _middleware_store() -> JobStore:
             "jobstate.redis_url."
         )
     try:
-        return middleware_of(broker).store_for(broker)
+        return ledger_of(broker).store_for(broker)
     except TypeError as e:
         raise ConfigurationError(str(e)) from e

@@ -28,7 +28,7 @@ from .brokers import (
     use_broker,
 )
 from .current import Conflict
-from .finding import middleware_of
+from .ledger import ledger_of
 from .message import BATCH, UNIQUE, check_owner
 from .middleware import JobStateMiddleware
 from .outgoing import NotClaimed, Outgoing, Sendable, Unique
@@ -63,9 +63,9 @@ __all__ = [
     "is_default",
     "is_made",
     "layers",
+    "ledger_of",
     "made_store",
     "masked",
-    "middleware_of",
     "put_batch",
     "put_job",
     "receives_request",

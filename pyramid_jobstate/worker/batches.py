@@ -33,7 +33,7 @@ from ..job import (
     set_store,
 )
 from ..store import JobStore, redis_errors
-from .finding import middleware_of
+from .ledger import ledger_of
 from .message import check_owner
 from .outgoing import Outgoing, failure_to_send
 
@@ -431,7 +431,7 @@ class RunningMember:
           weight: The weight of each, in thousandths.
         """
         members = [Member(job, weight) for job in outgoing.jobs]
-        store = middleware_of(self._broker).store_for(self._broker)
+        store = ledger_of(self._broker).store_for(self._broker)
         outgoing.check(store)
         if self._ask(lambda: self._is_to_send(store, outgoing, members)):
             self._enqueue(store, outgoing)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
 
+from dramatiq.middleware import Middleware, MiddlewareError, SkipMessage
+
+from ..errors import ActorError
+from ..job import End, JobError, JobInfo, is_uuid
+from .actors import TrackedFunction, job_state_class
 from .batches import RunningMember
-from .following import Follower
+from .current import CurrentJob, skip
+from .ledger import Ledger, given_store
+from .message import attempts_before, batch_of, sends_for, word_of
 
 if TYPE_CHECKING:
-    from dramatiq import Broker
+    from dramatiq import Actor, Broker, Message
     from dramatiq.broker import MessageProxy
+    from dramatiq.worker import Worker
 
-    from ..job import MemberSender, Run
+    from ..store import Client, JobStore
+
+log = logging.getLogger(__name__)
 
 
-class JobStateMiddleware(Follower):
+class JobStateMiddleware(Middleware):
     """Keeps the state of every job of the tracked actors. An actor is tracked if it has
     a parameter `job_state`, or the actor option of that name.
 
@@ -41,7 +53,195 @@ class JobStateMiddleware(Follower):
         positive, or over 86,400 seconds (a day).
     """
 
-    def members_of(
-        self, broker: Broker, message: MessageProxy, batch: str, run: Run
-    ) -> MemberSender:
-        return RunningMember(broker, message, batch, run)
+    def __init__(
+        self,
+        store: JobStore | None = None,
+        *,
+        url: str | None = None,
+        client: Client | None = None,
+        namespace: str = "jobstate",
+        interval: float = 0.1,
+        heartbeat: float | None = None,
+    ) -> None:
+        given = given_store(store, url, client, namespace)
+        #: What is written of the messages. Other parts of this package find it here.
+        self.ledger = Ledger(given, namespace, interval, heartbeat)
+
+    def store_for(self, broker: Broker) -> JobStore:
+        """Return the store of the job states.
+
+        Raises:
+          ActorError: No store was given and the broker is not a RedisBroker.
+        """
+        return self.ledger.store_for(broker)
+
+    @property
+    def actor_options(self) -> set[str]:
+        return {"job_state"}
+
+    def before_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
+        # Only an error from a before_ hook reaches the code that declares the actor.
+        if job_state_class(actor) is not None:
+            self._refuse_twice(broker)
+            self.store_for(broker)
+
+    def after_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
+        cls = job_state_class(actor)
+        if cls is not None:
+            # For a middleware added after its actors, Dramatiq calls only this hook.
+            self._refuse_twice(broker)
+            self.store_for(broker)
+            function = TrackedFunction(actor, cls, self.ledger.thread)
+            self.ledger.functions[actor.actor_name] = function
+            actor.fn = function
+
+    def _refuse_twice(self, broker: Broker) -> None:
+        found = [m for m in broker.middleware if isinstance(m, JobStateMiddleware)]
+        if len(found) > 1:
+            raise ActorError(
+                f"The broker {broker!r} has {len(found)} JobStateMiddleware instances. "
+                "Add only one: each would report every job."
+            )
+
+    def before_enqueue(
+        self, broker: Broker, message: Message[Any], delay: int | None
+    ) -> None:
+        self.ledger.note_sending(broker, message, delay)
+
+    def after_enqueue(
+        self, broker: Broker, message: Message[Any], delay: int | None
+    ) -> None:
+        self.ledger.note_sent(broker, message, delay)
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        job = self._enter(broker, message)
+        if job.tracked is None:
+            return
+        # From here on Ledger.end() is called, even if this thread is interrupted.
+        self.ledger.jobs[job.uuid] = job
+        job.unsaved = job.tracked.unsaved(message)
+        batch = sends_for(message)
+        if batch is not None:
+            job.members = RunningMember(broker, message, batch, job.unsaved.run)
+        for outer in self.ledger.thread.jobs[:-1]:
+            if outer.uuid == job.uuid:
+                # A broker that runs jobs in the caller nests a retry in the attempt
+                # that failed.
+                outer.put_back(0)
+                if not outer.is_running:
+                    self.ledger.end(broker, outer)
+        self.ledger.recorder_for(broker).begin(job.unsaved)
+        if job.unsaved.run.cancel_requested:
+            skip(message)
+
+    def after_process_message(
+        self,
+        broker: Broker,
+        message: MessageProxy,
+        *,
+        result: Any = None,
+        exception: BaseException | None = None,
+    ) -> None:
+        job = self._job_of(broker, message)
+        if job is not None:
+            job.raised = exception
+        else:
+            self._stopped(broker, message, exception)
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        job = self._job_of(broker, message)
+        # The exception being handled may be the sender's.
+        found = (job and job.raised, sys.exception())
+        reasons = [e for e in found if isinstance(e, SkipMessage)]
+        reason = reasons[0] if reasons else SkipMessage("The message was skipped.")
+        if job is not None:
+            job.raised = reason
+        else:
+            self._stopped(broker, message, reason)
+
+    def _enter(self, broker: Broker, message: MessageProxy) -> CurrentJob:
+        """Start processing a message."""
+        self._leave(broker, self.ledger.thread.find_abandoned())
+        return self.ledger.thread.enter(message, self.ledger.functions.find(message))
+
+    def _stopped(
+        self, broker: Broker, message: MessageProxy, exception: BaseException | None
+    ) -> CurrentJob | None:
+        """Return the job of a message that a middleware before this one has stopped, or
+        None if it is not tracked.
+        """
+        if exception is None or self.ledger.functions.find(message) is None:
+            return None
+        due = dict(self.ledger.thread.returned).get(message.message_id)
+        job = self._enter(broker, message)
+        job.raised, job.due = exception, due
+        return job
+
+    def _job_of(self, broker: Broker, message: MessageProxy) -> CurrentJob | None:
+        """Return the job of a message that this thread processes, or None. Jobs begun
+        since then are finished first: the broker called no hook at their ends.
+        """
+        place = self.ledger.thread.find(message)
+        if place is None:
+            return None
+        self._leave(broker, place + 1)
+        return self.ledger.thread.jobs[place]
+
+    def _leave(self, broker: Broker, place: int) -> None:
+        """Finish the jobs from index `place` on, and return to the one around them."""
+        for job in reversed(self.ledger.thread.leave(place)):
+            try:
+                self.ledger.end(broker, job, acknowledged=job.was_called)
+            except Exception:
+                log.exception("The end of job %s could not be written.", job.uuid)
+
+    def before_ack(self, broker: Broker, message: MessageProxy) -> None:
+        self._settle(broker, message, acknowledged=True)
+
+    def before_nack(self, broker: Broker, message: MessageProxy) -> None:
+        self._settle(broker, message, acknowledged=False)
+        name = message.actor_name
+        if name not in broker.get_declared_actors() and is_uuid(message.message_id):
+            # The actor is unknown here, but known where the message was sent.
+            error = JobError(None, f"No worker knows the actor {name!r}.")
+            attempts = attempts_before(message)
+            word, batch = word_of(message), batch_of(message)
+            info = JobInfo("", name, attempts, None, "{}", word, batch=batch)
+            self.ledger.drop(broker, message, info, End("error", error))
+
+    # A broker that runs jobs in the caller may call none of the hooks but these.
+
+    def after_ack(self, broker: Broker, message: MessageProxy) -> None:
+        self._settle(broker, message, acknowledged=True, is_last=True)
+
+    def after_nack(self, broker: Broker, message: MessageProxy) -> None:
+        self._settle(broker, message, acknowledged=False, is_last=True)
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        self.ledger.stop()
+
+    def _settle(
+        self,
+        broker: Broker,
+        message: MessageProxy,
+        *,
+        acknowledged: bool,
+        is_last: bool = False,
+    ) -> None:
+        """Write how a message ended. Wherever this middleware stands among the others,
+        that is known only now.
+        """
+        raised = sys.exception()
+        job = self._job_of(broker, message)
+        if job is None and isinstance(raised, MiddlewareError):
+            job = self._stopped(broker, message, raised)
+        if job is None:
+            return
+        if not job.was_called and job.raised is None and raised is not job.handled:
+            # The broker raises it in the sender without calling a hook.
+            job.raised = raised
+        try:
+            self.ledger.end(broker, job, acknowledged=acknowledged)
+        finally:
+            if is_last:
+                self.ledger.thread.leave(self.ledger.thread.jobs.index(job))

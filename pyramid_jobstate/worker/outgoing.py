@@ -32,7 +32,7 @@ from ..job import (
 )
 from ..store import JobStore, refusal
 from .actors import TrackedFunction, receives_request, refuse_request
-from .finding import middleware_of
+from .ledger import ledger_of
 from .message import BATCH, LOST_BATCH, UNIQUE, check_delay, check_owner
 
 if TYPE_CHECKING:
@@ -382,7 +382,7 @@ class Prepared:
         """Let the jobs of a message or pipeline belong to no batch: the store has lost
         theirs.
         """
-        functions = middleware_of(self.broker).functions
+        functions = ledger_of(self.broker).functions
         former = [*zip(self.messages, self.jobs, strict=True)]
         self.messages, self.jobs, self.job_states = [], [], []
         for message, job in former:
@@ -408,7 +408,7 @@ class Prepared:
                 "If the actor belongs to another broker, pass that broker: "
                 "send_message(..., broker=...) or send_immediately(..., broker=...)."
             ) from None
-        return middleware_of(self.broker).functions.get(actor_name)
+        return ledger_of(self.broker).functions.get(actor_name)
 
 
 def _own_delay(message: Message[Any]) -> int | None:
@@ -438,7 +438,7 @@ class Outgoing(Prepared):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         # Looked up last: the error for an unknown actor would be misleading.
-        self._middleware = middleware_of(self.broker)
+        self._ledger = ledger_of(self.broker)
         #: The jobs that had ended before, and the tokens with which to requeue them.
         self._ended: dict[str, tuple[NewJob, str]] = {}
         self.unsent = {job.uuid for job in self.jobs}
@@ -451,7 +451,7 @@ class Outgoing(Prepared):
         """
         if self.messages:
             name = self.messages[0].actor_name
-            written = self._middleware.store_for(self.broker)
+            written = self._ledger.store_for(self.broker)
             error = refusal(store, written, f"the broker of the actor {name!r}")
             if error is not None:
                 raise ActorError(error)
@@ -503,7 +503,7 @@ class Outgoing(Prepared):
             # The messages are sent even if this fails.
             with contextlib.suppress(RedisError):
                 self.store.records.queue_again([*self._ended.values()])
-        with self._middleware.announced(self.unsent, confirms=confirms):
+        with self._ledger.announced(self.unsent, confirms=confirms):
             if isinstance(self.what, Message):
                 self.broker.enqueue(self.what, delay=self.delay)
             else:
@@ -518,7 +518,9 @@ class Outgoing(Prepared):
     def fail_soon(self) -> None:
         """Write that a unique job was not sent, as soon as the store answers."""
         (job,) = self.jobs
-        self._middleware.drop(self.broker, job.uuid, job.info, End("error", NOT_SENT))
+        self._ledger.write_dropped(
+            self.broker, job.uuid, job.info, End("error", NOT_SENT)
+        )
 
     def left(self) -> list[NewJob]:
         """Return the jobs that the broker has not accepted. The later steps of a

@@ -30,8 +30,7 @@ from ..store import (
     refusal,
     run_bulk,
 )
-from .ends import UNREACHED
-from .finding import middleware_of
+from .ledger import UNREACHED, ledger_of
 from .message import WORD
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def rerun(store: JobStore, broker: Broker, uuid: str) -> bool:
     try:
         if not store.records.await_turn(steps):
             raise NotRepeatable("A later step of its pipeline was deleted.")
-        with middleware_of(broker).announced({uuid}):
+        with ledger_of(broker).announced({uuid}):
             _enqueue(broker, message.copy(options={WORD: word}))
     except BaseException:
         # Whatever becomes of this, no message with another word runs the job.
@@ -200,8 +199,8 @@ def message_of(
     Raises:
       NotRepeatable: The store holds none, or it is not a message of the job.
     """
-    middleware = middleware_of(broker)
-    error = refusal(store, middleware.store_for(broker), "its broker")
+    ledger = ledger_of(broker)
+    error = refusal(store, ledger.store_for(broker), "its broker")
     if error is not None:
         raise NotRepeatable(error)
     batch = record.info.batch
@@ -218,7 +217,7 @@ def message_of(
     message, *later = _chain(broker, fields)
     if message.message_id != record.uuid or message.actor_name != record.actor:
         raise NotRepeatable("The message that the store holds belongs to another job.")
-    functions = middleware.functions
+    functions = ledger.functions
     if functions.find(message) is None:
         raise NotRepeatable(f"The actor {record.actor!r} is not tracked here.")
     options = {k: v for k, v in message.options.items() if k != "job_owner"}
@@ -293,7 +292,7 @@ def why_not_repeatable(
     if broker is None:
         return "This process has no Dramatiq broker."
     try:
-        middleware_of(broker)
+        ledger_of(broker)
     except TypeError as e:
         return str(e)
     try:

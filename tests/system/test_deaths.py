@@ -60,7 +60,7 @@ class Run:
         )
         self._store = store
         self._message = MessageProxy(message)
-        self._unsaved = middleware.functions["nightly"].unsaved(self._message)
+        self._unsaved = middleware.ledger.functions["nightly"].unsaved(self._message)
 
     def begin(self) -> str | None:
         """Return the token of the run, or None if it may not begin."""

@@ -1,0 +1,380 @@
+"""What is written of a broker's messages: that jobs are sent, that they run, and how
+they end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dramatiq import Message
+from redis import exceptions
+from redis.exceptions import RedisError
+
+from ..errors import ActorError
+from ..job import MAX_DELAY, NOT_REACHED, NOT_SENT, End, JobInfo, NewJob, Run
+from ..store import JobStore, checked_namespace, positive, store_beside, type_name
+from .actors import TrackedFunctions
+from .current import CurrentJob, ThreadState
+from .message import attempts_before, batch_of, word_of
+from .recorder import Outage, Recorder, watch_forks
+from .unsaved import Unsaved
+
+if TYPE_CHECKING:
+    from dramatiq import Broker
+    from dramatiq.broker import MessageProxy
+
+    from ..store import Client, Records
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: The longest interval or heartbeat in seconds: a day. No thread can wait for ever.
+LONGEST = 86400.0
+
+#: The end of a pipeline step whose turn never comes.
+UNREACHED = End("cancelled", NOT_REACHED)
+
+
+class Ledger:
+    """Writes what becomes of the messages of a broker: at once that they are sent, and
+    through the recorder of this process how their jobs run and end.
+
+    Parameters:
+      store: The store, or None to share the Redis server of a RedisBroker.
+      namespace: The prefix of all keys in that case.
+      interval: Seconds between two flushes of the recorder.
+      heartbeat: Seconds without an update before the recorder confirms that a job is
+        still running, or None: see :func:`usual_heartbeat`.
+
+    Attributes:
+      functions: The functions of the tracked actors, by actor name.
+      thread: The state of the calling thread.
+      jobs: The jobs that this process runs, by message id.
+
+    Raises:
+      TypeError, ValueError: interval or heartbeat is not a positive number of seconds.
+    """
+
+    def __init__(
+        self,
+        store: JobStore | None,
+        namespace: str,
+        interval: float,
+        heartbeat: float | None,
+    ) -> None:
+        self._store = store
+        self._namespace = namespace
+        self._interval = positive("interval", interval, LONGEST)
+        if heartbeat is not None:
+            positive("heartbeat", heartbeat, LONGEST)
+        self._heartbeat = heartbeat
+        self.functions = TrackedFunctions()
+        self.thread = ThreadState()
+        self.jobs: dict[str, CurrentJob] = {}
+        self._outage = Outage(log)
+        self._recorder: Recorder | None = None
+        self._lock = threading.Lock()
+        # Early, so that the fork hooks of the application run after this.
+        watch_forks()
+
+    def store_for(self, broker: Broker) -> JobStore:
+        """Return the store of the job states.
+
+        Raises:
+          ActorError: No store was given and the broker is not a RedisBroker.
+        """
+        if self._store is None:
+            client = getattr(broker, "client", None)
+            self._store = store_beside(client, namespace=self._namespace)
+        if self._store is None:
+            raise ActorError(
+                f"JobStateMiddleware() shares the Redis server of a RedisBroker, but "
+                f"this broker is a {type(broker).__name__}. Pass the URL of a Redis "
+                'server: JobStateMiddleware(url="redis://…").'
+            )
+        return self._store
+
+    # Sending.
+
+    def note_sending(
+        self, broker: Broker, message: Message[Any], delay: int | None
+    ) -> None:
+        """Write that a job is queued, unless its record was announced, its message is
+        being put back, or its batch was cancelled and it has ended or is unknown.
+
+        Parameters:
+          delay: Milliseconds until the message is due, or None.
+        """
+        function = self.functions.find(message)
+        if function is None:
+            return
+        uuid, thread = message.message_id, self.thread
+        job = self._running_job(uuid)
+        if job is not None:
+            thread.returning[uuid] = job
+            return
+        if uuid in thread.announced:
+            return
+        try:
+            message.encode()
+        except Exception:
+            # The broker will raise the same error: no job is sent.
+            return
+        info = function.info_of(message)
+        # Dramatiq accepts any delay.
+        seconds = min(MAX_DELAY, max(0, delay or 0)) / 1000
+        new = NewJob(uuid, info, seconds, sender=secrets.token_hex(6))
+        if not self._outage.may_ask():
+            return
+        is_new = self._ask(broker, _create, new)
+        if is_new is not None:
+            # Even for an existing record: a RabbitmqBroker calls this at every attempt.
+            thread.sending.append(uuid)
+            if not is_new:
+                thread.resent.append(uuid)
+
+    def note_sent(
+        self, broker: Broker, message: Message[Any], delay: int | None
+    ) -> None:
+        """Write that the broker has accepted the message of a job."""
+        uuid, thread = message.message_id, self.thread
+        if thread.job is not None and thread.job.is_followed_by(uuid):
+            thread.job.is_next_sent = True
+        if uuid in thread.resent:
+            # A middleware before this one may have put it back, unseen by this one.
+            thread.resent.remove(uuid)
+            thread.returned.append((uuid, time.monotonic() + (delay or 0) / 1000))
+        job = thread.returning.pop(uuid, None)
+        if job is not None:
+            job.put_back(delay or 0)
+        elif uuid in thread.sending:
+            thread.sending.remove(uuid)
+            self._confirm(broker, message)
+        elif uuid in thread.announced:
+            thread.announced.remove(uuid)
+            # The messages of a transaction must not each wait for a failing store.
+            if thread.confirms:
+                thread.confirms = self._confirm(broker, message)
+
+    @contextlib.contextmanager
+    def announced(
+        self, message_ids: set[str], *, confirms: bool = True
+    ) -> Iterator[None]:
+        """Within this context the thread sends messages whose records exist. Each
+        message that the broker accepts is removed from `message_ids`.
+
+        Parameters:
+          confirms: Whether to write each time that the broker has accepted a message.
+        """
+        thread = self.thread
+        before = thread.announced, thread.confirms
+        thread.announced, thread.confirms = message_ids, confirms
+        try:
+            yield
+        finally:
+            thread.announced, thread.confirms = before
+
+    def _running_job(self, uuid: str) -> CurrentJob | None:
+        """Return the running job of a message, or None. It may run in another thread: a
+        coroutine or a thread of the job can put the message back, too.
+        """
+        job = self.thread.job
+        if job is not None and job.uuid == uuid:
+            return job
+        return self.jobs.get(uuid)
+
+    def _confirm(self, broker: Broker, message: Message[Any]) -> bool:
+        """Write that the broker has accepted a message. Return whether it worked."""
+        done = self._ask(
+            broker, _confirm, message.message_id, word_of(message), batch_of(message)
+        )
+        return done is not None
+
+    def _ask(self, broker: Broker, change: Callable[..., T], *args: object) -> T | None:
+        """Apply a sender's change to the store. Return what it returns, or None if the
+        store fails.
+
+        Parameters:
+          change: Is called with the records of the store, and with `args`.
+        """
+        try:
+            found = change(self.store_for(broker).records, *args)
+        except (exceptions.ConnectionError, exceptions.TimeoutError) as e:
+            self._outage.begin()
+            self._outage.complain(e)
+            return None
+        except RedisError as e:
+            # Only this job is affected: another program may have written its key.
+            log.warning(
+                "The store refused to note that a job is sent. Until the job starts, "
+                "its state may be missing or read stalled: %s",
+                e,
+            )
+            return None
+        self._outage.end()
+        if self._recorder is None or not self._recorder.is_troubled:
+            self._outage.recover()
+        return found
+
+    # Running.
+
+    def recorder_for(self, broker: Broker) -> Recorder:
+        """Return the recorder of this process, creating it on first use."""
+        # Later calls take no lock: a process may fork while it is held.
+        if self._recorder is None:
+            with self._lock:
+                store = self.store_for(broker)
+                self._recorder = self._recorder or Recorder(
+                    store,
+                    interval=self._interval,
+                    heartbeat=self._heartbeat or usual_heartbeat(store),
+                    outage=self._outage,
+                )
+        return self._recorder
+
+    def stop(self) -> None:
+        """Have the recorder write what is left, within a few seconds."""
+        if self._recorder is not None:
+            self._recorder.stop()
+
+    # Ends.
+
+    def end(
+        self, broker: Broker, job: CurrentJob, *, acknowledged: bool = True
+    ) -> None:
+        """Write how a job ended, unless that is done. Called when its message is
+        settled.
+
+        Parameters:
+          acknowledged: Whether the message was acknowledged rather than rejected.
+        """
+        if job.is_over or job.tracked is None:
+            return
+        job.is_over = True
+        if self.jobs.get(job.uuid) is job:
+            del self.jobs[job.uuid]
+        message, unsaved = job.message, job.unsaved
+        end = job.verdict(acknowledged)
+        if unsaved is None:
+            info = job.tracked.info_of(message, attempts_before(message))
+            self.drop(broker, message, info, end)
+            return
+        self.recorder_for(broker).end(unsaved, end)
+        if (unsaved.lost or unsaved.is_fenced) and not unsaved.is_cancelled:
+            # Another run decides about the later steps.
+            return
+        if end.status in ("error", "cancelled"):
+            self._drop_steps_after(broker, message)
+        elif end.status == "success" and not job.is_next_sent:
+            # Dramatiq only logs what the broker raised.
+            self._drop_steps_after(broker, message, End("error", NOT_SENT))
+
+    def drop(
+        self, broker: Broker, message: MessageProxy, info: JobInfo, end: End
+    ) -> None:
+        """Write how a job ended when its message was stopped before a run began."""
+        is_lost = self.write_dropped(broker, message.message_id, info, end).lost
+        if not is_lost and end.status != "retrying":
+            self._drop_steps_after(broker, message)
+
+    def write_dropped(
+        self, broker: Broker, uuid: str, info: JobInfo, end: End
+    ) -> Unsaved:
+        """Write how a job ended that never began, as soon as the store answers."""
+        unsaved = Unsaved(uuid, Run(), info, dropped=True)
+        self.recorder_for(broker).end(unsaved, end)
+        return unsaved
+
+    def _drop_steps_after(
+        self,
+        broker: Broker,
+        message: MessageProxy | Message[Any],
+        end: End = UNREACHED,
+    ) -> None:
+        """Write `end` for the next step of a message's pipeline, and UNREACHED for the
+        steps after that.
+        """
+        while (target := message.options.get("pipe_target")) is not None:
+            message = Message(**target)
+            function = self.functions.find(message)
+            if function is not None:
+                info = function.info_of(message)
+                self.write_dropped(broker, message.message_id, info, end)
+            end = UNREACHED
+
+
+def ledger_of(broker: Broker) -> Ledger:
+    """Return the ledger of a broker's JobStateMiddleware.
+
+    Raises:
+      TypeError: The broker does not have one.
+    """
+    for middleware in broker.middleware:
+        ledger = getattr(middleware, "ledger", None)
+        if isinstance(ledger, Ledger):
+            return ledger
+    raise TypeError(
+        f"The broker {broker!r} has no JobStateMiddleware. Add one before the actors "
+        "are declared: broker.add_middleware(JobStateMiddleware())."
+    )
+
+
+def given_store(
+    store: JobStore | None, url: str | None, client: Client | None, namespace: str
+) -> JobStore | None:
+    """Return the store that the arguments of a JobStateMiddleware name, or None if they
+    leave it to the broker.
+
+    Raises:
+      TypeError: Several of them name a store, or one has the wrong type.
+      ValueError: The URL or the namespace is invalid.
+    """
+    if sum(x is not None for x in (store, url, client)) > 1:
+        raise TypeError("Pass JobStateMiddleware one of store, url and client.")
+    # Without the value: a URL may contain a password.
+    if store is not None and not isinstance(store, JobStore):
+        raise TypeError(
+            f"store must be a JobStore, not {type_name(store)}. Pass a URL as url=, or "
+            "a Redis client as client=."
+        )
+    if url is not None and not isinstance(url, str):
+        raise TypeError(f"url must be a str, not {type_name(url)}.")
+    checked_namespace(namespace)
+    place = url if client is None else client
+    return store if place is None else JobStore(place, namespace=namespace)
+
+
+def usual_heartbeat(store: JobStore) -> float:
+    """Return after how many seconds without an update a running job is confirmed: 5, or
+    less if the job would otherwise read stalled, or its record expire.
+    """
+    return min(5.0, store.stalled_after / 3, store.active_expire_in / 3)
+
+
+def _create(records: Records, job: NewJob) -> bool | None:
+    """Write that a job is queued. Return whether this call has queued it, or None if
+    nothing is written of it.
+    """
+    batch = job.info.batch
+    is_stopped = batch is not None and records.is_stopped(batch)
+    # A unique job that has no record, or not any more, gets one at its start, which
+    # takes its claim first. What became of a member of a cancelled batch is known to
+    # its batch alone.
+    is_left = job.info.unique is not None or is_stopped
+    if is_left and not records.has_record(job.uuid):
+        return None
+    # A member that has ended stays as it is, too.
+    (reply,) = records.create_new(job) if is_stopped else records.create(job)
+    return reply is True
+
+
+def _confirm(records: Records, uuid: str, word: str | None, batch: str | None) -> bool:
+    records.confirm(uuid, word, batch)
+    return True
