@@ -15,7 +15,7 @@ from .actors import (
     receives_request,
     refuse_request,
 )
-from .batches import OutgoingBatch, RunningMember
+from .batches import OutgoingBatch, RunningMember, describe
 from .brokers import (
     STUB,
     BrokerFault,
@@ -29,12 +29,12 @@ from .brokers import (
 )
 from .current import Conflict
 from .ledger import ledger_of
-from .message import BATCH, UNIQUE, check_owner
+from .message import BATCH, UNIQUE, check_delay, check_owner
 from .middleware import JobStateMiddleware
 from .outgoing import NotClaimed, Outgoing, Sendable, Unique
-from .putting import check_class, put_batch, put_job
 from .recorder import Outage
 from .rerun import BROKER_IS_AWAY, rerun, rerun_all, why_not_repeatable
+from .unsaved import Unsaved
 
 __all__ = [
     "BATCH",
@@ -55,9 +55,11 @@ __all__ = [
     "Sendable",
     "TrackedFunction",
     "Unique",
+    "Unsaved",
     "called_function",
-    "check_class",
+    "check_delay",
     "check_owner",
+    "describe",
     "has_parameter",
     "is_async",
     "is_default",
@@ -66,8 +68,6 @@ __all__ = [
     "ledger_of",
     "made_store",
     "masked",
-    "put_batch",
-    "put_job",
     "receives_request",
     "refuse_request",
     "release_broker",
