@@ -15,8 +15,7 @@ from dramatiq.brokers.redis import RedisBroker
 
 from pyramid_jobstate import Batch, JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.changes import Member, NewBatch, NewJob
-from pyramid_jobstate.job.record import BATCH, JobInfo
+from pyramid_jobstate.job.record import BATCH, JobInfo, Member, NewBatch, NewJob
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.worker.batches import OutgoingBatch
 from pyramid_jobstate.worker.unsaved import Unsaved

@@ -13,8 +13,7 @@ import redis
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.changes import End
-from pyramid_jobstate.job.record import JobInfo, Record
+from pyramid_jobstate.job.record import End, JobInfo, Record
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.worker.recorder import Recorder
 from pyramid_jobstate.worker.unsaved import Unsaved

@@ -10,8 +10,7 @@ import redis
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.changes import End, NewJob
-from pyramid_jobstate.job.record import JobInfo, Record
+from pyramid_jobstate.job.record import End, JobInfo, NewJob, Record
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.worker.unsaved import Unsaved
 

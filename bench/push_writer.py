@@ -14,8 +14,7 @@ import sys
 import time
 
 from pyramid_jobstate import JobStore
-from pyramid_jobstate.job.changes import Update
-from pyramid_jobstate.job.record import JobInfo
+from pyramid_jobstate.job.record import JobInfo, Update
 
 INFO = JobInfo("JobState", "run_marathon", 1, None, '{"miles":26}')
 TOKEN = "0" * 12

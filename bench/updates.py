@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.changes import End, NewJob, Update
+from pyramid_jobstate.job.record import End, NewJob, Update
 
 from .jobs import OWNER, running_job
 from .push_writer import INFO

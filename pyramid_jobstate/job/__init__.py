@@ -5,30 +5,8 @@ Redis, Dramatiq or Pyramid.
 """
 
 from .batch import Batch
-from .changes import End, Failure, Member, NewBatch, NewJob, Update
-from .inside import (
-    as_seen_from,
-    container_of,
-    record_of,
-    run_of,
-    set_container,
-    set_member_sender,
-    set_store,
-    url_in,
-)
-from .membership import check_actor, check_key, check_weight, member_uuid
-from .parsing import (
-    MAX_DELAY,
-    MAX_SECONDS,
-    iso_time,
-    parse_duration,
-    parse_int,
-    parse_json,
-    parse_time,
-    stored_iso_time,
-)
+from .members import MemberSender, check_actor, check_key, check_weight, member_uuid
 from .progress import PartOfProgress, Phase, Progress, in_phase, share_of
-from .protocols import MemberSender
 from .record import (
     ALIAS,
     BATCH,
@@ -42,15 +20,33 @@ from .record import (
     TIMES,
     UNFINISHED,
     UUID,
+    End,
+    Failure,
     JobError,
     JobInfo,
+    Member,
+    NewBatch,
+    NewJob,
     Record,
+    Update,
     is_uuid,
 )
-from .recording import RecordingRun, live_run_of, recording_of
-from .result import is_link
-from .run import Run
-from .state import JobState, current_job_state, current_state
+from .run import RecordingRun, Run, live_run_of, recording_of, told_by
+from .state import (
+    JobState,
+    as_seen_from,
+    container_of,
+    current_job_state,
+    current_state,
+    is_link,
+    note_trouble,
+    record_of,
+    run_of,
+    set_container,
+    set_member_sender,
+    set_store,
+    url_in,
+)
 from .texts import (
     DOMAIN,
     FAILED,
@@ -60,17 +56,23 @@ from .texts import (
     sentence_of,
     translated,
 )
-from .told import told_by
-from .trouble import note_trouble
-from .unique import identity_of
 from .values import (
     AMOUNTS,
     MAX_AMOUNT,
+    MAX_DELAY,
+    MAX_SECONDS,
     Json,
     dumps,
     encode_params,
+    identity_of,
     is_number,
     is_owner,
+    iso_time,
+    parse_duration,
+    parse_int,
+    parse_json,
+    parse_time,
+    stored_iso_time,
 )
 
 __all__ = [

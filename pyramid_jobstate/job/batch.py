@@ -5,10 +5,8 @@ from __future__ import annotations
 import types
 from typing import Any, Self
 
-from .handle import NO_RUN
-from .membership import SendsMembers
+from .members import Block, SendsMembers
 from .progress import Progress
-from .protocols import Block
 from .record import (
     BATCH,
     CANCELLED,
@@ -17,7 +15,7 @@ from .record import (
     JobError,
     Record,
 )
-from .run import Run
+from .run import NO_RUN, Run
 from .state import JobState
 
 #: The statuses of members that are counted, and the fields of a batch's record that

@@ -8,23 +8,37 @@ step (storing into a dict, updating a dict from another, copying a dict) is atom
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import contextvars
 import functools
 import secrets
+import sys
 import threading
+import types
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar, overload
 
-from .phases import Phases
-from .steps import AsyncSteps
-from .told import Told
+from ..errors import JobCancelled, PoolJobCancelled
+from .progress import Phases, Reports, check_phase
+from .record import CANCELLED
 from .values import (
     AMOUNTS,
+    LIMIT,
     LOG_LINE_LENGTH,
     LOG_LINES,
     MAX_JOB_BYTES,
     NUMBER_BYTES,
+    NUMBERS,
     Json,
     check_amount,
     check_name,
@@ -34,7 +48,146 @@ from .values import (
     loads,
 )
 
+#: The functions in which a BaseException would end a thread that others wait for: those
+#: that call a future's callbacks, and those of multiprocessing's ThreadPool.
+CALLBACKS = {
+    ("concurrent.futures._base", "_invoke_callbacks"),
+    ("multiprocessing.pool", "_handle_results"),
+}
+POOL = {
+    ("multiprocessing.pool", "worker"),
+    ("multiprocessing.pool", "_handle_tasks"),
+}
+
+
+class Told:
+    """Raises JobCancelled in each of a job's threads and tasks.
+
+    It is raised once in the thread that created this object, and once in each asyncio
+    task, but not in tasks that this task creates afterwards. In other threads it is
+    raised at every call, so that a pool's remaining work stops too. It is not raised
+    while a JobCancelled or a task's cancellation is being handled, since the clean-up
+    may report, nor in a future's callback.
+    """
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def tell(self) -> None:
+        """Raise JobCancelled unless the caller already knows of the cancellation."""
+        if told_by.get() is self:
+            return
+        handled = sys.exception()
+        is_known = _came_of(handled, JobCancelled)
+        callers = _callers()
+        task = _current_task()
+        if task is not None:
+            if task.cancelling() and _came_of(handled, asyncio.CancelledError):
+                return
+        elif threading.get_ident() != self._thread:
+            if is_known or callers & CALLBACKS:
+                return
+            error = PoolJobCancelled if callers & POOL else JobCancelled
+            raise error(CANCELLED.message)
+        told_by.set(self)
+        if not is_known:
+            raise JobCancelled(CANCELLED.message)
+
+
+#: The object that last raised in this thread or task. Tasks and asyncio.to_thread()
+#: inherit it from their creator, so that clean-up code can use them; threads of a pool
+#: do not.
+told_by: contextvars.ContextVar[Told | None] = contextvars.ContextVar(
+    "pyramid_jobstate.told", default=None
+)
+
+
+def _current_task() -> asyncio.Task[object] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def _callers() -> set[tuple[str, str]]:
+    """Return the module and name of each function on the call stack."""
+    found = set()
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        found.add((frame.f_globals.get("__name__", ""), frame.f_code.co_name))
+        frame = frame.f_back
+    return found
+
+
+def _came_of(exception: BaseException | None, cause: type[BaseException]) -> bool:
+    """Return whether an exception, or any in its chain or group, is a `cause`."""
+    seen: set[int] = set()
+    left = [exception]
+    while left:
+        found = left.pop()
+        if found is None or id(found) in seen:
+            continue
+        if isinstance(found, cause):
+            return True
+        seen.add(id(found))
+        left += [found.__context__, found.__cause__]
+        if isinstance(found, BaseExceptionGroup):
+            left += found.exceptions
+    return False
+
+
 T = TypeVar("T")
+
+
+class AsyncSteps(AsyncIterator[T]):
+    """Iterates over an async iterable and keeps a run's progress current. ``for`` works
+    too if the iterable is also a plain iterable.
+
+    Parameters:
+      iterable: The async iterable.
+      step: Called with the number of items done.
+      iterate: Returns the iterator for ``for``.
+
+    Not an async generator: a loop that exits early drops this object along with the
+    iterable, which is then closed as it would be without tracking. If `step` raises,
+    the iterable is closed first.
+    """
+
+    def __init__(
+        self,
+        iterable: AsyncIterable[T],
+        step: Callable[[int], None],
+        iterate: Callable[[Any], Iterator[T]],
+    ) -> None:
+        self._iterable = iterable
+        self._iterator: AsyncIterator[T] | None = aiter(iterable)
+        self._step = step
+        self._iterate = iterate
+        self._done = 0
+
+    def __iter__(self) -> Iterator[T]:
+        return self._iterate(self._iterable)
+
+    async def __anext__(self) -> T:
+        if self._iterator is None:
+            raise StopAsyncIteration
+        if self._done:
+            try:
+                self._step(self._done)
+            except BaseException:
+                await self.aclose()
+                raise
+        item = await anext(self._iterator)
+        self._done += 1
+        return item
+
+    async def aclose(self) -> None:
+        """Stop the iteration and close the iterable if it has an ``aclose()``."""
+        iterator, self._iterator = self._iterator, None
+        close = getattr(iterator, "aclose", None)
+        if close is not None:
+            await close()
+
 
 #: A metric's value as it is kept: a plain number, or JSON text.
 Value = int | float | Json
@@ -299,3 +452,307 @@ class Run:
         # A detached run has nothing to store. The run of a loaded JobState raises.
         self.check()
         return True
+
+
+#: The run of a JobState that does not belong to a running job: it refuses every report.
+NO_RUN = Run(
+    closed="This JobState was loaded from a store. Only a running job can report, "
+    "through the job_state that its actor receives."
+)
+
+
+class Handle:
+    """The methods that an actor calls. Those that report raise RuntimeError if the
+    JobState was loaded from a store or its job has ended, and JobCancelled once the job
+    has been cancelled.
+    """
+
+    _run: Run = NO_RUN
+
+    def set_progress_metric(self, name: str, value: Any) -> None:
+        """Set the latest value of one metric.
+
+        Parameters:
+          name: The name of the metric.
+          value: Any JSON value, or a date, UUID, Decimal, enum or NumPy scalar. A
+            copy is kept.
+
+        Raises:
+          TypeError: The value has no JSON form, or the name is not a string.
+          ValueError: The value is NaN, infinite or over 16 KiB, the job's metrics take
+            over 256 KiB, or the name is empty or reserved.
+        """
+        run = self._run
+        # A loop may call this a million times: values.py says why these checks suffice.
+        if (
+            type(value) in NUMBERS
+            and -LIMIT < value < LIMIT
+            and type(name) is str
+            and name in run.known
+        ):
+            run.metrics[name] = value
+            run.dirty = True
+        else:
+            run.set_metrics({name: value})
+
+    def set_progress_metrics(
+        self, mapping: Mapping[str, Any] = {}, /, **values: Any
+    ) -> None:
+        """Set several metrics at once: a viewer sees all of them or none.
+
+        Raises:
+          TypeError, ValueError: As :meth:`set_progress_metric`. No metric is set then.
+        """
+        self._run.set_metrics({**mapping, **values})
+
+    def increment_progress_metric(self, name: str, by: float = 1) -> None:
+        """Add to a counter, which starts at 0. Exact even when several threads count.
+
+        Parameters:
+          name: The name of the metric.
+          by: The number to add.
+
+        Raises:
+          TypeError: The metric's value or `by` is not a number.
+          ValueError: As :meth:`set_progress_metric`, or the sum overflows a float.
+        """
+        self._run.increment(name, by)
+
+    def set_progress(
+        self,
+        done: float,
+        total: float | None = None,
+        unit: str | None = None,
+        message: str | None = None,
+    ) -> None:
+        """Set how far the job has come.
+
+        Parameters:
+          done: How much is done.
+          total: How much there is to do, or None if unknown.
+          unit: What is counted, such as "rows".
+          message: A message to set along with the progress, or None.
+
+        Raises:
+          TypeError: An amount is not a number, or a text is not a string.
+          ValueError: An amount is negative, NaN, infinite or too large for a float, or
+            a text is over 16 KiB.
+        """
+        run = self._run
+        report: dict[str, Any] = run.report
+        # As in set_progress_metric(). The bar of a phase must not go back.
+        if (
+            type(done) in AMOUNTS
+            and 0 <= done < LIMIT
+            and total is run.total
+            and report["progress"][0] <= done
+            and unit is run.unit
+            and (message is None or message is report.get("message"))
+            and not run.barred
+        ):
+            report["progress"] = (done, total, unit)
+            run.dirty = True
+        else:
+            run.set_progress(done, total, unit, message)
+
+    @overload
+    def track(
+        self,
+        iterable: AsyncIterable[T],
+        total: float | None = None,
+        unit: str | None = None,
+        message: str | None = None,
+    ) -> AsyncSteps[T]: ...
+
+    @overload
+    def track(
+        self,
+        iterable: Iterable[T],
+        total: float | None = None,
+        unit: str | None = None,
+        message: str | None = None,
+    ) -> Iterator[T]: ...
+
+    def track(
+        self,
+        iterable: Any,
+        total: float | None = None,
+        unit: str | None = None,
+        message: str | None = None,
+    ) -> Any:
+        """Yield the items of an iterable and keep the progress current: an item counts
+        as done when the next one is requested.
+
+        Parameters:
+          iterable: An iterable, or an async iterable for ``async for``. An async
+            generator is closed before JobCancelled is raised.
+          total: The number of items; by default the iterable's `len()`, if it has one.
+          unit, message: As for :meth:`set_progress`.
+
+        Raises:
+          TypeError: `iterable` is neither iterable nor async iterable.
+          TypeError, ValueError: As :meth:`set_progress`.
+        """
+        return self._run.track(iterable, total, unit, message)
+
+    def phase(self, name: str, percent: float) -> AbstractContextManager[None]:
+        """Return a context in which everything that reports progress, called functions
+        included, fills a part of the bar. The bar never moves back: in a second
+        :meth:`track` it waits until that has come as far. A phase that raises leaves
+        the bar where it stands.
+
+        Parameters:
+          name: What is done in the phase, for viewers; the first 200 characters count.
+          percent: Its share of what encloses it: of the whole job, or of another phase.
+            More than is left is cut, with a warning.
+
+        Raises:
+          TypeError: The name is not a string, or the percentage not a number.
+          ValueError: The name is empty, or the percentage not above 0 and at most 100.
+          RuntimeError: On entry, if a phase is open in another thread.
+        """
+        return self._run.phases.open(self._run, *check_phase(name, percent))
+
+    def set_message(self, text: str | None) -> None:
+        """Set the message, of at most 16 KiB; None removes it.
+
+        Raises:
+          TypeError: The text is not a string.
+          ValueError: The text is too long.
+        """
+        self._run.set_message(text)
+
+    def append_log(self, line: str) -> None:
+        """Append a line to the job's log, which keeps the last 20 lines, each cut to
+        200 characters.
+
+        Raises:
+          TypeError: The line is not a string.
+        """
+        self._run.append_log(line)
+
+    def flush(self, timeout: float = 1.0) -> bool:
+        """Wait until everything set so far is stored.
+
+        Parameters:
+          timeout: Seconds to wait at most.
+
+        Returns:
+          Whether everything is stored.
+
+        Raises:
+          RuntimeError: This JobState was loaded from a store.
+        """
+        return self._run.flush(timeout)
+
+    def raise_if_cancelled(self) -> None:
+        """Raise JobCancelled if cancellation of the job was requested, as every call
+        that reports does.
+
+        The exception is raised once in the thread that runs the job, once in each
+        asyncio task, and at every call in any other thread, so that a pool stops its
+        remaining work. It is not raised while a JobCancelled is being handled.
+
+        Raises:
+          JobCancelled: Cancellation was requested.
+          RuntimeError: The JobState was loaded from a store, or its job has ended.
+        """
+        self._run.ask()
+        self._run.check()
+
+
+class RecordingRun(Run):
+    """A run that keeps every reported value, not only the latest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: list[tuple[Any, ...]] = []
+        self.phases = RecordingPhases(self.history)
+
+    def _set_metrics(self, values: Mapping[str, object]) -> None:
+        super()._set_metrics(values)
+        # Known names bypass this method: forget them to record every call.
+        self.known.clear()
+        for name in values:
+            value = self.metrics[name]
+            plain = loads(value) if isinstance(value, str) else value
+            self.history.append(("metric", name, plain))
+
+    def set_progress(
+        self, done: float, total: float | None, unit: str | None, message: str | None
+    ) -> None:
+        super().set_progress(done, total, unit, message)
+        # JobState.set_progress() would bypass this class: see Handle.
+        self.total = UNCHECKED
+        self.history.append(("progress", done, total, unit))
+        if message is not None:
+            self.history.append(("message", message))
+
+    def steps(
+        self, iterable: Iterable[T], total: float | None, unit: str | None
+    ) -> Iterator[T]:
+        done = 0
+        for item in super().steps(iterable, total, unit):
+            if done:
+                self.history.append(("progress", done, total, unit))
+            yield item
+            done += 1
+        if done:
+            self.history.append(("progress", done, total, unit))
+
+    def step(self, done: int, total: float | None, unit: str | None) -> None:
+        super().step(done, total, unit)
+        self.history.append(("progress", done, total, unit))
+
+    def set_message(self, text: str | None) -> None:
+        super().set_message(text)
+        self.history.append(("message", text))
+
+    def append_log(self, line: str) -> None:
+        super().append_log(line)
+        lines: Any = self.report["log"]
+        self.history.append(("log", lines[-1]))
+
+
+def live_run_of(job_state: object) -> Run:
+    """Return the run of a JobState that was not loaded from a store.
+
+    Raises:
+      TypeError: It was, or it is not a JobState.
+    """
+    run = getattr(job_state, "_run", None)
+    if not isinstance(run, Run) or run is NO_RUN:
+        raise TypeError(f"{job_state!r} does not belong to a job that runs here.")
+    return run
+
+
+def recording_of(job_state: object) -> RecordingRun:
+    """Return the run of a JobState that keeps every report.
+
+    Raises:
+      TypeError: It does not.
+    """
+    run = getattr(job_state, "_run", None)
+    if not isinstance(run, RecordingRun):
+        raise TypeError(f"{job_state!r} was not created by detached() or run_jobs().")
+    return run
+
+
+class RecordingPhases(Phases):
+    """The phases of a run that keeps every report.
+
+    Parameters:
+      history: The reports.
+    """
+
+    __slots__ = ("_history",)
+
+    def __init__(self, history: list[tuple[Any, ...]]) -> None:
+        super().__init__()
+        self._history = history
+
+    @contextmanager
+    def open(self, run: Reports, name: str, percent: float) -> Iterator[None]:
+        with super().open(run, name, percent):
+            self._history.append(("phase", name, percent))
+            yield

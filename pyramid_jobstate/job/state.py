@@ -3,20 +3,275 @@
 from __future__ import annotations
 
 import contextvars
+import copy
+import datetime
 import logging
-from collections.abc import Collection
+import re
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ..errors import StoreUnavailable
-from .declared import check_declaration
-from .facts import Facts
-from .phases import phase_of
-from .protocols import Container, Store
-from .record import JobError, Record
-from .result import result_of
+from .members import Container, MemberSender, OwnBatch, Store
+from .progress import Phase, Progress, in_phase, phase_of
+from .record import BATCH, FINISHED, JobError, Record
+from .run import NO_RUN, Handle, Run
 from .texts import FAILED, REASONS, SKIPPED, humanized, sentence_of, translated
+from .values import Json, loads
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pyramid_jobstate")
+
+#: An absolute http or https URL, which is safe in a link.
+_HTTP = re.compile(r"https?://[^\s/?#\x00-\x1f\x7f][^\s\x00-\x1f\x7f]*", re.IGNORECASE)
+
+#: The kinds whose results were logged as faults.
+_faulty: set[str] = set()
+
+
+def result_of(cls: Any, uuid: str, make: Callable[[], object]) -> dict[str, str] | None:
+    """Return the JSON of the result of a job that succeeded, or None without one.
+    Faults in the application's code are logged once per kind; the state is still
+    returned.
+
+    Parameters:
+      cls: The class of the job.
+      uuid: The job.
+      make: Calls its ``result_url()``.
+    """
+    try:
+        url = make()
+    except StoreUnavailable:
+        raise
+    except Exception:
+        if _is_new(cls):
+            log.exception("%s raised an exception.%s", *_place(cls, uuid))
+        return None
+    if url is None:
+        return None
+    if is_link(url):
+        return {"url": str(url)}
+    if _is_new(cls):
+        place, consequence = _place(cls, uuid)
+        line = "%s returned %r, not an http or https URL, such as request.route_url(…)."
+        log.error(line + consequence, place, url)
+    return None
+
+
+def is_link(url: object) -> bool:
+    """Return whether something is an http or https URL."""
+    return isinstance(url, str) and _HTTP.fullmatch(url) is not None
+
+
+def _is_new(cls: Any) -> bool:
+    """Return whether this is the first fault of a kind."""
+    is_new = cls.kind not in _faulty
+    _faulty.add(cls.kind)
+    return is_new
+
+
+def _place(cls: Any, uuid: str) -> tuple[str, str]:
+    """Return the method at fault, and the consequence."""
+    return (
+        f"{cls.__module__}.{cls.__qualname__}.result_url() for the job {uuid}",
+        f" The job has no result. Further faults for jobs of kind {cls.kind!r} are not "
+        "logged.",
+    )
+
+
+def check_declaration(cls: type[Any]) -> None:
+    """Check what a JobState class declares.
+
+    Raises:
+      TypeError: Its `kind` is not a string that the store keeps, or its `public_params`
+        are a string.
+    """
+    kind: object = cls.kind
+    # The store keeps str(kind), which differs for the member of a str Enum.
+    if not isinstance(kind, str) or not kind or str(kind) != kind:
+        raise TypeError(
+            f"{cls.__qualname__}.kind must be a str that is not empty, not {kind!r}. "
+            "Leave it out to use the name of the class."
+        )
+    if isinstance(cls.public_params, str):
+        raise TypeError(
+            f"{cls.__qualname__}.public_params must be a tuple of names, not the "
+            f"string {cls.public_params!r}. Is a comma missing?"
+        )
+
+
+class Facts(Handle):
+    """The state of a job: its stored record and, if it runs in this process, what it
+    has reported since.
+    """
+
+    #: What sends further members of its batch, in the worker that runs it.
+    _member_sender: MemberSender | None = None
+
+    def __init__(self, record: Record, run: Run = NO_RUN) -> None:
+        self._run = run
+        self._record = record
+        self.uuid = self.__name__ = record.name
+
+    @property
+    def status(self) -> str:
+        """One of queued, working, retrying, stalled, cancelling, success, error and
+        cancelled.
+        """
+        return self._record.status
+
+    @property
+    def is_working(self) -> bool:
+        """Whether the job has not ended."""
+        return not self.is_finished
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the job has succeeded."""
+        return self.status == "success"
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the job has failed or was cancelled."""
+        return self.is_finished and not self.is_success
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the job has ended."""
+        return self.status in FINISHED
+
+    @property
+    def actor(self) -> str:
+        """The name of the actor."""
+        return self._record.actor
+
+    @property
+    def owner(self) -> str | float | None:
+        """The owner, who by default may see and cancel the job, or None."""
+        owner: str | float | None = self._record.owner
+        return owner
+
+    @property
+    def batch(self) -> OwnBatch | None:
+        """The batch of the job, or None. While the job runs, it can send further
+        members with it::
+
+            job_state.batch.send(import_part, name, key=name)
+
+        Each needs a key, which other jobs of the batch may use too. If the job runs
+        again, it finds the members that it has sent before, and sends only those that
+        may not have been sent.
+        """
+        batch = self._record.info.batch
+        if batch is None or batch == BATCH:
+            return None
+        return OwnBatch(batch, self._member_sender)
+
+    def _own_json(self, url: str, request: Any, states: Any) -> dict[str, Any]:
+        """Return what the JSON of a batch has beside that of a job.
+
+        Parameters:
+          url: The URL of the job.
+          states: The container of the job in the request.
+        """
+        return {}
+
+    @property
+    def job_params(self) -> dict[str, Any]:
+        """The values that were sent, by the names of the actor's parameters. Values
+        over 16 KiB, and those without a JSON form, are left out.
+        """
+        return self._record.params
+
+    def get_job_param(self, name: str, default: Any = None) -> Any:
+        """Return the value that was sent for a parameter, or `default`."""
+        return self.job_params.get(name, default)
+
+    @property
+    def progress_metrics(self) -> dict[str, Any]:
+        """The latest value of each metric."""
+        if self._run is NO_RUN:
+            return self._record.metrics
+        return {k: _plain(v) for k, v in self._run.metrics.copy().items()}
+
+    def get_progress_metric(self, name: str, default: Any = None) -> Any:
+        """Return the latest value of a metric, or `default`."""
+        return self.progress_metrics.get(name, default)
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the job has come, or None if it has not reported any progress."""
+        # At once: a phase that begins changes both.
+        report: Any = self._run.report.copy()
+        if "progress" not in report:
+            return self._record.progress
+        progress = Progress(*report["progress"])
+        if "phase" not in report:
+            return progress
+        self._run.phases.hold(report)
+        return in_phase(progress, Phase(*report["phase"]))
+
+    @property
+    def message(self) -> str | None:
+        """The latest message, or None."""
+        report: Any = self._run.report
+        message: str | None = report.get("message", self._record.message)
+        return message
+
+    @property
+    def log(self) -> list[str]:
+        """The last 20 lines of the log."""
+        lines: Any = self._run.report.get("log", self._record.log)
+        return list(lines)
+
+    @property
+    def error(self) -> JobError | None:
+        """Why the job failed, is retried or was cancelled, or None. For the application
+        only: viewers see what :meth:`public_error` returns.
+        """
+        return self._record.error
+
+    @property
+    def attempt(self) -> int:
+        """The attempt number of the newest run that called the actor, from 1, or 0 if
+        none has.
+        """
+        return self._record.attempt
+
+    @property
+    def queued_at(self) -> datetime.datetime | None:
+        """When the job was sent, in UTC, or None if that is unknown."""
+        return self._record.time("queued")
+
+    @property
+    def due_at(self) -> datetime.datetime | None:
+        """When the job is due, in UTC, or None if it was not delayed or has started."""
+        return self._record.time("due")
+
+    @property
+    def started_at(self) -> datetime.datetime | None:
+        """When the newest run that called the actor began, in UTC, or None."""
+        return self._record.time("started")
+
+    @property
+    def updated_at(self) -> datetime.datetime | None:
+        """When the job last changed or reported, in UTC, or None if unknown."""
+        return self._record.time("updated")
+
+    @property
+    def finished_at(self) -> datetime.datetime | None:
+        """When the job ended, in UTC, or None."""
+        return self._record.time("finished")
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether cancellation of the job was requested."""
+        if self._run is NO_RUN:
+            return self._record.is_cancel_requested
+        return self._run.ask()
+
+
+def _plain(value: object) -> Any:
+    return loads(value) if isinstance(value, Json) else value
+
 
 #: The value of `pyramid.authorization.Allow`, without importing Pyramid in a worker.
 ALLOW = "Allow"
@@ -304,3 +559,77 @@ class _UnknownKind(JobState):
 # The kind that no other class can declare.
 _kinds[""] = _kinds.pop(_UnknownKind.kind)
 _UnknownKind.kind = ""
+
+
+def record_of(job_state: JobState) -> Record:
+    """Return the record of a job."""
+    return job_state._record
+
+
+def run_of(job_state: JobState) -> Run:
+    """Return the run to which a JobState writes."""
+    return job_state._run
+
+
+def set_store(job_state: JobState, store: Store) -> None:
+    """Set the store that a JobState uses."""
+    job_state._store = store
+
+
+def set_member_sender(job_state: JobState, sender: MemberSender | None) -> None:
+    """Set the sender of a batch's members, or of those of a running job's batch."""
+    job_state._member_sender = sender
+
+
+def set_container(job_state: JobState, container: Container) -> None:
+    """Set the container that a JobState uses, which becomes its parent."""
+    job_state.__parent__ = job_state._container = container
+
+
+def container_of(job_state: JobState) -> Any:
+    """Return the container of a job, even if the application has given it another
+    parent.
+    """
+    container = job_state._container
+    return job_state.__parent__ if container is None else container
+
+
+def url_in(job_state: JobState, request: Any) -> str:
+    """Return the URL of a job in the state that a request gets."""
+    return job_state._url_in(request)
+
+
+def as_seen_from(job_state: JobState, request: Any) -> JobState:
+    """Return a job for use in a request: a copy if another request loaded it."""
+    container = job_state._container
+    if container is None or container.request is request:
+        return job_state
+    job_state = copy.copy(job_state)
+    job_state._container = request.job_states
+    return job_state
+
+
+#: The kinds that were logged. All unknown kinds count as one, so this set cannot grow
+#: beyond the number of JobState classes.
+_troubled: set[str] = set()
+
+
+def note_trouble(
+    cls: type[JobState], uuid: str, consequence: str = "which is left out"
+) -> None:
+    """Log the current exception, unless one was logged for this kind before.
+
+    Parameters:
+      consequence: What follows from it for the job, as the end of a sentence.
+    """
+    if cls.kind not in _troubled:
+        _troubled.add(cls.kind)
+        log.exception(
+            "The application's code for %s.%s raised an exception for the job %s, "
+            "%s. Further exceptions for jobs of kind %r are not logged.",
+            cls.__module__,
+            cls.__qualname__,
+            uuid,
+            consequence,
+            cls.kind,
+        )

@@ -15,8 +15,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pyramid_jobstate import Counts, JobError, JobStore
-from pyramid_jobstate.job.changes import End, Failure, NewJob, Update
-from pyramid_jobstate.job.record import NOT_REACHED, JobInfo, Record
+from pyramid_jobstate.job.record import (
+    NOT_REACHED,
+    End,
+    Failure,
+    JobInfo,
+    NewJob,
+    Record,
+    Update,
+)
 from pyramid_jobstate.testing import pass_time
 from tests.cluster import cluster_of_one
 from tests.jobs import new_id

@@ -28,7 +28,7 @@ from pyramid_jobstate import (
     StoreUnavailable,
     rerun,
 )
-from pyramid_jobstate.job.changes import End
+from pyramid_jobstate.job.record import End
 from pyramid_jobstate.store import claims
 from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.testing import pass_time
