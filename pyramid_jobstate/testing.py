@@ -30,6 +30,7 @@ from .job import (
     CANCELLED,
     FINISHED,
     MAX_DELAY,
+    NO_RUN,
     TIMES,
     UNFINISHED,
     Batch,
@@ -47,9 +48,7 @@ from .job import (
     Run,
     check_weight,
     dumps,
-    live_run_of,
     record_of,
-    recording_of,
     set_member_sender,
 )
 from .store import JobStore, connect, type_name
@@ -308,7 +307,7 @@ def history(job_state: JobState) -> list[tuple[Any, ...]]:
     Raises:
       TypeError: The JobState is not from one of these.
     """
-    return recording_of(job_state).history
+    return _recording_of(job_state).history
 
 
 def values(job_state: JobState, name: str) -> list[Any]:
@@ -328,7 +327,31 @@ def cancel(job_state: JobState) -> None:
     Raises:
       TypeError: It was loaded from a store.
     """
-    live_run_of(job_state).cancel()
+    _live_run_of(job_state).cancel()
+
+
+def _live_run_of(job_state: object) -> Run:
+    """Return the run of a JobState that was not loaded from a store.
+
+    Raises:
+      TypeError: It was, or it is not a JobState.
+    """
+    run = getattr(job_state, "_run", None)
+    if not isinstance(run, Run) or run is NO_RUN:
+        raise TypeError(f"{job_state!r} does not belong to a job that runs here.")
+    return run
+
+
+def _recording_of(job_state: object) -> RecordingRun:
+    """Return the run of a JobState that keeps every report.
+
+    Raises:
+      TypeError: It does not.
+    """
+    run = getattr(job_state, "_run", None)
+    if not isinstance(run, RecordingRun):
+        raise TypeError(f"{job_state!r} was not created by detached() or run_jobs().")
+    return run
 
 
 def pass_time(store: JobStore, seconds: float) -> None:

@@ -31,7 +31,7 @@ from .record import (
     Update,
     is_uuid,
 )
-from .run import RecordingRun, Run, live_run_of, recording_of, told_by
+from .run import NO_RUN, RecordingRun, Run, told_by
 from .state import (
     JobState,
     as_seen_from,
@@ -90,6 +90,7 @@ __all__ = [
     "METRIC",
     "NOT_REACHED",
     "NOT_SENT",
+    "NO_RUN",
     "REASONS",
     "SKIPPED",
     "TARGET",
@@ -131,7 +132,6 @@ __all__ = [
     "is_owner",
     "is_uuid",
     "iso_time",
-    "live_run_of",
     "member_uuid",
     "note_trouble",
     "parse_duration",
@@ -139,7 +139,6 @@ __all__ = [
     "parse_json",
     "parse_time",
     "record_of",
-    "recording_of",
     "run_of",
     "sentence_of",
     "set_container",

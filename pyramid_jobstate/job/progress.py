@@ -1,4 +1,4 @@
-"""How far a job has come, and its phases: parts of its work, each with a share of the bar."""
+"""How far a job has come, and its phases, each with a share of the bar."""
 
 from __future__ import annotations
 

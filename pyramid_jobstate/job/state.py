@@ -7,102 +7,87 @@ import copy
 import datetime
 import logging
 import re
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import (
+    AsyncIterable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar, overload
 
 from ..errors import StoreUnavailable
 from .members import Container, MemberSender, OwnBatch, Store
-from .progress import Phase, Progress, in_phase, phase_of
+from .progress import Phase, Progress, check_phase, in_phase, phase_of
 from .record import BATCH, FINISHED, JobError, Record
-from .run import NO_RUN, Handle, Run
+from .run import NO_RUN, AsyncSteps, Run
 from .texts import FAILED, REASONS, SKIPPED, humanized, sentence_of, translated
-from .values import Json, loads
+from .values import AMOUNTS, LIMIT, NUMBERS, Json, loads
 
 log = logging.getLogger("pyramid_jobstate")
 
-#: An absolute http or https URL, which is safe in a link.
-_HTTP = re.compile(r"https?://[^\s/?#\x00-\x1f\x7f][^\s\x00-\x1f\x7f]*", re.IGNORECASE)
+T = TypeVar("T")
 
-#: The kinds whose results were logged as faults.
-_faulty: set[str] = set()
+#: The value of `pyramid.authorization.Allow`, without importing Pyramid in a worker.
+ALLOW = "Allow"
+
+#: The maximum number of unknown kinds to warn about, once each.
+MAX_UNKNOWN = 100
+
+#: The JobState classes by kind.
+_kinds: dict[str, type[JobState]] = {}
+
+current_state: contextvars.ContextVar[JobState | None] = contextvars.ContextVar(
+    "pyramid_jobstate.current", default=None
+)
 
 
-def result_of(cls: Any, uuid: str, make: Callable[[], object]) -> dict[str, str] | None:
-    """Return the JSON of the result of a job that succeeded, or None without one.
-    Faults in the application's code are logged once per kind; the state is still
-    returned.
+def current_job_state() -> JobState | None:
+    """Return the JobState of the job that runs here, or None outside a tracked job.
 
-    Parameters:
-      cls: The class of the job.
-      uuid: The job.
-      make: Calls its ``result_url()``.
+    Threads that the job starts get None: pass the JobState to them.
     """
-    try:
-        url = make()
-    except StoreUnavailable:
-        raise
-    except Exception:
-        if _is_new(cls):
-            log.exception("%s raised an exception.%s", *_place(cls, uuid))
-        return None
-    if url is None:
-        return None
-    if is_link(url):
-        return {"url": str(url)}
-    if _is_new(cls):
-        place, consequence = _place(cls, uuid)
-        line = "%s returned %r, not an http or https URL, such as request.route_url(…)."
-        log.error(line + consequence, place, url)
-    return None
+    return current_state.get()
 
 
-def is_link(url: object) -> bool:
-    """Return whether something is an http or https URL."""
-    return isinstance(url, str) and _HTTP.fullmatch(url) is not None
+class JobState:
+    """The state of one job, both in the worker that runs it and in the process that
+    shows it.
 
+    Subclass it to give a kind of job its own rights and behaviour::
 
-def _is_new(cls: Any) -> bool:
-    """Return whether this is the first fault of a kind."""
-    is_new = cls.kind not in _faulty
-    _faulty.add(cls.kind)
-    return is_new
+        class RunMarathon(JobState):
+            public_params = ("miles",)
 
+    A class may set or override:
 
-def _place(cls: Any, uuid: str) -> tuple[str, str]:
-    """Return the method at fault, and the consequence."""
-    return (
-        f"{cls.__module__}.{cls.__qualname__}.result_url() for the job {uuid}",
-        f" The job has no result. Further faults for jobs of kind {cls.kind!r} are not "
-        "logged.",
-    )
+    * `kind`: the name of this kind of job, stored with each job; by default the name
+      of the class;
+    * `title`: the heading that viewers see, a string or a translation string; by
+      default derived from the kind;
+    * `public_params`: the names of the parameters that viewers may see; by default
+      none;
+    * :meth:`public_error`: the text that viewers see for an exception;
+    * :meth:`result_url`: the URL of what the job has made; by default none;
+    * :meth:`__acl__`: who may do what with a job.
 
+    The methods that report, from :meth:`set_progress_metric` to :meth:`append_log`,
+    raise RuntimeError if the JobState was loaded from a store or its job has ended, and
+    JobCancelled once the job has been cancelled.
 
-def check_declaration(cls: type[Any]) -> None:
-    """Check what a JobState class declares.
-
-    Raises:
-      TypeError: Its `kind` is not a string that the store keeps, or its `public_params`
-        are a string.
-    """
-    kind: object = cls.kind
-    # The store keeps str(kind), which differs for the member of a str Enum.
-    if not isinstance(kind, str) or not kind or str(kind) != kind:
-        raise TypeError(
-            f"{cls.__qualname__}.kind must be a str that is not empty, not {kind!r}. "
-            "Leave it out to use the name of the class."
-        )
-    if isinstance(cls.public_params, str):
-        raise TypeError(
-            f"{cls.__qualname__}.public_params must be a tuple of names, not the "
-            f"string {cls.public_params!r}. Is a comma missing?"
-        )
-
-
-class Facts(Handle):
-    """The state of a job: its stored record and, if it runs in this process, what it
-    has reported since.
+    Attributes:
+      uuid: The ``message_id`` of the job's Dramatiq message.
+      __parent__: The container through which a request found the job.
     """
 
+    kind: str = "JobState"
+    public_params: Collection[str] = ()
+    __parent__: Any = None
+    _store: Store | None = None
+    #: The container that loaded it, even if the application changes __parent__.
+    _container: Container | None = None
     #: What sends further members of its batch, in the worker that runs it.
     _member_sender: MemberSender | None = None
 
@@ -110,6 +95,67 @@ class Facts(Handle):
         self._run = run
         self._record = record
         self.uuid = self.__name__ = record.name
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "kind" not in cls.__dict__:
+            cls.kind = cls.__name__
+        check_declaration(cls)
+        old = _kinds.get(cls.kind, cls)
+        if (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(
+                f"Two JobState classes have the kind {cls.kind!r}: "
+                f"{old.__module__}.{old.__qualname__} and "
+                f"{cls.__module__}.{cls.__qualname__}. Give one a different `kind`."
+            )
+        _kinds[cls.kind] = cls
+
+    @classmethod
+    def class_of(cls, record: Record) -> type[JobState]:
+        """Return the JobState class for the kind of a record."""
+        found = _kinds.get(record.kind)
+        # Under the name BATCH is the class of batches of an unknown kind.
+        return found or _kinds.get(record.text("batch") or "", _UnknownKind)
+
+    @classmethod
+    def from_record(cls, record: Record) -> JobState:
+        """Return a record's job as an instance of the class for its kind.
+
+        Raises:
+          TypeError: The class overrides ``__init__()`` without calling its parent's.
+        """
+        kind = record.kind
+        found = cls.class_of(record)
+        job_state = found(record)
+        if getattr(job_state, "_record", None) is None:
+            raise TypeError(
+                f"{found.__qualname__}.__init__() must call super().__init__()."
+            )
+        if not kind or kind not in _kinds:
+            job_state.kind = kind
+            if kind not in _unknown and len(_unknown) < MAX_UNKNOWN:
+                _unknown.add(kind)
+                log.warning(
+                    "A job has the kind %r, but this process has not imported a "
+                    "JobState class of that kind: only the job's lineage grants "
+                    "access. Import the module that defines the class.",
+                    kind,
+                )
+        return job_state
+
+    def __repr__(self) -> str:
+        try:
+            status = self.status
+        except StoreUnavailable:
+            status = "unread"
+        return f"<{type(self).__name__} {self.uuid} {status}>"
+
+    @property
+    def title(self) -> str:
+        """The heading that viewers see: "Run marathon" for the kind RunMarathon or,
+        without a JobState class, for the actor run_marathon.
+        """
+        return humanized(self.actor if type(self) is JobState else self.kind)
 
     @property
     def status(self) -> str:
@@ -164,15 +210,6 @@ class Facts(Handle):
         if batch is None or batch == BATCH:
             return None
         return OwnBatch(batch, self._member_sender)
-
-    def _own_json(self, url: str, request: Any, states: Any) -> dict[str, Any]:
-        """Return what the JSON of a batch has beside that of a job.
-
-        Parameters:
-          url: The URL of the job.
-          states: The container of the job in the request.
-        """
-        return {}
 
     @property
     def job_params(self) -> dict[str, Any]:
@@ -267,127 +304,6 @@ class Facts(Handle):
         if self._run is NO_RUN:
             return self._record.is_cancel_requested
         return self._run.ask()
-
-
-def _plain(value: object) -> Any:
-    return loads(value) if isinstance(value, Json) else value
-
-
-#: The value of `pyramid.authorization.Allow`, without importing Pyramid in a worker.
-ALLOW = "Allow"
-
-#: The maximum number of unknown kinds to warn about, once each.
-MAX_UNKNOWN = 100
-
-#: The JobState classes by kind.
-_kinds: dict[str, type[JobState]] = {}
-
-current_state: contextvars.ContextVar[JobState | None] = contextvars.ContextVar(
-    "pyramid_jobstate.current", default=None
-)
-
-
-def current_job_state() -> JobState | None:
-    """Return the JobState of the job that runs here, or None outside a tracked job.
-
-    Threads that the job starts get None: pass the JobState to them.
-    """
-    return current_state.get()
-
-
-class JobState(Facts):
-    """The state of one job, both in the worker that runs it and in the process that
-    shows it.
-
-    Subclass it to give a kind of job its own rights and behaviour::
-
-        class RunMarathon(JobState):
-            public_params = ("miles",)
-
-    A class may set or override:
-
-    * `kind`: the name of this kind of job, stored with each job; by default the name
-      of the class;
-    * `title`: the heading that viewers see, a string or a translation string; by
-      default derived from the kind;
-    * `public_params`: the names of the parameters that viewers may see; by default
-      none;
-    * :meth:`public_error`: the text that viewers see for an exception;
-    * :meth:`result_url`: the URL of what the job has made; by default none;
-    * :meth:`__acl__`: who may do what with a job.
-
-    Attributes:
-      uuid: The ``message_id`` of the job's Dramatiq message.
-      __parent__: The container through which a request found the job.
-    """
-
-    kind: str = "JobState"
-    public_params: Collection[str] = ()
-    __parent__: Any = None
-    _store: Store | None = None
-    #: The container that loaded it, even if the application changes __parent__.
-    _container: Container | None = None
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "kind" not in cls.__dict__:
-            cls.kind = cls.__name__
-        check_declaration(cls)
-        old = _kinds.get(cls.kind, cls)
-        if (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise TypeError(
-                f"Two JobState classes have the kind {cls.kind!r}: "
-                f"{old.__module__}.{old.__qualname__} and "
-                f"{cls.__module__}.{cls.__qualname__}. Give one a different `kind`."
-            )
-        _kinds[cls.kind] = cls
-
-    @classmethod
-    def class_of(cls, record: Record) -> type[JobState]:
-        """Return the JobState class for the kind of a record."""
-        found = _kinds.get(record.kind)
-        # Under the name BATCH is the class of batches of an unknown kind.
-        return found or _kinds.get(record.text("batch") or "", _UnknownKind)
-
-    @classmethod
-    def from_record(cls, record: Record) -> JobState:
-        """Return a record's job as an instance of the class for its kind.
-
-        Raises:
-          TypeError: The class overrides ``__init__()`` without calling its parent's.
-        """
-        kind = record.kind
-        found = cls.class_of(record)
-        job_state = found(record)
-        if getattr(job_state, "_record", None) is None:
-            raise TypeError(
-                f"{found.__qualname__}.__init__() must call super().__init__()."
-            )
-        if not kind or kind not in _kinds:
-            job_state.kind = kind
-            if kind not in _unknown and len(_unknown) < MAX_UNKNOWN:
-                _unknown.add(kind)
-                log.warning(
-                    "A job has the kind %r, but this process has not imported a "
-                    "JobState class of that kind: only the job's lineage grants "
-                    "access. Import the module that defines the class.",
-                    kind,
-                )
-        return job_state
-
-    def __repr__(self) -> str:
-        try:
-            status = self.status
-        except StoreUnavailable:
-            status = "unread"
-        return f"<{type(self).__name__} {self.uuid} {status}>"
-
-    @property
-    def title(self) -> str:
-        """The heading that viewers see: "Run marathon" for the kind RunMarathon or,
-        without a JobState class, for the actor run_marathon.
-        """
-        return humanized(self.actor if type(self) is JobState else self.kind)
 
     def cancel(self) -> bool:
         """Request cancellation of the job. A running job learns of it a moment later;
@@ -527,6 +443,15 @@ class JobState(Facts):
         coarse = "success" if is_success else "error" if is_finished else "working"
         return {**self.progress_metrics, "job_state": coarse, "job": job}
 
+    def _own_json(self, url: str, request: Any, states: Any) -> dict[str, Any]:
+        """Return what the JSON of a batch has beside that of a job.
+
+        Parameters:
+          url: The URL of the job.
+          states: The container of the job in the request.
+        """
+        return {}
+
     def _url_in(self, request: Any) -> str:
         """Return the URL of the job in the state that a request gets."""
         states = self._container
@@ -542,6 +467,307 @@ class JobState(Facts):
         if error.type is None:
             return sentence_of(error.message, REASONS) or error.message
         return self.public_error(error.type, error.message)
+
+    # What an actor calls.
+
+    def set_progress_metric(self, name: str, value: Any) -> None:
+        """Set the latest value of one metric.
+
+        Parameters:
+          name: The name of the metric.
+          value: Any JSON value, or a date, UUID, Decimal, enum or NumPy scalar. A
+            copy is kept.
+
+        Raises:
+          TypeError: The value has no JSON form, or the name is not a string.
+          ValueError: The value is NaN, infinite or over 16 KiB, the job's metrics take
+            over 256 KiB, or the name is empty or reserved.
+        """
+        run = self._run
+        # A loop may call this a million times: values.py says why these checks suffice.
+        if (
+            type(value) in NUMBERS
+            and -LIMIT < value < LIMIT
+            and type(name) is str
+            and name in run.known
+        ):
+            run.metrics[name] = value
+            run.dirty = True
+        else:
+            run.set_metrics({name: value})
+
+    def set_progress_metrics(
+        self, mapping: Mapping[str, Any] = {}, /, **values: Any
+    ) -> None:
+        """Set several metrics at once: a viewer sees all of them or none.
+
+        Raises:
+          TypeError, ValueError: As :meth:`set_progress_metric`. No metric is set then.
+        """
+        self._run.set_metrics({**mapping, **values})
+
+    def increment_progress_metric(self, name: str, by: float = 1) -> None:
+        """Add to a counter, which starts at 0. Exact even when several threads count.
+
+        Parameters:
+          name: The name of the metric.
+          by: The number to add.
+
+        Raises:
+          TypeError: The metric's value or `by` is not a number.
+          ValueError: As :meth:`set_progress_metric`, or the sum overflows a float.
+        """
+        self._run.increment(name, by)
+
+    def set_progress(
+        self,
+        done: float,
+        total: float | None = None,
+        unit: str | None = None,
+        message: str | None = None,
+    ) -> None:
+        """Set how far the job has come.
+
+        Parameters:
+          done: How much is done.
+          total: How much there is to do, or None if unknown.
+          unit: What is counted, such as "rows".
+          message: A message to set along with the progress, or None.
+
+        Raises:
+          TypeError: An amount is not a number, or a text is not a string.
+          ValueError: An amount is negative, NaN, infinite or too large for a float, or
+            a text is over 16 KiB.
+        """
+        run = self._run
+        report: dict[str, Any] = run.report
+        # As in set_progress_metric(). The bar of a phase must not go back.
+        if (
+            type(done) in AMOUNTS
+            and 0 <= done < LIMIT
+            and total is run.total
+            and report["progress"][0] <= done
+            and unit is run.unit
+            and (message is None or message is report.get("message"))
+            and not run.barred
+        ):
+            report["progress"] = (done, total, unit)
+            run.dirty = True
+        else:
+            run.set_progress(done, total, unit, message)
+
+    @overload
+    def track(
+        self,
+        iterable: AsyncIterable[T],
+        total: float | None = None,
+        unit: str | None = None,
+        message: str | None = None,
+    ) -> AsyncSteps[T]: ...
+
+    @overload
+    def track(
+        self,
+        iterable: Iterable[T],
+        total: float | None = None,
+        unit: str | None = None,
+        message: str | None = None,
+    ) -> Iterator[T]: ...
+
+    def track(
+        self,
+        iterable: Any,
+        total: float | None = None,
+        unit: str | None = None,
+        message: str | None = None,
+    ) -> Any:
+        """Yield the items of an iterable and keep the progress current: an item counts
+        as done when the next one is requested.
+
+        Parameters:
+          iterable: An iterable, or an async iterable for ``async for``. An async
+            generator is closed before JobCancelled is raised.
+          total: The number of items; by default the iterable's `len()`, if it has one.
+          unit, message: As for :meth:`set_progress`.
+
+        Raises:
+          TypeError: `iterable` is neither iterable nor async iterable.
+          TypeError, ValueError: As :meth:`set_progress`.
+        """
+        return self._run.track(iterable, total, unit, message)
+
+    def phase(self, name: str, percent: float) -> AbstractContextManager[None]:
+        """Return a context in which everything that reports progress, called functions
+        included, fills a part of the bar. The bar never moves back: in a second
+        :meth:`track` it waits until that has come as far. A phase that raises leaves
+        the bar where it stands.
+
+        Parameters:
+          name: What is done in the phase, for viewers; the first 200 characters count.
+          percent: Its share of what encloses it: of the whole job, or of another phase.
+            More than is left is cut, with a warning.
+
+        Raises:
+          TypeError: The name is not a string, or the percentage not a number.
+          ValueError: The name is empty, or the percentage not above 0 and at most 100.
+          RuntimeError: On entry, if a phase is open in another thread.
+        """
+        return self._run.phases.open(self._run, *check_phase(name, percent))
+
+    def set_message(self, text: str | None) -> None:
+        """Set the message, of at most 16 KiB; None removes it.
+
+        Raises:
+          TypeError: The text is not a string.
+          ValueError: The text is too long.
+        """
+        self._run.set_message(text)
+
+    def append_log(self, line: str) -> None:
+        """Append a line to the job's log, which keeps the last 20 lines, each cut to
+        200 characters.
+
+        Raises:
+          TypeError: The line is not a string.
+        """
+        self._run.append_log(line)
+
+    def flush(self, timeout: float = 1.0) -> bool:
+        """Wait until everything set so far is stored.
+
+        Parameters:
+          timeout: Seconds to wait at most.
+
+        Returns:
+          Whether everything is stored.
+
+        Raises:
+          RuntimeError: This JobState was loaded from a store.
+        """
+        return self._run.flush(timeout)
+
+    def raise_if_cancelled(self) -> None:
+        """Raise JobCancelled if cancellation of the job was requested, as every call
+        that reports does.
+
+        The exception is raised once in the thread that runs the job, once in each
+        asyncio task, and at every call in any other thread, so that a pool stops its
+        remaining work. It is not raised while a JobCancelled is being handled.
+
+        Raises:
+          JobCancelled: Cancellation was requested.
+          RuntimeError: The JobState was loaded from a store, or its job has ended.
+        """
+        self._run.ask()
+        self._run.check()
+
+
+def check_declaration(cls: type[Any]) -> None:
+    """Check what a JobState class declares.
+
+    Raises:
+      TypeError: Its `kind` is not a string that the store keeps, or its `public_params`
+        are a string.
+    """
+    kind: object = cls.kind
+    # The store keeps str(kind), which differs for the member of a str Enum.
+    if not isinstance(kind, str) or not kind or str(kind) != kind:
+        raise TypeError(
+            f"{cls.__qualname__}.kind must be a str that is not empty, not {kind!r}. "
+            "Leave it out to use the name of the class."
+        )
+    if isinstance(cls.public_params, str):
+        raise TypeError(
+            f"{cls.__qualname__}.public_params must be a tuple of names, not the "
+            f"string {cls.public_params!r}. Is a comma missing?"
+        )
+
+
+#: An absolute http or https URL, which is safe in a link.
+_HTTP = re.compile(r"https?://[^\s/?#\x00-\x1f\x7f][^\s\x00-\x1f\x7f]*", re.IGNORECASE)
+
+#: The kinds whose results were logged as faults.
+_faulty: set[str] = set()
+
+
+def result_of(cls: Any, uuid: str, make: Callable[[], object]) -> dict[str, str] | None:
+    """Return the JSON of the result of a job that succeeded, or None without one.
+    Faults in the application's code are logged once per kind; the state is still
+    returned.
+
+    Parameters:
+      cls: The class of the job.
+      uuid: The job.
+      make: Calls its ``result_url()``.
+    """
+    try:
+        url = make()
+    except StoreUnavailable:
+        raise
+    except Exception:
+        if _is_new(cls):
+            log.exception("%s raised an exception.%s", *_place(cls, uuid))
+        return None
+    if url is None:
+        return None
+    if is_link(url):
+        return {"url": str(url)}
+    if _is_new(cls):
+        place, consequence = _place(cls, uuid)
+        line = "%s returned %r, not an http or https URL, such as request.route_url(…)."
+        log.error(line + consequence, place, url)
+    return None
+
+
+def is_link(url: object) -> bool:
+    """Return whether something is an http or https URL."""
+    return isinstance(url, str) and _HTTP.fullmatch(url) is not None
+
+
+def _is_new(cls: Any) -> bool:
+    """Return whether this is the first fault of a kind."""
+    is_new = cls.kind not in _faulty
+    _faulty.add(cls.kind)
+    return is_new
+
+
+def _place(cls: Any, uuid: str) -> tuple[str, str]:
+    """Return the method at fault, and the consequence."""
+    return (
+        f"{cls.__module__}.{cls.__qualname__}.result_url() for the job {uuid}",
+        f" The job has no result. Further faults for jobs of kind {cls.kind!r} are not "
+        "logged.",
+    )
+
+
+#: The kinds that were logged. All unknown kinds count as one, so this set cannot grow
+#: beyond the number of JobState classes.
+_troubled: set[str] = set()
+
+
+def note_trouble(
+    cls: type[JobState], uuid: str, consequence: str = "which is left out"
+) -> None:
+    """Log the current exception, unless one was logged for this kind before.
+
+    Parameters:
+      consequence: What follows from it for the job, as the end of a sentence.
+    """
+    if cls.kind not in _troubled:
+        _troubled.add(cls.kind)
+        log.exception(
+            "The application's code for %s.%s raised an exception for the job %s, "
+            "%s. Further exceptions for jobs of kind %r are not logged.",
+            cls.__module__,
+            cls.__qualname__,
+            uuid,
+            consequence,
+            cls.kind,
+        )
+
+
+def _plain(value: object) -> Any:
+    return loads(value) if isinstance(value, Json) else value
 
 
 _kinds[JobState.kind] = JobState
@@ -607,29 +833,3 @@ def as_seen_from(job_state: JobState, request: Any) -> JobState:
     job_state = copy.copy(job_state)
     job_state._container = request.job_states
     return job_state
-
-
-#: The kinds that were logged. All unknown kinds count as one, so this set cannot grow
-#: beyond the number of JobState classes.
-_troubled: set[str] = set()
-
-
-def note_trouble(
-    cls: type[JobState], uuid: str, consequence: str = "which is left out"
-) -> None:
-    """Log the current exception, unless one was logged for this kind before.
-
-    Parameters:
-      consequence: What follows from it for the job, as the end of a sentence.
-    """
-    if cls.kind not in _troubled:
-        _troubled.add(cls.kind)
-        log.exception(
-            "The application's code for %s.%s raised an exception for the job %s, "
-            "%s. Further exceptions for jobs of kind %r are not logged.",
-            cls.__module__,
-            cls.__qualname__,
-            uuid,
-            consequence,
-            cls.kind,
-        )
