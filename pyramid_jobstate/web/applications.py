@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyramid.config import global_registries
-from pyramid.interfaces import IRoutesMapper
 
-from .interfaces import IApplicationName, IBaseUrl, IJobStore
-from .routenames import JOB, RERUN_ALL
+from .interfaces import IApplicationName, IJobStore
+from .sending import application_name
 
 if TYPE_CHECKING:
     from pyramid.registry import Registry
@@ -41,7 +38,7 @@ class Applications:
 
     def add(self, registry: Registry) -> None:
         """Note an application that has just been made."""
-        name = name_of(registry)
+        name = application_name(registry)
         registry.registerUtility(name, IApplicationName)
         self._all[name] = weakref.ref(registry)
         self._last = registry
@@ -68,30 +65,6 @@ class Applications:
         if found is None:
             raise LookupError(NONE)
         return found
-
-
-def name_of(registry: Registry) -> str:
-    """Return a name for an application, which is the same in every process that makes
-    it: of its package and its ``jobstate.base_url`` or, without that, its settings and
-    routes.
-    """
-    name: str | None = registry.queryUtility(IApplicationName)
-    if name is not None:
-        return name
-    parts: list[Any] = [getattr(registry, "package_name", None)]
-    base_url = registry.queryUtility(IBaseUrl)
-    if base_url is None:
-        settings = registry.settings.items()
-        parts.append({k: v for k, v in settings if isinstance(v, str)})
-        routes = registry.getUtility(IRoutesMapper).get_routes()
-        names = [route.name for route in routes]
-        pairs = [[route.name, route.pattern] for route in routes]
-        # Where it was in earlier versions, from which messages may have come.
-        pairs.insert(names.index(RERUN_ALL), pairs.pop(names.index(JOB)))
-        parts += pairs
-    text = json.dumps([*parts, base_url], sort_keys=True)
-    # Cut short, so that nobody can work out the settings from it.
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def last_application() -> Registry | None:

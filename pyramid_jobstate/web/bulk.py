@@ -14,7 +14,7 @@ from ..store import BulkResult, check_empty
 from .acting import CANCEL, CLEAR, RERUN, Act, Acting, NotAccepted
 from .acts import broker_failed, name_of
 from .answers import render
-from .lists import may_see
+from .permits import may_see
 from .queries import (
     BadRequest,
     drop_body,
@@ -124,7 +124,7 @@ def sees_batch(context: JobStates, uuid: str | None) -> bool:
         # An invalid one is refused later.
         return True
     batch = context.find(uuid)
-    return isinstance(batch, Batch) and may_see(context, batch)
+    return isinstance(batch, Batch) and may_see(context.request, batch)
 
 
 def read_options(query: Mapping[str, str], act: Act) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pyramid.interfaces import ISecurityPolicy
 from pyramid.threadlocal import get_current_request
 
 from ..errors import StoreUnavailable
-from ..job import JobState, as_seen_from, record_of
+from ..job import Batch, JobState, as_seen_from, record_of
 from .interfaces import IOwner, IPermits
 from .unavailable import UnreadRecord
 
@@ -93,6 +93,15 @@ def session_owner(request: Request) -> str | None:
         else session.get(VISITOR)
     )
     return name if isinstance(name, str) else None
+
+
+def may_see(request: Request, batch: Batch) -> bool:
+    """Return whether the request may see a batch."""
+    try:
+        return bool(permits(request, batch, "view_job"))
+    except HTTPForbidden:
+        # Raised by the application's policy. A batch that is unknown must look alike.
+        return False
 
 
 def owner_of(request: Request) -> Any:

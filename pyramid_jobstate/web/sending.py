@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import enum
+import hashlib
+import json
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, overload
 
 from dramatiq import Actor, Message, group, pipeline
+from pyramid.interfaces import IRoutesMapper
 
 from ..job import JobState, check_actor
 from ..worker import Outgoing, Sendable, Unique, check_owner
 from .access import Access
-from .applications import name_of
-from .interfaces import IOutbox
+from .interfaces import IApplicationName, IBaseUrl, IOutbox
 from .joining import join, joinable, send_now
 from .permits import name_visitor, sender_of
+from .routenames import JOB, RERUN_ALL
 
 if TYPE_CHECKING:
     from dramatiq import Broker
+    from pyramid.registry import Registry
 
     from ..store import JobStore
 
@@ -279,7 +283,7 @@ class Sender(Access):
         """Return the options that tell a job's request where the job comes from."""
         return {
             "job_url": self.request.application_url,
-            "job_app": name_of(self.request.registry),
+            "job_app": application_name(self.request.registry),
         }
 
 
@@ -287,3 +291,27 @@ def _one_or_all(
     what: object, job_states: Sequence[JobState]
 ) -> JobState | Sequence[JobState]:
     return job_states[0] if isinstance(what, Message) else job_states
+
+
+def application_name(registry: Registry) -> str:
+    """Return a name for an application, which is the same in every process that makes
+    it: of its package and its ``jobstate.base_url`` or, without that, its settings and
+    routes.
+    """
+    name: str | None = registry.queryUtility(IApplicationName)
+    if name is not None:
+        return name
+    parts: list[Any] = [getattr(registry, "package_name", None)]
+    base_url = registry.queryUtility(IBaseUrl)
+    if base_url is None:
+        settings = registry.settings.items()
+        parts.append({k: v for k, v in settings if isinstance(v, str)})
+        routes = registry.getUtility(IRoutesMapper).get_routes()
+        names = [route.name for route in routes]
+        pairs = [[route.name, route.pattern] for route in routes]
+        # Where it was in earlier versions, from which messages may have come.
+        pairs.insert(names.index(RERUN_ALL), pairs.pop(names.index(JOB)))
+        parts += pairs
+    text = json.dumps([*parts, base_url], sort_keys=True)
+    # Cut short, so that nobody can work out the settings from it.
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import dramatiq.broker
@@ -26,7 +26,6 @@ from ..worker import (
     masked,
 )
 from .permits import authenticated_userid, session_owner
-from .streaming import StreamLimits
 
 PREFIX = "jobstate."
 
@@ -67,6 +66,19 @@ TYPES: Mapping[str, Any] = MappingProxyType(
 
 #: The settings of which a broker is made.
 BROKER = ("broker", "redis_url", "namespace", *DURATIONS)
+
+
+class StreamLimits(NamedTuple):
+    """The settings of streams.
+
+    Attributes:
+      max_streams: The most streams that a process has open, or None for half the
+        descriptors that it may open.
+      max_age: Seconds after which a stream ends, so that its client is authorised anew.
+    """
+
+    max_streams: int | None
+    max_age: float
 
 
 class Settings:

@@ -5,7 +5,7 @@ nothing of :mod:`pyramid_jobstate.web.push` is imported.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .answers import render_state
 
@@ -17,19 +17,6 @@ if TYPE_CHECKING:
 
 #: The name of the offer in the scope of an ASGI request.
 OFFER = "pyramid_jobstate"
-
-
-class StreamLimits(NamedTuple):
-    """The settings of streams.
-
-    Attributes:
-      max_streams: The most streams that a process has open, or None for half the
-        descriptors that it may open.
-      max_age: Seconds after which a stream ends, so that its client is authorised anew.
-    """
-
-    max_streams: int | None
-    max_age: float
 
 
 class Offer(Protocol):
