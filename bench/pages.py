@@ -9,7 +9,7 @@ from typing import Any
 from pyramid.request import Request
 
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.web import encoding
+from pyramid_jobstate.web import answers
 from pyramid_jobstate.web.pages.chart import BARS, SECONDS
 from tests.web.operating import OPERATOR
 from tests.web.paging import CHROMIUM, paged_config
@@ -46,11 +46,11 @@ def measure(server: EmbeddedServer) -> Table:
             store.throughput(None, SECONDS, BARS)
 
     # orjson makes only the JSON faster.
-    fast, encoding.fast = encoding.fast, None
+    fast, answers.fast = answers.fast, None
     page, json, chart = side_by_side(
         (20, visits(app, CHROMIUM)), (20, visits(app, "*/*")), (20, count_ended)
     )
-    encoding.fast = fast
+    answers.fast = fast
     store.client.flushdb()
     seconds = statistics.median(chart.rounds)
     rows = [

@@ -23,7 +23,7 @@ from pyramid.request import Request
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.testing import put_job
-from pyramid_jobstate.web import encoding
+from pyramid_jobstate.web import answers
 
 from .jobs import OWNER, running_job, set_ten_metrics
 from .timing import Row, Table, side_by_side
@@ -197,12 +197,12 @@ def _polls(*calls: Callable[[int], object]) -> list[Row]:
     """Compare polls with those of bare views: without the extra ``speed``, and with it,
     if it is installed.
     """
-    fast, rows = encoding.fast, []
+    fast, rows = answers.fast, []
     what = "`GET /job_state/{uuid}` / a bare view with an ACL and one `HGETALL`"
     for encoder, with_what in (None, ""), (fast, ", with the extra `speed`"):
         if encoder is None and with_what:
             continue
-        encoding.fast = encoder
+        answers.fast = encoder
         ours, bare, common = side_by_side(*((300, call) for call in calls))
         rows += [
             Row(

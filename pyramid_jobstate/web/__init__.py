@@ -7,8 +7,8 @@ and `job`. A worker imports it only with an application.
 
 from .config import include
 from .interfaces import IJobStore, IOutbox
+from .jobstates import JobStates
 from .request import RequestMiddleware, with_request
-from .resources import JobStates
 
 __all__ = [
     "IJobStore",

@@ -1,11 +1,13 @@
-"""The responses of our views, and the exception views."""
+"""The responses: JSON, what a request prefers to it, and the exception views."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pyramid.exceptions import BadCSRFOrigin, BadCSRFToken
 from pyramid.httpexceptions import (
@@ -15,22 +17,124 @@ from pyramid.httpexceptions import (
     HTTPServiceUnavailable,
 )
 from pyramid.response import Response
+from webob.acceptparse import create_accept_header
 
 from ..errors import StoreUnavailable
-from ..job import JobState
-from .encoding import encode
-from .interfaces import IJobStore
-from .queries import (
-    BadRequest,
-    check_text,
-    csrf_options,
-    drop_body,
-    read_form,
-)
-from .resources import JobStates
+from ..job import Batch, JobState
+from .interfaces import IJobStore, IPages
+from .jobstates import JobStates
+from .query import BadRequest, check_text, csrf_options, drop_body, read_form
 
 if TYPE_CHECKING:
     from pyramid.request import Request
+
+
+PAGES = ("text/html", "application/xhtml+xml")
+
+#: What JSON may be asked for by, the most specific first.
+JSON = ("application/json", "application/*", "*/*")
+
+STREAM = "text/event-stream"
+
+
+def wants_page(request: Request) -> bool:
+    """Return whether a request gets a page: the application has included pages, and the
+    header Accept names HTML, and JSON with no higher quality.
+    """
+    return (
+        request.method in ("GET", "HEAD")
+        and prefers_html(request.environ.get("HTTP_ACCEPT", ""))
+        and request.registry.queryUtility(IPages) is not None
+    )
+
+
+def prefers_html(accept: str) -> bool:
+    """Return whether a header Accept names HTML, and JSON with no higher quality.
+
+    A wildcard does not name HTML: scripts and command-line clients send one.
+    """
+    if "html" not in accept.lower():
+        # Parsing takes longer. Polls end here.
+        return False
+    qualities: dict[str, float] = {}
+    for name, quality, *_ in create_accept_header(accept).parsed or ():
+        name = name.partition(";")[0].lower()
+        qualities[name] = max(quality, qualities.get(name, 0.0))
+    # A page is sent as the first of PAGES.
+    if qualities.get(STREAM) or qualities.get(PAGES[0]) == 0:
+        return False
+    html = max(qualities.get(name, 0.0) for name in PAGES)
+    json = next((qualities[name] for name in JSON if name in qualities), 0.0)
+    return html > 0 and html >= json
+
+
+def wants_stream(accept: str) -> bool:
+    """Return whether a header Accept begins with the type of a stream, and does not
+    rule it out by a quality of 0.
+    """
+    if not accept.lower().startswith(STREAM):
+        return False
+    # None if the header is invalid.
+    name, quality, *_ = (create_accept_header(accept).parsed or [("", 0)])[0]
+    return bool(quality) and str(name).partition(";")[0].lower() == STREAM
+
+
+def never_keep(request: Request, response: Response) -> None:
+    """Keep caches from showing a page to others, or instead of the JSON of its URL: a
+    response callback.
+    """
+    response.vary = dict.fromkeys(("Accept", *(response.vary or ())))
+    response.headers.setdefault("Cache-Control", "private, no-store")
+
+
+try:
+    import orjson
+except ImportError:
+    # It comes with the extra `speed`.
+    fast: Any = None
+else:
+    fast = orjson.dumps
+
+encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
+#: What ``__json__`` reads and does not check.
+READ = frozenset(
+    {
+        *("__json__", "progress_metrics", "progress", "message", "log", "attempt"),
+        *("status", "job_params", "_own_json"),
+    }
+)
+
+
+def encode_state(job_state: JobState, state: Any) -> str:
+    """Return the state that a job's ``__json__`` has returned as JSON.
+
+    An application's own values may be what orjson writes and the standard library
+    refuses, such as NaN.
+    """
+    cls: Any = type(job_state)
+    if fast is None or not _is_ours(cls) or not READ.isdisjoint(vars(job_state)):
+        return encode(state)
+    title, error = state["job"]["title"], state["job"]["error"]
+    if not isinstance(title, str) or (error and not isinstance(error["message"], str)):
+        return encode(state)
+    try:
+        text: str = fast(state).decode()
+    except TypeError:
+        # A number beyond 64 bits, or a lone surrogate.
+        return encode(state)
+    return text
+
+
+@functools.lru_cache(1024)
+def _is_ours(cls: Any) -> bool:
+    """Return whether a class of jobs overrides nothing that ``__json__`` reads."""
+    find = inspect.getattr_static
+    return any(
+        all(find(cls, name) is find(base, name) for name in READ)
+        for base in (JobState, Batch)
+    )
+
 
 View = Callable[[Any, "Request"], Response]
 
@@ -206,3 +310,36 @@ def render_nothing() -> Response:
 def render(value: dict[str, Any], status: int = 200) -> Response:
     body = encode(value).encode()
     return Answer(body=body, headerlist=list(HEADERS), status=status)
+
+
+#: The name of the offer in the scope of an ASGI request.
+OFFER = "pyramid_jobstate"
+
+
+class Offer(Protocol):
+    """What :func:`pyramid_jobstate.asgi.asgi_app` puts into the scope of a request."""
+
+    def answer(
+        self, request: Request, text: str, jobs: Mapping[str, JobState | None]
+    ) -> Response:
+        """Return a response that goes on as a stream, if the request asks for one and
+        can have it, or else the answer to a poll.
+        """
+
+
+def answer_state(
+    request: Request, text: str, jobs: Callable[[], Mapping[str, JobState | None]]
+) -> Response:
+    """Return the response to a request for the states of jobs.
+
+    Parameters:
+      text: The states as JSON.
+      jobs: Returns the jobs that the request may see, and None for the others, by the
+        uuid under which it asked.
+    """
+    # A header cannot get into the environment under this name.
+    scope = request.environ.get("asgi.scope")
+    offer: Offer | None = None if scope is None else scope.get(OFFER)
+    if offer is None:
+        return render_state(request, text)
+    return offer.answer(request, text, jobs())

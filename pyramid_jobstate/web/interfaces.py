@@ -1,4 +1,4 @@
-"""The interfaces under which the application's registry keeps our utilities."""
+"""The keys of the registry, and the names of our routes."""
 
 from __future__ import annotations
 
@@ -52,3 +52,15 @@ class IStoreUnavailable(IException):
     """Marks StoreUnavailable. An application's exception view for the class takes
     precedence over ours for this interface, whichever was registered first.
     """
+
+
+LIST = "pyramid_jobstate"
+COUNTS = "pyramid_jobstate.counts"
+CLEAR = "pyramid_jobstate.clear"
+CANCEL_ALL = "pyramid_jobstate.cancel_all"
+RERUN_ALL = "pyramid_jobstate.rerun_all"
+JOB = "pyramid_jobstate.job"
+CANCEL = "pyramid_jobstate.cancel"
+RERUN = "pyramid_jobstate.rerun"
+INSPECT = "pyramid_jobstate.inspect"
+OTHER = "pyramid_jobstate.other"

@@ -1,10 +1,11 @@
-"""The views of states and lists, and the registration of all views."""
+"""The views of states, lists and counts, and the registration of all views."""
 
 from __future__ import annotations
 
 import functools
 from typing import TYPE_CHECKING, Any
 
+import dramatiq.broker
 from pyramid.exceptions import BadCSRFOrigin, BadCSRFToken
 from pyramid.httpexceptions import HTTPForbidden, HTTPNotFound
 from pyramid.response import Response
@@ -13,13 +14,27 @@ from pyramid.viewderivers import INGRESS
 from zope.interface import classImplements
 
 from ..errors import StoreUnavailable
-from ..job import JobState
-from .acts import cancel, delete, rerun
+from ..job import (
+    Batch,
+    JobError,
+    JobState,
+    container_of,
+    is_owner,
+    iso_time,
+    note_trouble,
+    record_of,
+)
+from ..store import Page
+from ..worker import why_not_repeatable
+from .acts import cancel, cancel_many, clear, delete, rerun, rerun_many
 from .answers import (
     AnsweringView,
     View,
+    answer_state,
     bad_csrf,
     bad_request,
+    encode,
+    encode_state,
     forbidden,
     not_found,
     nothing,
@@ -28,15 +43,7 @@ from .answers import (
     unavailable,
     unavailable_elsewhere,
 )
-from .bulk import cancel_many, clear, rerun_many
-from .encoding import encode, encode_state
-from .interfaces import IMaxUuids, IStoreUnavailable
-from .lists import asked_page, visible
-from .operators import counts, inspect
-from .permits import require
-from .predicates import OursPredicate
-from .resources import JobStates
-from .routenames import (
+from .interfaces import (
     CANCEL,
     CANCEL_ALL,
     CLEAR,
@@ -47,12 +54,185 @@ from .routenames import (
     OTHER,
     RERUN,
     RERUN_ALL,
+    IMaxUuids,
+    IStoreUnavailable,
 )
-from .streaming import answer_state
+from .jobstates import JobStates
+from .permits import may_see, require
+from .query import BadRequest, parse_owner, read_flag, read_limit, read_query
+from .routes import OursPredicate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import TypeVar
+
     from pyramid.config import Configurator
     from pyramid.request import Request
+
+    from ..store import Counts, Failures, JobStore
+
+    T = TypeVar("T")
+
+
+#: The number of jobs on a page, unless a request names another.
+LIMIT = 50
+
+#: The parameters of a request for the members of a batch.
+MEMBERS = ("batch", "status", "limit", "cursor")
+
+
+def asked_page(context: JobStates, request: Request) -> Page:
+    """Return the page of a list that the query asks for.
+
+    Raises:
+      BadRequest: A parameter is invalid.
+      HTTPForbidden: The request may not list the jobs of others.
+      StoreUnavailable: The store does not answer.
+    """
+    query = request.GET
+    if "batch" in query:
+        return _asked_members(context, request)
+    limit = read_limit(query, LIMIT)
+    is_all, members = read_flag(query, "all"), read_flag(query, "members")
+    owner = None
+    if "owner" in query or is_all:
+        require(request, context, "list_jobs")
+        if "owner" in query:
+            owner = parse_owner(query["owner"], context.current_owner)
+    else:
+        owner = context.current_owner
+        if not is_owner(owner):
+            # A request without an owner does not own the jobs without an owner.
+            return Page([], None)
+    try:
+        return context.list(
+            owner,
+            kind=query.get("kind"),
+            status=query.get("status"),
+            limit=limit,
+            cursor=query.get("cursor"),
+            members=members,
+        )
+    except ValueError as e:
+        raise BadRequest(str(e)) from e
+
+
+def _asked_members(context: JobStates, request: Request) -> Page:
+    """Return a page of the members of the batch that the query names.
+
+    Raises:
+      BadRequest: A parameter is invalid.
+      HTTPNotFound: The batch is unknown, or the request may not see it.
+      StoreUnavailable: The store does not answer.
+    """
+    query = read_query(request, *MEMBERS)
+    batch = context.find(query["batch"])
+    if not isinstance(batch, Batch) or not may_see(request, batch):
+        raise HTTPNotFound
+    return members_page(context, batch, query)
+
+
+def members_page(context: JobStates, batch: Batch, query: Mapping[str, str]) -> Page:
+    """Return the page of the members of a batch that a query asks for.
+
+    Raises:
+      BadRequest: A parameter is invalid.
+      StoreUnavailable: The store does not answer.
+    """
+    try:
+        return context.members(
+            batch.uuid,
+            status=query.get("status"),
+            limit=read_limit(query, LIMIT),
+            cursor=query.get("cursor"),
+        )
+    except ValueError as e:
+        raise BadRequest(str(e)) from e
+
+
+def visible(
+    context: JobStates,
+    request: Request,
+    job_state: JobState | None,
+    show: Callable[[JobState, dict[str, Any]], T],
+) -> T | None:
+    """Return what ``show(job_state, state)`` returns for one job among others, or None
+    if the request may not see it. None also if the application's code raises for it,
+    which must not affect the others.
+    """
+    if job_state is None:
+        return None
+    try:
+        if context.permits(job_state, "view_job"):
+            state = job_state.__json__(request)
+            return None if state is None else show(job_state, state)
+    except StoreUnavailable:
+        raise
+    except Exception:
+        note_trouble(type(job_state), record_of(job_state).uuid)
+    return None
+
+
+def counts(context: JobStates, request: Request) -> Response:
+    """Respond with how many jobs have which status, and with all kinds: counted anew
+    for a request that no cache may answer.
+    """
+    require(request, context, "list_jobs")
+    query = read_query(request, "kind", "members")
+    kind, members = query.get("kind"), read_flag(query, "members")
+    anew = "no-cache" in request.headers.get("Cache-Control", "")
+
+    def question(store: JobStore) -> tuple[Counts, Sequence[str]]:
+        return store.counts(kind, anew=anew, members=members), store.kinds()
+
+    try:
+        counted, kinds = context.ask(question)
+    except ValueError as e:
+        raise BadRequest(str(e)) from e
+    answer = {"counts": counted._asdict(), "kinds": [*kinds]}
+    return render_state(request, encode(answer))
+
+
+def inspect(context: JobState, request: Request) -> Response:
+    """Respond with what operators need to know of a job and its failures, all of which
+    may be secret.
+    """
+    require(request, context, "inspect_job")
+    read_query(request)
+    return render_state(request, encode(inspection(context)))
+
+
+def inspection(context: JobState) -> dict[str, Any]:
+    """Return what operators need to know of a job, without checking permissions."""
+    # Not get_broker(), which would create one.
+    broker = dramatiq.broker.global_broker
+
+    def question(store: JobStore) -> tuple[Failures, str | None]:
+        failures = store.failures(record_of(context).uuid)
+        return failures, why_not_repeatable(store, broker, context)
+
+    failures, reason = container_of(context).ask(question)
+    return {
+        "uuid": context.uuid,
+        "params": context.job_params,
+        "error": error_of(context.error),
+        "traceback": failures.traceback or None,
+        "tries": [
+            {
+                "started_at": iso_time(each.started_at),
+                "ended_at": iso_time(each.ended_at),
+                **(error_of(each.error) or {}),
+            }
+            for each in failures.tries
+        ],
+        "repeatable": reason is None,
+        "reason": reason,
+    }
+
+
+def error_of(error: JobError | None) -> dict[str, Any] | None:
+    """Return an error with its whole text."""
+    return None if error is None else error._asdict()
 
 
 def show(context: JobState, request: Request) -> Response:

@@ -33,7 +33,7 @@ from .message import BATCH, UNIQUE, check_delay, check_owner
 from .middleware import JobStateMiddleware
 from .outgoing import NotClaimed, Outgoing, Sendable, Unique
 from .recorder import Outage
-from .rerun import BROKER_IS_AWAY, rerun, rerun_all, why_not_repeatable
+from .reruns import BROKER_IS_AWAY, rerun, rerun_all, why_not_repeatable
 from .unsaved import Unsaved
 
 __all__ = [

@@ -9,14 +9,14 @@ from pyramid.csrf import get_csrf_token
 
 from ...errors import StoreUnavailable
 from ...job import FINISHED, Batch, note_trouble
-from ..queries import csrf_options
+from ..query import csrf_options
 from .words import encode
 
 if TYPE_CHECKING:
     from pyramid.request import Request
 
     from ...job import JobState
-    from ..resources import JobStates
+    from ..jobstates import JobStates
 
 #: What can be done with jobs.
 ACTS = ("cancel", "rerun", "delete")

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import StoreUnavailable
-from ..acting import CANCEL, CLEAR, RERUN
+from ..acts import CANCEL, CLEAR, RERUN
 
 if TYPE_CHECKING:
     from ...store import Counts
-    from ..resources import JobStates
+    from ..jobstates import JobStates
     from .words import Words
 
 #: The name of the view that does each act, what it is, and the statuses it affects.

@@ -14,11 +14,10 @@ from pyramid.security import NO_PERMISSION_REQUIRED
 from pyramid_jinja2 import IJinja2Environment, add_jinja2_renderer
 
 from ...job import JobState
-from ..creation import at_creation
-from ..interfaces import IPages
-from ..negotiation import never_keep, wants_page
-from ..resources import JobStates
-from ..routenames import JOB, LIST, OTHER
+from ..answers import never_keep, wants_page
+from ..config import at_creation
+from ..interfaces import JOB, LIST, OTHER, IPages
+from ..jobstates import JobStates
 from ..settings import PREFIX, Settings
 from .job import job_page
 from .list import list_page

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...job import container_of
-from ..operators import inspection
 from ..permits import require
+from ..views import inspection
 from .acts import acts_on, for_script
 from .members import batch_of, members_of
 from .rendering import respond

@@ -11,9 +11,8 @@ from ...job import is_uuid
 from ...store import kind_texts
 from ..answers import answering
 from ..interfaces import IPages
-from ..lists import MEMBERS, asked_page
-from ..queries import LOCALE, read_query
-from ..views import show_many
+from ..query import LOCALE, read_query
+from ..views import MEMBERS, asked_page, show_many
 from .acts import ACTS, for_script
 from .bulk import acts_on_all
 from .chart import BARS, SECONDS, chart_of
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from pyramid.response import Response
 
     from ...store import Bucket, Counts, JobStore
-    from ..resources import JobStates
+    from ..jobstates import JobStates
 
 #: The parameters that say which jobs are listed, and how many on a page.
 FILTERS = ("kind", "owner", "all", "members", "status", "limit")

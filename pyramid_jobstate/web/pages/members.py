@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...job import Batch, is_owner, record_of
-from ..acting import RERUN, Acting
-from ..lists import members_page, visible
+from ..acts import RERUN, Acting
+from ..views import members_page, visible
 from .rows import Row, Tab, rows_of, tabs_of, url_maker
 from .shown import job_of
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pyramid.request import Request
 
     from ...job import JobState
-    from ..resources import JobStates
+    from ..jobstates import JobStates
     from .words import Words
 
 #: The parameters that say which members are listed, and how many on a page.

@@ -14,7 +14,7 @@ from pyramid.response import Response
 
 from ...store import Fresh
 from ..interfaces import IPages
-from ..queries import BadRequest, check_text, drop_body
+from ..query import BadRequest, check_text, drop_body
 from .words import Words, words_for, words_of
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyramid.encode import urlencode
 
 from ...store import Counts
-from ..lists import visible
-from ..queries import LOCALE
+from ..query import LOCALE
+from ..views import visible
 from .acts import acts_on
 from .shown import job_of, text_of
 
 if TYPE_CHECKING:
     from ...job import JobState
-    from ..resources import JobStates
+    from ..jobstates import JobStates
     from .words import Words
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from ..streaming import OFFER
+from ..answers import OFFER
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication

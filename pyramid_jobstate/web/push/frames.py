@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from pyramid.threadlocal import manager
 
 from ...job import JobState, note_trouble, record_of, set_container, url_in
-from ..encoding import encode_state
+from ..answers import encode_state
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

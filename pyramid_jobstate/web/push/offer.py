@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyramid.response import Response
 
 from ...job import is_owner
-from ..answers import TIME, Answer, render_state
+from ..answers import STREAM, TIME, Answer, render_state, wants_stream
 from ..interfaces import IBaseUrl, IJobStore, IStreamLimits
-from ..negotiation import STREAM, wants_stream
 from .carrier import AsgiCarrier
 from .frames import Frame, Viewer, identified, is_streamable, render, viewer_of
 from .hub import Hub

@@ -1,6 +1,4 @@
-"""What requests say beside their path: parameters, a form, the header of an act, an
-owner, a language.
-"""
+"""What requests say beside their path."""
 
 from __future__ import annotations
 
@@ -12,11 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyramid.i18n import make_localizer
-from pyramid.interfaces import (
-    IDefaultCSRFOptions,
-    ILocalizer,
-    ITranslationDirectories,
-)
+from pyramid.interfaces import IDefaultCSRFOptions, ILocalizer, ITranslationDirectories
 from pyramid.request import Request
 from webob import BaseRequest
 
