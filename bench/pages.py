@@ -10,7 +10,7 @@ from pyramid.request import Request
 
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.web import answers
-from pyramid_jobstate.web.pages.chart import BARS, SECONDS
+from pyramid_jobstate.web.pages.list import BARS, SECONDS
 from tests.web.operating import OPERATOR
 from tests.web.paging import CHROMIUM, paged_config
 

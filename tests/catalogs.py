@@ -41,7 +41,7 @@ def template() -> str:
 
 def _entries() -> Iterator[str]:
     # Only the tool needs these, and not those who write catalogs.
-    from pyramid_jobstate.web.pages import texts as words
+    from pyramid_jobstate.web.pages import words
 
     tables = words.LABELS, words.WORDS, words.SCRIPT, words.SINGLE, words.UNCOUNTED
     for texts in (*(table.values() for table in tables), words.SENTENCES):

@@ -20,8 +20,8 @@ from ..interfaces import JOB, LIST, OTHER, IPages
 from ..jobstates import JobStates
 from ..settings import PREFIX, Settings
 from .job import job_page
+from .layout import OWN_LAYOUT, Pages, showing
 from .list import list_page
-from .rendering import OWN_LAYOUT, Pages, showing
 
 if TYPE_CHECKING:
     from typing import Any

@@ -1,17 +1,28 @@
-"""The page of a job."""
+"""The page of a job or a batch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...job import container_of
+from ...job import Batch, container_of, is_owner, record_of
+from ..acts import RERUN, Acting
 from ..permits import require
-from ..views import inspection
-from .acts import acts_on, for_script
-from .members import batch_of, members_of
-from .rendering import respond
-from .shown import job_of, text_of, texts_of
-from .timeline import timeline_of
+from ..views import inspection, members_page, visible
+from .layout import respond
+from .rows import (
+    Row,
+    Tab,
+    acts_on,
+    for_script,
+    job_of,
+    rows_of,
+    tabs_of,
+    text_of,
+    texts_of,
+    url_maker,
+)
 from .words import words_for
 
 if TYPE_CHECKING:
@@ -19,6 +30,208 @@ if TYPE_CHECKING:
     from pyramid.response import Response
 
     from ...job import JobState
+    from ..jobstates import JobStates
+    from .words import Words
+
+
+class Step(NamedTuple):
+    """A step of a timeline.
+
+    Attributes:
+      name: What happened, for the style sheet: "sent", "earlier", "try", "due" or the
+        status of the job.
+      text: The same for people.
+      time: When it happened, as the JSON of a job spells it, or None.
+      after: How long after the step before it, or "".
+      detail: Why a try failed, or "".
+      took: How long a try that failed took, or "".
+    """
+
+    name: str
+    text: str
+    time: str | None = None
+    after: str = ""
+    detail: str = ""
+    took: str = ""
+
+
+def timeline_of(
+    job: Mapping[str, Any], tries: Sequence[Mapping[str, Any]], words: Words
+) -> list[Step]:
+    """Return the steps of a job.
+
+    Parameters:
+      job: The JSON of the job.
+      tries: Its last failed tries, as GET …/inspect gives them; none for a viewer who
+        may not read them.
+    """
+    started, status = job["started_at"], job["status"]
+    # Whether the newest run is still to come, or succeeded, or is not told.
+    is_open = started is not None and not any(t["started_at"] == started for t in tries)
+    earlier = max(0, job["attempt"] - is_open - len(tries))
+    last = job["queued_at"]
+    steps = [Step("sent", words("sent"), last)]
+    if earlier:
+        steps.append(Step("earlier", words.plural("earlier", earlier)))
+        last = None
+    for number, each in enumerate(tries, earlier + 1):
+        begun, ended = each["started_at"], each["ended_at"]
+        steps.append(
+            Step(
+                "try",
+                words("try", number=words.number(number)),
+                begun,
+                between(last, begun, words),
+                each.get("type") or words.sentence(each.get("message", "")),
+                between(begun, ended, words),
+            )
+        )
+        last = ended
+    if is_open:
+        # A batch makes no attempts.
+        is_batch = not job["attempt"]
+        text = words("try", number=words.number(earlier + len(tries) + 1))
+        text = words("started") if is_batch else text
+        steps.append(Step("try", text, started, between(last, started, words)))
+        last = started
+    if job["due_at"] is not None and status in ("queued", "retrying"):
+        steps.append(Step("due", words("due"), job["due_at"]))
+    finished = job["finished_at"]
+    # A try that failed says itself how long it took.
+    after = between(last, finished, words) if is_open or not tries else ""
+    return [*steps, Step(status, words.status(status), finished, after)]
+
+
+def between(first: str | None, second: str | None, words: Words) -> str:
+    """Return how long it took from one time to another, or "" if that is unknown."""
+    if first is None or second is None:
+        return ""
+    begun, ended = map(datetime.datetime.fromisoformat, (first, second))
+    return words.duration((ended - begun).total_seconds())
+
+
+#: The parameters that say which members are listed, and how many on a page.
+FILTERS = ("status", "limit")
+
+#: The most failed members that are examined for one which the viewer may run again.
+EXAMINED = 50
+
+
+class Members(NamedTuple):
+    """The members of a batch.
+
+    Attributes:
+      tabs, rows: What the page lists.
+      none: What it says in place of rows.
+      first, next: The URLs of other pages of the list, or None.
+      is_unsent: Whether some of them were never sent.
+      failed: How many have failed, if the viewer may run some of them again, else 0.
+      bulk: What the script needs to run them again.
+    """
+
+    tabs: Sequence[Tab]
+    rows: Sequence[Row]
+    none: str
+    first: str | None
+    next: str | None
+    is_unsent: bool
+    failed: int
+    bulk: Mapping[str, Any]
+
+
+def members_of(
+    context: JobState,
+    container: JobStates,
+    job: Mapping[str, Any],
+    words: Words,
+    *,
+    may_list: bool,
+) -> Members | None:
+    """Return the members of a batch as far as the viewer may see them, or None for any
+    other job.
+
+    Parameters:
+      job: The JSON of the job.
+      may_list: Whether the viewer may list all jobs.
+
+    Raises:
+      BadRequest: A parameter of the request is invalid.
+    """
+    if not isinstance(context, Batch):
+        return None
+    query = container.request.GET
+    page = members_page(container, context, query)
+    url = url_maker(job["url"], query, FILTERS)
+    status = query.get("status")
+    counts = job["counts"] or {}
+    rows = rows_of(container, page.items, words, with_owners=may_list)
+    listed = sum(counts.values()) if status is None else counts.get(status, 0)
+    none = words("hidden-members" if listed else "none")
+    failed = counts.get("error", 0)
+    if failed and not may_rerun(context, container, may_list=may_list):
+        failed = 0
+    return Members(
+        tabs_of(words, status, counts, url),
+        rows,
+        words("none-here-yet") if page.cursor else none,
+        url() if "cursor" in query else None,
+        url(cursor=page.cursor) if page.cursor else None,
+        record_of(context).was_never_sent,
+        failed,
+        {"rerun": rerun_of(context, container, job, words, may_list=may_list)},
+    )
+
+
+def may_rerun(context: Batch, container: JobStates, *, may_list: bool) -> bool:
+    """Return whether the viewer may run failed members again, as far as the first of
+    them tell.
+    """
+    if context.cancel_requested:
+        return False
+    acting = Acting(container, RERUN, "")
+    own = container.current_owner
+    page = container.members(context.uuid, "error", EXAMINED)
+    return any(
+        acting.permits(member)
+        for member in page.items
+        # Without the right to list all jobs, the request acts on the viewer's own.
+        if may_list or (is_owner(own) and member.owner == own)
+    )
+
+
+def rerun_of(
+    context: Batch,
+    container: JobStates,
+    job: Mapping[str, Any],
+    words: Words,
+    *,
+    may_list: bool,
+) -> dict[str, Any]:
+    """Return what the script needs to run the failed members again: see
+    :func:`.acts_on_all`.
+    """
+    query = {"batch": context.uuid, **({"all": "1"} if may_list else {})}
+    return {
+        "url": container.request.resource_url(container, "rerun", query=query),
+        "question": words.about_all("rerun"),
+        "counts": job["url"],
+        "statuses": ["error"],
+    }
+
+
+def batch_of(
+    context: JobState, container: JobStates, request: Request
+) -> dict[str, Any] | None:
+    """Return the JSON of the batch of a job, or None if it has none that the viewer may
+    see.
+    """
+    info = record_of(context).info
+    if not info.is_member:
+        return None
+    (batch,) = container.find_many([str(info.batch)])
+    return visible(
+        container, request, batch, lambda found, state: job_of(found, request, state)
+    )
 
 
 def job_page(context: JobState, request: Request) -> Response:

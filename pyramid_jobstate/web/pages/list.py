@@ -1,23 +1,22 @@
-"""The page of a list of jobs."""
+"""The page of a list: tabs, rows, the chart and the acts on all jobs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyramid.httpexceptions import HTTPFound, HTTPNotFound
 
+from ...errors import StoreUnavailable
 from ...job import is_uuid
 from ...store import kind_texts
+from ..acts import CANCEL, CLEAR, RERUN
 from ..answers import answering
 from ..interfaces import IPages
 from ..query import LOCALE, read_query
 from ..views import MEMBERS, asked_page, show_many
-from .acts import ACTS, for_script
-from .bulk import acts_on_all
-from .chart import BARS, SECONDS, chart_of
-from .rendering import Pages, respond
-from .rows import rows_of, tabs_of, url_maker
+from .layout import Pages, respond
+from .rows import ACTS, for_script, rows_of, tabs_of, url_maker
 from .words import words_for
 
 if TYPE_CHECKING:
@@ -26,6 +25,141 @@ if TYPE_CHECKING:
 
     from ...store import Bucket, Counts, JobStore
     from ..jobstates import JobStates
+    from .words import Words
+
+
+#: The period that the chart shows, in seconds, and the number of its bars.
+SECONDS, BARS = 86400, 48
+
+#: The distance of two bars, their width, and the height of the highest one.
+STEP, WIDTH, HEIGHT = 10, 8, 60
+
+#: The least height of a part of a bar: one failure among thousands must be visible.
+LEAST = 2
+
+#: The parts of a bar, from the bottom.
+PARTS = ("error", "cancelled", "success")
+
+
+class Chart(NamedTuple):
+    """What the template draws.
+
+    Attributes:
+      width, height: The size of the drawing.
+      paths: What to fill for each part of the bars, by status.
+      summary: The chart in words: how many had each status, and the peak.
+    """
+
+    width: int
+    height: int
+    paths: Mapping[str, str]
+    summary: Mapping[str, str]
+
+
+def chart_of(buckets: Sequence[Bucket], words: Words) -> Chart:
+    """Return the chart of what ended in each of some periods."""
+    totals = [sum(getattr(bucket, part) for part in PARTS) for bucket in buckets]
+    most = max(totals)
+    paths: dict[str, list[str]] = {part: [] for part in PARTS}
+    for i, bucket in enumerate(buckets):
+        bottom = HEIGHT
+        for part in PARTS:
+            number = getattr(bucket, part)
+            if number:
+                height = max(LEAST, round(number / most * HEIGHT))
+                # Many parts of the least height may be higher than the chart.
+                height = min(height, bottom)
+                bottom -= height
+                paths[part].append(f"M{i * STEP} {bottom}h{WIDTH}v{height}h-{WIDTH}z")
+    return Chart(
+        len(buckets) * STEP - (STEP - WIDTH),
+        HEIGHT,
+        {part: "".join(path) for part, path in paths.items() if path},
+        summary_of(buckets, totals, words),
+    )
+
+
+def summary_of(
+    buckets: Sequence[Bucket], totals: Sequence[int], words: Words
+) -> dict[str, str]:
+    """Return what the chart shows, in words."""
+    if not any(totals):
+        return {"none": words("chart-none")}
+    numbers = {part: sum(getattr(b, part) for b in buckets) for part in PARTS}
+    texts = {
+        part: words(f"chart-{part}", number=words.number(numbers[part]))
+        for part in reversed(PARTS)
+    }
+    minutes = words.number(SECONDS / len(buckets) / 60)
+    most = words.number(max(totals))
+    return {**texts, "peak": words("chart-peak", minutes=minutes, number=most)}
+
+
+#: The name of the view that does each act, what it is, and the statuses it affects.
+BULK = {
+    "cancel": ("cancel", CANCEL, CANCEL.statuses),
+    "rerun": ("rerun", RERUN, ("error",)),
+    "delete": ("clear", CLEAR, CLEAR.statuses),
+}
+
+
+def acts_on_all(
+    context: JobStates,
+    acts: Sequence[str],
+    filters: Mapping[str, str],
+    counts: Counts | None,
+    words: Words,
+) -> dict[str, dict[str, Any]]:
+    """Return what the script needs to act on all jobs that match, by act: the URL to
+    which it posts, and what it asks before. `question` does not say how many jobs they
+    are; `counts` is the URL of their numbers by status, of which it adds up `statuses`.
+
+    The acts are those that fit a job of the page, and those that fit another job and to
+    which the viewer has a right on all jobs.
+
+    Parameters:
+      acts: The acts on the jobs of the page.
+      filters: Which jobs are listed.
+      counts: How many jobs have which status, or None if that is not told.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    counts_url = None
+    if counts is not None:
+        # The acts include members of batches, whatever the list shows.
+        counted = {"members": "1"}
+        if "kind" in filters:
+            counted["kind"] = filters["kind"]
+        counts_url = context.request.resource_url(context, "counts", query=counted)
+    for act, (name, bulk, statuses) in BULK.items():
+        query: dict[str, Any] = {
+            key: filters[key] for key in (*bulk.filters, "all") if key in filters
+        }
+        if not any(key in query for key in bulk.filters):
+            query["everything"] = "1"
+        wanted = filters.get("status")
+        listed = [each for each in statuses if wanted in (None, each)]
+        number = 0 if counts is None else sum(getattr(counts, s) for s in listed)
+        if act in acts or (number and may_all(context, bulk.permission)):
+            found[act] = {
+                "url": context.request.resource_url(context, name, query=query),
+                "question": words.about_all(act),
+                "counts": counts_url,
+                "statuses": listed,
+            }
+    return found
+
+
+def may_all(context: JobStates, permission: str) -> bool:
+    """Return whether a viewer has a permission on all jobs. The application's code may
+    know it on single jobs alone, and raise.
+    """
+    try:
+        return bool(context.permits(context, permission))
+    except StoreUnavailable:
+        raise
+    except Exception:
+        return False
+
 
 #: The parameters that say which jobs are listed, and how many on a page.
 FILTERS = ("kind", "owner", "all", "members", "status", "limit")

@@ -1,22 +1,213 @@
-"""What lists of jobs have on each page: tabs of statuses, and a row for each job."""
+"""Jobs as a page shows them: in a row or alone, with what may be done to each."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyramid.csrf import get_csrf_token
 from pyramid.encode import urlencode
 
+from ...errors import StoreUnavailable
+from ...job import FINISHED, Batch, is_link, note_trouble
 from ...store import Counts
-from ..query import LOCALE
+from ..query import LOCALE, csrf_options
 from ..views import visible
-from .acts import acts_on
-from .shown import job_of, text_of
+from .words import encode
 
 if TYPE_CHECKING:
+    from pyramid.request import Request
+
     from ...job import JobState
     from ..jobstates import JobStates
     from .words import Words
+
+
+#: What a page shows in place of what the class of a job leaves out of its JSON.
+NOTHING: Mapping[str, Any] = MappingProxyType(
+    {
+        "params": MappingProxyType({}),
+        "counts": None,
+        "progress": None,
+        "phase": None,
+        "message": None,
+        "log": (),
+        "attempt": 0,
+        "queued_at": None,
+        "due_at": None,
+        "started_at": None,
+        "finished_at": None,
+        "cancellable": False,
+        "error": None,
+        "result": None,
+    }
+)
+
+
+def job_of(
+    job_state: JobState, request: Request, state: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the JSON of a job with all that a page needs.
+
+    Parameters:
+      state: What the class of the job makes of it, as JSON.
+    """
+    job = {**NOTHING, "status": job_state.status, **(state.get("job") or {})}
+    job["uuid"] = job_state.uuid
+    # Not that of its JSON: with jobstate.base_url it may be of another origin.
+    job["url"] = request.resource_url(job_state)
+    # Markup is text, as in JSON. A link needs a name.
+    title = str(job.get("title") or "")
+    job["title"] = title if title.strip() else job_state.uuid
+    if not is_link((job["result"] or {}).get("url")):
+        job["result"] = None
+    return job
+
+
+def text_of(job: Mapping[str, Any], words: Words) -> str:
+    """Return a job in one line: its status, progress, message and error.
+
+    Parameters:
+      job: The JSON of the job.
+    """
+    parts = [words.status(job["status"])]
+    if job["progress"] is not None and (progress := progress_of(job, words)):
+        parts.append(progress)
+    error = job["error"]
+    for text in job["message"], error and error["message"]:
+        if text:
+            # Isolated: text of another direction does not reorder the line.
+            parts.append(f"\u2068{text}\u2069")
+    return " · ".join(parts)
+
+
+def progress_of(job: Mapping[str, Any], words: Words) -> str:
+    """Return how far a job has come that has reported it."""
+    progress = job["progress"]
+    parts = []
+    if progress["fraction"] is not None:
+        parts.append(words.percent(progress["fraction"]))
+    counts = job["counts"] or {}
+    unit = words.label("members") if counts else progress["unit"]
+    amount = amount_of({**progress, "unit": unit}, words)
+    for status in ("error", "cancelled"):
+        if number := counts.get(status):
+            count = words.label(f"count-{status}", number=words.number(number))
+            amount = words.label("amount-count", amount=amount, count=count)
+    phase = job["phase"]
+    if phase is not None:
+        name = f"\u2068{phase['name']}\u2069"
+        amount = words.label("phase", phase=name, amount=amount) if amount else name
+    return " · ".join([*parts, *filter(None, [amount])])
+
+
+def amount_of(progress: Mapping[str, Any], words: Words) -> str:
+    """Return how much of how much has been done, or "" before a job has counted."""
+    done, total, unit = (progress[name] for name in ("done", "total", "unit"))
+    if total is None and not done and unit is None:
+        return ""
+    digits = digits_for(done, total)
+    amount = words.label(
+        "amount" if total is None else "amount-of",
+        done=words.number(done, digits),
+        total="" if total is None else words.number(total, digits),
+        unit=unit or "",
+    )
+    return amount.strip()
+
+
+def digits_for(done: float, total: float | None) -> int:
+    """Return how many decimals tell the amount from the total, and the total from 0.
+    The element shows the same number. Rounding errors of floats do not count.
+    """
+    rest = (total or 0) - done
+    number = rest if total and rest > total * 1e-9 else total or done
+    zeros = -math.floor(math.log10(abs(number))) if number else 0
+    return min(1 + max(0, zeros), 20)
+
+
+def texts_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return metrics or parameters as people read them: texts as they are, everything
+    else as JSON.
+    """
+    return {
+        name: str(value)
+        if isinstance(value, str)
+        else json.dumps(value, ensure_ascii=False, default=str)
+        for name, value in values.items()
+    }
+
+
+#: What can be done with jobs.
+ACTS = ("cancel", "rerun", "delete")
+
+
+class Acts(NamedTuple):
+    """What a viewer may do with a job.
+
+    Attributes:
+      now: As it is.
+      permitted: Whatever its status becomes.
+    """
+
+    now: list[str]
+    permitted: list[str]
+
+
+def acts_on(context: JobStates, job_state: JobState, job: Mapping[str, Any]) -> Acts:
+    """Return what a viewer may do with a job.
+
+    Parameters:
+      job: Its JSON.
+    """
+    status = job["status"]
+    fitting = {
+        "cancel": status != "cancelling",
+        "rerun": status == "error",
+        "delete": status in FINISHED,
+    }
+    permitted = ["cancel"] if job["cancellable"] else []
+    try:
+        # A success, or a cancelled job, can no longer fail. A batch does not run.
+        may_fail = status not in ("success", "cancelled")
+        may_run = may_fail and not isinstance(job_state, Batch)
+        if may_run and context.permits(job_state, "rerun_job"):
+            permitted.append("rerun")
+        if context.permits(job_state, "delete_job"):
+            permitted.append("delete")
+    except StoreUnavailable:
+        raise
+    except Exception:
+        # Code of the application
+        consequence = "which is shown without what can be done with it"
+        note_trouble(type(job_state), job_state.uuid, consequence)
+    return Acts([act for act in permitted if fitting[act]], permitted)
+
+
+def for_script(request: Request, **values: Any) -> str:
+    """Return what the script of a page needs beside its words, as JSON.
+
+    Parameters:
+      values: What only this page needs.
+    """
+    return encode({"csrf": csrf_of(request), **values})
+
+
+def csrf_of(request: Request) -> dict[str, str | None] | None:
+    """Return what a request needs to pass the application's CSRF checks: the token, and
+    the header or else the field of a form for it. None if it checks nothing.
+    """
+    options = csrf_options(request)
+    if options is None:
+        return None
+    return {
+        "token": get_csrf_token(request),
+        "header": options.header,
+        "field": options.token,
+    }
 
 
 class Tab(NamedTuple):

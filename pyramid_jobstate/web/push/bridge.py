@@ -17,8 +17,7 @@ from ..answers import OFFER
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
 
-    from .carrier import Message, Receive, Send
-    from .offer import AsgiOffer
+    from .response import AsgiOffer, Message, Receive, Send
 
 #: The name of the connection in the scope of a request.
 CONNECTION = "pyramid_jobstate.connection"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ...store import Bucket
     from ..answers import View
 
+
 TEMPLATES = "pyramid_jobstate:templates"
 
 #: The layout of an application that sets none.

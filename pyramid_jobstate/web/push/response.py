@@ -1,10 +1,16 @@
-"""The offer of an ASGI request to our views, and the response that becomes a stream."""
+"""Turns a view's answer into a stream, and carries it to the server's loop."""
 
 from __future__ import annotations
 
+import asyncio
+import collections
 import contextlib
+import logging
+import resource
+import threading
+import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,18 +19,251 @@ from pyramid.response import Response
 from ...job import is_owner
 from ..answers import STREAM, TIME, Answer, render_state, wants_stream
 from ..interfaces import IBaseUrl, IJobStore, IStreamLimits
-from .carrier import AsgiCarrier
-from .frames import Frame, Viewer, identified, is_streamable, render, viewer_of
-from .hub import Hub
-from .rooms import Rooms
-from .stream import CHUNK, Stream, gone, opening, tag_of
+from .hub import Hub, watch_forks
+from .stream import (
+    CHUNK,
+    Frame,
+    Stream,
+    Viewer,
+    gone,
+    identified,
+    is_streamable,
+    opening,
+    render,
+    tag_of,
+    viewer_of,
+)
 
 if TYPE_CHECKING:
     from pyramid.registry import Registry
     from pyramid.request import Request
 
     from ...job import JobState
-    from .carrier import LoopQueue, Receive, Send
+
+
+log = logging.getLogger("pyramid_jobstate")
+
+#: The most streams that one owner may have open in a process.
+MAX_OF_OWNER = 20
+
+#: How many sites may have streams open in a process.
+MAX_SITES = 8
+
+#: The default of max_streams where descriptors are unlimited.
+MAX_STREAMS = 100_000
+
+
+class Rooms:
+    """Counts the open streams of a process. Any thread may ask.
+
+    Parameters:
+      max_streams: The most streams, or None for half the descriptors that the process
+        may open.
+    """
+
+    def __init__(self, max_streams: int | None) -> None:
+        self.max_streams = usual_streams() if max_streams is None else max_streams
+        self._said: set[str] = set()
+        self._reset()
+        watch_forks().add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._owners: collections.Counter[Any] = collections.Counter()
+        self._sites: collections.Counter[Any] = collections.Counter()
+        self.count = 0
+
+    def abandon(self) -> None:
+        """Start anew. Called in a forked child, which has none of the streams."""
+        self._reset()
+
+    def has(self, owner: object, site: str | None) -> bool:
+        """Return whether a request could get a stream: see :meth:`take`."""
+        return self._refusal(_key(owner), site) is None
+
+    def take(self, owner: object, site: str | None) -> bool:
+        """Count a stream. Return False if there are too many already. The first refusal
+        is logged.
+
+        Parameters:
+          owner: The owner who asks for it, or None.
+          site: How the URLs in its states begin, if its visitor may have made that up,
+            or None. For each site, jobs are rendered once more.
+        """
+        key = _key(owner)
+        with self._lock:
+            refusal = self._refusal(key, site)
+            if refusal is None:
+                self.count += 1
+                self._owners[key] += 1
+                self._sites[site] += 1
+                return True
+            is_said = refusal in self._said
+            self._said.add(refusal)
+        if not is_said:
+            log.warning("%s Further pages poll.", refusal)
+        return False
+
+    def leave(self, owner: object, site: str | None) -> None:
+        """Stop counting a stream."""
+        with self._lock:
+            self.count -= 1
+            for counter, key in ((self._owners, _key(owner)), (self._sites, site)):
+                counter[key] -= 1
+                if not counter[key]:
+                    del counter[key]
+
+    def _refusal(self, key: object, site: str | None) -> str | None:
+        if self.count >= self.max_streams:
+            limit = f"{self.max_streams} streams (jobstate.max_streams)"
+            return f"The limit of {limit} is reached."
+        if key is not None and self._owners[key] >= MAX_OF_OWNER:
+            return f"An owner has {MAX_OF_OWNER} streams open in this process."
+        is_another = site is not None and site not in self._sites
+        if is_another and len(self._sites) >= MAX_SITES:
+            limit = f"{MAX_SITES} host names (one with jobstate.base_url)"
+            return f"The limit of {limit} is reached."
+        return None
+
+
+def usual_streams() -> int:
+    """Return half the number of descriptors that the process may open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_STREAMS if soft == resource.RLIM_INFINITY else soft // 2
+
+
+def _key(owner: object) -> object:
+    # Since 1 == True == 1.0 in Python, the type tells owners apart.
+    return None if owner is None else (type(owner).__name__, owner)
+
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+#: Bytes that a server is given at a time, so that it holds no more of what a slow
+#: client has not received.
+PIECE = 64 * 1024
+
+
+class LoopQueue:
+    """What the hub's thread gives to the carriers of one event loop in a round. The
+    loop is woken once for all of it.
+
+    Parameters:
+      loop: The event loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Weakly, since it is a value of a dictionary of which the loop is the key.
+        self._loop = weakref.ref(loop)
+        self._items: list[tuple[AsgiCarrier, bytes, bool]] = []
+
+    def add(self, carrier: AsgiCarrier, data: bytes, is_over: bool) -> None:
+        """Give data to a carrier, and say whether the response is over."""
+        self._items.append((carrier, data, is_over))
+
+    def deliver(self) -> None:
+        """Hand everything over."""
+        items, self._items = self._items, []
+        loop = self._loop()
+        # A closed loop raises it: the server has stopped.
+        with contextlib.suppress(RuntimeError):
+            if loop is not None:
+                loop.call_soon_threadsafe(_deliver, items)
+
+
+def _deliver(items: list[tuple[AsgiCarrier, bytes, bool]]) -> None:
+    for carrier, data, is_over in items:
+        carrier.receive(data, is_over)
+
+
+class AsgiCarrier:
+    """Carries one stream. Implements :class:`.stream.Carrier`.
+
+    Parameters:
+      hub: The hub that feeds the stream.
+      stream: The stream.
+      queue: The queue of the loop in which it runs.
+    """
+
+    __slots__ = ("_data", "_hub", "_is_over", "_queue", "_stream", "_waiter")
+
+    def __init__(self, hub: Hub, stream: Stream, queue: LoopQueue) -> None:
+        self._hub = hub
+        self._stream = stream
+        self._queue = queue
+        self._data = b""
+        self._is_over = False
+        self._waiter: asyncio.Future[None] | None = None
+        stream.carrier = self
+
+    # The hub's thread
+
+    def give(self, data: bytes, is_over: bool) -> None:
+        self._queue.add(self, data, is_over)
+        self._hub.later(self._queue.deliver)
+
+    def drop(self) -> None:
+        # What has not been sent is freed at once.
+        self._data = b""
+        self.give(b"", True)
+
+    # The loop
+
+    def receive(self, data: bytes, is_over: bool) -> None:
+        """Take what the hub's thread has given."""
+        self._data = data
+        self._is_over = self._is_over or is_over
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def run(self, receive: Receive, send: Send) -> None:
+        """Send the stream until it is over or its client has gone. The response has
+        been started.
+
+        Parameters:
+          receive, send: The channels of the ASGI request.
+        """
+        watcher = asyncio.ensure_future(self._leave(receive))
+        try:
+            self._hub.join(self._stream)
+            while not self._is_over:
+                await self._send_next(send)
+                self._hub.taken(self._stream)
+            if not watcher.done():
+                await send({"type": "http.response.body", "body": b""})
+        except OSError:
+            # Some servers raise it when the client has gone, and the hub does if the
+            # process has no thread or descriptor left for it.
+            pass
+        finally:
+            watcher.cancel()
+            self._hub.leave(self._stream)
+
+    async def _send_next(self, send: Send) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            # It keeps the loop.
+            self._waiter = None
+        start = 0
+        while start < len(self._data):
+            # Not kept in a variable, so that drop() frees the rest.
+            piece = self._data[start : start + PIECE]
+            start += PIECE
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        self._data = b""
+
+    async def _leave(self, receive: Receive) -> None:
+        """Wait until the client has gone."""
+        try:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        finally:
+            self.receive(b"", True)
+
 
 #: The headers of a stream.
 HEADERS = (
