@@ -25,10 +25,10 @@ class Command(NamedTuple):
 
     Attributes:
       what: What it does.
-      module: The module that runs it, imported when it does. :mod:`.operate` says what
-        a command for operators defines. The `main` of another takes the ini, the name
-        that the command goes by in errors, and the arguments after the command, and
-        returns the exit code.
+      module: The module that runs it, imported when it does. It has the
+        :class:`.arguments.Operation` of a command for operators under the name of the
+        command. The `main` of another takes the ini, the name that the command goes by
+        in errors, and the arguments after the command, and returns the exit code.
       is_for_operators: Whether it reads a store, and so takes a URL instead of an ini.
     """
 
@@ -151,7 +151,8 @@ def _run(words: Words) -> int:
 
         ini = place if args.url is None else ""
         where = Place(ini, words.variables, args.url, args.namespace)
-        return operate(module, where, program, words.rest)
+        operation = getattr(module, name.upper())
+        return operate(operation, where, program, words.rest)
     from .ini import Ini
 
     code: int = module.main(Ini.parse(place, words.variables), program, words.rest)

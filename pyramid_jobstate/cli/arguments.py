@@ -7,11 +7,15 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 from ..job import FINISHED, UNFINISHED, is_owner, parse_duration
 from .faults import CouldNot, Refused
 from .texts import clean
+
+if TYPE_CHECKING:
+    from ..store import JobStore
+    from .output import Output
 
 T = TypeVar("T")
 
@@ -23,6 +27,24 @@ exit codes:
   cancelled; 5 it has stalled; 124 timed out; 129 SIGHUP; 130 Ctrl-C, which never
   cancels a job; 141 the reader of the output has gone; 143 SIGTERM
 """
+
+
+class Operation(NamedTuple):
+    """A command for operators.
+
+    Attributes:
+      description: Its help.
+      add_to: Lets a parser accept its arguments.
+      run: Runs it, and returns its exit code. It takes the store of the jobs, the
+        arguments, among them `has_application`, which says whether an ini was given,
+        and what takes the output.
+      draws: Whether it draws on terminals.
+    """
+
+    description: str
+    add_to: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[JobStore, argparse.Namespace, Output], int]
+    draws: bool = False
 
 
 class Parser(argparse.ArgumentParser):

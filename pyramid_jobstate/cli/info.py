@@ -8,17 +8,10 @@ from typing import Any, NamedTuple
 
 from ..job import Batch, JobState
 from ..store import Bucket, Counts, JobStore, kind_texts
-from .arguments import add_members
+from .arguments import Operation, add_members
 from .faults import DONE
 from .output import Output
 from .texts import number, short, span
-
-DRAWS = True
-
-DESCRIPTION = """\
-Count jobs: in the first line all of them, then those of each kind. What is done or has
-failed counts for 24 hours, or for as long as the store keeps ended jobs.
-"""
 
 #: Seconds in which ended jobs count.
 DAY = 86400.0
@@ -122,3 +115,14 @@ def _as_json(tally: Tally, seconds: float) -> dict[str, Any]:
     ended = tally.ended._asdict()
     del ended["start"]
     return {**tally.counts._asdict(), "ended": {"seconds": seconds, **ended}}
+
+
+INFO = Operation(
+    """\
+Count jobs: in the first line all of them, then those of each kind. What is done or has
+failed counts for 24 hours, or for as long as the store keeps ended jobs.
+""",
+    add_to,
+    run,
+    draws=True,
+)

@@ -8,18 +8,10 @@ from collections.abc import Iterator
 
 from ..job import JobState
 from ..store import JobStore
-from .arguments import Filters, add_filters, add_limit, add_members
+from .arguments import Filters, Operation, add_filters, add_limit, add_members
 from .faults import DONE
 from .output import Output
 from .states import as_json, row
-
-DRAWS = True
-
-DESCRIPTION = """\
-List jobs: first the unfinished, then the ended ones, each with the newest first.
-Without a terminal, a line has the id, the time at which the job was queued, its kind,
-its owner as JSON and its state.
-"""
 
 #: The most jobs that a store returns at once.
 PAGE = 200
@@ -61,3 +53,15 @@ def jobs(
         cursor = page.cursor
         if cursor is None:
             return
+
+
+LIST = Operation(
+    """\
+List jobs: first the unfinished, then the ended ones, each with the newest first.
+Without a terminal, a line has the id, the time at which the job was queued, its kind,
+its owner as JSON and its state.
+""",
+    add_to,
+    run,
+    draws=True,
+)

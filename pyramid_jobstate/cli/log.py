@@ -6,26 +6,18 @@ import argparse
 
 from ..job import JobState
 from ..store import JobStore
-from .arguments import add_duration, add_ids
+from .arguments import Operation, add_duration, add_ids
 from .faults import COULD_NOT, DONE, say
 from .ids import find
 from .output import Output
 from .stores import Patience
 from .texts import clean
 
-DRAWS = False
-
-DESCRIPTION = """\
-Print the last 20 lines of a job's log, which is all that its record keeps. With -f, go
-on until the job ends. If a job logs more than 20 lines at once, the older ones are
-missed, and a line on stderr says so.
-"""
-
 #: How many lines a record keeps.
 KEPT = 20
 
 
-def add_to(parser: argparse.ArgumentParser) -> None:
+def add_log_arguments(parser: argparse.ArgumentParser) -> None:
     add_ids(parser, None, "the job")
     parser.add_argument(
         "-f", "--follow", action="store_true", help="go on until the job ends"
@@ -33,7 +25,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     add_duration(parser, "--stalled", "60s", "with -f, how long the store may be away")
 
 
-def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
+def log_job(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     if not args.follow:
         _print(find(store, args.id), Lines(), output)
         return DONE
@@ -86,3 +78,14 @@ class Lines:
         else:
             old = 0
         return log[old:], is_full and not old and not is_first
+
+
+LOG = Operation(
+    """\
+Print the last 20 lines of a job's log, which is all that its record keeps. With -f, go
+on until the job ends. If a job logs more than 20 lines at once, the older ones are
+missed, and a line on stderr says so.
+""",
+    add_log_arguments,
+    log_job,
+)

@@ -4,49 +4,23 @@ code and one line on stderr.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from redis.exceptions import RedisError
 
 from ..store import AmbiguousKind, JobStore, name_of
 from . import faults
-from .arguments import EXIT_CODES, Parser
+from .arguments import EXIT_CODES, Operation, Parser
 from .faults import CouldNot, Refused, say
 from .loggers import log_to_stderr
 from .opening import Place, open_store
 from .output import Output, prepare_streams
 from .stores import answers_ping, explained
-
-
-class Operation(Protocol):
-    """The module of a command.
-
-    Attributes:
-      DESCRIPTION: Its help.
-      DRAWS: Whether it draws on terminals.
-    """
-
-    DESCRIPTION: str
-    DRAWS: bool
-
-    def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Let a parser accept the arguments of the command."""
-
-    def run(self, store: JobStore, args: argparse.Namespace, output: Output) -> int:
-        """Run the command, and return its exit code.
-
-        Parameters:
-          store: The store of the jobs.
-          args: The arguments. `has_application` says whether an ini was given.
-          output: What takes the output.
-        """
-
 
 #: The signals that end a command as Ctrl-C does, with their exit codes.
 ENDING = {signal.SIGTERM: faults.TERMINATED, signal.SIGHUP: faults.HUNG_UP}
@@ -65,12 +39,12 @@ class Terminated(BaseException):
 
 
 def operate(
-    module: Operation, place: Place, program: str, arguments: Sequence[str]
+    operation: Operation, place: Place, program: str, arguments: Sequence[str]
 ) -> int:
     """Run a command and return its exit code.
 
     Parameters:
-      module: The module of the command.
+      operation: The command.
       place: Where the jobs are.
       program: How the command was called, for its help.
       arguments: What follows the command.
@@ -78,7 +52,7 @@ def operate(
     prepare_streams()
     try:
         with _terminating():
-            code = _run(module, place, program, arguments)
+            code = _run(operation, place, program, arguments)
             sys.stdout.flush()
             return code
     except Refused as e:
@@ -99,21 +73,21 @@ def operate(
 
 
 def _run(
-    module: Operation, place: Place, program: str, arguments: Sequence[str]
+    operation: Operation, place: Place, program: str, arguments: Sequence[str]
 ) -> int:
-    parser = Parser(program, description=module.DESCRIPTION, epilog=EXIT_CODES)
-    module.add_to(parser)
+    parser = Parser(program, description=operation.description, epilog=EXIT_CODES)
+    operation.add_to(parser)
     parser.set_defaults(has_application=place.url is None)
     parser.add_argument(
         "--json", action="store_true", help="write one JSON object a line"
     )
     # Options may stand between ids.
     args = parser.parse_intermixed_args(arguments)
-    output = Output.choose(is_json=args.json, can_draw=module.DRAWS)
+    output = Output.choose(is_json=args.json, can_draw=operation.draws)
     log_to_stderr()
     opened = open_store(place)
     with _explained(opened.store):
-        return module.run(opened.store, args, output)
+        return operation.run(opened.store, args, output)
 
 
 @contextlib.contextmanager

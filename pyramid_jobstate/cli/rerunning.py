@@ -9,7 +9,7 @@ from ..errors import NotRepeatable
 from ..job import Batch, JobState, record_of
 from ..store import JobStore
 from .act import Results
-from .arguments import named
+from .arguments import Operation, named
 from .batches import find_batch
 from .brokers import broker_name, find_broker, sending
 from .bulk import Bulk
@@ -17,20 +17,8 @@ from .faults import CouldNot, Refused
 from .output import Output
 from .selecting import add_selection, filters_of
 
-DRAWS = False
 
-DESCRIPTION = """\
-Run failed jobs again, each under its id. Given ids, print the status of each, and why a
-job cannot run again. Given filters, print how many jobs were sent and refused: those
-that cannot run again, or had changed meanwhile. On a terminal, it then asks first, and
-leaves alone what fails after that. --batch names a batch, which is not run again
-itself, but its failed jobs are. If one of the jobs cannot run again, the others
-do, and the exit code is 1. The messages go to the broker of the application or, with
---url, to --broker.
-"""
-
-
-def add_to(parser: argparse.ArgumentParser) -> None:
+def add_rerun_arguments(parser: argparse.ArgumentParser) -> None:
     add_selection(parser, ("error",), "rerun", "failed", by_batch=True)
     parser.add_argument(
         "--broker",
@@ -40,7 +28,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
+def rerun_jobs(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     if args.has_application and args.broker is not None:
         raise Refused("--broker needs --url: an application has its own broker.")
     if not args.has_application and args.broker is None:
@@ -77,3 +65,18 @@ def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
 
     results = Results(output, "requeued", is_dry_run=args.dry_run)
     return results.of_each(store, args.ids, send, "queued")
+
+
+RERUN = Operation(
+    """\
+Run failed jobs again, each under its id. Given ids, print the status of each, and why a
+job cannot run again. Given filters, print how many jobs were sent and refused: those
+that cannot run again, or had changed meanwhile. On a terminal, it then asks first, and
+leaves alone what fails after that. --batch names a batch, which is not run again
+itself, but its failed jobs are. If one of the jobs cannot run again, the others
+do, and the exit code is 1. The messages go to the broker of the application or, with
+--url, to --broker.
+""",
+    add_rerun_arguments,
+    rerun_jobs,
+)

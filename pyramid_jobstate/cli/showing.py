@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ..job import Batch, JobState, record_of
 from ..store import Failures, JobStore
-from .arguments import add_ids
+from .arguments import Operation, add_ids
 from .batches import batch_of, counted
 from .faults import DONE
 from .ids import find
@@ -23,19 +23,12 @@ from .states import (
 )
 from .texts import clean, error_text, local, owner_text, progress_text, span
 
-DRAWS = True
 
-DESCRIPTION = """\
-Show all that is known about a job, with its failures: the last ten tries, the end of
-the last traceback, and why it cannot run again. Times are local, with their offsets.
-"""
-
-
-def add_to(parser: argparse.ArgumentParser) -> None:
+def add_show_arguments(parser: argparse.ArgumentParser) -> None:
     add_ids(parser, None, "the job to show")
 
 
-def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
+def show_job(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     job = find(store, args.id)
     failures = store.failures(job.uuid)
     if output.draws:
@@ -98,3 +91,14 @@ def failed(job: JobState, failures: Failures) -> Iterator[tuple[str, str]]:
             yield "traceback", clean(line)
     if reason := refusal_of(job, failures):
         yield "rerun", f"impossible: {clean(reason)}"
+
+
+SHOW = Operation(
+    """\
+Show all that is known about a job, with its failures: the last ten tries, the end of
+the last traceback, and why it cannot run again. Times are local, with their offsets.
+""",
+    add_show_arguments,
+    show_job,
+    draws=True,
+)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ..job import JobState
 from ..store import JobStore
-from .arguments import add_duration, add_ids
+from .arguments import Operation, add_duration, add_ids
 from .faults import CANCELLED, COULD_NOT, DONE, FAILED, STALLED, TIMED_OUT, say
 from .following import Changes
 from .ids import find_all, shortened
@@ -16,17 +16,6 @@ from .output import Output
 from .states import as_json
 from .stores import Patience, TimeUp
 from .texts import clock, joined, span
-
-DRAWS = False
-
-DESCRIPTION = """\
-Wait until jobs have ended, and print a line for each change. The exit code is 0 if all
-of them succeeded. Otherwise it is the first of these that applies to any of them:
-3 failed, 4 cancelled, 5 stalled for longer than --stalled, 1 its record is gone,
-124 --timeout has passed. If one of the ids is unknown, nothing is waited for: 1. A
-store that is away is asked again for as long as --stalled; then the exit code is 1,
-since nothing is known about the jobs.
-"""
 
 #: The codes, the worst first.
 WORST = (FAILED, CANCELLED, STALLED, COULD_NOT, TIMED_OUT, DONE)
@@ -123,3 +112,17 @@ class Waiting:
     def _silence(self, uuid: str) -> float:
         now = time.monotonic()
         return now - self._silent.setdefault(uuid, now)
+
+
+WAIT = Operation(
+    """\
+Wait until jobs have ended, and print a line for each change. The exit code is 0 if all
+of them succeeded. Otherwise it is the first of these that applies to any of them:
+3 failed, 4 cancelled, 5 stalled for longer than --stalled, 1 its record is gone,
+124 --timeout has passed. If one of the ids is unknown, nothing is waited for: 1. A
+store that is away is asked again for as long as --stalled; then the exit code is 1,
+since nothing is known about the jobs.
+""",
+    add_to,
+    run,
+)

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from ..job import JobState
 from ..store import JobStore
-from .arguments import Filters, add_ids, add_members
+from .arguments import Filters, Operation, add_ids, add_members
 from .faults import DONE, say
 from .following import Changes
 from .ids import find_all
@@ -21,14 +21,6 @@ from .output import Output
 from .states import RUNNING, as_json
 from .stores import INTERVAL, explained, passes
 from .texts import clock, joined, span
-
-DRAWS = True
-
-DESCRIPTION = """\
-Watch jobs until Ctrl-C: all that are running, or the given ones until they have ended.
-On a terminal, each has a bar; elsewhere each change is a line. While the store is away,
-the last states stay.
-"""
 
 #: Seconds that a job stays after its end.
 LINGER = 5.0
@@ -189,3 +181,15 @@ class Lines:
             text = self._changes.text(job)
             if text is not None:
                 self._output.tell(joined([clock(), job.uuid, text]), **as_json(job))
+
+
+WATCH = Operation(
+    """\
+Watch jobs until Ctrl-C: all that are running, or the given ones until they have ended.
+On a terminal, each has a bar; elsewhere each change is a line. While the store is away,
+the last states stay.
+""",
+    add_to,
+    run,
+    draws=True,
+)
