@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from .faults import USAGE, Refused, say
+from .terminal import USAGE, Refused, say
 
 if TYPE_CHECKING:
     from .arguments import Parser
@@ -41,14 +41,14 @@ COMMANDS = {
     "work": Command("run Dramatiq workers with the application", "work", False),
     "dev": Command("run web server, worker and Redis in one terminal", "dev", False),
     "info": Command("count jobs (the default)", "info"),
-    "list": Command("list jobs", "listing"),
-    "show": Command("show all that is known about a job", "showing"),
-    "log": Command("print the log of a job, and follow it", "log"),
-    "watch": Command("watch running jobs", "watching"),
-    "wait": Command("wait for the end of jobs", "waiting"),
-    "cancel": Command("cancel jobs", "cancelling"),
-    "rerun": Command("run failed jobs again", "rerunning"),
-    "clear": Command("delete ended jobs", "clearing"),
+    "list": Command("list jobs", "lists"),
+    "show": Command("show all that is known about a job", "show"),
+    "log": Command("print the log of a job, and follow it", "show"),
+    "watch": Command("watch running jobs", "watch"),
+    "wait": Command("wait for the end of jobs", "wait"),
+    "cancel": Command("cancel jobs", "acts"),
+    "rerun": Command("run failed jobs again", "acts"),
+    "clear": Command("delete ended jobs", "acts"),
 }
 
 #: What runs if no command is named.
@@ -146,8 +146,7 @@ def _run(words: Words) -> int:
         parser.error(f"{name} needs an ini instead of --url")
     module = importlib.import_module(f"{__name__}.{command.module}")
     if command.is_for_operators:
-        from .opening import Place
-        from .operate import operate
+        from .operate import Place, operate
 
         ini = place if args.url is None else ""
         where = Place(ini, words.variables, args.url, args.namespace)

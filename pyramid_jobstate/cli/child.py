@@ -1,20 +1,222 @@
-"""What runs in the parts of ``pjobs dev``: the web server, or a Dramatiq worker."""
+"""What runs in the parts of ``pjobs dev``, the web server or a Dramatiq worker, and which
+files it has imported.
+
+The part reports them, and its parent looks at them. A file that changed between the
+start of the part and its report counts as changed, until the part is ready: what was
+imported may be older.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
+import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from types import ModuleType
 
 import dramatiq
+from pyramid.exceptions import ConfigurationError, ConfigurationExecutionError
 from pyramid.scripts.common import get_config_loader
 
-from . import flags, work
-from .faults import Refused
+from . import work
 from .ini import Ini
-from .reloading import Reporter, files_of, needs_change
+from .terminal import Refused
+
+#: Seconds between two looks at the modules that have been imported.
+INTERVAL = 0.5
+
+#: The last modification, the size and the number of a file.
+Signature = tuple[int, int, int]
+
+#: Differs from the signature of any file.
+STALE = (-1, -1, -1)
+
+#: The errors that tell of a mistake in the files.
+MISTAKES = (
+    *(SyntaxError, ImportError, NameError, AttributeError, TypeError),
+    *(ConfigurationError, Refused),
+)
+
+
+class Watch:
+    """The files that a part depends on.
+
+    Parameters:
+      paths: Files to watch from the start.
+      ignored: Patterns of files not to watch.
+    """
+
+    def __init__(self, paths: Iterable[str], ignored: Iterable[str] = ()) -> None:
+        patterns = map(fnmatch.translate, ignored)
+        # "(?!)" matches nothing, in case the list is empty.
+        self._ignored = re.compile("|".join([*patterns, "(?!)"]))
+        self._seen: dict[str, Signature | None] = {}
+        self._started = time.time_ns()
+        self.add(paths)
+
+    def begin(self) -> None:
+        """Note how the files are, just before the part starts and imports them."""
+        self._started = time.time_ns()
+        self._seen = {path: _signature(path) for path in self._seen}
+
+    def add(self, paths: Iterable[str], is_late: bool = False) -> None:
+        """Watch further files, which the part has imported, or has not found.
+
+        Parameters:
+          is_late: Whether it was ready before. It may then have written them itself.
+        """
+        for path in paths:
+            if path not in self._seen and not self._ignored.match(path):
+                self._seen[path] = _signature(path)
+                if not is_late and self._changed_since_start(path):
+                    self._seen[path] = STALE
+
+    def changed(self) -> str | None:
+        """Return the path of a file that has changed or appeared, or None.
+
+        A missing file counts as unchanged: most editors are about to put it back.
+        """
+        for path, seen in self._seen.items():
+            signature = _signature(path)
+            if signature is not None and signature != seen:
+                return path
+        return None
+
+    def _changed_since_start(self, path: str) -> bool:
+        # A file that was moved here keeps its own time of modification. A hard link to
+        # it, made or removed elsewhere, changes its ctime, but not its folder.
+        with contextlib.suppress(OSError):
+            file, folder = os.stat(path), os.stat(os.path.dirname(path))
+            modified = max(file.st_mtime_ns, folder.st_mtime_ns)
+            return min(file.st_ctime_ns, modified) > self._started
+        return False
+
+
+class Reporter(threading.Thread):
+    """In the part: reports the files of imported modules through a pipe."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(daemon=True)
+        self._descriptor = descriptor
+        self._reported: set[str] = set()
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        while True:
+            self.report()
+            time.sleep(INTERVAL)
+
+    def report(self, others: Iterable[str] = (), **facts: bool) -> None:
+        """Report what is new among the imported files and some others.
+
+        Parameters:
+          facts: Attributes of Reports that are known from now on.
+        """
+        with self._lock, contextlib.suppress(BrokenPipeError):
+            new = {*_imported(), *others} - self._reported
+            self._reported |= new
+            if new or facts:
+                line = json.dumps({"files": sorted(new), **facts}) + "\n"
+                content = line.encode()
+                while content:
+                    content = content[os.write(self._descriptor, content) :]
+
+
+class Reports:
+    """In the parent: what a part has reported.
+
+    Attributes:
+      is_ready: Whether the part has started.
+      needs_change: Whether it cannot start before a file changes.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self.writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        self._rest = b""
+        self.is_ready = self.needs_change = False
+
+    def started(self) -> None:
+        """Leave the writing end to the part."""
+        os.close(self.writer)
+
+    def files(self) -> Iterator[str]:
+        """Yield the files reported since the last call: first those of the start, then
+        `is_ready` becomes true.
+        """
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self._reader, 65536):
+                *lines, self._rest = (self._rest + chunk).split(b"\n")
+                for line in map(json.loads, lines):
+                    yield from line["files"]
+                    self.is_ready = line.get("is_ready", self.is_ready)
+                    self.needs_change = line.get("needs_change", self.needs_change)
+
+    def close(self) -> None:
+        os.close(self._reader)
+
+
+def files_of(error: BaseException | None) -> Iterator[str]:
+    """Yield the files that an error at import is about, which may not exist yet, and
+    those in its traceback and in those of its causes.
+    """
+    while error is not None:
+        traceback = error.__traceback__
+        while traceback is not None:
+            yield os.path.abspath(traceback.tb_frame.f_code.co_filename)
+            traceback = traceback.tb_next
+        if isinstance(error, SyntaxError) and error.filename:
+            yield os.path.abspath(error.filename)
+        if isinstance(error, ImportError):
+            yield from _candidates(error)
+        error = error.__cause__ or error.__context__
+
+
+def needs_change(error: BaseException) -> bool:
+    """Return whether an error at the start tells of a mistake in the files, rather than
+    of a database or a service that may be ready later.
+    """
+    wrappers = (SystemExit, ConfigurationExecutionError)
+    while isinstance(error, wrappers) and error.__context__ is not None:
+        error = error.__context__
+    return isinstance(error, MISTAKES)
+
+
+def _candidates(error: ImportError) -> Iterator[str]:
+    """Yield the paths at which a module that could not be imported may appear."""
+    if error.path:
+        yield os.path.abspath(error.path)
+    parent, _, name = (error.name or "").rpartition(".")
+    places: Sequence[str] = sys.path
+    if parent:
+        places = list(getattr(sys.modules.get(parent), "__path__", ()))
+    for place in places:
+        yield os.path.abspath(os.path.join(place, f"{name}.py"))
+        yield os.path.abspath(os.path.join(place, name, "__init__.py"))
+
+
+def _imported() -> Iterator[str]:
+    for module in list(sys.modules.values()):
+        # Not by getattr, which would run the code of lazy modules.
+        if isinstance(module, ModuleType):
+            path = vars(module).get("__file__")
+            if isinstance(path, str):
+                yield os.path.abspath(path)
+
+
+def _signature(path: str) -> Signature | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
 
 #: Seconds that are left to a part when its parent was killed.
 GRACE = 5.0
@@ -68,7 +270,7 @@ def run_web(ini: Ini, reporter: Reporter) -> None:
 
 def run_worker(ini: Ini, reporter: Reporter) -> None:
     """Run a worker in this process until SIGTERM."""
-    options = flags.arguments_of(ini.section(flags.SECTION), ini.path)
+    options = work.arguments_of(ini.section(work.SECTION), ini.path)
     work.boot()
     broker = dramatiq.get_broker()
     broker.emit_after("process_boot")

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 from ..job import Batch, JobState
 from ..store import Bucket, Counts, JobStore, kind_texts
 from .arguments import Operation, add_members
-from .faults import DONE
-from .output import Output
-from .texts import number, short, span
+from .terminal import DONE, Output, number, short, span
 
 #: Seconds in which ended jobs count.
 DAY = 86400.0
@@ -57,7 +55,7 @@ def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
         return DONE
     head = head_text(total, seconds)
     if output.draws:
-        from .draw_info import draw_info
+        from .draw import draw_info
 
         draw_info(
             head,

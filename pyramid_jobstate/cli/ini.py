@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import plaster
 from pyramid.scripts.common import get_config_loader, parse_vars
 
-from .faults import Refused
+from .terminal import Refused
 
 #: The variable of the environment that tells child processes of the ini.
 VARIABLE = "PYRAMID_JOBSTATE_INI"

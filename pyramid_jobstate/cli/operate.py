@@ -7,23 +7,205 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import NamedTuple, NoReturn, TypeVar
 
+from redis import exceptions as errors
 from redis.exceptions import RedisError
 
-from ..store import AmbiguousKind, JobStore, name_of
-from . import faults
+from ..store import AmbiguousKind, JobStore, is_passing, name_of, namespace_fault
 from .arguments import EXIT_CODES, Operation, Parser
-from .faults import CouldNot, Refused, say
-from .loggers import log_to_stderr
-from .opening import Place, open_store
-from .output import Output, prepare_streams
-from .stores import answers_ping, explained
+from .terminal import (
+    BROKEN_PIPE,
+    COULD_NOT,
+    HUNG_UP,
+    INTERRUPTED,
+    TERMINATED,
+    USAGE,
+    CouldNot,
+    Output,
+    Refused,
+    log_to_stderr,
+    prepare_streams,
+    say,
+    span,
+)
+
+
+class Place(NamedTuple):
+    """Where the command line says that the jobs are.
+
+    Attributes:
+      ini: The ini of the application, or "" with a URL.
+      variables: The variables for the ini, as ``name=value``.
+      url: The URL of the store, or None.
+      namespace: The prefix of its keys, or None for the default.
+    """
+
+    ini: str
+    variables: Sequence[str] = ()
+    url: str | None = None
+    namespace: str | None = None
+
+
+class Opened(NamedTuple):
+    """A store, and the application that it belongs to, which must live as long."""
+
+    store: JobStore
+    application: object = None
+
+
+def open_store(place: Place) -> Opened:
+    """Return the store of the command line.
+
+    Raises:
+      Refused: The URL, the namespace or the ini is wrong.
+      CouldNot: The application does not start or has no store, or the Cluster does not
+        answer.
+    """
+    if place.url is None:
+        # Only now are Pyramid and the application's classes imported.
+        from .application import open_application
+
+        return Opened(*open_application(place.ini, place.variables))
+    if place.namespace is not None:
+        fault = namespace_fault(place.namespace)
+        if fault is not None:
+            raise Refused(f"--namespace {place.namespace!r} {fault}.")
+    try:
+        if place.namespace is None:
+            return Opened(JobStore(place.url))
+        return Opened(JobStore(place.url, namespace=place.namespace))
+    except ValueError as e:
+        raise Refused(f"--url: {e}") from None
+    except RedisError as e:
+        raise CouldNot(f"--url: {e}") from None
+
+
+T = TypeVar("T")
+
+#: Seconds between two tries.
+INTERVAL = 0.5
+
+#: What a server answers while it starts, or while another takes over. `is_passing`
+#: knows the errors without a class of their own.
+PASSING = (
+    errors.ConnectionError,
+    errors.TimeoutError,
+    errors.ReadOnlyError,
+    errors.ClusterDownError,
+    errors.TryAgainError,
+)
+
+#: What more patience does not help against.
+HOPELESS = (errors.AuthenticationError, errors.AuthorizationError)
+
+
+class TimeUp(Exception):
+    """A deadline has passed."""
+
+
+class Patience:
+    """Asks a store again while it does not answer.
+
+    Parameters:
+      store: The store.
+      seconds: How long it may be away.
+      deadline: When to stop asking in any case, in seconds of time.monotonic().
+    """
+
+    def __init__(
+        self, store: JobStore, seconds: float, deadline: float | None = None
+    ) -> None:
+        self._store = store
+        self._seconds = seconds
+        self._deadline = deadline
+
+    def ask(self, call: Callable[[], T]) -> T:
+        """Return what a call returns, as soon as the store answers. An outage is said
+        once, and so is its end.
+
+        Raises:
+          CouldNot: The store was away for too long.
+          TimeUp: The deadline has passed.
+          redis.exceptions.RedisError: Asking again would not help.
+        """
+        began = None
+        while True:
+            try:
+                result = call()
+            except errors.RedisError as e:
+                if not passes(e):
+                    raise
+                reason = explained(self._store, e)
+                now = time.monotonic()
+                if began is None:
+                    began = now
+                    say(f"{reason}. Asking again for {span(self._seconds)}.")
+                if now - began >= self._seconds:
+                    raise CouldNot(f"{reason}, for {span(now - began)}.") from None
+                self.sleep()
+            else:
+                if began is not None:
+                    say("The store answers again.")
+                return result
+
+    def sleep(self) -> None:
+        """Wait a moment.
+
+        Raises:
+          TimeUp: The deadline has passed.
+        """
+        left = INTERVAL
+        if self._deadline is not None:
+            left = min(left, self._deadline - time.monotonic())
+            if left <= 0:
+                raise TimeUp
+        time.sleep(left)
+
+
+def passes(error: errors.RedisError) -> bool:
+    """Return whether an error may pass by itself."""
+    if isinstance(error, PASSING):
+        return not isinstance(error, HOPELESS)
+    return is_passing(error)
+
+
+def answers_ping(store: JobStore) -> bool:
+    """Return whether a server answers PING as Redis does, or at least with an error."""
+    try:
+        return bool(store.client.ping())
+    except Exception as e:
+        # Any other comes from redis-py, which did not expect the reply.
+        return isinstance(e, errors.RedisError)
+
+
+def explained(store: JobStore, error: errors.RedisError) -> str:
+    """Return an error as a sentence without its full stop."""
+    where = f"The store at {name_of(store.client)}"
+    if isinstance(error, HOPELESS):
+        return f"{where} rejects the user or the password, or wants one"
+    # A Cluster's own client follows these, and gives up with another error.
+    if isinstance(error, errors.AskError):
+        return (
+            f"{where} is a node of a Cluster: add +cluster to the scheme of its URL, "
+            "as in redis+cluster://"
+        )
+    if isinstance(error, errors.ResponseError):
+        return f"{where} refuses: {_text(error)}"
+    if isinstance(error, errors.InvalidResponse):
+        return f"{where} is not Redis: {_text(error)}"
+    return f"{where} does not answer: {_text(error)}"
+
+
+def _text(error: Exception) -> str:
+    return str(error).rstrip(".") or type(error).__name__
+
 
 #: The signals that end a command as Ctrl-C does, with their exit codes.
-ENDING = {signal.SIGTERM: faults.TERMINATED, signal.SIGHUP: faults.HUNG_UP}
+ENDING = {signal.SIGTERM: TERMINATED, signal.SIGHUP: HUNG_UP}
 
 
 class Terminated(BaseException):
@@ -57,19 +239,19 @@ def operate(
             return code
     except Refused as e:
         say(str(e))
-        return faults.USAGE
+        return USAGE
     except CouldNot as e:
         say(str(e))
-        return faults.COULD_NOT
+        return COULD_NOT
     except KeyboardInterrupt:
-        return faults.INTERRUPTED
+        return INTERRUPTED
     except Terminated as e:
         return e.code
     except BrokenPipeError:
-        return faults.BROKEN_PIPE
+        return BROKEN_PIPE
     except OSError as e:
         say(f"The output cannot be written: {e.strerror or e}.")
-        return faults.COULD_NOT
+        return COULD_NOT
 
 
 def _run(

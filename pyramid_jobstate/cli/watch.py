@@ -13,14 +13,10 @@ from redis.exceptions import RedisError
 from ..job import JobState
 from ..store import JobStore
 from .arguments import Filters, Operation, add_ids, add_members
-from .faults import DONE, say
-from .following import Changes
-from .ids import find_all
-from .listing import PAGE, jobs
-from .output import Output
-from .states import RUNNING, as_json
-from .stores import INTERVAL, explained, passes
-from .texts import clock, joined, span
+from .jobs import RUNNING, Changes, as_json, find_all
+from .lists import PAGE, jobs
+from .operate import INTERVAL, explained, passes
+from .terminal import DONE, Output, clock, joined, say, span
 
 #: Seconds that a job stays after its end.
 LINGER = 5.0

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from ..job import JobState
 from ..store import JobStore
 from .arguments import Filters, Operation, add_filters, add_limit, add_members
-from .faults import DONE
-from .output import Output
-from .states import as_json, row
+from .jobs import as_json, row
+from .terminal import DONE, Output
 
 #: The most jobs that a store returns at once.
 PAGE = 200

@@ -9,13 +9,21 @@ from collections.abc import Sequence
 from ..job import JobState
 from ..store import JobStore
 from .arguments import Operation, add_duration, add_ids
-from .faults import CANCELLED, COULD_NOT, DONE, FAILED, STALLED, TIMED_OUT, say
-from .following import Changes
-from .ids import find_all, shortened
-from .output import Output
-from .states import as_json
-from .stores import Patience, TimeUp
-from .texts import clock, joined, span
+from .jobs import Changes, as_json, find_all, shortened
+from .operate import Patience, TimeUp
+from .terminal import (
+    CANCELLED,
+    COULD_NOT,
+    DONE,
+    FAILED,
+    STALLED,
+    TIMED_OUT,
+    Output,
+    clock,
+    joined,
+    say,
+    span,
+)
 
 #: The codes, the worst first.
 WORST = (FAILED, CANCELLED, STALLED, COULD_NOT, TIMED_OUT, DONE)
