@@ -1,5 +1,5 @@
-"""What runs in the parts of ``pjobs dev``, the web server or a Dramatiq worker, and which
-files it has imported.
+"""What runs in the parts of ``pjobs dev``: the web server or a Dramatiq worker; and
+which files it has imported.
 
 The part reports them, and its parent looks at them. A file that changed between the
 start of the part and its report counts as changed, until the part is ready: what was
