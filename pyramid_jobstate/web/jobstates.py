@@ -61,21 +61,194 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
-class Access:
-    """The access of a request to jobs. The base of :class:`.JobStates`.
+#: The request attribute that says whether the block of a batch is open.
+_OPEN = "_jobstate_batch"
+
+#: The variables of a request's environment of which WebOb makes the application's URL.
+URL_OF = ("wsgi.url_scheme", "HTTP_HOST", "SERVER_NAME", "SERVER_PORT", "SCRIPT_NAME")
+
+#: The names of the views of a job.
+JOB_VIEWS = ("", "cancel", "rerun", "inspect")
+
+
+class Default(enum.Enum):
+    """The placeholder for the owner that the setting ``jobstate.owner`` determines."""
+
+    OWNER = enum.auto()
+
+
+DEFAULT = Default.OWNER
+
+
+class JobStates:
+    """The container of jobs in the resource tree.
+
+    ``request.job_states`` is one. An application can mount others in its own tree::
+
+        class Root:
+            def __getitem__(self, name):
+                if name == "jobs":
+                    return JobStates(self.request, parent=self, name="jobs")
+                raise KeyError(name)
 
     Parameters:
       request: The request that it serves.
+      parent: The resource in which it is mounted. Without one it is found at the path
+        of the setting ``jobstate.path``, below the application's root.
+      name: Its name in the parent.
 
     Attributes:
       is_mounted: Whether it is a resource in the application's own tree.
     """
 
-    is_mounted = False
-
-    def __init__(self, request: Request) -> None:
+    def __init__(
+        self, request: Request, parent: object = None, name: str | None = None
+    ) -> None:
         self.request = request
+        self.is_mounted = parent is not None
+        self.__name__ = name
+        self._parent = parent
+        #: The URL of the container, and the variables of which it was made.
+        self._url = ""
+        self._place: tuple[object, ...] = ()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A JobStates serves one request and cannot be stored. Create one in the "
+            "__getitem__ of the resource that holds it."
+        )
+
+    @property
+    def __parent__(self) -> Any:
+        # The root is made only if an ACL check needs it: the job's own ACL comes first.
+        if self._parent is None:
+            factory = self.request.registry.queryUtility(
+                IRootFactory, default=DefaultRootFactory
+            )
+            try:
+                root = factory(self.request)
+            except AttributeError as e:
+                # lineage() would mistake it for a missing __parent__.
+                raise RuntimeError(f"The root factory failed: {e}") from e
+            if isinstance(root, JobStates) and not root.is_mounted:
+                # Its parent would be another such root, endlessly.
+                root = DefaultRootFactory(self.request)
+            self._parent = root
+        return self._parent
+
+    def __getitem__(self, uuid: str) -> JobState:
+        """Return a job.
+
+        Raises:
+          KeyError: The job is unknown.
+          StoreUnavailable: The store does not answer.
+        """
+        try:
+            job_state = self.find(uuid)
+        except StoreUnavailable:
+            if self._is_traversed_to(uuid):
+                return self.unread(uuid)
+            raise
+        except KeyError as e:
+            # Traversal would mistake it for an unknown job.
+            raise RuntimeError(f"The class of the job {uuid} failed: {e!r}") from e
+        if job_state is None:
+            raise KeyError(uuid)
+        return job_state
+
+    def _is_traversed_to(self, uuid: str) -> bool:
+        """Return whether Pyramid is traversing the application's tree towards one of
+        our views, with nothing of the application's below this container.
+        """
+        attributes = self.request.__dict__
+        if (
+            type(self) is not JobStates
+            or not self.is_mounted
+            or "root" not in attributes
+            or "context" in attributes
+            or attributes.get("matched_route") is not None
+        ):
+            return False
+        path = f"{'/'.join(resource_path_tuple(self))}/{uuid}"
+        asked: str = self.request.path_info
+        return asked == path or asked in [f"{path}/{name}" for name in JOB_VIEWS]
+
+    def unread(self, uuid: str) -> JobState:
+        """Return a job that the store could not read: see :class:`UnreadRecord`."""
+        # It takes the place of a Record, and raises when read.
+        job_state = JobState(cast("Record", UnreadRecord(uuid, self)))
+        set_store(job_state, self.store.records)
+        set_container(job_state, self)
+        return job_state
+
+    def find(self, uuid: str) -> JobState | None:
+        """Return a job, or None if it is unknown.
+
+        Raises:
+          StoreUnavailable: The store does not answer.
+        """
+        if not is_uuid(uuid):
+            return None
+        return self._adopt(self.ask(lambda store: store.load(uuid)))
+
+    def find_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
+        """Return several jobs, with None in the place of each unknown one.
+
+        Raises:
+          StoreUnavailable: The store does not answer.
+        """
+        known = [uuid for uuid in uuids if is_uuid(uuid)]
+        # An empty question would always be answered, and so seem to end an outage.
+        jobs = self.ask(lambda store: store.load_many(known)) if known else []
+        found = dict(zip(known, jobs, strict=True))
+        return [self._adopt(found.get(uuid)) for uuid in uuids]
+
+    def url_of(self, job_state: JobState) -> str:
+        """Return the URL of a job in its state: that of ``request.resource_url()``, but
+        with jobstate.base_url at its beginning if that is set.
+        """
+        if not is_below(job_state, self):
+            base_url = self.request.registry.queryUtility(IBaseUrl)
+            options = {} if base_url is None else {"app_url": base_url}
+            url: str = self.request.resource_url(job_state, **options)
+            return url
+        get = self.request.environ.get
+        # The jobs of a list share what the URL depends on.
+        place = tuple(map(get, URL_OF))
+        if place != self._place:
+            self._place, self._url = place, url_of(self)
+        return f"{self._url}{job_state.uuid}/"
+
+    def list(
+        self,
+        owner: str | float | None = None,
+        kind: str | None = None,
+        status: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+        *,
+        members: bool = False,
+    ) -> Page:
+        """Return a page of jobs, without checking permissions: see
+        :meth:`JobStore.list`.
+
+        Raises:
+          TypeError: An argument has the wrong type.
+          ValueError: limit, status or cursor is invalid, or a class and an actor are
+            named `kind`.
+          StoreUnavailable: The store does not answer.
+        """
+        page = self.ask(
+            lambda store: store.list(
+                owner, kind, status, params, limit, cursor, members=members
+            )
+        )
+        for job_state in page.items:
+            self._adopt(job_state)
+        return page
 
     @property
     def current_owner(self) -> Any:
@@ -139,91 +312,8 @@ class Access:
 
     def _adopt(self, job_state: JobState | None) -> JobState | None:
         if job_state is not None:
-            # It is always a JobStates, which has all that a container has.
-            set_container(job_state, cast("Any", self))
+            set_container(job_state, self)
         return job_state
-
-
-#: The variables of a request's environment of which WebOb makes the application's URL.
-URL_OF = ("wsgi.url_scheme", "HTTP_HOST", "SERVER_NAME", "SERVER_PORT", "SCRIPT_NAME")
-
-
-@implementer(IResourceURL)
-class JobStatesURL:
-    """The URL of a container or of a job in it: our route's, unless the container is
-    mounted in the application's own tree.
-    """
-
-    def __init__(self, resource: Access | JobState, request: Request) -> None:
-        container = resource if isinstance(resource, Access) else resource.__parent__
-        if isinstance(container, Access) and container.is_mounted:
-            url = ResourceURL(resource, request)
-            self.physical_path = url.physical_path
-            self.virtual_path = url.virtual_path
-            self.physical_path_tuple = url.physical_path_tuple
-            self.virtual_path_tuple = url.virtual_path_tuple
-            return
-        path = _path(request)
-        if isinstance(resource, JobState):
-            path = f"{path}{resource.uuid}/"
-        self.physical_path = self.virtual_path = path
-        self.physical_path_tuple = self.virtual_path_tuple = tuple(path.split("/"))
-
-
-@functools.lru_cache(256)
-def path_of(route: Any) -> str:
-    """Return the path of one of our routes that has no placeholder."""
-    path: str = route.generate({})
-    return path
-
-
-def url_of(container: Access) -> str:
-    """Return the URL of a container, with which those of its jobs begin."""
-    request = container.request
-    is_mounted = container.is_mounted
-    path = (
-        ResourceURL(container, request).virtual_path if is_mounted else _path(request)
-    )
-    base_url = request.registry.queryUtility(IBaseUrl)
-    return f"{base_url or request.application_url}{path}"
-
-
-def _path(request: Request) -> str:
-    """Return the path of our route to the container."""
-    mapper = request.registry.getUtility(IRoutesMapper)
-    return path_of(mapper.get_route(f"{LIST}/"))
-
-
-def is_below(job_state: JobState, container: Access) -> bool:
-    """Return whether the URL of a job is that of its container and its uuid: its parent
-    is the container, and the application does not give it another URL.
-    """
-    request = container.request
-    return (
-        job_state.__parent__ is container
-        and job_state.__name__ == job_state.uuid
-        and not hasattr(job_state, "__resource_url__")
-        and getattr(request.resource_url, "__func__", None) is Request.resource_url
-        # A virtual root may lie below the container.
-        and not (container.is_mounted and "HTTP_X_VHM_ROOT" in request.environ)
-        and request.registry.adapters.lookup(
-            (providedBy(job_state), providedBy(request)), IResourceURL
-        )
-        is JobStatesURL
-    )
-
-
-class Default(enum.Enum):
-    """The placeholder for the owner that the setting ``jobstate.owner`` determines."""
-
-    OWNER = enum.auto()
-
-
-DEFAULT = Default.OWNER
-
-
-class Sender(Access):
-    """The methods of :class:`.JobStates` that send."""
 
     def send(self, actor: Actor[Any, Any], *args: Any, **kwargs: Any) -> JobState:
         """Send a message to an actor when the transaction commits.
@@ -472,46 +562,6 @@ class Sender(Access):
             "job_app": application_name(self.request.registry),
         }
 
-
-def _one_or_all(
-    what: object, job_states: Sequence[JobState]
-) -> JobState | Sequence[JobState]:
-    return job_states[0] if isinstance(what, Message) else job_states
-
-
-def application_name(registry: Registry) -> str:
-    """Return a name for an application, which is the same in every process that makes
-    it: of its package and its ``jobstate.base_url`` or, without that, its settings and
-    routes.
-    """
-    name: str | None = registry.queryUtility(IApplicationName)
-    if name is not None:
-        return name
-    parts: list[Any] = [getattr(registry, "package_name", None)]
-    base_url = registry.queryUtility(IBaseUrl)
-    if base_url is None:
-        settings = registry.settings.items()
-        parts.append({k: v for k, v in settings if isinstance(v, str)})
-        routes = registry.getUtility(IRoutesMapper).get_routes()
-        names = [route.name for route in routes]
-        pairs = [[route.name, route.pattern] for route in routes]
-        # Where it was in earlier versions, from which messages may have come.
-        pairs.insert(names.index(RERUN_ALL), pairs.pop(names.index(JOB)))
-        parts += pairs
-    text = json.dumps([*parts, base_url], sort_keys=True)
-    # Cut short, so that nobody can work out the settings from it.
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-AnyBatch = TypeVar("AnyBatch", bound=Batch)
-
-#: The request attribute that says whether the block of a batch is open.
-_OPEN = "_jobstate_batch"
-
-
-class BatchSender(Sender):
-    """The methods of :class:`.JobStates` that send batches, and read them."""
-
     def batch(
         self,
         # mypy takes no default for a type variable: python/mypy#3737.
@@ -606,174 +656,99 @@ class BatchSender(Sender):
         return page
 
 
-#: The names of the views of a job.
-JOB_VIEWS = ("", "cancel", "rerun", "inspect")
+def _one_or_all(
+    what: object, job_states: Sequence[JobState]
+) -> JobState | Sequence[JobState]:
+    return job_states[0] if isinstance(what, Message) else job_states
 
 
-class JobStates(BatchSender):
-    """The container of jobs in the resource tree.
+def application_name(registry: Registry) -> str:
+    """Return a name for an application, which is the same in every process that makes
+    it: of its package and its ``jobstate.base_url`` or, without that, its settings and
+    routes.
+    """
+    name: str | None = registry.queryUtility(IApplicationName)
+    if name is not None:
+        return name
+    parts: list[Any] = [getattr(registry, "package_name", None)]
+    base_url = registry.queryUtility(IBaseUrl)
+    if base_url is None:
+        settings = registry.settings.items()
+        parts.append({k: v for k, v in settings if isinstance(v, str)})
+        routes = registry.getUtility(IRoutesMapper).get_routes()
+        names = [route.name for route in routes]
+        pairs = [[route.name, route.pattern] for route in routes]
+        # Where it was in earlier versions, from which messages may have come.
+        pairs.insert(names.index(RERUN_ALL), pairs.pop(names.index(JOB)))
+        parts += pairs
+    text = json.dumps([*parts, base_url], sort_keys=True)
+    # Cut short, so that nobody can work out the settings from it.
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
-    ``request.job_states`` is one. An application can mount others in its own tree::
 
-        class Root:
-            def __getitem__(self, name):
-                if name == "jobs":
-                    return JobStates(self.request, parent=self, name="jobs")
-                raise KeyError(name)
-
-    Parameters:
-      request: The request that it serves.
-      parent: The resource in which it is mounted. Without one it is found at the path
-        of the setting ``jobstate.path``, below the application's root.
-      name: Its name in the parent.
+@implementer(IResourceURL)
+class JobStatesURL:
+    """The URL of a container or of a job in it: our route's, unless the container is
+    mounted in the application's own tree.
     """
 
-    def __init__(
-        self, request: Request, parent: object = None, name: str | None = None
-    ) -> None:
-        super().__init__(request)
-        self.is_mounted = parent is not None
-        self.__name__ = name
-        self._parent = parent
-        #: The URL of the container, and the variables of which it was made.
-        self._url = ""
-        self._place: tuple[object, ...] = ()
+    def __init__(self, resource: JobStates | JobState, request: Request) -> None:
+        container = resource if isinstance(resource, JobStates) else resource.__parent__
+        if isinstance(container, JobStates) and container.is_mounted:
+            url = ResourceURL(resource, request)
+            self.physical_path = url.physical_path
+            self.virtual_path = url.virtual_path
+            self.physical_path_tuple = url.physical_path_tuple
+            self.virtual_path_tuple = url.virtual_path_tuple
+            return
+        path = _path(request)
+        if isinstance(resource, JobState):
+            path = f"{path}{resource.uuid}/"
+        self.physical_path = self.virtual_path = path
+        self.physical_path_tuple = self.virtual_path_tuple = tuple(path.split("/"))
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "A JobStates serves one request and cannot be stored. Create one in the "
-            "__getitem__ of the resource that holds it."
+
+@functools.lru_cache(256)
+def path_of(route: Any) -> str:
+    """Return the path of one of our routes that has no placeholder."""
+    path: str = route.generate({})
+    return path
+
+
+def url_of(container: JobStates) -> str:
+    """Return the URL of a container, with which those of its jobs begin."""
+    request = container.request
+    is_mounted = container.is_mounted
+    path = (
+        ResourceURL(container, request).virtual_path if is_mounted else _path(request)
+    )
+    base_url = request.registry.queryUtility(IBaseUrl)
+    return f"{base_url or request.application_url}{path}"
+
+
+def _path(request: Request) -> str:
+    """Return the path of our route to the container."""
+    mapper = request.registry.getUtility(IRoutesMapper)
+    return path_of(mapper.get_route(f"{LIST}/"))
+
+
+def is_below(job_state: JobState, container: JobStates) -> bool:
+    """Return whether the URL of a job is that of its container and its uuid: its parent
+    is the container, and the application does not give it another URL.
+    """
+    request = container.request
+    return (
+        job_state.__parent__ is container
+        and job_state.__name__ == job_state.uuid
+        and not hasattr(job_state, "__resource_url__")
+        and getattr(request.resource_url, "__func__", None) is Request.resource_url
+        # A virtual root may lie below the container.
+        and not (container.is_mounted and "HTTP_X_VHM_ROOT" in request.environ)
+        and request.registry.adapters.lookup(
+            (providedBy(job_state), providedBy(request)), IResourceURL
         )
-
-    @property
-    def __parent__(self) -> Any:
-        # The root is made only if an ACL check needs it: the job's own ACL comes first.
-        if self._parent is None:
-            factory = self.request.registry.queryUtility(
-                IRootFactory, default=DefaultRootFactory
-            )
-            try:
-                root = factory(self.request)
-            except AttributeError as e:
-                # lineage() would mistake it for a missing __parent__.
-                raise RuntimeError(f"The root factory failed: {e}") from e
-            if isinstance(root, JobStates) and not root.is_mounted:
-                # Its parent would be another such root, endlessly.
-                root = DefaultRootFactory(self.request)
-            self._parent = root
-        return self._parent
-
-    def __getitem__(self, uuid: str) -> JobState:
-        """Return a job.
-
-        Raises:
-          KeyError: The job is unknown.
-          StoreUnavailable: The store does not answer.
-        """
-        try:
-            job_state = self.find(uuid)
-        except StoreUnavailable:
-            if self._is_traversed_to(uuid):
-                return self.unread(uuid)
-            raise
-        except KeyError as e:
-            # Traversal would mistake it for an unknown job.
-            raise RuntimeError(f"The class of the job {uuid} failed: {e!r}") from e
-        if job_state is None:
-            raise KeyError(uuid)
-        return job_state
-
-    def _is_traversed_to(self, uuid: str) -> bool:
-        """Return whether Pyramid is traversing the application's tree towards one of
-        our views, with nothing of the application's below this container.
-        """
-        attributes = self.request.__dict__
-        if (
-            type(self) is not JobStates
-            or not self.is_mounted
-            or "root" not in attributes
-            or "context" in attributes
-            or attributes.get("matched_route") is not None
-        ):
-            return False
-        path = f"{'/'.join(resource_path_tuple(self))}/{uuid}"
-        asked: str = self.request.path_info
-        return asked == path or asked in [f"{path}/{name}" for name in JOB_VIEWS]
-
-    def unread(self, uuid: str) -> JobState:
-        """Return a job that the store could not read: see :class:`UnreadRecord`."""
-        # It takes the place of a Record, and raises when read.
-        job_state = JobState(cast("Record", UnreadRecord(uuid, self)))
-        set_store(job_state, self.store.records)
-        set_container(job_state, self)
-        return job_state
-
-    def find(self, uuid: str) -> JobState | None:
-        """Return a job, or None if it is unknown.
-
-        Raises:
-          StoreUnavailable: The store does not answer.
-        """
-        if not is_uuid(uuid):
-            return None
-        return self._adopt(self.ask(lambda store: store.load(uuid)))
-
-    def find_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
-        """Return several jobs, with None in the place of each unknown one.
-
-        Raises:
-          StoreUnavailable: The store does not answer.
-        """
-        known = [uuid for uuid in uuids if is_uuid(uuid)]
-        # An empty question would always be answered, and so seem to end an outage.
-        jobs = self.ask(lambda store: store.load_many(known)) if known else []
-        found = dict(zip(known, jobs, strict=True))
-        return [self._adopt(found.get(uuid)) for uuid in uuids]
-
-    def url_of(self, job_state: JobState) -> str:
-        """Return the URL of a job in its state: that of ``request.resource_url()``, but
-        with jobstate.base_url at its beginning if that is set.
-        """
-        if not is_below(job_state, self):
-            base_url = self.request.registry.queryUtility(IBaseUrl)
-            options = {} if base_url is None else {"app_url": base_url}
-            url: str = self.request.resource_url(job_state, **options)
-            return url
-        get = self.request.environ.get
-        # The jobs of a list share what the URL depends on.
-        place = tuple(map(get, URL_OF))
-        if place != self._place:
-            self._place, self._url = place, url_of(self)
-        return f"{self._url}{job_state.uuid}/"
-
-    def list(
-        self,
-        owner: str | float | None = None,
-        kind: str | None = None,
-        status: str | None = None,
-        params: Mapping[str, Any] | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-        *,
-        members: bool = False,
-    ) -> Page:
-        """Return a page of jobs, without checking permissions: see
-        :meth:`JobStore.list`.
-
-        Raises:
-          TypeError: An argument has the wrong type.
-          ValueError: limit, status or cursor is invalid, or a class and an actor are
-            named `kind`.
-          StoreUnavailable: The store does not answer.
-        """
-        page = self.ask(
-            lambda store: store.list(
-                owner, kind, status, params, limit, cursor, members=members
-            )
-        )
-        for job_state in page.items:
-            self._adopt(job_state)
-        return page
+        is JobStatesURL
+    )
 
 
 def _job_states(request: Request) -> JobStates:
