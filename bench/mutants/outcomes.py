@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Generator
 from pathlib import Path
+
+# Before a test replaces it.
+from time import monotonic
 
 import coverage
 import pytest
@@ -44,10 +46,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     if measured is not None:
         measured.switch_context(item.nodeid)
     _note(item.nodeid, "begun", 0.0)
-    begun = time.monotonic()
+    begun = monotonic()
     result = yield
     outcome = _worst.get(item.nodeid, "failed")
-    _note(item.nodeid, outcome, time.monotonic() - begun)
+    _note(item.nodeid, outcome, monotonic() - begun)
     return result
 
 

@@ -55,7 +55,7 @@ class Gathering:
       batch: The batch.
       fields: The fields of its record, which show the members once the block has ended.
       owner: The owner of the batch and of its members.
-      origin: As for :class:`.Prepared`.
+      origin: As for :class:`.Outgoing`.
       begin: Is called when the block begins.
       end: Is called when it ends, with whether the batch is to be sent.
       check: Checks an Outgoing before it becomes a member.

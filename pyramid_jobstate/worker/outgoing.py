@@ -121,77 +121,8 @@ class Unique:
         return self.winner == job.uuid
 
 
-def encoded(
-    broker: Broker,
-    message: Message[Any],
-    owner: object,
-    origin: Callable[[], Mapping[str, str]],
-    unique: str | None = None,
-    batch: str | None = None,
-) -> Message[Any]:
-    """Return a copy of a message as the worker will see it.
-
-    Parameters:
-      owner: The owner of its job, or None.
-      origin: Returns the options that tell an actor with a request where it comes from.
-      unique: The identity of its job if that is unique, or None.
-      batch: The uuid of the batch of its job, or None.
-
-    Raises:
-      TypeError: It cannot be encoded.
-      ActorError: It carries an argument `request` to an actor that receives one.
-    """
-    options = dict(message.options)
-    if unique is not None:
-        options[UNIQUE] = unique
-    if batch is not None:
-        options[BATCH] = batch
-    if owner is not None:
-        options["job_owner"] = owner
-    if receives_request(broker, message.actor_name):
-        refuse_request(message)
-        options.update(origin())
-    try:
-        return Message.decode(dataclasses.replace(message, options=options).encode())
-    except (TypeError, ValueError) as e:
-        raise TypeError(f"The message {message} cannot be encoded: {e}") from e
-
-
-def unlinked(what: pipeline) -> Iterator[Message[Any]]:
-    """Yield copies of the steps of a pipeline, which another pipeline links again."""
-    for i, step in enumerate(what.messages, 1):
-        options = dict(step.options)
-        if i < len(what):
-            options.pop("pipe_target", None)
-        yield dataclasses.replace(step, options=options)
-
-
-def check_callbacks(broker: Broker, what: group) -> None:
-    """Check that the completion callbacks of a group can be kept, which `group.run()`
-    would do too late.
-
-    Raises:
-      TypeError: They cannot.
-    """
-    if not what.completion_callbacks:
-        return
-    if not any(isinstance(m, GroupCallbacks) for m in broker.middleware):
-        raise TypeError(
-            f"The broker {broker!r} has no GroupCallbacks middleware, which a group "
-            "with completion callbacks needs."
-        )
-    if any(isinstance(child, group) for child in what.children):
-        raise TypeError(
-            "A group with completion callbacks cannot contain another group."
-        )
-
-
-#: What can be sent.
-Sendable = Message[Any] | pipeline | group
-
-
-class Prepared:
-    """A message, pipeline or group as it is to be sent, and its jobs.
+class Outgoing:
+    """A message, pipeline or group to be sent, and the records of its jobs.
 
     It is copied and encoded at once: later changes to its arguments have no effect, and
     arguments that cannot be encoded are refused here.
@@ -216,6 +147,8 @@ class Prepared:
       messages: The messages, in order.
       job_states: The JobStates of the jobs, in the same order.
       following: The id of the next step of a pipeline, by the id of each step.
+      unsent: The ids of the messages that the broker has not accepted.
+      store: The store to which :meth:`record` has written the jobs.
 
     Raises:
       TypeError: `what` is not a message, pipeline or group, an actor is untracked or
@@ -225,6 +158,8 @@ class Prepared:
       ValueError: A message id is not a uuid, a pipeline is empty, or a delay is out of
         range.
     """
+
+    store: JobStore
 
     def __init__(
         self,
@@ -265,6 +200,103 @@ class Prepared:
             raise TypeError("No Dramatiq broker is set. Call dramatiq.set_broker(...).")
         self.broker = broker
         self.what = self._prepare(what)
+        # Looked up last: the error for an unknown actor would be misleading.
+        self._ledger = ledger_of(self.broker)
+        #: The jobs that had ended before, and the tokens with which to requeue them.
+        self._ended: dict[str, tuple[NewJob, str]] = {}
+        self.unsent = {job.uuid for job in self.jobs}
+
+    def check(self, store: JobStore) -> None:
+        """Check that the worker writes the jobs to `store`. Warn if it may not.
+
+        Raises:
+          ActorError: It certainly writes elsewhere.
+        """
+        if self.messages:
+            name = self.messages[0].actor_name
+            written = self._ledger.store_for(self.broker)
+            error = refusal(store, written, f"the broker of the actor {name!r}")
+            if error is not None:
+                raise ActorError(error)
+
+    def record(self, store: JobStore) -> None:
+        """Write that the jobs are queued. Jobs that had ended before keep that state
+        until their messages are sent.
+        """
+        self.note(store, store.records.create_new(*self.jobs, marks=True))
+
+    def note(self, store: JobStore, replies: Sequence[bool | str]) -> None:
+        """Note that the jobs are written: see :meth:`.Records.create_new`."""
+        self.store = store
+        self._ended = {
+            job.uuid: (job, reply)
+            for job, reply in zip(self.jobs, replies, strict=True)
+            if isinstance(reply, str)
+        }
+        for job_state in self.job_states:
+            set_store(job_state, store.records)
+
+    def forget(self, store: JobStore) -> None:
+        """Undo :meth:`record` for the jobs that were not sent."""
+        store.records.forget(*self.to_forget())
+
+    def to_forget(self) -> list[NewJob]:
+        """Return the jobs whose records tell nothing if they are not sent."""
+        return [job for job in self.left() if job.uuid not in self._ended]
+
+    def withdraw(self) -> None:
+        """Note that nothing is sent: the transaction is aborted."""
+        if self.unique is not None:
+            self.unique.withdraw()
+
+    def send(self, *, confirms: bool = True) -> None:
+        """Hand the messages to the broker. Call :meth:`record` before.
+
+        Parameters:
+          confirms: Whether to write that the broker has accepted each message.
+
+        Raises:
+          NotClaimed: The store does not say whether another job with the identity of a
+            unique one is under way.
+          Exception: The broker did not accept them.
+        """
+        if self.unique is not None and not self.unique.take(self.store, self.jobs[0]):
+            return
+        if self._ended:
+            # The messages are sent even if this fails.
+            with contextlib.suppress(RedisError):
+                self.store.records.queue_again([*self._ended.values()])
+        with self._ledger.announced(self.unsent, confirms=confirms):
+            if isinstance(self.what, Message):
+                self.broker.enqueue(self.what, delay=self.delay)
+            else:
+                self.what.run(delay=self.delay)
+
+    def fail(self, store: JobStore) -> None:
+        """Write the failure of the jobs that the broker did not accept: all of them, or
+        some parts of a group.
+        """
+        store.records.write([failure_to_send(job) for job in self.left()])
+
+    def fail_soon(self) -> None:
+        """Write that a unique job was not sent, as soon as the store answers."""
+        (job,) = self.jobs
+        self._ledger.write_dropped(
+            self.broker, job.uuid, job.info, End("error", NOT_SENT)
+        )
+
+    def left(self) -> list[NewJob]:
+        """Return the jobs that the broker has not accepted. The later steps of a
+        pipeline count like its first.
+        """
+        left = []
+        is_left = False
+        for job in self.jobs:
+            if not job.waits:
+                is_left = job.uuid in self.unsent
+            if is_left:
+                left.append(job)
+        return left
 
     def _prepare(self, what: Any) -> Any:
         if isinstance(what, Message):
@@ -411,6 +443,81 @@ class Prepared:
         return ledger_of(self.broker).functions.get(actor_name)
 
 
+def failure_to_send(job: NewJob) -> Update:
+    """Return the update of a job whose message the broker has not accepted."""
+    end = End("cancelled", NOT_REACHED) if job.waits else End("error", NOT_SENT)
+    return Update(job.uuid, "", 0, job.info, end=end, dropped=True, sender=job.sender)
+
+
+def encoded(
+    broker: Broker,
+    message: Message[Any],
+    owner: object,
+    origin: Callable[[], Mapping[str, str]],
+    unique: str | None = None,
+    batch: str | None = None,
+) -> Message[Any]:
+    """Return a copy of a message as the worker will see it.
+
+    Parameters:
+      owner: The owner of its job, or None.
+      origin: Returns the options that tell an actor with a request where it comes from.
+      unique: The identity of its job if that is unique, or None.
+      batch: The uuid of the batch of its job, or None.
+
+    Raises:
+      TypeError: It cannot be encoded.
+      ActorError: It carries an argument `request` to an actor that receives one.
+    """
+    options = dict(message.options)
+    if unique is not None:
+        options[UNIQUE] = unique
+    if batch is not None:
+        options[BATCH] = batch
+    if owner is not None:
+        options["job_owner"] = owner
+    if receives_request(broker, message.actor_name):
+        refuse_request(message)
+        options.update(origin())
+    try:
+        return Message.decode(dataclasses.replace(message, options=options).encode())
+    except (TypeError, ValueError) as e:
+        raise TypeError(f"The message {message} cannot be encoded: {e}") from e
+
+
+def unlinked(what: pipeline) -> Iterator[Message[Any]]:
+    """Yield copies of the steps of a pipeline, which another pipeline links again."""
+    for i, step in enumerate(what.messages, 1):
+        options = dict(step.options)
+        if i < len(what):
+            options.pop("pipe_target", None)
+        yield dataclasses.replace(step, options=options)
+
+
+def check_callbacks(broker: Broker, what: group) -> None:
+    """Check that the completion callbacks of a group can be kept, which `group.run()`
+    would do too late.
+
+    Raises:
+      TypeError: They cannot.
+    """
+    if not what.completion_callbacks:
+        return
+    if not any(isinstance(m, GroupCallbacks) for m in broker.middleware):
+        raise TypeError(
+            f"The broker {broker!r} has no GroupCallbacks middleware, which a group "
+            "with completion callbacks needs."
+        )
+    if any(isinstance(child, group) for child in what.children):
+        raise TypeError(
+            "A group with completion callbacks cannot contain another group."
+        )
+
+
+#: What can be sent.
+Sendable = Message[Any] | pipeline | group
+
+
 def _own_delay(message: Message[Any]) -> int | None:
     """Return the delay that the options of a message name in milliseconds, or None.
 
@@ -421,122 +528,3 @@ def _own_delay(message: Message[Any]) -> int | None:
     if delay is not None:
         check_delay(delay)
     return delay
-
-
-class Outgoing(Prepared):
-    """A message, pipeline or group to be sent, and the records of its jobs.
-
-    The parameters are those of :class:`.Prepared`.
-
-    Attributes:
-      unsent: The ids of the messages that the broker has not accepted.
-      store: The store to which :meth:`record` has written the jobs.
-    """
-
-    store: JobStore
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        # Looked up last: the error for an unknown actor would be misleading.
-        self._ledger = ledger_of(self.broker)
-        #: The jobs that had ended before, and the tokens with which to requeue them.
-        self._ended: dict[str, tuple[NewJob, str]] = {}
-        self.unsent = {job.uuid for job in self.jobs}
-
-    def check(self, store: JobStore) -> None:
-        """Check that the worker writes the jobs to `store`. Warn if it may not.
-
-        Raises:
-          ActorError: It certainly writes elsewhere.
-        """
-        if self.messages:
-            name = self.messages[0].actor_name
-            written = self._ledger.store_for(self.broker)
-            error = refusal(store, written, f"the broker of the actor {name!r}")
-            if error is not None:
-                raise ActorError(error)
-
-    def record(self, store: JobStore) -> None:
-        """Write that the jobs are queued. Jobs that had ended before keep that state
-        until their messages are sent.
-        """
-        self.note(store, store.records.create_new(*self.jobs, marks=True))
-
-    def note(self, store: JobStore, replies: Sequence[bool | str]) -> None:
-        """Note that the jobs are written: see :meth:`.Records.create_new`."""
-        self.store = store
-        self._ended = {
-            job.uuid: (job, reply)
-            for job, reply in zip(self.jobs, replies, strict=True)
-            if isinstance(reply, str)
-        }
-        for job_state in self.job_states:
-            set_store(job_state, store.records)
-
-    def forget(self, store: JobStore) -> None:
-        """Undo :meth:`record` for the jobs that were not sent."""
-        store.records.forget(*self.to_forget())
-
-    def to_forget(self) -> list[NewJob]:
-        """Return the jobs whose records tell nothing if they are not sent."""
-        return [job for job in self.left() if job.uuid not in self._ended]
-
-    def withdraw(self) -> None:
-        """Note that nothing is sent: the transaction is aborted."""
-        if self.unique is not None:
-            self.unique.withdraw()
-
-    def send(self, *, confirms: bool = True) -> None:
-        """Hand the messages to the broker. Call :meth:`record` before.
-
-        Parameters:
-          confirms: Whether to write that the broker has accepted each message.
-
-        Raises:
-          NotClaimed: The store does not say whether another job with the identity of a
-            unique one is under way.
-          Exception: The broker did not accept them.
-        """
-        if self.unique is not None and not self.unique.take(self.store, self.jobs[0]):
-            return
-        if self._ended:
-            # The messages are sent even if this fails.
-            with contextlib.suppress(RedisError):
-                self.store.records.queue_again([*self._ended.values()])
-        with self._ledger.announced(self.unsent, confirms=confirms):
-            if isinstance(self.what, Message):
-                self.broker.enqueue(self.what, delay=self.delay)
-            else:
-                self.what.run(delay=self.delay)
-
-    def fail(self, store: JobStore) -> None:
-        """Write the failure of the jobs that the broker did not accept: all of them, or
-        some parts of a group.
-        """
-        store.records.write([failure_to_send(job) for job in self.left()])
-
-    def fail_soon(self) -> None:
-        """Write that a unique job was not sent, as soon as the store answers."""
-        (job,) = self.jobs
-        self._ledger.write_dropped(
-            self.broker, job.uuid, job.info, End("error", NOT_SENT)
-        )
-
-    def left(self) -> list[NewJob]:
-        """Return the jobs that the broker has not accepted. The later steps of a
-        pipeline count like its first.
-        """
-        left = []
-        is_left = False
-        for job in self.jobs:
-            if not job.waits:
-                is_left = job.uuid in self.unsent
-            if is_left:
-                left.append(job)
-        return left
-
-
-def failure_to_send(job: NewJob) -> Update:
-    """Return the update of a job whose message the broker has not accepted."""
-    end = End("cancelled", NOT_REACHED) if job.waits else End("error", NOT_SENT)
-    return Update(job.uuid, "", 0, job.info, end=end, dropped=True, sender=job.sender)
