@@ -79,6 +79,8 @@ def test_failure_ends_all_streams_and_the_next_is_served(
             # One that came after the failure goes on.
             wait_until(True, lambda s: s.is_done or s.events != [], stream)
             stream.go().wait()
+        # The thread may not have come to its log yet.
+        wait_until(True, lambda: any(r.exc_info for r in caplog.records))
         errors = [r for r in caplog.records if r.exc_info]
         assert [r.getMessage() for r in errors] == [ENDED]
         assert errors[0].exc_info is not None
