@@ -10,6 +10,7 @@ install_requires = [
     "dramatiq>=2.0",
     "pyramid>=2.0",
     "redis[hiredis]>=6.0",
+    "translationstring>=1.3",
 ]
 
 # The server of `pjobs INI dev` and `python -m pyramid_jobstate.embedded`. pserve and

@@ -1,11 +1,12 @@
 """The job itself: its record, its changes, its reports and its JobState.
 
-This wing may import the standard library and :mod:`pyramid_jobstate.errors`, but not
-Redis, Dramatiq or Pyramid.
+This wing may import the standard library, translationstring and
+:mod:`pyramid_jobstate.errors`, but not Redis, Dramatiq or Pyramid.
 """
 
 from .batch import Batch
 from .members import MemberSender, check_actor, check_key, check_weight, member_uuid
+from .once import Once
 from .progress import PartOfProgress, Phase, Progress, in_phase, share_of
 from .record import (
     ALIAS,
@@ -108,6 +109,7 @@ __all__ = [
     "MemberSender",
     "NewBatch",
     "NewJob",
+    "Once",
     "PartOfProgress",
     "Phase",
     "Progress",

@@ -9,7 +9,6 @@ import logging
 import re
 from collections.abc import (
     AsyncIterable,
-    Callable,
     Collection,
     Iterable,
     Iterator,
@@ -20,6 +19,7 @@ from typing import Any, TypeVar, overload
 
 from ..errors import StoreUnavailable
 from .members import Container, MemberSender, OwnBatch, Store
+from .once import Once
 from .progress import Phase, Progress, check_phase, in_phase, phase_of
 from .record import BATCH, FINISHED, JobError, Record
 from .run import NO_RUN, AsyncSteps, Run
@@ -32,9 +32,6 @@ T = TypeVar("T")
 
 #: The value of `pyramid.authorization.Allow`, without importing Pyramid in a worker.
 ALLOW = "Allow"
-
-#: The maximum number of unknown kinds to warn about, once each.
-MAX_UNKNOWN = 100
 
 #: The JobState classes by kind.
 _kinds: dict[str, type[JobState]] = {}
@@ -133,8 +130,7 @@ class JobState:
             )
         if not kind or kind not in _kinds:
             job_state.kind = kind
-            if kind not in _unknown and len(_unknown) < MAX_UNKNOWN:
-                _unknown.add(kind)
+            if _unknown.is_new(kind):
                 log.warning(
                     "A job has the kind %r, but this process has not imported a "
                     "JobState class of that kind: only the job's lineage grants "
@@ -461,7 +457,24 @@ class JobState:
         return url
 
     def _result(self, request: Any) -> dict[str, str] | None:
-        return result_of(type(self), self.uuid, lambda: self.result_url(request))
+        """Return the JSON of the result of a job that succeeded, or None without one.
+        Faults in the application's code are logged once per kind; the state is still
+        returned.
+        """
+        try:
+            url = self.result_url(request)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            _note_fault(self, "raised an exception.", exc_info=True)
+            return None
+        if url is None:
+            return None
+        if is_link(url):
+            return {"url": str(url)}
+        what = "returned %r, not an http or https URL, such as request.route_url(…)."
+        _note_fault(self, what, url)
+        return None
 
     def _public_reason(self, error: JobError) -> str:
         if error.type is None:
@@ -687,36 +700,25 @@ def check_declaration(cls: type[Any]) -> None:
 _HTTP = re.compile(r"https?://[^\s/?#\x00-\x1f\x7f][^\s\x00-\x1f\x7f]*", re.IGNORECASE)
 
 #: The kinds whose results were logged as faults.
-_faulty: set[str] = set()
+_faulty = Once()
 
 
-def result_of(cls: Any, uuid: str, make: Callable[[], object]) -> dict[str, str] | None:
-    """Return the JSON of the result of a job that succeeded, or None without one.
-    Faults in the application's code are logged once per kind; the state is still
-    returned.
-
-    Parameters:
-      cls: The class of the job.
-      uuid: The job.
-      make: Calls its ``result_url()``.
-    """
-    try:
-        url = make()
-    except StoreUnavailable:
-        raise
-    except Exception:
-        if _is_new(cls):
-            log.exception("%s raised an exception.%s", *_place(cls, uuid))
-        return None
-    if url is None:
-        return None
-    if is_link(url):
-        return {"url": str(url)}
-    if _is_new(cls):
-        place, consequence = _place(cls, uuid)
-        line = "%s returned %r, not an http or https URL, such as request.route_url(…)."
-        log.error(line + consequence, place, url)
-    return None
+def _note_fault(
+    job_state: JobState, what: str, *args: object, exc_info: bool = False
+) -> None:
+    """Log a fault in ``result_url()``, unless one was logged for this kind before."""
+    cls = type(job_state)
+    if _faulty.is_new(cls.kind):
+        log.error(
+            f"%s.%s.result_url() for the job %s {what} The job has no result. Further "
+            "faults for jobs of kind %r are not logged.",
+            cls.__module__,
+            cls.__qualname__,
+            job_state.uuid,
+            *args,
+            cls.kind,
+            exc_info=exc_info,
+        )
 
 
 def is_link(url: object) -> bool:
@@ -724,25 +726,8 @@ def is_link(url: object) -> bool:
     return isinstance(url, str) and _HTTP.fullmatch(url) is not None
 
 
-def _is_new(cls: Any) -> bool:
-    """Return whether this is the first fault of a kind."""
-    is_new = cls.kind not in _faulty
-    _faulty.add(cls.kind)
-    return is_new
-
-
-def _place(cls: Any, uuid: str) -> tuple[str, str]:
-    """Return the method at fault, and the consequence."""
-    return (
-        f"{cls.__module__}.{cls.__qualname__}.result_url() for the job {uuid}",
-        f" The job has no result. Further faults for jobs of kind {cls.kind!r} are not "
-        "logged.",
-    )
-
-
-#: The kinds that were logged. All unknown kinds count as one, so this set cannot grow
-#: beyond the number of JobState classes.
-_troubled: set[str] = set()
+#: The kinds whose code was logged. All unknown kinds count as one.
+_troubled = Once()
 
 
 def note_trouble(
@@ -753,8 +738,7 @@ def note_trouble(
     Parameters:
       consequence: What follows from it for the job, as the end of a sentence.
     """
-    if cls.kind not in _troubled:
-        _troubled.add(cls.kind)
+    if _troubled.is_new(cls.kind):
         log.exception(
             "The application's code for %s.%s raised an exception for the job %s, "
             "%s. Further exceptions for jobs of kind %r are not logged.",
@@ -772,7 +756,7 @@ def _plain(value: object) -> Any:
 
 _kinds[JobState.kind] = JobState
 #: The unknown kinds that a warning was logged for.
-_unknown: set[str] = set()
+_unknown = Once()
 
 
 class _UnknownKind(JobState):

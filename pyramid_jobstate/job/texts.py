@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from translationstring import TranslationString, TranslationStringFactory
+
 from .record import (
     CANCELLED,
     MEMBERS_CANCELLED,
@@ -22,36 +24,11 @@ DOMAIN = "pyramid_jobstate"
 PLACE = re.compile(r"\$\{(\w+)\}")
 
 
-class Sentence(str):
-    """An English text of ours, which Pyramid's Localizer takes for a translation
-    string: a worker does not import Pyramid.
-
-    Parameters:
-      text: The text, which is its message id.
-      mapping: The values for its places.
-    """
-
-    domain = DOMAIN
-    context = None
-    mapping: Mapping[str, str]
-
-    def __new__(cls, text: str, mapping: Mapping[str, str] | None = None) -> Sentence:
-        self = super().__new__(cls, text)
-        self.mapping = mapping or {}
-        return self
-
-    @property
-    def default(self) -> str:
-        return str(self)
-
-    def interpolate(self, translated: str | None = None) -> str:
-        text = str(self) if translated is None else translated
-        return filled(text, self.mapping)
-
+_ = TranslationStringFactory(DOMAIN)
 
 #: What viewers read by default of a job that an exception or a SkipMessage ended.
-FAILED = Sentence("The job failed.")
-SKIPPED = Sentence("The job was skipped.")
+FAILED: str = _("The job failed.")
+SKIPPED: str = _("The job was skipped.")
 
 #: The reasons that do not come from an exception: see :class:`.JobError`.
 REASONS = (
@@ -74,10 +51,10 @@ def humanized(name: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def sentence_of(said: str, texts: Iterable[str]) -> Sentence | None:
-    """Return what was said as a Sentence if it is one of these texts, whatever values
-    its placeholders hold, else None. The store and exceptions keep only the finished
-    text.
+def sentence_of(said: str, texts: Iterable[str]) -> TranslationString | None:
+    """Return what was said as a translation string if it is one of these texts,
+    whatever values its placeholders hold, else None. The store and exceptions keep only
+    the finished text.
 
     Parameters:
       texts: The texts. If several fit, the first is returned.
@@ -85,7 +62,7 @@ def sentence_of(said: str, texts: Iterable[str]) -> Sentence | None:
     for text in texts:
         match = _pattern_of(text).fullmatch(said)
         if match is not None:
-            return Sentence(text, match.groupdict())
+            return _(text, mapping=match.groupdict())
     return None
 
 

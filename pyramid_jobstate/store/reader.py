@@ -15,7 +15,16 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
-from ..job import ALIAS, TARGET, JobError, Record, parse_int, parse_json, parse_time
+from ..job import (
+    ALIAS,
+    TARGET,
+    JobError,
+    Once,
+    Record,
+    parse_int,
+    parse_json,
+    parse_time,
+)
 from .connection import Client, Command, Keyed, execute, redis_errors, text, texts
 
 #: Seconds between two readings of the server's clock, which drifts slowly.
@@ -327,10 +336,8 @@ _FOREIGN = re.compile(
     r"|(?<!@)user_script:\d+: "
 )
 
-#: The most keys that are logged, once each.
-MOST = 100
-
-_noted: set[str] = set()
+#: The keys that were logged.
+_noted = Once()
 
 
 def is_foreign(error: Exception) -> bool:
@@ -356,8 +363,7 @@ def skip(key: str, error: Exception) -> None:
 
 def log_once(text: str, key: str, error: Exception) -> None:
     """Log what is wrong with a key, once."""
-    if key not in _noted and len(_noted) < MOST:
-        _noted.add(key)
+    if _noted.is_new(key):
         log.warning(text, key, error)
 
 

@@ -32,7 +32,7 @@ from .ledger import ledger_of
 from .message import BATCH, UNIQUE, check_delay, check_owner
 from .middleware import JobStateMiddleware
 from .outgoing import NotClaimed, Outgoing, Sendable, Unique
-from .recorder import Outage
+from .recorder import Outage, watch_forks
 from .reruns import BROKER_IS_AWAY, rerun, rerun_all, why_not_repeatable
 from .unsaved import Unsaved
 
@@ -74,5 +74,6 @@ __all__ = [
     "rerun",
     "rerun_all",
     "use_broker",
+    "watch_forks",
     "why_not_repeatable",
 ]

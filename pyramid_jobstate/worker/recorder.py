@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from logging import Logger
+from typing import Protocol
 
 from redis import exceptions
 
@@ -696,14 +697,21 @@ class Recorder:
         self._reset()
 
 
+class Abandoned(Protocol):
+    """What belongs to one process."""
+
+    def abandon(self) -> None:
+        """Start anew. Called in a forked child."""
+
+
 @functools.cache
-def watch_forks() -> weakref.WeakSet[Recorder]:
-    """Have a forked child abandon the recorders of its parent, and return these."""
-    recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+def watch_forks() -> weakref.WeakSet[Abandoned]:
+    """Have a forked child abandon what is in a set, and return the set."""
+    known: weakref.WeakSet[Abandoned] = weakref.WeakSet()
 
     def abandon() -> None:
-        for recorder in recorders:
-            recorder.abandon()
+        for each in known:
+            each.abandon()
 
     os.register_at_fork(after_in_child=abandon)
-    return recorders
+    return known

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import functools
 import logging
-import os
 import selectors
 import signal
 import socket
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
 from ...job import BATCH
 from ...store import tracker_of
+from ...worker import watch_forks
 from .stream import AWAY, Frame, Viewer, beat, is_streamable, render
 from .watch import Watch
 
@@ -28,27 +26,6 @@ if TYPE_CHECKING:
     from ...store import JobStore
     from ...store.watch import Tracker, TrackingRefused
     from .stream import Stream
-
-
-class Abandoned(Protocol):
-    """What belongs to one process."""
-
-    def abandon(self) -> None:
-        """Start anew. Called in a forked child."""
-
-
-@functools.cache
-def watch_forks() -> weakref.WeakSet[Abandoned]:
-    """Have a forked child abandon what is in a set, and return the set."""
-    known: weakref.WeakSet[Abandoned] = weakref.WeakSet()
-
-    def abandon() -> None:
-        for each in known:
-            each.abandon()
-
-    os.register_at_fork(after_in_child=abandon)
-    return known
-
 
 log = logging.getLogger("pyramid_jobstate")
 

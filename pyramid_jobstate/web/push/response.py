@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyramid.response import Response
 
-from ...job import is_owner
+from ...job import Once, is_owner
+from ...worker import watch_forks
 from ..answers import STREAM, TIME, Answer, render_state, wants_stream
 from ..interfaces import IBaseUrl, IJobStore, IStreamLimits
-from .hub import Hub, watch_forks
+from .hub import Hub
 from .stream import (
     CHUNK,
     Frame,
@@ -63,7 +64,7 @@ class Rooms:
 
     def __init__(self, max_streams: int | None) -> None:
         self.max_streams = usual_streams() if max_streams is None else max_streams
-        self._said: set[str] = set()
+        self._said = Once()
         self._reset()
         watch_forks().add(self)
 
@@ -98,9 +99,7 @@ class Rooms:
                 self._owners[key] += 1
                 self._sites[site] += 1
                 return True
-            is_said = refusal in self._said
-            self._said.add(refusal)
-        if not is_said:
+        if self._said.is_new(refusal):
             log.warning("%s Further pages poll.", refusal)
         return False
 

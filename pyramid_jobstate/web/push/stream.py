@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from pyramid.threadlocal import manager
 
-from ...job import JobState, note_trouble, record_of, set_container, url_in
+from ...job import JobState, Once, note_trouble, record_of, set_container, url_in
 from ..answers import encode_state
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("pyramid_jobstate")
 
 #: The kinds that were logged because they cannot be streamed.
-_polled: set[str] = set()
+_polled = Once()
 
 
 class Viewer(NamedTuple):
@@ -210,8 +210,7 @@ def has_result(cls: type[JobState]) -> bool:
 
 def _note_polled(cls: type[JobState], what: str) -> None:
     """Log that jobs of a class cannot be streamed, once a kind."""
-    if cls.kind not in _polled:
-        _polled.add(cls.kind)
+    if _polled.is_new(cls.kind):
         log.info(
             "Jobs of kind %r are polled: a stream has no request for %s.",
             cls.kind,
