@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .values import MAX_KEY
+from .values import MAX_KEY, is_number
 
 if TYPE_CHECKING:
     from .record import JobInfo
@@ -260,7 +260,7 @@ def check_weight(weight: object) -> int:
       TypeError: It is not a number.
       ValueError: It is out of range.
     """
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+    if not is_number(weight):
         raise TypeError(f"The weight of a member must be a number, not {weight!r}.")
     if not MIN_WEIGHT <= weight <= MAX_WEIGHT or math.isnan(weight):
         raise ValueError(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
-from .values import AMOUNTS, MAX_AMOUNT, check_text, parse_json
+from .values import AMOUNTS, MAX_AMOUNT, check_text, is_number, parse_json
 
 
 class Progress(NamedTuple):
@@ -252,7 +252,7 @@ def check_phase(name: object, percent: object) -> tuple[str, float]:
     name = check_text("The name of a phase", name)[:NAME_LENGTH]
     if not name:
         raise ValueError("The name of a phase must not be empty.")
-    if isinstance(percent, bool) or not isinstance(percent, (int, float)):
+    if not is_number(percent):
         raise TypeError(
             f"The percentage of the phase {name!r} must be a number, not {percent!r}."
         )

@@ -42,6 +42,7 @@ from .values import (
     check_name,
     check_text,
     encode_value,
+    is_number,
     is_plain,
     loads,
 )
@@ -310,7 +311,7 @@ class Run:
             if isinstance(old, Json):
                 old = loads(old)
             for number in (by, old):
-                if isinstance(number, bool) or not isinstance(number, (int, float)):
+                if not is_number(number):
                     raise TypeError(
                         f"The progress metric {name!r} cannot be incremented: "
                         f"{number!r} is not a number."

@@ -227,7 +227,7 @@ def _plain_amount(what: str, value: object) -> float:
         # What natural() does not convert is refused below.
         with contextlib.suppress(TypeError, ValueError):
             value = natural(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise TypeError(f"{what} must be a number, not {value!r}.")
     return value
 

@@ -57,6 +57,19 @@ def namespace_fault(namespace: str) -> str | None:
     return None
 
 
+def check_int(name: str, value: object, least: int, most: int) -> None:
+    """Check an argument.
+
+    Raises:
+      TypeError: It is not an int.
+      ValueError: It is not from `least` to `most`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {value!r}.")
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be from {least} to {most}, not {value}.")
+
+
 def positive(name: str, seconds: float, longest: float = MAX_SECONDS) -> float:
     """Return a number of seconds.
 

@@ -24,14 +24,15 @@ from ..job import (
     NewBatch,
     Record,
 )
+from .arguments import check_int
 from .connection import text
 from .lists import (
     MAX_EXAMINED,
+    MAX_LIMIT,
     Entries,
     Entry,
     bad_cursor,
     check_cursor,
-    check_limit,
     has_status,
 )
 from .reader import DELETED
@@ -286,7 +287,7 @@ class Batches:
           limit: The most members.
           cursor: The cursor of the page before.
         """
-        check_limit(limit)
+        check_int("limit", limit, 1, MAX_LIMIT)
         match = None if cursor is None else _CURSOR.fullmatch(check_cursor(cursor))
         if cursor is not None and match is None:
             raise bad_cursor(cursor)

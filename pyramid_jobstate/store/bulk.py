@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ..job import Record, dumps, is_uuid
-from .arguments import check_age
+from .arguments import check_age, check_int
 from .batches import FailedMembers
 from .lists import (
     MAX_READ,
@@ -160,7 +160,7 @@ class Bulk:
           ValueError: limit or cursor is invalid, or a class and an actor have the name
             that the filter gives for a kind.
         """
-        check_limit(limit)
+        check_int("limit", limit, 0, MAX_BULK)
         wanted = resolved(self._wanted._replace(members=True), access)
         start = None
         if cursor is None:
@@ -263,19 +263,6 @@ class Bulk:
 DETAILS = ("queued", "started", "finished", "rerun")
 
 
-def check_limit(limit: int) -> None:
-    """Check the limit of a call that acts on many jobs.
-
-    Raises:
-      TypeError: It is not an int.
-      ValueError: It is not from 0 to 1,000.
-    """
-    if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"limit must be an int, not {limit!r}.")
-    if not 0 <= limit <= MAX_BULK:
-        raise ValueError(f"limit must be from 0 to {MAX_BULK}, not {limit}.")
-
-
 def check_empty(limit: int, cursor: str | None) -> None:
     """Check the arguments of a call that acts on the jobs of nobody. No other call has
     returned a cursor for it.
@@ -284,7 +271,7 @@ def check_empty(limit: int, cursor: str | None) -> None:
       TypeError: limit is not an int.
       ValueError: limit or cursor is invalid.
     """
-    check_limit(limit)
+    check_int("limit", limit, 0, MAX_BULK)
     if cursor is not None:
         raise _foreign(cursor)
 

@@ -17,7 +17,7 @@ from ..job import (
     record_of,
     set_store,
 )
-from .arguments import checked_namespace, client_of, positive
+from .arguments import check_int, checked_namespace, client_of, positive
 from .bulk import Act, Bulk, BulkResult, Tell
 from .connection import Client, impatient, name_of
 from .lists import (
@@ -301,10 +301,7 @@ class JobStore:
         wanted = Filter(kind=kind, members=members)
         wanted.check()
         positive("seconds", seconds, MAX_SPAN)
-        if isinstance(buckets, bool) or not isinstance(buckets, int):
-            raise TypeError(f"buckets must be an int, not {buckets!r}.")
-        if not 1 <= buckets <= MAX_BUCKETS:
-            raise ValueError(f"buckets must be from 1 to {MAX_BUCKETS}, not {buckets}.")
+        check_int("buckets", buckets, 1, MAX_BUCKETS)
         wanted = resolved(wanted, self.records.access)
         return self.records.counter.throughput(wanted, seconds, buckets)
 

@@ -20,6 +20,7 @@ from ..job import (
     dumps,
     is_owner,
 )
+from .arguments import check_int
 from .connection import Client, Command
 from .reader import MAX_SCORE, ask, scored
 from .scripts import Calls, Lives, Runner, has_tag
@@ -556,18 +557,6 @@ class Page(NamedTuple):
     cursor: str | None
 
 
-def check_limit(limit: int) -> None:
-    """Check the number of jobs that a page is to have at most.
-
-    Raises:
-      TypeError, ValueError: It is not an int, or out of range.
-    """
-    if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"limit must be an int, not {limit!r}.")
-    if not 1 <= limit <= MAX_LIMIT:
-        raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}.")
-
-
 def newest_uuids(access: ListAccess, count: int) -> list[str]:
     """Return the uuids of the jobs that were queued, are due or have ended last, the
     newest first, in one round trip. The records of some may have expired.
@@ -645,7 +634,7 @@ class Lister:
 
     def page(self, limit: int, cursor: str | None) -> Page:
         """Return a page as :meth:`.JobStore.list` does."""
-        check_limit(limit)
+        check_int("limit", limit, 1, MAX_LIMIT)
         entries = Entries(self._wanted, self._access)
         place = entries.start
         if cursor is not None:
