@@ -294,7 +294,7 @@ def detached(
       TypeError: `job_state_class` is not a JobState class.
     """
     _check_class(job_state_class)
-    info = JobInfo(job_state_class.kind, "", 1, None, dumps(params))
+    info = JobInfo(job_state_class.kind, attempt=1, params=dumps(params))
     record = Record(str(uuid.uuid4()), info.fields(), "working")
     return job_state_class(record, RecordingRun())
 

@@ -97,14 +97,20 @@ class JobInfo(NamedTuple):
       batch: The uuid of the job's batch, BATCH if it is a batch itself, or None.
     """
 
-    kind: str
-    actor: str
-    attempt: int
-    owner: str | None
-    params: str
+    kind: str = ""
+    actor: str = ""
+    attempt: int = 0
+    owner: str | None = None
+    params: str = "{}"
     rerun: str | None = None
     unique: str | None = None
     batch: str | None = None
+
+    @classmethod
+    def of(cls, fields: Mapping[str, str]) -> JobInfo:
+        """Return what the fields of a hash say."""
+        found: dict[str, Any] = {n: fields[n] for n in cls._fields if n in fields}
+        return cls(**{**found, "attempt": parse_int(fields.get("attempt")) or 0})
 
     @property
     def is_member(self) -> bool:
@@ -206,6 +212,11 @@ class Record:
         return self._fields.get("status", "")
 
     @property
+    def is_member(self) -> bool:
+        """Whether the job is a member of a batch."""
+        return self._fields.get("batch") not in (None, BATCH)
+
+    @property
     def kind(self) -> str:
         return self._fields.get("kind", "")
 
@@ -262,17 +273,8 @@ class Record:
 
     @property
     def info(self) -> JobInfo:
-        """The job's kind, actor, attempt, owner and parameters."""
-        return JobInfo(
-            self.kind,
-            self.actor,
-            self.attempt,
-            self._fields.get("owner"),
-            self._fields.get("params", "{}"),
-            self._fields.get("rerun"),
-            self._fields.get("unique"),
-            self._fields.get("batch"),
-        )
+        """What was fixed when the job was sent or begun."""
+        return JobInfo.of(self._fields)
 
     def text(self, name: str) -> str | None:
         """Return a field as it is stored."""

@@ -156,7 +156,7 @@ class Filter(NamedTuple):
             and (self.kind is None or kind_name(record) == self.kind)
             and (self.status is None or has_status(record, self.status))
             and (self.batch is None or record.text("batch") == self.batch)
-            and (self.members or record.text("batch") in (None, BATCH))
+            and (self.members or not record.is_member)
         )
 
     def admits_params(self, record: Record) -> bool:
@@ -485,7 +485,7 @@ class Entries:
             return status != "sending"
         if entry.set == AGAIN:
             return record.is_finished
-        sets, is_member = self._access.sets, record.info.is_member
+        sets, is_member = self._access.sets, record.is_member
         names = ["all", kind_name(record)]
         owner = record.text("owner")
         if owner is not None and not is_member:

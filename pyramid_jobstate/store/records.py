@@ -496,7 +496,7 @@ class Records:
         record = record or self.claims.target_of(uuid)
         if record is None:
             return False
-        if record.info.is_member and self.is_stopped(record.info.batch or ""):
+        if record.is_member and self.is_stopped(record.info.batch or ""):
             # It reads cancelled, and may not have heard of that.
             self.cancel(record.uuid, record.info)
         return bool([*self.delete_records([record])])

@@ -463,7 +463,8 @@ class Calls:
         return self._call(script, uuid, *args, more_keys=self.batch_keys(uuid))
 
     def requeue(self, uuid: str, info: JobInfo, word: str, deadline: str) -> Call:
-        return self._change_both("requeue", info, uuid, word, deadline)
+        words = word, deadline, "queued", *info._fields
+        return self._change_both("requeue", info, uuid, *words)
 
     def restore(self, uuid: str, info: JobInfo, word: str) -> Call:
         return self._change_both("restore", info, uuid, word)

@@ -317,31 +317,9 @@ class TrackedFunction(HandedFunction):
 
     def detached(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> JobState:
         """Return a JobState for a direct call."""
-        return self.job_state(
-            str(uuid.uuid4()), Run(), self.info(args, kwargs, attempt=1)
-        )
-
-    def info(
-        self,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        owner: object = None,
-        attempt: int = 0,
-        rerun: str | None = None,
-        unique: str | None = None,
-        batch: str | None = None,
-    ) -> JobInfo:
-        """Return what to store about a call."""
-        return JobInfo(
-            kind=self.job_state_class.kind,
-            actor=self.actor_name,
-            attempt=attempt,
-            owner=None if owner is None else dumps(owner),
-            params=encode_params(self.params(args, kwargs)),
-            rerun=rerun,
-            unique=unique,
-            batch=batch,
-        )
+        params = encode_params(self.params(args, kwargs))
+        info = JobInfo(self.job_state_class.kind, self.actor_name, 1, params=params)
+        return self.job_state(str(uuid.uuid4()), Run(), info)
 
     def info_of(
         self, message: Message[Any] | MessageProxy, attempt: int = 0
@@ -353,11 +331,12 @@ class TrackedFunction(HandedFunction):
             # A wrong owner must not keep the message from being sent and run.
             log.warning("The job of %s has no owner: %s", message, e)
             owner = None
-        return self.info(
-            message.args,
-            message.kwargs,
-            owner,
-            attempt,
+        return JobInfo(
+            kind=self.job_state_class.kind,
+            actor=self.actor_name,
+            attempt=attempt,
+            owner=None if owner is None else dumps(owner),
+            params=encode_params(self.params(message.args, message.kwargs)),
             rerun=word_of(message),
             unique=unique_of(message),
             batch=batch_of(message),

@@ -319,7 +319,7 @@ def describe(
     if not isinstance(title, str | None):
         raise TypeError(f"The title of a batch must be a string, not {title!r}.")
     encoded = None if owner is None else dumps(owner)
-    info = JobInfo(batch_class.kind, "", 0, encoded, "{}", batch=BATCH)
+    info = JobInfo(batch_class.kind, owner=encoded, batch=BATCH)
     fields = {}
     if title is not None:
         # It may hold a file name that is not valid Unicode.

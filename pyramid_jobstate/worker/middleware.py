@@ -206,7 +206,7 @@ class JobStateMiddleware(Middleware):
             error = JobError(None, f"No worker knows the actor {name!r}.")
             attempts = attempts_before(message)
             word, batch = word_of(message), batch_of(message)
-            info = JobInfo("", name, attempts, None, "{}", word, batch=batch)
+            info = JobInfo("", name, attempts, rerun=word, batch=batch)
             self.ledger.drop(broker, message, info, End("error", error))
 
     # A broker that runs jobs in the caller may call none of the hooks but these.

@@ -395,8 +395,7 @@ class Outgoing:
             message = dataclasses.replace(message, message_id=uuid)
         batch = self._batch
         message = encoded(self.broker, message, owner, self._origin, unique, batch)
-        info = function.info(message.args, message.kwargs, owner, unique=unique)
-        info = info._replace(batch=batch)
+        info = function.info_of(message)
         seconds = max(0, delay or 0) / 1000
         job = NewJob(message.message_id, info, seconds, waits, self._sender)
         self._add(message, job, function)

@@ -1,6 +1,6 @@
 -- A job that failed is about to run again. KEYS: the record, what is kept of its failure.
 -- ARGV: a word that identifies this request and the only message that may run the job from now
--- on, the deadline of a unique job.
+-- on, the deadline of a unique job, then the names of the fields to keep.
 -- The failure keeps the record as it is now, for restore.lua.
 -- Returns 1 if the job was queued, by this call or by the same call before, whose reply was
 -- lost; 0 if the job has not failed, is being sent, or is unknown, or its message is not kept;
@@ -30,13 +30,13 @@ if is_lost then
 else
   redis.call("HSET", KEYS[2], "former", cmsgpack.pack(redis.call("HGETALL", key)))
 end
-local words = { "status", "sending", "updated", int(now), "rerun", ARGV[1], "attempt", "0" }
-local names = { "queued", "owner", "kind", "actor", "params", "unique", "batch" }
-for i, value in ipairs(redis.call("HMGET", key, unpack(names))) do
+local words = {}
+for i, value in ipairs(redis.call("HMGET", key, unpack(ARGV, 3))) do
   if value then
-    add(words, names[i], value)
+    add(words, ARGV[i + 2], value)
   end
 end
+add_all(words, { "status", "sending", "updated", int(now), "rerun", ARGV[1], "attempt", "0" }, 1)
 local past = earlier(old[4], old[5])
 if past ~= " " then
   add(words, "past", past)
