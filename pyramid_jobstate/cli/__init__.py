@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .arguments import Parser
 
 
-class Command(NamedTuple):
+class Subcommand(NamedTuple):
     """A command.
 
     Attributes:
@@ -38,17 +38,17 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "work": Command("run Dramatiq workers with the application", "work", False),
-    "dev": Command("run web server, worker and Redis in one terminal", "dev", False),
-    "info": Command("count jobs (the default)", "info"),
-    "list": Command("list jobs", "lists"),
-    "show": Command("show all that is known about a job", "show"),
-    "log": Command("print the log of a job, and follow it", "show"),
-    "watch": Command("watch running jobs", "watch"),
-    "wait": Command("wait for the end of jobs", "wait"),
-    "cancel": Command("cancel jobs", "acts"),
-    "rerun": Command("run failed jobs again", "acts"),
-    "clear": Command("delete ended jobs", "acts"),
+    "work": Subcommand("run Dramatiq workers with the application", "work", False),
+    "dev": Subcommand("run web server, worker and Redis in one terminal", "dev", False),
+    "info": Subcommand("count jobs (the default)", "info"),
+    "list": Subcommand("list jobs", "lists"),
+    "show": Subcommand("show all that is known about a job", "show"),
+    "log": Subcommand("print the log of a job, and follow it", "show"),
+    "watch": Subcommand("watch running jobs", "watch"),
+    "wait": Subcommand("wait for the end of jobs", "wait"),
+    "cancel": Subcommand("cancel jobs", "acts"),
+    "rerun": Subcommand("run failed jobs again", "acts"),
+    "clear": Subcommand("delete ended jobs", "acts"),
 }
 
 #: What runs if no command is named.
@@ -74,7 +74,7 @@ examples:
 """
 
 
-class Words(NamedTuple):
+class CommandLine(NamedTuple):
     """The words of a command line.
 
     Attributes:
@@ -89,7 +89,7 @@ class Words(NamedTuple):
     rest: list[str]
 
     @classmethod
-    def split(cls, arguments: Sequence[str]) -> Words:
+    def split(cls, arguments: Sequence[str]) -> CommandLine:
         words = cls([], [], list(arguments))
         # An ini or a URL, and a command.
         missing = 2
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 2 if the command line or the ini is
     wrong.
     """
-    words = Words.split(sys.argv[1:] if argv is None else argv)
+    words = CommandLine.split(sys.argv[1:] if argv is None else argv)
     try:
         return _run(words)
     except Refused as e:
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
 
 
-def _run(words: Words) -> int:
+def _run(words: CommandLine) -> int:
     from .arguments import Parser
 
     parser = _make_parser(Parser)
@@ -146,10 +146,10 @@ def _run(words: Words) -> int:
         parser.error(f"{name} needs an ini instead of --url")
     module = importlib.import_module(f"{__name__}.{command.module}")
     if command.is_for_operators:
-        from .operate import Place, operate
+        from .operate import Location, operate
 
         ini = place if args.url is None else ""
-        where = Place(ini, words.variables, args.url, args.namespace)
+        where = Location(ini, words.variables, args.url, args.namespace)
         operation = getattr(module, name.upper())
         return operate(operation, where, program, words.rest)
     from .ini import Ini

@@ -141,7 +141,7 @@ MOST = 1000
 Call = Callable[..., BulkResult]
 
 
-class Bulk:
+class BulkCommand:
     """Acts on all jobs that filters match.
 
     Parameters:
@@ -277,7 +277,7 @@ def add_cancel_arguments(parser: argparse.ArgumentParser) -> None:
 def cancel_jobs(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     filters = filters_of(args)
     if filters is not None:
-        return Bulk(store.cancel_all, filters, "cancelled", args, output).run()
+        return BulkCommand(store.cancel_all, filters, "cancelled", args, output).run()
 
     def cancel(job: JobState) -> None:
         # It may end before it is asked to.
@@ -331,7 +331,7 @@ def rerun_jobs(store: JobStore, args: argparse.Namespace, output: Output) -> int
         if "batch" in filters:
             filters["batch"] = find_batch(store, filters["batch"])
         call = sending()(functools.partial(rerun_all, store, broker))
-        return Bulk(call, filters, "requeued", args, output).run()
+        return BulkCommand(call, filters, "requeued", args, output).run()
 
     @sending()
     def send(job: JobState) -> None:
@@ -374,7 +374,7 @@ def add_clear_arguments(parser: argparse.ArgumentParser) -> None:
 
 def clear_jobs(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     filters = filters_of(args) or {}
-    return Bulk(store.clear, filters, "deleted", args, output).run()
+    return BulkCommand(store.clear, filters, "deleted", args, output).run()
 
 
 CLEAR = Operation(

@@ -44,7 +44,7 @@ MISTAKES = (
 )
 
 
-class Watch:
+class FileWatch:
     """The files that a part depends on.
 
     Parameters:
@@ -116,7 +116,7 @@ class Reporter(threading.Thread):
         """Report what is new among the imported files and some others.
 
         Parameters:
-          facts: Attributes of Reports that are known from now on.
+          facts: Attributes of PartReports that are known from now on.
         """
         with self._lock, contextlib.suppress(BrokenPipeError):
             new = {*_imported(), *others} - self._reported
@@ -128,7 +128,7 @@ class Reporter(threading.Thread):
                     content = content[os.write(self._descriptor, content) :]
 
 
-class Reports:
+class PartReports:
     """In the parent: what a part has reported.
 
     Attributes:

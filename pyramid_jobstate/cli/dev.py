@@ -29,7 +29,7 @@ from pyramid.settings import aslist
 from redis.connection import parse_url
 
 from ..embedded import EmbeddedServer
-from .child import Reports, Watch
+from .child import FileWatch, PartReports
 from .ini import Ini
 from .terminal import Refused
 from .work import SECTION, arguments_of
@@ -38,7 +38,7 @@ from .work import SECTION, arguments_of
 CHILD = "pyramid_jobstate.cli.child"
 
 
-class Part:
+class PartProcess:
     """A process with its own session, whose output appears with a prefix.
 
     It does not outlive this process, however this one ends: it reads from a pipe whose
@@ -292,8 +292,8 @@ class Reloaded:
         self._ini = ini
         self._signals = signals
         self._after = after
-        self._watch = Watch(*watched_files(ini))
-        self._part: Part | None = None
+        self._watch = FileWatch(*watched_files(ini))
+        self._part: PartProcess | None = None
         #: When it is to start or, if it still runs, to be killed for its restart.
         self._due = time.monotonic()
         self._pause = FIRST_PAUSE
@@ -371,9 +371,9 @@ class Reloaded:
             say("pjobs", f"{first}: the {self.name} part starts now.")
         self._due = math.inf
         self._is_said = False
-        self._reports = Reports()
+        self._reports = PartReports()
         self._watch.begin()
-        self._part = Part(self.name, self._reports.writer, self._ini.environ())
+        self._part = PartProcess(self.name, self._reports.writer, self._ini.environ())
         self._reports.started()
 
     def _end(self, patience: float) -> None:

@@ -132,18 +132,12 @@ def bad_counts(job: JobState) -> tuple[int, ...]:
     return tuple(job.counts[s] for s in BAD) if isinstance(job, Batch) else ()
 
 
-def batch_of(job: JobState) -> str | None:
-    """Return the uuid of the batch of which a job is a member, or None."""
-    info = record_of(job).info
-    return info.batch if info.is_member else None
-
-
 def batch_as_json(job: JobState) -> dict[str, Any]:
     """Return the counts of a batch, or the uuid of the batch of a member."""
     if isinstance(job, Batch):
         return {"counts": job.counts}
-    batch = batch_of(job)
-    return {} if batch is None else {"batch": batch}
+    record = record_of(job)
+    return {"batch": record.batch} if record.is_member else {}
 
 
 #: The statuses of a job that a worker has begun, or is about to begin again.
@@ -279,7 +273,7 @@ def row(job: JobState) -> str:
 QUIET = 10.0
 
 
-class Told(NamedTuple):
+class LastLine(NamedTuple):
     """What was last said of a job.
 
     Attributes:
@@ -299,7 +293,7 @@ class Changes:
     """
 
     def __init__(self) -> None:
-        self._told: dict[str, Told] = {}
+        self._last: dict[str, LastLine] = {}
 
     def text(self, job: JobState) -> str | None:
         """Return the state of a job if it is worth a line, else None."""
@@ -307,11 +301,11 @@ class Changes:
         share = None if progress is None else percent(progress)
         main = (job.status, job.attempt, share, job.message, bad_counts(job))
         text, now = state_text(job), time.monotonic()
-        told = self._told.get(job.uuid)
-        is_new = told is None or told.main != main
-        if told is not None and not is_new:
-            is_new = told.text != text and now - told.at >= QUIET
+        last = self._last.get(job.uuid)
+        is_new = last is None or last.main != main
+        if last is not None and not is_new:
+            is_new = last.text != text and now - last.at >= QUIET
         if not is_new:
             return None
-        self._told[job.uuid] = Told(main, text, now)
+        self._last[job.uuid] = LastLine(main, text, now)
         return text

@@ -34,7 +34,7 @@ from .terminal import (
 )
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where the command line says that the jobs are.
 
     Attributes:
@@ -57,7 +57,7 @@ class Opened(NamedTuple):
     application: object = None
 
 
-def open_store(place: Place) -> Opened:
+def open_store(place: Location) -> Opened:
     """Return the store of the command line.
 
     Raises:
@@ -221,7 +221,7 @@ class Terminated(BaseException):
 
 
 def operate(
-    operation: Operation, place: Place, program: str, arguments: Sequence[str]
+    operation: Operation, place: Location, program: str, arguments: Sequence[str]
 ) -> int:
     """Run a command and return its exit code.
 
@@ -255,7 +255,7 @@ def operate(
 
 
 def _run(
-    operation: Operation, place: Place, program: str, arguments: Sequence[str]
+    operation: Operation, place: Location, program: str, arguments: Sequence[str]
 ) -> int:
     parser = Parser(program, description=operation.description, epilog=EXIT_CODES)
     operation.add_to(parser)

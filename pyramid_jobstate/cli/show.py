@@ -10,7 +10,6 @@ from ..store import Failures, JobStore
 from .arguments import Operation, add_duration, add_ids
 from .jobs import (
     as_json,
-    batch_of,
     counted,
     duration,
     failures_as_json,
@@ -67,8 +66,8 @@ def facts(job: JobState) -> Iterator[tuple[str, str]]:
     yield "owner", owner_text(job.owner)
     if (identity := record_of(job).info.unique) is not None:
         yield "unique", clean(identity)
-    if (batch := batch_of(job)) is not None:
-        yield "batch", clean(batch)
+    if (record := record_of(job)).is_member:
+        yield "batch", clean(record.batch)
     yield "attempt", str(job.attempt)
     if job.progress is not None:
         yield "progress", progress_text(job.progress)
@@ -130,11 +129,11 @@ def add_log_arguments(parser: argparse.ArgumentParser) -> None:
 
 def log_job(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     if not args.follow:
-        _print(find(store, args.id), Lines(), output)
+        _print(find(store, args.id), LogLines(), output)
         return DONE
     patience = Patience(store, args.stalled)
     job = patience.ask(lambda: find(store, args.id))
-    uuid, lines = job.uuid, Lines()
+    uuid, lines = job.uuid, LogLines()
     while True:
         _print(job, lines, output)
         if job.is_finished:
@@ -147,7 +146,7 @@ def log_job(store: JobStore, args: argparse.Namespace, output: Output) -> int:
         job = found
 
 
-def _print(job: JobState, lines: Lines, output: Output) -> None:
+def _print(job: JobState, lines: LogLines, output: Output) -> None:
     new, missed = lines.new(job)
     if missed:
         say(f"Lines of {job.uuid} may be missing here.")
@@ -155,7 +154,7 @@ def _print(job: JobState, lines: Lines, output: Output) -> None:
         output.tell(clean(line), uuid=job.uuid, attempt=job.attempt, line=line)
 
 
-class Lines:
+class LogLines:
     """Tells the new lines of a log, of which each look shows the last 20."""
 
     def __init__(self) -> None:

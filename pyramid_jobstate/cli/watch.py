@@ -34,7 +34,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 
 def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
-    watched: Watched = Running(store, members=args.members)
+    watched: WatchedJobs = Running(store, members=args.members)
     if args.ids:
         watched = Given(store, [job.uuid for job in find_all(store, args.ids)])
     # Without a store, fail before the terminal changes.
@@ -44,10 +44,10 @@ def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
 
         with Screen() as screen:
             return follow(store, watched, found, screen.show)
-    return follow(store, watched, found, Lines(output).show)
+    return follow(store, watched, found, ChangeLines(output).show)
 
 
-class Watched(Protocol):
+class WatchedJobs(Protocol):
     """The jobs to watch."""
 
     def look(self) -> Sequence[JobState]:
@@ -63,7 +63,7 @@ class Watched(Protocol):
 
 
 def follow(
-    store: JobStore, watched: Watched, found: Sequence[JobState], show: Show
+    store: JobStore, watched: WatchedJobs, found: Sequence[JobState], show: Show
 ) -> int:
     """Show jobs until they are over."""
     notice, cost, away_since = "", 0.0, 0.0
@@ -155,7 +155,7 @@ class Given:
         return all(job is not None and job.is_finished for job in self._jobs.values())
 
 
-class Lines:
+class ChangeLines:
     """Writes a line for each change.
 
     Parameters:

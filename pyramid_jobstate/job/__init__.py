@@ -32,7 +32,7 @@ from .record import (
     Update,
     is_uuid,
 )
-from .run import NO_RUN, RecordingRun, Run, told_by
+from .run import NO_RUN, RecordingRun, Run, last_notice
 from .state import (
     JobState,
     as_seen_from,
@@ -134,6 +134,7 @@ __all__ = [
     "is_owner",
     "is_uuid",
     "iso_time",
+    "last_notice",
     "member_uuid",
     "note_trouble",
     "parse_duration",
@@ -148,7 +149,6 @@ __all__ = [
     "set_store",
     "share_of",
     "stored_iso_time",
-    "told_by",
     "translated",
     "url_in",
 ]

@@ -212,9 +212,14 @@ class Record:
         return self._fields.get("status", "")
 
     @property
+    def batch(self) -> str:
+        """The uuid of the job's batch, BATCH if it is a batch itself, or ""."""
+        return self._fields.get("batch", "")
+
+    @property
     def is_member(self) -> bool:
         """Whether the job is a member of a batch."""
-        return self._fields.get("batch") not in (None, BATCH)
+        return self.batch not in ("", BATCH)
 
     @property
     def kind(self) -> str:

@@ -59,7 +59,7 @@ POOL = {
 }
 
 
-class Told:
+class CancelNotice:
     """Raises JobCancelled in each of a job's threads and tasks.
 
     It is raised once in the thread that created this object, and once in each asyncio
@@ -72,9 +72,9 @@ class Told:
     def __init__(self) -> None:
         self._thread = threading.get_ident()
 
-    def tell(self) -> None:
+    def give(self) -> None:
         """Raise JobCancelled unless the caller already knows of the cancellation."""
-        if told_by.get() is self:
+        if last_notice.get() is self:
             return
         handled = sys.exception()
         is_known = _came_of(handled, JobCancelled)
@@ -88,7 +88,7 @@ class Told:
                 return
             error = PoolJobCancelled if callers & POOL else JobCancelled
             raise error(CANCELLED.message)
-        told_by.set(self)
+        last_notice.set(self)
         if not is_known:
             raise JobCancelled(CANCELLED.message)
 
@@ -96,7 +96,7 @@ class Told:
 #: The object that last raised in this thread or task. Tasks and asyncio.to_thread()
 #: inherit it from their creator, so that clean-up code can use them; threads of a pool
 #: do not.
-told_by: contextvars.ContextVar[Told | None] = contextvars.ContextVar(
+last_notice: contextvars.ContextVar[CancelNotice | None] = contextvars.ContextVar(
     "pyramid_jobstate.told", default=None
 )
 
@@ -223,8 +223,8 @@ class Run:
         "_closed",
         "_lines",
         "_lock",
+        "_notice",
         "_sizes",
-        "_told",
         "barred",
         "cancel_requested",
         "dirty",
@@ -253,7 +253,7 @@ class Run:
         self.cancel_requested = False
         self._closed = ""
         self.phases = Phases()
-        self._told = Told()
+        self._notice = CancelNotice()
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
         # Reentrant: a finalizer may report while this thread encodes a value.
         self._lock = threading.RLock()
@@ -283,12 +283,12 @@ class Run:
         Raises:
           RuntimeError: The run is closed.
           JobCancelled: Cancellation was requested and is new to the caller: see
-            :class:`.told.Told`.
+            :class:`CancelNotice`.
         """
         if self._closed:
             raise RuntimeError(self._closed)
         if self.cancel_requested:
-            self._told.tell()
+            self._notice.give()
 
     def ask(self) -> bool:
         """Return whether cancellation was requested, and make the recorder query the

@@ -112,7 +112,7 @@ class JobState:
         """Return the JobState class for the kind of a record."""
         found = _kinds.get(record.kind)
         # Under the name BATCH is the class of batches of an unknown kind.
-        return found or _kinds.get(record.text("batch") or "", _UnknownKind)
+        return found or _kinds.get(record.batch, _UnknownKind)
 
     @classmethod
     def from_record(cls, record: Record) -> JobState:

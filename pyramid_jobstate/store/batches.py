@@ -70,7 +70,7 @@ class Change(NamedTuple):
         before.
       delay: Milliseconds until it is due again.
       is_unsent: Whether it failed because it could not be sent.
-      heard: When it was last heard of, in milliseconds of the store's clock, or None
+      seen_at: When it was last heard of, in milliseconds of the store's clock, or None
         for now.
       known: If set, the number of the change that the batch must know last: the record
         of the member is gone.
@@ -84,7 +84,7 @@ class Change(NamedTuple):
     millionths: int | None = None
     delay: int = 0
     is_unsent: bool = False
-    heard: int | None = None
+    seen_at: int | None = None
     known: str | None = None
     answer: Sequence[Any] | None = None
 
@@ -93,7 +93,7 @@ class Change(NamedTuple):
         return UNSENT if self.is_unsent else LETTERS[self.status]
 
 
-class Heard(NamedTuple):
+class BatchAnswer(NamedTuple):
     """What a batch answers to a change.
 
     Attributes:
@@ -200,10 +200,10 @@ class Batches:
             record for record in records if record is not None and is_waiting(record)
         ]
         if waiting:
-            batches = list(dict.fromkeys(batch_of(record) for record in waiting))
+            batches = list(dict.fromkeys(record.batch for record in waiting))
             found = self._reader.read_stops(batches)
             for record in waiting:
-                stop(record, *found[batch_of(record)])
+                stop(record, *found[record.batch])
         return records
 
     def look(self, record: Record) -> bool:
@@ -264,7 +264,7 @@ class Batches:
         """Return whether a job is a batch that has not heard for a while of members
         that have not ended, and was last looked at a while ago.
         """
-        if record.text("batch") != BATCH or record.silent_at is not None:
+        if record.batch != BATCH or record.silent_at is not None:
             return False
         if record.is_finished:
             # Members of a cancelled batch may not have ended.
@@ -369,7 +369,7 @@ class Batches:
             change.letter,
             done,
             change.delay,
-            "" if change.heard is None else change.heard,
+            "" if change.seen_at is None else change.seen_at,
         ]
         if change.known is not None:
             words.append(change.known)
@@ -397,7 +397,9 @@ class Batches:
         sound = [(change, reply) for change, reply in pairs if reply is not None]
         self.settle([change for change, _ in sound], [reply for _, reply in sound])
 
-    def settle(self, changes: Sequence[Change], replies: Sequence[Any]) -> list[Heard]:
+    def settle(
+        self, changes: Sequence[Change], replies: Sequence[Any]
+    ) -> list[BatchAnswer]:
         """Take the replies of batches that were told of changes: tell those again that
         know of a later change than the record of their member, which the store has
         lost. A member whose batch the store has lost is a job of its own from now on.
@@ -405,21 +407,21 @@ class Batches:
         Returns:
           What each has answered.
         """
-        heard = [Heard(text(reply[0]), reply[1] == 1) for reply in replies]
+        answers = [BatchAnswer(text(reply[0]), reply[1] == 1) for reply in replies]
         # Otherwise the next change of the member does.
         with contextlib.suppress(RedisError):
             pairs = zip(changes, replies, strict=True)
             self._run(self._calls.part(change.uuid) for change, r in pairs if r[2])
         ahead = [
             (change, answer.rev)
-            for change, answer in zip(changes, heard, strict=True)
+            for change, answer in zip(changes, answers, strict=True)
             if answer.rev and int(answer.rev) > int(change.rev)
         ]
         # Else a look at the members finds them.
         with contextlib.suppress(RedisError):
             # What they know then is not ahead of the records.
             self.tell_all(self._raised(ahead))
-        return heard
+        return answers
 
     def _raised(self, ahead: Sequence[tuple[Change, str]]) -> list[Change]:
         """Number the changes of records above those that their batches know. Return
@@ -452,18 +454,11 @@ class FailedMembers(Entries):
         return 0
 
 
-def batch_of(record: Record) -> str:
-    """Return the uuid of the batch of a job, "" without one, or BATCH for a batch."""
-    return record.text("batch") or ""
-
-
 def is_waiting(record: Record) -> bool:
     """Return whether a job is a member of a batch and does not run, as far as the store
     knows: if the batch was cancelled, so is the job.
     """
-    return record.status in ("queued", "retrying", "stalled") and (
-        batch_of(record) not in ("", BATCH)
-    )
+    return record.status in ("queued", "retrying", "stalled") and (record.is_member)
 
 
 def stop(record: Record, stopped: str | None, status: str | None) -> None:
@@ -510,11 +505,13 @@ def _unknown(
         # be: its sender can run again.
         status = "error" if record is None else "cancelled"
         is_lost = record is None and letter == "n"
-        yield Change(batch, uuid, rev, status, is_unsent=is_lost, heard=0, known=known)
+        yield Change(
+            batch, uuid, rev, status, is_unsent=is_lost, seen_at=0, known=known
+        )
         return
     rev = str(record.number("rev"))
     status = record.stored_status
     if rev != known and status in LETTERS:
         is_unsent = status == "error" and record.error == NOT_SENT
-        heard = max(record.number("updated"), record.number("seen"))
-        yield Change(batch, uuid, rev, status, is_unsent=is_unsent, heard=heard)
+        seen_at = max(record.number("updated"), record.number("seen"))
+        yield Change(batch, uuid, rev, status, is_unsent=is_unsent, seen_at=seen_at)

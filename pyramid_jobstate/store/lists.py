@@ -74,7 +74,7 @@ def kind_name(record: Record) -> str:
     """Return the name of a job's kind: that of its class or, if its actor declares
     none, that of its actor. See kind_of() in lua/sets.lua.
     """
-    is_plain = record.kind == JobState.kind and record.text("batch") != BATCH
+    is_plain = record.kind == JobState.kind and record.batch != BATCH
     if is_plain and record.actor:
         return ACTOR + record.actor
     return CLASS + record.kind
@@ -155,7 +155,7 @@ class Filter(NamedTuple):
             (self.owner is None or record.owner == self.owner)
             and (self.kind is None or kind_name(record) == self.kind)
             and (self.status is None or has_status(record, self.status))
-            and (self.batch is None or record.text("batch") == self.batch)
+            and (self.batch is None or record.batch == self.batch)
             and (self.members or not record.is_member)
         )
 
@@ -171,7 +171,7 @@ def has_status(record: Record, status: str) -> bool:
     """Return whether a job has a status, or is one of FAILED_OR_LOST. A silent batch is
     listed under the status that it had before.
     """
-    is_batch = record.text("batch") == BATCH
+    is_batch = record.batch == BATCH
     if status == FAILED_OR_LOST:
         # A batch does not run again, but its jobs do.
         return record.has_failed and not is_batch

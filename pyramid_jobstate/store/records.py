@@ -79,7 +79,7 @@ class Records:
     def record(self, uuid: str) -> Record | None:
         """Return the record of a job, whatever its class, or None if it is unknown."""
         found = self.reader.read_one(uuid)
-        if isinstance(found, Record) and found.text("batch") is None:
+        if isinstance(found, Record) and not found.batch:
             # Most jobs belong to no batch.
             return found
         (record,) = self.batches.read(self._follow([uuid], [found]))
@@ -337,17 +337,17 @@ class Records:
           updates, results: The updates, and the reply to each.
           changes: The changes, by the places of the updates.
         """
-        heard: dict[int, tuple[Change, Any]] = {}
+        known: dict[int, tuple[Change, Any]] = {}
         for (i, change), reply in zip(changes.items(), replies, strict=True):
             if isinstance(reply, Exception):
                 results[i] = reply
             elif reply is not None:
-                heard[i] = change, reply
+                known[i] = change, reply
         answers = self.batches.settle(
-            [change for change, _ in heard.values()],
-            [reply for _, reply in heard.values()],
+            [change for change, _ in known.values()],
+            [reply for _, reply in known.values()],
         )
-        for i, answer in zip(heard, answers, strict=True):
+        for i, answer in zip(known, answers, strict=True):
             if answer.is_stopped and not updates[i].end and results[i] is Reply.OK:
                 results[i] = Reply.CANCELLING
 
@@ -496,7 +496,7 @@ class Records:
         record = record or self.claims.target_of(uuid)
         if record is None:
             return False
-        if record.is_member and self.is_stopped(record.info.batch or ""):
+        if record.is_member and self.is_stopped(record.batch):
             # It reads cancelled, and may not have heard of that.
             self.cancel(record.uuid, record.info)
         return bool([*self.delete_records([record])])

@@ -21,7 +21,7 @@ from redis import exceptions as errors
 from redis.sentinel import SentinelConnectionPool
 
 from ..job import BATCH
-from .batches import batch_of, is_waiting, stop
+from .batches import is_waiting, stop
 from .claims import named
 from .connection import (
     FAIL_FAST,
@@ -59,7 +59,7 @@ class Question(NamedTuple):
     cause: Any
 
 
-class Answer(NamedTuple):
+class KeyReply(NamedTuple):
     """The reply to a question: a mapping, or an exception."""
 
     question: Question
@@ -164,7 +164,7 @@ class Link:
         self._asked.append((None, time.monotonic()))
         self._send(_pack("TIME"))
 
-    def receive(self) -> Iterator[Answer | Changed | Clock]:
+    def receive(self) -> Iterator[KeyReply | Changed | Clock]:
         """Yield what the server has sent.
 
         The loop is flat: redis-py's own calls itself for each message, and ends at the
@@ -184,9 +184,9 @@ class Link:
                 raise errors.ConnectionError(f"The server says unasked: {said}")
             question, _ = self._asked.popleft()
             if question is not None and isinstance(reply, dict):
-                yield Answer(question, texts(reply))
+                yield KeyReply(question, texts(reply))
             elif question is not None and isinstance(reply, Exception):
-                yield Answer(question, reply)
+                yield KeyReply(question, reply)
             elif question is None and isinstance(reply, list):
                 yield Clock(int(reply[0]), int(reply[1]))
             elif isinstance(reply, Exception):
@@ -351,7 +351,7 @@ class Tracker:
         if not isinstance(reply, dict) or reply.get("batch") in (None, BATCH):
             return None
         record = self._reader.record(uuid, reply)
-        return batch_of(record) if record and is_waiting(record) else None
+        return record.batch if record and is_waiting(record) else None
 
     def _stop_of(
         self, key: str, found: Mapping[str, Any]

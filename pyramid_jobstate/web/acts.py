@@ -157,7 +157,7 @@ class NotAccepted(Exception):
     """Raised when the broker does not accept the message of a job."""
 
 
-class Act(NamedTuple):
+class BulkAct(NamedTuple):
     """What a request does with jobs.
 
     Attributes:
@@ -177,7 +177,7 @@ class Act(NamedTuple):
     run: Callable[..., BulkResult]
 
 
-class Acting:
+class BulkRequest:
     """Says of each job whether a request may act on it, and logs what it did.
 
     Parameters:
@@ -190,7 +190,7 @@ class Acting:
       done: How many jobs it has acted on.
     """
 
-    def __init__(self, container: JobStates, act: Act, who: str) -> None:
+    def __init__(self, container: JobStates, act: BulkAct, who: str) -> None:
         self.is_begun = False
         self.done = 0
         self._container = container
@@ -220,17 +220,17 @@ class Acting:
             log.info(line, self._who, self._act.done, uuid)
 
 
-def clear_all(store: JobStore, acting: Acting, **options: Any) -> BulkResult:
+def clear_all(store: JobStore, acting: BulkRequest, **options: Any) -> BulkResult:
     """Delete ended jobs."""
     return store.clear(permits=acting.permits, tell=acting.tell, **options)
 
 
-def cancel_all(store: JobStore, acting: Acting, **options: Any) -> BulkResult:
+def cancel_all(store: JobStore, acting: BulkRequest, **options: Any) -> BulkResult:
     """Cancel unfinished jobs."""
     return store.cancel_all(permits=acting.permits, tell=acting.tell, **options)
 
 
-def run_again(store: JobStore, acting: Acting, **options: Any) -> BulkResult:
+def run_again(store: JobStore, acting: BulkRequest, **options: Any) -> BulkResult:
     """Run failed jobs again.
 
     Raises:
@@ -251,8 +251,8 @@ def run_again(store: JobStore, acting: Acting, **options: Any) -> BulkResult:
         raise NotAccepted from e
 
 
-CLEAR = Act("deleted", DELETED, "delete_job", FILTERS, FINISHED, clear_all)
-CANCEL = Act(
+CLEAR = BulkAct("deleted", DELETED, "delete_job", FILTERS, FINISHED, clear_all)
+CANCEL = BulkAct(
     "cancelled",
     CANCELLED,
     "cancel_job",
@@ -260,7 +260,7 @@ CANCEL = Act(
     UNFINISHED,
     cancel_all,
 )
-RERUN = Act(
+RERUN = BulkAct(
     "requeued", RAN_AGAIN, "rerun_job", ("owner", "kind", "batch"), (), run_again
 )
 
@@ -287,7 +287,7 @@ def rerun_many(context: JobStates, request: Request) -> Response:
     return act_on_many(context, request, RERUN)
 
 
-def act_on_many(context: JobStates, request: Request, act: Act) -> Response:
+def act_on_many(context: JobStates, request: Request, act: BulkAct) -> Response:
     """Act on the jobs that match the query, as far as the request may."""
     whole = drop_body(request)
     require_header(request)
@@ -311,7 +311,7 @@ def act_on_many(context: JobStates, request: Request, act: Act) -> Response:
     # The own owner is not logged: it may be a secret of the visitor's.
     whose = "their own jobs" if is_own else f"the jobs of {owner!r}"
     text = described("all jobs" if owner is None else whose, query, act.filters)
-    acting = Acting(context, act, who)
+    acting = BulkRequest(context, act, who)
     try:
         result = context.ask(
             lambda store: act.run(store, acting, owner=owner, **options)
@@ -357,7 +357,7 @@ def sees_batch(context: JobStates, uuid: str | None) -> bool:
     return isinstance(batch, Batch) and may_see(context.request, batch)
 
 
-def read_options(query: Mapping[str, str], act: Act) -> dict[str, Any]:
+def read_options(query: Mapping[str, str], act: BulkAct) -> dict[str, Any]:
     """Return what the query says beside whose jobs are meant.
 
     Raises:

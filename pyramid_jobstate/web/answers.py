@@ -154,7 +154,7 @@ TIME = "JobState-Time"
 RETRY_AFTER = 5
 
 
-class Answer(Response):
+class TimedResponse(Response):
     """A response whose time scripts of other origins may read, if the application lets
     them read the response.
     """
@@ -282,10 +282,10 @@ def render_state(request: Request, text: str) -> Response:
     etag = f'"{hashlib.sha1(body, usedforsecurity=False).hexdigest()}"'
     if is_known(etag, request):
         # An int, since WebOb would parse a string.
-        return Answer(status=304, headerlist=[*HEADERS[1:], ("ETag", etag)])
+        return TimedResponse(status=304, headerlist=[*HEADERS[1:], ("ETag", etag)])
     length = str(len(body))
     headers = [*HEADERS, ("ETag", etag), ("Content-Length", length)]
-    return Answer(app_iter=[body], headerlist=headers)
+    return TimedResponse(app_iter=[body], headerlist=headers)
 
 
 def is_known(etag: str, request: Request) -> bool:
@@ -304,12 +304,12 @@ def is_known(etag: str, request: Request) -> bool:
 
 def render_nothing() -> Response:
     """Return the response to a request that has deleted what it named."""
-    return Answer(headerlist=list(HEADERS[1:]), status=204)
+    return TimedResponse(headerlist=list(HEADERS[1:]), status=204)
 
 
 def render(value: dict[str, Any], status: int = 200) -> Response:
     body = encode(value).encode()
-    return Answer(body=body, headerlist=list(HEADERS), status=status)
+    return TimedResponse(body=body, headerlist=list(HEADERS), status=status)
 
 
 #: The name of the offer in the scope of an ASGI request.

@@ -26,9 +26,9 @@ from ..job import (
     dumps,
     encode_params,
     is_uuid,
+    last_notice,
     run_of,
     set_member_sender,
-    told_by,
 )
 from .current import CurrentJob, ThreadState, skip
 from .message import (
@@ -302,7 +302,7 @@ class TrackedFunction(HandedFunction):
         kwargs: Mapping[str, Any],
     ) -> Any:
         """Call the function as a job."""
-        job.is_running, told = True, told_by.get()
+        job.is_running, notice = True, last_notice.get()
         try:
             return self.call(job_state, args, kwargs)
         except BaseException as e:
@@ -313,7 +313,7 @@ class TrackedFunction(HandedFunction):
             skip(job.message)
         finally:
             job.is_running = False
-            told_by.set(told)
+            last_notice.set(notice)
 
     def detached(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> JobState:
         """Return a JobState for a direct call."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...job import Batch, container_of, is_owner, record_of
-from ..acts import RERUN, Acting
+from ..acts import RERUN, BulkRequest
 from ..permits import require
 from ..views import inspection, members_page, visible
 from .layout import respond
@@ -188,7 +188,7 @@ def may_rerun(context: Batch, container: JobStates, *, may_list: bool) -> bool:
     """
     if context.cancel_requested:
         return False
-    acting = Acting(container, RERUN, "")
+    acting = BulkRequest(container, RERUN, "")
     own = container.current_owner
     page = container.members(context.uuid, "error", EXAMINED)
     return any(
@@ -219,16 +219,16 @@ def rerun_of(
     }
 
 
-def batch_of(
+def visible_batch(
     context: JobState, container: JobStates, request: Request
 ) -> dict[str, Any] | None:
     """Return the JSON of the batch of a job, or None if it has none that the viewer may
     see.
     """
-    info = record_of(context).info
-    if not info.is_member:
+    record = record_of(context)
+    if not record.is_member:
         return None
-    (batch,) = container.find_many([str(info.batch)])
+    (batch,) = container.find_many([record.batch])
     return visible(
         container, request, batch, lambda found, state: job_of(found, request, state)
     )
@@ -258,7 +258,7 @@ def job_page(context: JobState, request: Request) -> Response:
         "acts": acts,
         "owner": context.owner if may_list else None,
         "may_list": may_list,
-        "batch": batch_of(context, container, request),
+        "batch": visible_batch(context, container, request),
         "members": members,
         "list_url": request.resource_url(container),
         "text": text_of(job, words),

@@ -18,7 +18,7 @@ from pyramid.response import Response
 
 from ...job import Once, is_owner
 from ...worker import watch_forks
-from ..answers import STREAM, TIME, Answer, render_state, wants_stream
+from ..answers import STREAM, TIME, TimedResponse, render_state, wants_stream
 from ..interfaces import IBaseUrl, IJobStore, IStreamLimits
 from .hub import Hub
 from .stream import (
@@ -375,7 +375,7 @@ class Plan(NamedTuple):
         return Stream(viewers, sent, first, self.streams.max_age)
 
 
-class StreamResponse(Answer):
+class StreamResponse(TimedResponse):
     """The answer to a poll, for where a stream cannot be had. Where it can, it becomes
     the stream when the router sends it, after all tweens.
     """

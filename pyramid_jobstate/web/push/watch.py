@@ -15,8 +15,8 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from ...store.watch import (
-    Answer,
     Changed,
+    KeyReply,
     Link,
     Question,
     Tracker,
@@ -82,7 +82,7 @@ class Links:
         selector: selectors.BaseSelector,
         post: Callable[[Callable[[], None]], None],
         *,
-        note: Callable[[Answer | Changed], None],
+        note: Callable[[KeyReply | Changed], None],
         renew: Callable[[Server], None],
         look: Callable[[], None],
         refuse: Callable[[TrackingRefused], None],
@@ -215,7 +215,7 @@ class Links:
 
     def _receive(self, link: Link) -> None:
         for said in link.receive():
-            if isinstance(said, (Answer, Changed)):
+            if isinstance(said, (KeyReply, Changed)):
                 self._note(said)
             else:
                 self._tracker.set_clock(said.seconds, said.micros)
@@ -470,8 +470,8 @@ class Watch:
             job.servers.add(server)
             questions.setdefault(server, []).append(Question(key, (job, job.reading)))
 
-    def _note(self, said: Answer | Changed) -> None:
-        if isinstance(said, Answer):
+    def _note(self, said: KeyReply | Changed) -> None:
+        if isinstance(said, KeyReply):
             self._answer(said.question, said.reply)
         elif said.keys is None:
             self._next.update(dict.fromkeys(self._jobs))
