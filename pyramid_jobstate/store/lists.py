@@ -72,7 +72,7 @@ CLASS, ACTOR = "class:", "actor:"
 
 def kind_name(record: Record) -> str:
     """Return the name of a job's kind: that of its class or, if its actor declares
-    none, that of its actor. See kind_of() in lua/sets.lua.
+    none, that of its actor. See scopes_of() in lua/sets.lua.
     """
     is_plain = record.kind == JobState.kind and record.batch != BATCH
     if is_plain and record.actor:

@@ -49,22 +49,10 @@ CHANGES = (
     "wait",
 )
 
-#: Those that have another form, with this prefix, for the members of a batch: it
-#: numbers the changes.
+#: All of them but these have another form, with this prefix, for the members of a
+#: batch: it numbers the changes.
 MEMBER = "member "
-OF_MEMBERS = (
-    "cancel",
-    "confirm",
-    "create",
-    "drop",
-    "finish",
-    "queue_again",
-    "record",
-    "requeue",
-    "restore",
-    "start",
-    "wait",
-)
+OF_LONE = ("alias", "delete", "forget", "mend", "part")
 
 #: Those that have a form for many members, with this prefix, unless the keys are
 #: in many slots of a Cluster.
@@ -233,7 +221,8 @@ def _texts(is_spread: bool) -> Mapping[str, tuple[str, bool]]:
         **{name: change(name, common, tail) for name in CHANGES},
         **{
             MEMBER + name: change(name, *of_members, "member" if is_spread else "one")
-            for name in OF_MEMBERS
+            for name in CHANGES
+            if name not in OF_LONE
         },
         **{MANY + name: change(name, *of_members, "many") for name in OF_MANY},
         **{name: change(name, of_batches, "spread") for name in OF_BATCHES},

@@ -18,14 +18,6 @@ local function try(name, set, ...)
   return reply
 end
 
--- Remove a few of the entries that are older than the ttl.
-local function trim(set, ttl)
-  local old = try("ZCOUNT", set, "-inf", "(" .. int(micros() - ttl * 1000)) or 0
-  if old > 0 then
-    try("ZREMRANGEBYRANK", set, 0, math.min(old, 100) - 1)
-  end
-end
-
 -- List a member in a set of a scope, and then no longer in another one; nil stands for none.
 -- Its score, in microseconds, is `at`, or what it has there if that is at most `slack`
 -- milliseconds less. Without slack it is `at`. Returns the score.
@@ -53,7 +45,11 @@ local function move(scope, member, from, to, at, ttl, slack)
       end
     end
     if is_old or micros() % 16 == 0 then
-      trim(set, ttl)
+      -- Remove a few of the entries that are older than the ttl.
+      local old = try("ZCOUNT", set, "-inf", "(" .. int(micros() - ttl * 1000)) or 0
+      if old > 0 then
+        try("ZREMRANGEBYRANK", set, 0, math.min(old, 100) - 1)
+      end
     end
   end
   if from and from ~= to then

@@ -39,14 +39,6 @@ local function escape(name)
   end))
 end
 
--- What the name of a job's kind begins with, and its class or, if its actor has none, its actor.
-local function kind_of(kind, actor, batch)
-  if kind == "JobState" and batch ~= "*" and actor and actor ~= "" then
-    return "actor:", actor
-  end
-  return "class:", kind or ""
-end
-
 -- What the names of the sets begin with that list a job: its scopes. Also returns its kind.
 --   facts  its kind, actor, owner and batch, by default those of its record
 local function scopes_of(record, facts)
@@ -54,7 +46,11 @@ local function scopes_of(record, facts)
   local kind, actor, owner, batch = unpack(facts)
   local is_member = batch and batch ~= "*"
   local first, last = space_of(record) .. OPEN, CLOSE .. (is_member and ":members:" or ":")
-  local what, name = kind_of(kind, actor, batch)
+  -- The name of its kind is that of its class or, if its actor has none, of its actor.
+  local what, name = "class:", kind or ""
+  if kind == "JobState" and batch ~= "*" and actor and actor ~= "" then
+    what, name = "actor:", actor
+  end
   local scopes = { first .. "all" .. last, first .. what .. escape(name) .. last }
   if owner and not is_member then
     scopes[3] = first .. "owner:" .. escape(owner) .. last
