@@ -115,8 +115,11 @@ class JobState:
         return found or _kinds.get(record.batch, _UnknownKind)
 
     @classmethod
-    def from_record(cls, record: Record) -> JobState:
+    def from_record(cls, record: Record, store: Store | None = None) -> JobState:
         """Return a record's job as an instance of the class for its kind.
+
+        Parameters:
+          store: The store from which it was read.
 
         Raises:
           TypeError: The class overrides ``__init__()`` without calling its parent's.
@@ -128,6 +131,7 @@ class JobState:
             raise TypeError(
                 f"{found.__qualname__}.__init__() must call super().__init__()."
             )
+        job_state._store = store
         if not kind or kind not in _kinds:
             job_state.kind = kind
             if _unknown.is_new(kind):

@@ -15,7 +15,6 @@ from ..job import (
     Record,
     note_trouble,
     record_of,
-    set_store,
 )
 from .arguments import check_int, checked_namespace, client_of, positive
 from .bulk import Act, Bulk, BulkResult, Tell
@@ -321,9 +320,7 @@ class JobStore:
 
     def job(self, record: Record) -> JobState:
         """Return the job of a record."""
-        job_state = JobState.from_record(record)
-        set_store(job_state, self.records)
-        return job_state
+        return JobState.from_record(record, self.records)
 
     def try_job(self, record: Record) -> JobState | None:
         """Return the job of a record, or None if its class raises, which is logged."""

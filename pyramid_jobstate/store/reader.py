@@ -83,6 +83,9 @@ class Reader:
       client: The server.
       key: Returns the key of a job's hash.
       silence: Milliseconds without a sign of life after which a job is stalled.
+
+    Attributes:
+      has_clock: Whether the server's clock has been read.
     """
 
     def __init__(self, client: Client, key: Callable[[str], str], silence: int) -> None:
@@ -93,6 +96,7 @@ class Reader:
         #: The server's time minus this process's, in milliseconds, and when it expires.
         self._clock = 0.0
         self._clock_until = 0.0
+        self.has_clock = False
 
     def read(self, uuids: Sequence[str], *names: str) -> Sequence[Record | None]:
         """Return the records of several jobs in one round trip, with None for each
@@ -206,11 +210,6 @@ class Reader:
         """Return the server's time in milliseconds, as last set: see `has_clock`."""
         return int(time.monotonic() * 1000 + self._clock)
 
-    @property
-    def has_clock(self) -> bool:
-        """Whether the server's clock has been read."""
-        return self._clock_until > 0
-
     def clock(self) -> int:
         """Return the server's time in milliseconds, which may take a round trip."""
         if time.monotonic() >= self._clock_until:
@@ -231,6 +230,7 @@ class Reader:
         now = time.monotonic()
         self._clock = seconds * 1000 + micros / 1000 - now * 1000
         self._clock_until = now + CLOCK_SECONDS
+        self.has_clock = True
 
     def _ask_clock(self) -> None:
         with redis_errors():

@@ -214,11 +214,16 @@ class JobStates:
             options = {} if base_url is None else {"app_url": base_url}
             url: str = self.request.resource_url(job_state, **options)
             return url
-        get = self.request.environ.get
+        request = self.request
         # The jobs of a list share what the URL depends on.
-        place = tuple(map(get, URL_OF))
+        place = tuple(map(request.environ.get, URL_OF))
         if place != self._place:
-            self._place, self._url = place, url_of(self)
+            path = _path(request)
+            if self.is_mounted:
+                path = ResourceURL(self, request).virtual_path
+            base_url = request.registry.queryUtility(IBaseUrl)
+            self._place = place
+            self._url = f"{base_url or request.application_url}{path}"
         return f"{self._url}{job_state.uuid}/"
 
     def list(
@@ -291,7 +296,8 @@ class JobStates:
         except RedisError as e:
             outage.note(e)
             raise StoreUnavailable(self) from e
-        outage.end()
+        if outage.is_said:
+            outage.recover()
         return answer
 
     def rerun(self, job_state: JobState) -> bool:
@@ -713,17 +719,6 @@ def path_of(route: Any) -> str:
     """Return the path of one of our routes that has no placeholder."""
     path: str = route.generate({})
     return path
-
-
-def url_of(container: JobStates) -> str:
-    """Return the URL of a container, with which those of its jobs begin."""
-    request = container.request
-    is_mounted = container.is_mounted
-    path = (
-        ResourceURL(container, request).virtual_path if is_mounted else _path(request)
-    )
-    base_url = request.registry.queryUtility(IBaseUrl)
-    return f"{base_url or request.application_url}{path}"
 
 
 def _path(request: Request) -> str:

@@ -52,7 +52,7 @@ class UnreadRecord:
         raise StoreUnavailable(self._container)
 
 
-class WebOutage:
+class WebOutage(Outage):
     """Logs that the store does not answer requests.
 
     Each outage is logged once, and so is its end, with at most five outages a minute. A
@@ -60,7 +60,7 @@ class WebOutage:
     """
 
     def __init__(self) -> None:
-        self._outage = Outage(
+        super().__init__(
             log,
             "The job state store does not answer. Requests for jobs get a 503 response "
             "until it does: %s: %s",
@@ -75,9 +75,9 @@ class WebOutage:
         if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError)):
             begun = self._begun
             is_rare = len(begun) < MAX_OUTAGES or now - begun[0] > LOG_PAUSE
-            if is_rare and not self._outage.is_said:
+            if is_rare and not self.is_said:
                 begun.append(now)
-                self._outage.complain(error)
+                self.complain(error)
             return
         # Other requests succeed meanwhile, so a refusal has no end that can be logged.
         if now >= self._next_refusal:
@@ -88,10 +88,6 @@ class WebOutage:
                 type(error).__name__,
                 error,
             )
-
-    def end(self) -> None:
-        """Log the end of an outage, if one was logged."""
-        self._outage.recover()
 
 
 #: The request attribute that caches the owner and principal, or the exception raised.
