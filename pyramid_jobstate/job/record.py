@@ -119,7 +119,16 @@ class JobInfo(NamedTuple):
 
     def fields(self) -> dict[str, str]:
         """Return the hash fields to store."""
-        return {k: str(v) for k, v in self._asdict().items() if v is not None}
+        words = self.words()
+        return dict(zip(words[::2], words[1::2], strict=True))
+
+    def words(self) -> list[str]:
+        """Return their names and values, one after the other."""
+        words: list[str] = []
+        for name, value in zip(self._fields, self, strict=True):
+            if value is not None:
+                words += (name, str(value))
+        return words
 
 
 class Record:

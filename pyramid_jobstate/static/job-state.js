@@ -108,9 +108,13 @@ const USUAL = "/job_state/static/job-state.js";
 const home = resolve("", resolve(script.getAttribute("src") || USUAL)) || resolve(USUAL);
 // A query that busts caches applies to the style sheet too.
 const sheetUrl = (styles && resolve(styles)) || new URL(`job-state.css${home.search}`, home);
-const [, mount] =
-  /^(.+)\/static\/job-state([-.][^/]*)?\.js$/.exec(home.origin === self.origin && home.pathname) || [];
-const defaultBaseUrl = baseUrl || mount || "/job_state";
+const defaultBaseUrl = baseUrl || mountOf(home) || "/job_state";
+
+/** Where the application serves its jobs, if the script lies in the folder beside them. */
+function mountOf({ origin, pathname }) {
+  const match = /^(.+)\/static\/job-state([-.][^/]*)?\.js$/.exec(pathname);
+  return origin === self.origin && match ? match[1] : null;
+}
 
 /** Follow one job. See job-state.d.ts. */
 function startPolling(options) {
@@ -290,35 +294,45 @@ class Feed {
     feeds.add(this);
   }
 
-  handleEvent({ type, data: text }) {
-    const data = attempt(() => JSON.parse(text));
-    if (type === "error" ? this.source.readyState === 2 : type === "message" && !isJob(data)) {
-      this.fail();
-      return;
-    }
+  handleEvent({ type, data }) {
     if (type === "error") {
-      this.retry = this.retry || setTimeout(() => this.fail(), RETRY);
+      this.disconnected();
       return;
     }
     clearTimeout(this.retry);
     this.retry = 0;
     if (type === "open") return;
-    if (type === "beat") this.channel.setClock(text);
+    const state = type === "message" ? attempt(() => JSON.parse(data)) : null;
+    if (type === "message" && !isJob(state)) {
+      this.fail();
+      return;
+    }
     this.worked = true;
     clearTimeout(this.silence);
     this.silence = setTimeout(() => this.fail(), SILENCE);
-    const uuid = type === "message" ? data.job.uuid : text;
-    for (const job of [...this.jobs]) {
-      const meant = this.size === 1 || job.uuid === uuid;
-      if (type === "away") job.lose(Object.assign(problem("status", 503), { retryIn: job.period }));
-      else if (meant && type === "message") job.receive(data);
-      else if (meant && type === "gone") {
-        pollOnly.add(job.url); // for good
-        this.leave(job);
-        job.hurry(GATHER);
-      }
-    }
+    if (type === "beat") this.channel.setClock(data);
+    if (type === "away") [...this.jobs].forEach((job) => job.lose(away(job)));
+    if (type === "message") this.meant(state.job.uuid).forEach((job) => job.receive(state));
+    if (type === "gone") this.meant(data).forEach((job) => this.release(job));
     this.channel.plan();
+  }
+
+  /** The browser opens a lost connection again, unless it has given up. */
+  disconnected() {
+    if (this.source.readyState === EventSource.CLOSED) this.fail();
+    else this.retry = this.retry || setTimeout(() => this.fail(), RETRY);
+  }
+
+  /** The jobs that an event is about: that of a stream of one job names none. */
+  meant(uuid) {
+    return [...this.jobs].filter((job) => this.size === 1 || job.uuid === uuid);
+  }
+
+  /** Leave a job to polls, for good. */
+  release(job) {
+    pollOnly.add(job.url);
+    this.leave(job);
+    job.hurry(GATHER);
   }
 
   leave(job) {
@@ -349,6 +363,11 @@ class Feed {
       this.channel.plan();
     }, PAUSE);
   }
+}
+
+/** Why a job is lost whose server does not reach the store. */
+function away({ period }) {
+  return Object.assign(problem("status", 503), { retryIn: period });
 }
 
 const channels = new Map();
@@ -491,15 +510,15 @@ class Channel {
     const jobs = all.filter((job) => job.feed || job.offered);
     const room = MAX_STREAMS - feeds.size + old.length;
     for (const job of jobs.splice(room * this.limit)) job.offered = false;
+    const isNothingNew = jobs.every((job) => job.feed);
     const isComplete = all.every((job) => job.offered || job.due > now + GATHER);
     const isLate = jobs.some((job) => job.offered && job.earliest + FIRST_ANSWERS <= now);
-    if (
-      jobs.every((job) => job.feed) ||
-      !(isComplete || isLate) ||
-      !old.every((feed) => feed.worked) ||
-      // Not if the server takes only fewer jobs: their stream was too large.
-      [...failed].some(({ channel, size }) => channel.base === this.base && size <= channel.limit)
-    ) return;
+    const haveWorked = old.every((feed) => feed.worked);
+    // One that was larger than what the server takes now was only too large.
+    const hasFailed = [...failed].some(
+      ({ channel, size }) => channel.base === this.base && size <= channel.limit
+    );
+    if (isNothingNew || hasFailed || !haveWorked || !(isComplete || isLate)) return;
     old.forEach((feed) => feed.close());
     while (jobs.length) attempt(() => new Feed(this, this.share(jobs)));
   }
@@ -709,9 +728,9 @@ function retryAfter(headers) {
 function isJob(data) {
   return (
     data &&
-      ["working", "success", "error"].includes(data.job_state) &&
-      data.job &&
-      typeof data.job === "object"
+    ["working", "success", "error"].includes(data.job_state) &&
+    data.job &&
+    typeof data.job === "object"
   );
 }
 
@@ -1086,6 +1105,22 @@ class View {
   }
 }
 
+// The units of durations: the seconds in each, and from how many seconds the next is used.
+const UNITS = [
+  { unit: "second", size: 1, end: 59.5 },
+  { unit: "minute", size: 60, end: 3570 },
+  { unit: "hour", size: 3600, end: 86400 },
+  { unit: "day", size: 86400, end: Infinity },
+];
+
+// The steps in which a wait is counted, and the seconds up to which each is used.
+const STEPS = [
+  { step: 1, end: 60 },
+  { step: 60, end: 3600 },
+  { step: 360, end: 86400 },
+  { step: 8640, end: Infinity },
+];
+
 const PROPERTIES = ["src", "cancellable", "log"]; // each reflects its attribute
 const ASKING = ["src", "period", "csrf-token", "csrf-header", "cross-origin", "notify"];
 
@@ -1294,13 +1329,13 @@ class JobStateElement extends HTMLElement {
 
   /** Below a minute, an estimate shows steps of five seconds. With 0, it is exact. */
   _duration(seconds, step = 5) {
-    const s = step && seconds < 60
-      ? Math.max(1, seconds < 10 ? seconds : Math.ceil(seconds / step) * step)
-      : Math.max(0, seconds);
-    const [unit, size] =
-      s < 59.5 ? ["second", 1] : s < 3570 ? ["minute", 60] : s < 86400 ? ["hour", 3600] : ["day", 86400];
-    const maximumFractionDigits = size > 60 || (!step && s < 10) ? 1 : 0;
-    return this._number(s / size, { style: "unit", unit, maximumFractionDigits });
+    let shown = Math.max(0, seconds);
+    if (step && seconds < 60) {
+      shown = Math.max(1, seconds < 10 ? seconds : Math.ceil(seconds / step) * step);
+    }
+    const { unit, size } = UNITS.find(({ end }) => shown < end) || UNITS[3];
+    const maximumFractionDigits = size > 60 || (!step && shown < 10) ? 1 : 0;
+    return this._number(shown / size, { style: "unit", unit, maximumFractionDigits });
   }
 
   _time(time, now) {
@@ -1326,10 +1361,11 @@ class JobStateElement extends HTMLElement {
     const waited = (now - Math.max(due, Date.parse(updated_at))) / 1000;
     if (!isQueued || !(waited >= 0)) return {};
     // Not rounded up, unlike an estimate.
-    const step = waited < 60 ? 1 : waited < 3600 ? 60 : waited < 86400 ? 360 : 8640;
+    const { step } = STEPS.find(({ end }) => waited < end);
     const next = 1000 * (step - (waited % step));
     if (waited < 1) return { next };
-    return { waiting: this._label("waiting", { time: this._duration(waited - (waited % step), 1) }), next };
+    const time = this._duration(waited - (waited % step), 1);
+    return { waiting: this._label("waiting", { time }), next };
   }
 
   /** The details after the status: how much of how much, how fast. */
@@ -1440,7 +1476,7 @@ class JobStateElement extends HTMLElement {
       result: this._label("result"),
     });
     const hidden = {
-      job: !answered && !!this.textContent.trim(),
+      job: !answered && this.textContent.trim() !== "",
       log: !lines.length,
       counts: !isBatch,
       cancel: !cancellable,
@@ -1464,9 +1500,11 @@ class JobStateElement extends HTMLElement {
     view.set("log", "aria-label", this._label("log"));
     view.log(lines.slice(-20).map((line) => clean(line)));
     if (next) this._timer = setTimeout(refresh, Math.max(next, MIN_GAP), this);
+    if (answered) this._announce(job, { state, isOver, word, percent, fraction, failures });
+  }
 
-    // Announce the start, each quarter and the end.
-    if (!answered) return;
+  /** Announce the start, each quarter and the end. */
+  _announce(job, { state, isOver, word, percent, fraction, failures }) {
     const before = this._quarter;
     const now = isOver ? 5 : Math.floor(fraction * 4);
     // Progress may fall back within an attempt. The end (5) is not progress.
@@ -1474,9 +1512,12 @@ class JobStateElement extends HTMLElement {
     this._attempt = job.attempt;
     // Do not announce a job that had ended before the page was loaded.
     if (now <= before || (before < 0 && isOver && state !== "lost")) return;
-    const end = state === "lost" ? word : [word, ...failures].join(", ");
-    const rest = isOver ? `${end}. ${this._notice(job, state)}` : before < 0 ? word : percent;
-    say(this, `${this._title(job)}: ${rest}`.trim());
+    let text = before < 0 ? word : percent;
+    if (isOver) {
+      const end = state === "lost" ? word : [word, ...failures].join(", ");
+      text = `${end}. ${this._notice(job, state)}`;
+    }
+    say(this, `${this._title(job)}: ${text}`.trim());
   }
 }
 

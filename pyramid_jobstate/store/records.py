@@ -136,14 +136,12 @@ class Records:
         Returns:
           For each job, whether this call queued it or made it wait for its turn.
         """
-        replies = self.create_new(*jobs)
-        ended = [
-            (job, reply)
-            for job, reply in zip(jobs, replies, strict=True)
-            if isinstance(reply, str)
-        ]
-        requeued = iter(self.queue_again(ended))
-        return [next(requeued) if isinstance(r, str) else r for r in replies]
+        replies = [*self.create_new(*jobs)]
+        ended = [i for i, reply in enumerate(replies) if isinstance(reply, str)]
+        again = self.queue_again([(jobs[i], str(replies[i])) for i in ended])
+        for i, reply in zip(ended, again, strict=True):
+            replies[i] = reply
+        return [bool(reply) for reply in replies]
 
     def create_new(
         self, *jobs: NewJob, tells: bool = True, marks: bool = False

@@ -260,11 +260,10 @@ def run_scripts(client: Client, calls: Sequence[Call]) -> list[Any]:
       redis.exceptions.RedisError: The server did not answer.
     """
     replies = execute(client, calls)
-    keys = {
-        call.key
-        for call, reply in zip(calls, replies, strict=True)
-        if isinstance(reply, NoScriptError)
-    }
+    keys = set()
+    for call, reply in zip(calls, replies, strict=True):
+        if isinstance(reply, NoScriptError):
+            keys.add(call.key)
     if keys:
         places = [i for i, call in enumerate(calls) if call.key in keys]
         again = execute(client, [_with_text(calls[i]) for i in places])
@@ -365,7 +364,7 @@ class Calls:
             update.info.rerun or "",
             deadline,
             dumps(CANCELLED) if is_stopped else "",
-            *_flat(update.info.fields()),
+            *update.info.words(),
             # Else the report does.
             news=News(not (update.tells or update.end)),
         )
@@ -544,7 +543,7 @@ class Calls:
 
 def _new(job: NewJob) -> list[str | int]:
     status = "waiting" if job.waits else "sending"
-    return [millis(job.delay), status, job.sender, *_flat(job.info.fields())]
+    return [millis(job.delay), status, job.sender, *job.info.words()]
 
 
 #: The most calls in one, and about as many bytes.
