@@ -67,32 +67,25 @@ class Links:
     """The links of a process. One thread uses them.
 
     Parameters:
+      watch: The jobs that they are for.
       tracker: Connects to the servers.
       selector: Gets each link, with its Server as data.
       post: Has that thread call a function. Any thread may call it.
-      note: Called with each answer and each notice of a change.
-      renew: Called with a server whose jobs must be read again, here or elsewhere.
-      look: Called when it is known anew which server holds which keys.
       refuse: Called if a server does not tell of changes at all.
     """
 
     def __init__(
         self,
+        watch: Watch,
         tracker: Tracker,
         selector: selectors.BaseSelector,
         post: Callable[[Callable[[], None]], None],
-        *,
-        note: Callable[[KeyReply | Changed], None],
-        renew: Callable[[Server], None],
-        look: Callable[[], None],
         refuse: Callable[[TrackingRefused], None],
     ) -> None:
+        self._watch = watch
         self._tracker = tracker
         self._selector = selector
         self._post = post
-        self._note = note
-        self._renew = renew
-        self._look = look
         self._refuse = refuse
         self._servers: dict[str, Server] = {}
         self._sweep_at = 0.0
@@ -164,7 +157,7 @@ class Links:
                 self._close(server)
                 del self._servers[server.name]
                 # Another node may hold its jobs by now.
-                self._renew(server)
+                self._watch.renew(server)
 
     def away(self, now: float) -> Collection[str]:
         """Return the names of the servers that have not answered for a while."""
@@ -214,11 +207,11 @@ class Links:
         self._selector.close()
 
     def _receive(self, link: Link) -> None:
-        for said in link.receive():
-            if isinstance(said, (KeyReply, Changed)):
-                self._note(said)
+        for message in link.receive():
+            if isinstance(message, (KeyReply, Changed)):
+                self._watch.note(message)
             else:
-                self._tracker.set_clock(said.seconds, said.micros)
+                self._tracker.set_clock(message.seconds, message.micros)
 
     def _connect(self, server: Server) -> None:
         """Connect in a thread: names, TLS and Sentinels may take long."""
@@ -248,7 +241,7 @@ class Links:
         server.away_since = None
         self._selector.register(link.fileno(), selectors.EVENT_READ, server)
         self._note_end()
-        self._renew(server)
+        self._watch.renew(server)
 
     def _fail(self, server: Server, error: Exception) -> None:
         if isinstance(error, TrackingRefused):
@@ -270,7 +263,7 @@ class Links:
         pause = min(MIN_PAUSE * 2**server.failures, MAX_PAUSE)
         server.connect_at = time.monotonic() + pause
         # By now another node may hold the jobs.
-        self._renew(server)
+        self._watch.renew(server)
 
     def _note_end(self) -> None:
         """Log the end of an outage, if this is it."""
@@ -300,7 +293,7 @@ class Links:
 
     def _refreshed(self) -> None:
         self._is_refreshing = False
-        self._look()
+        self._watch.look()
 
 
 def _start(run: Callable[[], None]) -> None:
@@ -356,15 +349,7 @@ class Watch:
     ) -> None:
         self._tracker = tracker
         self._report = report
-        self._links = Links(
-            tracker,
-            selector,
-            post,
-            note=self._note,
-            renew=self._renew,
-            look=self._look,
-            refuse=refuse,
-        )
+        self._links = Links(self, tracker, selector, post, refuse)
         self.listen = self._links.listen
         self.abandon = self._links.abandon
         self.close = self._links.close
@@ -470,13 +455,14 @@ class Watch:
             job.servers.add(server)
             questions.setdefault(server, []).append(Question(key, (job, job.reading)))
 
-    def _note(self, said: KeyReply | Changed) -> None:
-        if isinstance(said, KeyReply):
-            self._answer(said.question, said.reply)
-        elif said.keys is None:
+    def note(self, message: KeyReply | Changed) -> None:
+        """Take an answer, or a notice of a change."""
+        if isinstance(message, KeyReply):
+            self._answer(message.question, message.reply)
+        elif message.keys is None:
             self._next.update(dict.fromkeys(self._jobs))
         else:
-            for key in said.keys:
+            for key in message.keys:
                 self.touch(job.uuid for job in self._dependents.get(key, ()))
 
     def _answer(self, question: Question, reply: Any) -> None:
@@ -509,7 +495,7 @@ class Watch:
         found, job.found = job.found, {}
         self._report(job.uuid, reading, found)
 
-    def _renew(self, server: Server) -> None:
+    def renew(self, server: Server) -> None:
         """Read the jobs of a server again. Replies on their way count no more."""
         self._left.pop(server, None)
         for job in self._jobs.values():
@@ -518,7 +504,7 @@ class Watch:
                 job.reading += 1
                 self._next[job.uuid] = None
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Read the jobs again that were not where they were looked for."""
         self.touch(self._astray)
 
