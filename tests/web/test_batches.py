@@ -401,6 +401,30 @@ def test_actors_request_sends_a_batch(desk: BatchDesk, global_broker: Broker) ->
     assert desk.counts(batches[0]) == {"success": 3}
 
 
+def test_further_member_does_not_wait_for_the_commit(
+    desk: BatchDesk, global_broker: Broker
+) -> None:
+    """It leaves although the transaction of its sender aborts, unlike what the request
+    sends.
+    """
+    global_broker.add_middleware(RequestMiddleware())
+
+    @job_actor(broker=global_broker, max_retries=0, throws=ValueError)
+    def start(*, request: Any, job_state: Any) -> None:
+        request.job_states.send(desk.actor, 1)
+        job_state.batch.send(desk.actor, 2, key="a")
+        raise ValueError
+
+    with desk.batch() as batch:
+        batch.send(start)
+    with working(global_broker):
+        wait_for(lambda: desk.state(batch)["finished_at"])
+    assert desk.counts(batch) == {"success": 1, "error": 1}
+    ran = desk.store.list(status="success", members=True).items
+    assert [job.job_params for job in ran] == [{"miles": 2}]
+    assert len(desk.store.list(members=True).items) == 3
+
+
 def test_outbox_shows_what_a_batch_would_send(
     redis_url: str, client: redis.Redis, global_broker: Broker
 ) -> None:

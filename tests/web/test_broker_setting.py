@@ -4,6 +4,7 @@ Beside it, jobstate.base_url.
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import logging
 import sys
@@ -18,7 +19,7 @@ from dramatiq import Broker
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import Middleware, default_middleware
+from dramatiq.middleware import AsyncIO, Middleware, default_middleware
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
 from webtest import TestApp
@@ -268,6 +269,29 @@ def test_jobs_run_with_a_stub_broker() -> None:
         wait_until(broker, dramatiq.Message("", "", (), {}, {}, uuid), "success")
     shown = get(app, f"/job_state/{uuid}", "alice").json
     assert (shown["path"], shown["job"]["params"]) == ("/", {"miles": 26})
+
+
+def test_async_actors_run_in_workers_alone(redis_url: str) -> None:
+    """The application adds AsyncIO after the include, wherever the actors are declared.
+    A direct call fails for want of an event loop.
+    """
+
+    async def run(miles: int, *, job_state: RunMarathon) -> None:
+        await asyncio.sleep(0)
+        job_state.set_progress_metric("miles_run", miles)
+
+    actors: list[Any] = [job_actor(actor_name="early")(run)]
+    config = included(redis_url)
+    broker = dramatiq.get_broker()
+    broker.add_middleware(AsyncIO())
+    actors.append(job_actor(actor_name="late")(run))
+    config.make_wsgi_app()
+    for actor in actors:
+        with pytest.raises(RuntimeError, match="event loop"):
+            actor(26)
+        with working(broker):
+            job = wait_until(broker, actor.send(26), "success", "error")
+        assert job.progress_metrics == {"miles_run": 26}
 
 
 def test_without_the_setting_brokers_are_left_alone() -> None:

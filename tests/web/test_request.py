@@ -14,6 +14,7 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.errors import Retry
 from dramatiq.middleware import TimeLimitExceeded
 from pyramid.config import Configurator, global_registries
+from pyramid.events import NewRequest
 from pyramid.request import Request
 from pyramid.threadlocal import get_current_request
 from pyramid_retry import RetryableException
@@ -69,6 +70,7 @@ def make_app_config(events: Events, **settings: Any) -> Configurator:
     config = make_tm_config(None, {**EXPLICIT, **settings}, root_factory=root)
     config.include("pyramid_jobstate")
     config.add_route("page", "/page")
+    config.add_subscriber(lambda event: events.append("new"), NewRequest)
     config.make_wsgi_app()
     return config
 
@@ -106,7 +108,8 @@ def test_actor_runs_in_a_request_with_a_root_and_a_transaction(
     """The transaction begins before the root is made and commits after the actor; then
     the finished callbacks run, and the job ends. Its note names the actor alone: the
     arguments of a job do not enter the database's log. Nothing of it stays in the
-    thread.
+    thread. The router has not seen it: no subscriber hears of a new request, and it
+    makes no subrequests.
     """
 
     @job_actor(broker=broker)
@@ -114,6 +117,7 @@ def test_actor_runs_in_a_request_with_a_root_and_a_transaction(
         assert get_current_request() is request
         assert request.environ["tm.active"] and request.registry is config.registry
         assert request.root == request.context == {"the": "root"}
+        assert not hasattr(request, "invoke_subrequest")
         request.add_finished_callback(lambda _: events.append(job_state.is_working))
         events.append((miles, request.tm.get().description))
 
