@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import redis
 
 from pyramid_jobstate import (
     Batch,
@@ -245,6 +246,20 @@ def test_cancel_of_a_batch_that_waits(store: JobStore) -> None:
     assert {job.uuid: job.status for job in listed} == expected
     assert members_of(store, batch.uuid, status="cancelled") == [waiting, retrying]
     assert counts_of(store, batch.uuid) == {"success": 1, "cancelled": 2}
+
+
+def test_cancel_of_a_batch_is_one_command(store: JobStore, client: redis.Redis) -> None:
+    """It touches none of the members, however many there are."""
+    # The first one loads the script.
+    put(store, "q").cancel()
+    batch = put(store, "qw" * 100)
+    client.config_resetstat()
+    with counting_trips() as trips:
+        assert batch.cancel()
+    assert len(trips) == 1
+    stats: Any = client.info("commandstats")
+    assert stats["cmdstat_evalsha"]["calls"] == 1
+    assert sum(each["calls"] for each in stats.values()) < 50
 
 
 def test_cancel_of_a_batch_that_runs(bed: Bed) -> None:

@@ -142,6 +142,15 @@ def test_running_member_sends_further_ones(floor: Floor) -> None:
     assert [job.uuid for job in floor.store.list(owner="alice").items] == [batch.uuid]
 
 
+def test_further_members_belong_to_the_owner_of_their_sender(floor: Floor) -> None:
+    """Also if that is not the owner of the batch."""
+    floor.scripts["a"] = sends(floor, "x")
+    batch = worked(floor, floor.send_batch("a", job_owner="carol"))
+    members = floor.store.members(batch.uuid).items
+    owners = [job.owner for job in (batch, *members)]
+    assert owners == ["alice", "carol", "carol"]
+
+
 def test_member_that_was_sent_is_known_to_be(make_floor: MakeFloor) -> None:
     """While it waits for a worker it reads queued, however long that takes."""
     floor = make_floor(threads=1)

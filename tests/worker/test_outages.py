@@ -13,12 +13,13 @@ import redis
 from dramatiq import Middleware
 
 from pyramid_jobstate import JobStore
-from pyramid_jobstate.testing import away
+from pyramid_jobstate.testing import away, pass_time
 from tests.faulty import FaultyProxy
+from tests.jobs import Alarm
 from tests.relay import Relay
 from tests.support import wait_for
 from tests.worker.conftest import Logged
-from tests.worker.floors import Floor, Held, MakeFloor
+from tests.worker.floors import Floor, Held, MakeFloor, fail
 
 # The log, and who waits.
 
@@ -289,19 +290,34 @@ def test_worker_that_stops_waits_for_a_store_that_comes_back(
 def test_worker_that_stops_gives_up_in_time(
     make_floor: MakeFloor, own: JobStore, logged: Logged
 ) -> None:
-    """It takes some seconds. One line counts the lost outcomes, not running jobs."""
-    floor = make_floor(own)
+    """It takes some seconds. One line counts the lost outcomes, not running jobs. A job
+    whose outcome is lost reads stalled or, if it had also begun meanwhile, as before.
+    """
+    floor = make_floor(own, threads=5)
+    floor.broker.add_middleware(alarm := Alarm())
+    late = floor.post("late")
+    floor.take(late)
+    floor.scripts["again"] = lambda _: fail(ValueError("again"))
+    again = floor.stubborn.send("again")
     jobs = [floor.begin() for _ in range(3)]
+    wait_for(lambda: floor.statuses(again) == ["retrying"])
+    del floor.scripts["again"]
     floor.begin().job_state.set_message("still at work")
     with away(own):
+        alarm.ring()
+        floor.deliver(late)
+        wait_for(lambda: (floor.ran["late"], floor.ran["again"]) == (1, 2))
         end_all(jobs)
         begun = time.monotonic()
         floor.stop(timeout=1)
         # It takes six: four are left to a busy machine.
         assert time.monotonic() - begun < 10
     assert logged(logging.ERROR) == [
-        "The job state store did not answer in time: 3 job outcomes are lost."
+        "The job state store did not answer in time: 5 job outcomes are lost."
     ]
+    pass_time(floor.store, 16)
+    assert [held.load().status for held in jobs] == ["stalled"] * 3
+    assert floor.statuses(late, again) == ["queued", "retrying"]
 
 
 # Memory.

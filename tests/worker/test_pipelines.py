@@ -7,6 +7,7 @@ from typing import Any
 import dramatiq
 import dramatiq.broker
 import pytest
+import redis
 from dramatiq import Broker, group, pipeline
 from dramatiq.middleware import (
     AgeLimit,
@@ -22,6 +23,7 @@ from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.testing import pass_time
 from tests.jobs import Gate, RunMarathon, make_broker, working
 from tests.support import wait_for
+from tests.webapp import queued
 from tests.worker.floors import idle_actor
 
 
@@ -122,6 +124,36 @@ def test_steps_after_one_that_does_not_succeed_are_cancelled(
     assert sent[-1][1].cancel()
     with working(broker):
         assert [outcome(ended(jobs)) for jobs in sent] == [ends for _, ends in cases]
+
+
+def test_steps_after_a_message_that_is_put_back_run(
+    broker: Broker, alice: JobStates, ended: Any, client: redis.Redis
+) -> None:
+    """An operator may put back that of a job that failed, or was skipped. It runs."""
+    troubles = ["fail", "skip"]
+
+    class Skipping(Middleware):
+        def before_process_message(self, broker: Broker, message: Any) -> None:
+            if message.args[0] == "skip" and troubles:
+                raise SkipMessage("Not today.")
+
+    @dramatiq.actor(broker=broker, job_state=True, max_retries=0, throws=ValueError)
+    def run(name: str, before: None = None) -> None:
+        if name in troubles:
+            raise ValueError("Bad luck")
+
+    broker.add_middleware(Skipping())
+    pipes = [run.message(name) | run.message("then") for name in troubles]
+    sent = [job for pipe in pipes for job in alice.send_immediately(pipe)]
+    messages = queued(client)
+    skipped = ("cancelled", "Not today.")
+    with working(broker):
+        assert outcome(ended(sent)) == [BAD, NOT_RUN, skipped, NOT_RUN]
+    troubles.clear()
+    for message in messages:
+        broker.enqueue(message)
+    with working(broker):
+        wait_for(lambda: outcome([alice[job.uuid] for job in sent]) == [GOOD] * 4)
 
 
 def test_steps_after_one_that_is_tried_again_wait(
