@@ -384,6 +384,32 @@ def test_log_is_followed_to_the_end(pjobs: Operator, runs: Runs) -> None:
     assert pjobs("log", "--follow", run.uuid).out == lines
 
 
+def test_log_is_followed_through_an_outage(pjobs: Operator, runs: Runs) -> None:
+    """`log -f` asks again while the store is away, for as long as --stalled."""
+    run = runs.start()
+    run.do(lambda job: job.append_log("one"))
+    with faulty(pjobs.url) as proxy:
+
+        def course() -> Iterator[None]:
+            yield
+            proxy.judge = lambda request: "refuse"
+            run.do(lambda job: job.append_log("two"))
+            yield
+            yield
+            proxy.judge = lambda request: "pass"
+            run.end()
+
+        follow = ("--url", proxy.url, "log", "-f", run.uuid)
+        ran = pjobs.main(*follow, course=course())
+        assert (ran.code, ran.out) == (0, ["one", "two"])
+        gone, back = ran.err
+        assert "does not answer" in gone
+        assert back == "pjobs: The store answers again."
+        proxy.judge = lambda request: "refuse"
+        assert pjobs.main(*follow, "--stalled", "2s").code == 1
+        assert 0 < sum(pjobs.pauses.slept) <= 2
+
+
 def test_log_of_the_next_attempt_is_new(pjobs: Operator, runs: Runs) -> None:
     """`log -f` prints a line again that the next attempt logs again."""
     run = runs.start(options={"max_retries": 1, "min_backoff": 1, "max_backoff": 1})

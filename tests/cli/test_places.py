@@ -12,6 +12,7 @@ import dramatiq.broker
 import pytest
 
 from pyramid_jobstate import JobError, JobState, JobStore
+from pyramid_jobstate.testing import pass_time
 from tests.cliapp import Folder
 from tests.operated import Operator, put, with_ini
 from tests.relay import Relay
@@ -219,6 +220,18 @@ def test_application_of_an_ini(
     assert (ran.code, ran.out) == (0, [f"{job.uuid} cancelled"])
     log = (folder.path / "app.log").read_text()
     assert f"ops (pjobs) cancelled the job {job.uuid}." in log
+
+
+def test_jobs_stall_after_15_seconds_without_an_ini(
+    pjobs: Operator, folder: Folder, store: JobStore
+) -> None:
+    """With --url, jobstate.stalled_after is unknown. With the ini it counts."""
+    folder.write_ini(greeting="jobstate.stalled_after = 1m\ngreeting")
+    put(store)
+    for seconds, status in (14, "working"), (2, "stalled"):
+        pass_time(store, seconds)
+        assert status in pjobs("list").printed()[0]
+    assert "working" in with_ini(pjobs, folder, "list").printed()[0]
 
 
 def test_jobs_run_again_through_the_application(

@@ -160,6 +160,13 @@ def test_command_line_wins_over_the_ini(folder: Folder, become: Become) -> None:
     assert command.flags == ["-p3", "--threads", "2", "--queues", "default", "other"]
 
 
+def test_variable_hides_a_setting_of_its_name(folder: Folder, become: Become) -> None:
+    """Neither the setting nor the variable becomes a flag."""
+    folder.write_ini("processes = 1\nthreads = 2")
+    given = (str(folder.ini), "word=hi", "threads=3", "work")
+    assert become(*given).flags == ["--processes", "1"]
+
+
 def test_values_of_the_ini_become_flags(folder: Folder, become: Become) -> None:
     """Each kind of value becomes arguments. Python's files are watched by default."""
     given = (str(folder.ini), "word=hi", "work")

@@ -1,6 +1,8 @@
-"""What a worker loads of the package."""
+"""What a worker and `pjobs` load of the package."""
 
 from pyramid_jobstate import JobStore
+from pyramid_jobstate.testing import put_job
+from tests.cliapp import PJOBS
 from tests.processes import run_python
 
 #: Runs a job, and prints what it has loaded.
@@ -37,3 +39,11 @@ def test_worker_does_not_import_pyramid(redis_url: str) -> None:
     assert not {"pyramid", "webob", "zope", "transaction"} & loaded
     (job,) = JobStore(redis_url).list().items
     assert (job.status, job.message) == ("success", "Running")
+
+
+def test_pjobs_with_a_url_does_not_import_pyramid(redis_url: str) -> None:
+    """It works where Pyramid cannot be imported."""
+    job = put_job(JobStore(redis_url), status="working").uuid
+    without = f"import sys; sys.modules['pyramid'] = None; {PJOBS}"
+    for words, output in (["info"], "running 1"), (["cancel", job], "cancelling"):
+        assert output in run_python("-c", without, "--url", redis_url, *words)

@@ -103,6 +103,7 @@ RUNS: dict[str, list[str]] = {
         "Worker process is ready for action.",
     ],
     "workers": [
+        "Job states are stored in … and served at …",
         "Received message for undefined actor",
         "exited unexpectedly (code -9)",
     ],
