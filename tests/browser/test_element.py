@@ -187,15 +187,20 @@ def test_log_is_shown_on_request(stage: Stage) -> None:
 
 
 def test_content_stands_until_the_first_answer(stage: Stage) -> None:
-    """The element shows its content until the first answer, then the state."""
+    """The element shows its content until the first answer, then the state. Without an
+    address there is none.
+    """
     first = held(json.dumps(data(progress=progress(1, 2))))
     stage.server.answer("job", first)
-    stage.open("<job-state id=job src=/job_state/job>26 miles</job-state>")
+    following = "<job-state id=job src=/job_state/job>26 miles</job-state>"
+    stage.open(f"{following}<job-state id=other>No miles</job-state>")
     seen = stage.look()
     assert (seen["content"], seen["job"]) == ("26 miles", None)
     release(first)
     seen = stage.wait("working")
     assert (seen["content"], seen["percent"]) == (None, "50%")
+    seen = stage.look("other")
+    assert (seen["content"], seen["job"]) == ("No miles", None)
 
 
 NUMBERS = {

@@ -32,7 +32,7 @@ def stage(tab: Page, poll_server: PollServer) -> Iterator[Batches]:
 
 
 def test_page_can_style_the_element(stage: Batches) -> None:
-    """Custom properties set the colours and the height of the bar; otherwise the
+    """Custom properties set the colours and the bar's height and corners; otherwise the
     colours follow the page's text. Each part can be styled.
     """
     stage.page.emulate_media(color_scheme="dark")
@@ -42,11 +42,15 @@ def test_page_can_style_the_element(stage: Batches) -> None:
     assert stage.look()["color"] != light
     stage.set(
         """e.style.setProperty("--job-state-accent", "rgb(1, 2, 3)");
-        e.style.setProperty("--job-state-bar-height", "12px");"""
+        e.style.setProperty("--job-state-bar-height", "12px");
+        e.style.setProperty("--job-state-radius", "3px");"""
     )
     assert stage.show(data())["color"] == "rgb(1, 2, 3)"
     box: Any = stage.page.locator("[part=bar]").bounding_box()
     assert box["height"] == 12
+    for name in "bar", "fill":
+        part = stage.page.locator(f"[part={name}]")
+        expect(part).to_have_css("border-radius", "3px")
     stage.show(EACH)
     parts = ["job", "title", "status", "bar", "fill", "cancel", "result", "log"]
     parts += ["counts", *(f"count-{name}" for name in STATUSES)]

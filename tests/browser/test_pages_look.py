@@ -268,6 +268,37 @@ def test_contrast_is_enough_in_any_layout(
     assert list(complaints(pages.page, node_modules)) == []
 
 
+#: Where each colour that a layout sets is seen.
+COLOURS = {
+    "accent": ("path.jobstate-success", "fill"),
+    "error": ("path.jobstate-error", "fill"),
+    "edge": ("path.jobstate-cancelled", "fill"),
+    "muted": (".jobstate-rows thead th", "color"),
+    "line": (".jobstate-rows", "border-top-color"),
+    "surface": (".jobstate-rows", "background-color"),
+}
+
+
+def test_colours_of_a_layout_win(pages: Pages, redis_url: str, store: JobStore) -> None:
+    """A layout sets each colour with a custom property."""
+    # Another test's application may remember its chart.
+    pages.serve(paged_config(redis_url))
+    fill(store)
+    pages.visit()
+    wanted = {name: f"rgb({n}, 99, 7)" for n, name in enumerate(COLOURS)}
+    style = "".join(f"--jobstate-{name}: {text};" for name, text in wanted.items())
+    pages.page.evaluate(
+        """(style) => {
+            document.body.className = "";
+            document.documentElement.style.cssText = style;
+        }""",
+        style,
+    )
+    for name, (place, what) in COLOURS.items():
+        found = pages.page.locator(place).first
+        expect(found).to_have_css(what, wanted[name])
+
+
 @pytest.mark.system
 @pytest.mark.parametrize("style", ["own", "background: #bc2131; color: #fff"])
 def test_parts_of_the_chart_are_told_apart(

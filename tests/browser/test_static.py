@@ -4,6 +4,7 @@ below prefixes, as a module, with CSRF checks.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,10 +13,11 @@ from playwright.sync_api import Page
 from pyramid.csrf import get_csrf_token
 from pyramid.response import Response
 
-from pyramid_jobstate import JobStore
+from pyramid_jobstate import JobStore, Progress
 from pyramid_jobstate.testing import put_job
 from tests.browser.sites import Site, protected
 from tests.jobs import RunMarathon
+from tests.pollserver import STATIC
 from tests.webapp import make_config, mounted_root
 
 SCRIPT = "pyramid_jobstate:static/job-state.js"
@@ -110,3 +112,51 @@ def test_element_sends_the_application_s_csrf_header(
     site.wait_for_element("working")
     site.page.locator("[part=cancel]").click()
     site.wait_for_element("cancelling")
+
+
+#: An object's own names, without those of its inside.
+NAMES = """(object) => Object.getOwnPropertyNames(object)
+  .filter((name) => !/^_|Callback$|^constructor$/.test(name))"""
+
+#: The options at which a poller looks.
+OPTIONS = """(jobUuid) => {
+  const names = new Set();
+  const get = (options, name) => (names.add(name), options[name]);
+  JobState.startPolling(new Proxy({ jobUuid }, { get }));
+  return [...names];
+}"""
+
+
+def test_types_are_those_of_the_script(
+    site: Site, redis_url: str, store: JobStore
+) -> None:
+    """job-state.d.ts declares the names that the script and the JSON of a job have."""
+    text = (STATIC / "job-state.d.ts").read_text("utf-8")
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
+    _, *parts = re.split(r"^  (?:function|let|class|type|interface) ", text, flags=re.M)
+    member = re.compile(r"^ +(?:readonly )?(\w+)[?(:]", re.M)
+    members = {
+        re.split(r"\W", part, maxsplit=1)[0]: {*member.findall(part)} for part in parts
+    }
+    job = put_job(store, RunMarathon, progress=Progress(1, 2), owner="alice").uuid
+    site.markup = lambda request: tag(request) + element(request, job)
+    site.open(make_config(redis_url))
+    site.wait_for_element("working")
+
+    def names(expression: str) -> set[str]:
+        return set(site.page.evaluate(f"({NAMES})({expression})"))
+
+    values = re.findall(r"^  (?:function|let|class) (\w+)", text, re.M)
+    assert names("JobState") == {*values}
+    found = "document.querySelector('job-state')"
+    shown = names(found) | names("JobState.JobStateElement.prototype")
+    assert shown == members["JobStateElement"]
+    assert names(f"{found}.data") == members["JobData"]
+    assert names(f"{found}.data.job") == members["Job"] - {"counts", "members"}
+    assert names(f"{found}.data.job.progress") == members["Progress"]
+    poller = f"JobState.startPolling({{ jobUuid: '{job}' }})"
+    assert names(poller) == members["Poller"]
+    options = members["PollingOptions"] | members["JobAddress"]
+    # A poller looks at this one in a hidden tab.
+    options.remove("whileHidden")
+    assert set(site.page.evaluate(OPTIONS, job)) == options

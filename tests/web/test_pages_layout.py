@@ -16,7 +16,7 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import put_job
 from tests.support import ROOT
 from tests.web.paging import Visit, browse, paged_app, paged_config
-from tests.webapp import NOWHERE, make_app
+from tests.webapp import NOWHERE, make_app, make_config
 
 #: The layout of an application, for engines that escape what they insert.
 LAYOUT = """<!doctype html>
@@ -97,12 +97,13 @@ def test_templates_can_be_overridden(
     """An application can replace each of our templates, and the style sheet."""
     job = put_job(store, Luge).uuid
     config = paged_config(redis_url)
+    own = (
+        '<div data-jobstate="page" data-words="{}" data-page="{}">'
+        "<h1>Own: {{ %s }}</h1></div>"
+    )
     for name, text in (
-        (
-            "templates/job.jinja2",
-            '<div data-jobstate="page" data-words="{}" data-page="{}">'
-            "<h1>Own: {{ job.title }}</h1></div>",
-        ),
+        ("templates/list.jinja2", own % "title"),
+        ("templates/job.jinja2", own % "job.title"),
         ("templates/layout.jinja2", "<body class='own'>{{ title }}{{ main }}</body>"),
         ("static/job-state-pages.css", "body { color: teal }"),
     ):
@@ -112,6 +113,7 @@ def test_templates_can_be_overridden(
     app = make_app(config)
     page = Visit(app, f"/job_state/{job}")
     assert page.texts("h1") == ["Own: A & <B>"]
+    assert Visit(app, "/job_state?all=1").texts("h1") == ["Own: Jobs"]
     assert page.one("body")["class"] == ["own"]
     sheet = Visit(paged_app(redis_url), "/job_state").one("link[rel=stylesheet]")
     assert "teal" in app.get(str(sheet["href"])).text
@@ -152,6 +154,12 @@ def test_wrong_layout_and_no_package_stop_the_start() -> None:
         assert text in str(caught.value)
     with pytest.raises(ConfigurationError, match="Include pyramid_jobstate as well"):
         paged_config(NOWHERE).make_wsgi_app()
+
+
+def test_layout_is_looked_for_with_the_pages_only() -> None:
+    """An application without pages starts, although there is no such template."""
+    settings = {"jobstate.pages_layout": "nowhere_4711:jobs.jinja2"}
+    make_app(make_config(NOWHERE, settings=settings))
 
 
 #: Includes the package without pages, and says which modules are there that only pages
