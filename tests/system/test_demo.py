@@ -3,8 +3,10 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,8 @@ import pytest
 from playwright.sync_api import FilePayload, Page, expect
 
 from tests.processes import Process
-from tests.support import is_alive, wait_for
+from tests.readme import README
+from tests.support import ROOT, is_alive, lack, unmeasured, wait_for
 
 #: The seconds that the demo may take to start, and a job to become visible.
 PATIENCE = 20.0
@@ -22,11 +25,13 @@ PATIENCE = 20.0
 class Demo(Process):
     """A running `python -m demo`."""
 
-    def __init__(self, data: Path, **variables: str) -> None:
+    def __init__(
+        self, data: Path, *start: str, folder: Path = ROOT, **variables: str
+    ) -> None:
         self.data = data
         variables["JOBSTATE_DEMO_DATA"] = str(data)
-        command = [sys.executable, "-m", "demo", "--port", "0"]
-        super().__init__(command, data / "log", environ=variables)
+        command = [*(start or (sys.executable, "-m", "demo")), "--port", "0"]
+        super().__init__(command, data / "log", folder, variables)
         self.wait_for_line(r"http://\S+\s")
         self.url = re.findall(r"http://\S+", self.text())[0]
 
@@ -196,6 +201,30 @@ def test_job_is_seen_by_its_owner_and_the_admin_only(demo: Demo, page: Page) -> 
     expect(page.get_by_text("Owner: alice")).to_be_visible()
     page.goto(job)
     expect(page.get_by_text("Started by alice")).to_be_visible()
+
+
+#: What a fresh checkout does not have.
+EXTRA = shutil.ignore_patterns(
+    *(".git", ".venv*", ".*_cache", "*.egg-info", "__pycache__", "build")
+)
+
+
+@pytest.mark.timeout(360)
+def test_command_of_the_readme_installs_the_demo(tmp_path: Path, page: Page) -> None:
+    """A checkout and Python are all that it needs."""
+    shown = re.search(r"^\.\. demo-command\n\n::\n\n  (.+)$", README, re.MULTILINE)
+    assert shown
+    folder = shutil.copytree(ROOT, tmp_path / "checkout", ignore=EXTRA)
+    install, _, start = shown[1].rpartition(" && ")
+    done = subprocess.run(
+        ["sh", "-c", install], cwd=folder, env=unmeasured(), capture_output=True
+    )
+    if done.returncode:
+        lack(f"pip could not install the demo: {done.stderr[-300:]!r}")
+    with Demo(tmp_path, *start.split(), folder=folder) as demo:
+        log_in(page, demo, "Alice")
+        start_marathon(page, "Flat out")
+        expect_status(page, "Done")
 
 
 @pytest.mark.parametrize("victim", ["worker", "demo", None])

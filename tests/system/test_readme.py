@@ -221,6 +221,16 @@ def test_documents_are_valid() -> None:
         docutils.core.publish_doctree(text, settings_overrides=levels)
 
 
+def test_versions_of_the_readme_are_those_of_setup() -> None:
+    """The oldest versions that the quick start names are the oldest that install."""
+    said = r"Python ([\d.]+) or later, Pyramid (\d+) and\s+Dramatiq (\d+)\."
+    ((python, pyramid, dramatiq),) = re.findall(said, README)
+    setup = (ROOT / "setup.py").read_text("utf-8")
+    assert f'python_requires=">={python}"' in setup
+    assert f'"pyramid>={pyramid}.0"' in setup
+    assert f'"dramatiq>={dramatiq}.0"' in setup
+
+
 def test_every_snippet_runs_or_parses(myapp: MyApp) -> None:
     """Every Python snippet parses. Those that belong to no file run unchanged."""
     others = []
