@@ -182,6 +182,26 @@ def test_full_server_takes_each_change_whole_or_not_at_all(
     wait_for(lambda: held.reads("success"))
 
 
+def test_two_patterns_cover_all_keys_of_a_namespace(
+    make_floor: MakeFloor, client: redis.Redis, redis_url: str
+) -> None:
+    """A user of the server who may touch those alone has all that jobs need."""
+    client.acl_setuser(
+        "worker",
+        enabled=True,
+        passwords=["+word"],
+        categories=["+@all"],
+        keys=["jobstate:*", "{jobstate:*"],
+    )
+    floor = make_floor(JobStore(redis_url.replace("redis://", "redis://worker:word@")))
+    floor.store = floor.own
+    try:
+        live(floor)
+        assert disagreements(client) == set()
+    finally:
+        client.acl_deluser("worker")
+
+
 def test_job_comes_through_whatever_is_refused_of_its_lists(
     make_floor: MakeFloor, client: redis.Redis, redis_url: str
 ) -> None:
