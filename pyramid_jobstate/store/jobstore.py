@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
-from ..errors import StoreUnavailable
 from ..job import (
     FINISHED,
     UNFINISHED,
     JobState,
     Record,
-    note_trouble,
     record_of,
 )
 from .arguments import check_int, checked_namespace, client_of, positive
@@ -87,16 +85,10 @@ class JobStore:
         }
         return JobStore(self.client, **{**mine, **options})
 
-    def now(self) -> int | None:
-        """Return the server's time in milliseconds, as this process knows it from what
-        it has read, or None if it has read nothing yet. Asks nothing of the server.
-        """
-        return self.records.reader.now() if self.records.reader.has_clock else None
-
     def load(self, uuid: str) -> JobState | None:
         """Return a job, or None if the store has no record of it."""
         record = self.records.record(uuid)
-        return None if record is None else self.job(record)
+        return None if record is None else self.records.job(record)
 
     def load_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
         """Return several jobs in one round trip, or in two if some are aliases or wait
@@ -173,7 +165,7 @@ class JobStore:
         """
         Filter(status=status).check()
         records, next_cursor = self.records.batches.page(batch, status, limit, cursor)
-        jobs = map(self.try_job, records)
+        jobs = map(self.records.try_job, records)
         return Page([job for job in jobs if job is not None], next_cursor)
 
     def failures(self, uuid: str) -> Failures:
@@ -316,21 +308,9 @@ class JobStore:
     def _make(self, records: Iterable[Record | None]) -> Sequence[JobState | None]:
         """Return the jobs of records, with None for each whose class raises."""
         found = self.records.batches.read([*records])
-        return [None if record is None else self.try_job(record) for record in found]
-
-    def job(self, record: Record) -> JobState:
-        """Return the job of a record."""
-        return JobState.from_record(record, self.records)
-
-    def try_job(self, record: Record) -> JobState | None:
-        """Return the job of a record, or None if its class raises, which is logged."""
-        try:
-            return self.job(record)
-        except StoreUnavailable:
-            raise
-        except Exception:
-            note_trouble(JobState.class_of(record), record.uuid)
-            return None
+        return [
+            None if record is None else self.records.try_job(record) for record in found
+        ]
 
     def __repr__(self) -> str:
         return f"<JobStore {self.namespace!r} at {name_of(self.client)}>"
@@ -341,7 +321,7 @@ def tracker_of(store: JobStore) -> Tracker:
     from .watch import Tracker
 
     records = store.records
-    return Tracker(store.client, records.reader, store.try_job, records.batches)
+    return Tracker(store.client, records.reader, records.try_job, records.batches)
 
 
 def run_bulk(

@@ -10,8 +10,8 @@ from typing import Any
 from redis import RedisCluster
 from redis.exceptions import RedisError
 
-from ..errors import NotRepeatable, NotUnique
-from ..job import BATCH, JobInfo, NewJob, Record, Update
+from ..errors import NotRepeatable, NotUnique, StoreUnavailable
+from ..job import BATCH, JobInfo, JobState, NewJob, Record, Update, note_trouble
 from .batches import Batches, Change, answered, changes_of
 from .bulk import Acted
 from .claims import UNASKED, Claims, Hold
@@ -75,6 +75,26 @@ class Records:
         self.counter = Counter(self.access)
         self.claims = Claims(self._calls, self.reader, lives, self._run)
         self.batches = Batches(self._runner, self._calls, self.reader, lives.silence)
+
+    def now(self) -> int | None:
+        """Return the server's time in milliseconds, as this process knows it from what
+        it has read, or None if it has read nothing yet. Asks nothing of the server.
+        """
+        return self.reader.now() if self.reader.has_clock else None
+
+    def job(self, record: Record) -> JobState:
+        """Return the job of a record."""
+        return JobState.from_record(record, self)
+
+    def try_job(self, record: Record) -> JobState | None:
+        """Return the job of a record, or None if its class raises, which is logged."""
+        try:
+            return self.job(record)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            note_trouble(JobState.class_of(record), record.uuid)
+            return None
 
     def record(self, uuid: str) -> Record | None:
         """Return the record of a job, whatever its class, or None if it is unknown."""

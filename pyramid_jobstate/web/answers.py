@@ -259,7 +259,7 @@ class AnsweringView:
 
 def timed(response: Response, request: Request) -> Response:
     """Have a response tell the store's time, if this process knows it."""
-    now = request.registry.getUtility(IJobStore).now()
+    now = request.registry.getUtility(IJobStore).records.now()
     if now is not None:
         response.headerlist.append((TIME, str(now)))
     return response

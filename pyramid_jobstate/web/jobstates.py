@@ -557,7 +557,7 @@ class JobStates:
 
         def find(store: JobStore) -> JobState | None:
             record = store.records.unique(identity, ended=ended)
-            return None if record is None else store.job(record)
+            return None if record is None else store.records.job(record)
 
         return self.ask(find)
 

@@ -307,6 +307,17 @@ def test_replace_changes_only_what_is_given(redis_url: str) -> None:
     assert other.client is store.client
 
 
+def test_store_shows_what_applications_call(redis_url: str) -> None:
+    """What senders and workers do with it is apart, in its `records`."""
+    store = JobStore(redis_url)
+    shown = {name for name in dir(store) if not name.startswith("_")}
+    called = {name for name in shown if callable(getattr(store, name))}
+    assert called - {"client"} == {
+        *("load", "load_many", "list", "members", "counts", "kinds", "throughput"),
+        *("failures", "clear", "cancel_all", "delete", "replace"),
+    }
+
+
 def test_middleware_shares_the_server_of_its_broker(redis_url: str) -> None:
     """The store of a RedisBroker's middleware is on its server, with connections that
     fail fast. Only a client that is out of the ordinary is shared itself.
