@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import secrets
 import socket
 import time
@@ -33,6 +34,7 @@ from .job import (
     NO_RUN,
     TIMES,
     UNFINISHED,
+    UUID,
     Batch,
     End,
     Failure,
@@ -120,6 +122,8 @@ class Outbox(list[Sent]):
         #: The ids of the messages whose jobs have run, or are running.
         self._ran: set[str] = set()
         self._running: Sent | None = None
+        #: The results of the steps before, by the ids of the steps that receive them.
+        self.results: dict[str, Any] = {}
 
     def keep(self, outgoing: Outgoing) -> None:
         self.extend(map(Sent, outgoing.messages, outgoing.job_states))
@@ -156,9 +160,17 @@ class Outbox(list[Sent]):
         return None
 
     def end(self, status: str) -> None:
-        """Note how the job has ended that was running."""
+        """Note how the job has ended that was running. If it has failed, later steps of
+        its pipeline do not run.
+        """
         assert self._running is not None
         record_of(self._running.job_state).status = status
+        uuid: str | None = self._running.message.message_id
+        while status == "error" and (uuid := self.following.get(uuid or "")):
+            self._ran.add(uuid)
+            for sent in self:
+                if sent.message.message_id == uuid:
+                    record_of(sent.job_state).status = "cancelled"
         self._running = None
 
 
@@ -231,8 +243,8 @@ def run_jobs(
       Exception: What an actor raises. The jobs after it have not run.
     """
     jobs = []
-    results: dict[str, Any] = {}
     sent_jobs = outbox(registry)
+    results = sent_jobs.results
     while (sent := sent_jobs.next()) is not None:
         message = sent.message
         if message.message_id in results and not message.options.get("pipe_ignore"):
@@ -367,9 +379,14 @@ def pass_time(store: JobStore, seconds: float) -> None:
     pattern = "".join(f"[{c}]" if c in "*?[" else c for c in store.namespace)
     # Some names begin with a hash tag. SCAN may return a key twice.
     patterns = (f"{pattern}:*", f"{{{pattern}:*")
+    names = r"unique:|(kinds|unsent|cancels)$|\{?(all|owner|class|actor)[:}]"
+    ours = re.compile(rf"\{{?{re.escape(store.namespace)}:({UUID.pattern}|{names})")
     for key in {key for each in patterns for key in client.scan_iter(each)}:
-        kind, ttl = client.type(key), client.pttl(key)
         name = key if isinstance(key, str) else key.decode()
+        if not ours.match(name):
+            # Of a store whose namespace begins with the name of this one.
+            continue
+        kind, ttl = client.type(key), client.pttl(key)
         pipeline = client.pipeline()
         if kind in ("hash", b"hash"):
             fields = [*TIMES]
@@ -379,9 +396,12 @@ def pass_time(store: JobStore, seconds: float) -> None:
                 fields = [*({*client.hkeys(key)} - known)] or fields
             times = zip(fields, client.hmget(key, fields), strict=True)
             # Of a batch, "seen" is a letter.
-            for field in [field for field, time in times if time and time.isdigit()]:
-                pipeline.hincrby(key, field, -int(seconds * 1000))
-        elif kind in ("zset", b"zset") and not name.endswith(("}:order", "}:failed")):
+            for field, moment in times:
+                if moment and moment.isdigit():
+                    before = max(0, int(moment) - int(seconds * 1000))
+                    pipeline.hset(key, field, before)
+        elif kind in ("zset", b"zset") and not name.endswith(":failed"):
+            # The scores of members that failed are their places.
             for member in client.zrange(key, 0, -1):
                 pipeline.zincrby(key, -seconds * 1_000_000, member)
         if ttl > 0:
@@ -584,7 +604,7 @@ class _Put:
             actor,
             attempt,
             encoded,
-            dumps(params or {}),
+            dumps(dict(params or {})),
             batch=batch,
         )
         self._status = status

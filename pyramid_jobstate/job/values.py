@@ -150,7 +150,7 @@ def encode_params(params: Mapping[str, object]) -> Json:
     kept: dict[str, object] = {}
     for name, value in params.items():
         try:
-            if len(dumps(value)) <= MAX_VALUE_BYTES:
+            if len(dumps(value).encode()) <= MAX_VALUE_BYTES:
                 kept[name] = value
         except (TypeError, ValueError):
             continue

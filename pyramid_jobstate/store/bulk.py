@@ -130,9 +130,9 @@ class Bulk:
         self._act = act
         self._wanted = wanted
         self._older_than = older_than
-        digest = hashlib.sha1(
-            dumps([act.name, *wanted, older_than]).encode(), usedforsecurity=False
-        )
+        params = wanted.params and dict(wanted.params)
+        parts = [act.name, *wanted._replace(params=params), older_than]
+        digest = hashlib.sha1(dumps(parts).encode(), usedforsecurity=False)
         #: Tells the cursors of this call from those of others.
         self._mark = digest.hexdigest()[:8]
 

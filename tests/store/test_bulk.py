@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -75,7 +76,8 @@ def test_filters(store: JobStore, act: Act, status: str) -> None:
         assert left(store, others) == (2 if "owner" in wanted else 0)
         assert left(store, diary) == (1 if "kind" in wanted else 0)
     mine, others = put(store, "queued"), put(store, "queued", params={"miles": 5})
-    assert store.cancel_all(params={"miles": 26}) == (1, 0, None)
+    mapping: Any = types.MappingProxyType({"miles": 26})
+    assert store.cancel_all(params=mapping) == (1, 0, None)
     assert (left(store, mine), left(store, others)) == (0, 1)
 
 

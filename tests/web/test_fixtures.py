@@ -60,7 +60,8 @@ def app() -> Iterator[Router]:
         return {}
 
     def fail(request: Request) -> Any:
-        request.job_states.send(broken)
+        steps = broken.message() | follow.message()
+        request.job_states.send_message(steps)
         request.job_states.send(follow, 1)
         return {}
 
@@ -124,13 +125,20 @@ def test_steps_of_a_pipeline_get_results(testapp: TestApp, run_jobs: RunJobs) ->
     assert [values(job, "miles_run") for job in run_jobs()] == [[1], [2], [9]]
 
 
-def test_error_of_a_job_reaches_the_test(testapp: TestApp, run_jobs: RunJobs) -> None:
-    """What an actor raises is raised; the next call goes on with the next job."""
+def test_error_of_a_job_reaches_the_test(
+    testapp: TestApp, job_outbox: Outbox, run_jobs: RunJobs
+) -> None:
+    """What an actor raises is raised; the next call goes on with the next job. Later
+    steps of its pipeline do not run.
+    """
     testapp.get("/fail")
     with pytest.raises(ZeroDivisionError):
         run_jobs()
     (job,) = run_jobs()
     assert values(job, "miles_run") == [1]
+    assert [sent.job_state.status for sent in job_outbox] == [
+        *("error", "cancelled", "success")
+    ]
 
 
 def test_application_reads_the_store_of_the_test(

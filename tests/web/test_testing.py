@@ -233,19 +233,34 @@ def test_failed_job_that_was_put_runs_again(redis_url: str) -> None:
 def test_time_passes_for_a_store(job_store: JobStore) -> None:
     """A job that runs stalls, one that is due is due, and an ended one expires."""
     working = testing.put_job(job_store)
+    stalled = testing.put_job(job_store, status="stalled")
     retrying = testing.put_job(job_store, status="retrying", delay=60)
     ended = testing.put_job(job_store, status="success")
-    elsewhere = testing.put_job(other := job_store.replace(namespace="other[1]"))
+    others = [job_store.replace(namespace=name) for name in ("other[1]", "jobstate:b")]
+    elsewhere = [testing.put_job(other).uuid for other in others]
     testing.pass_time(job_store, job_store.stalled_after + 1)
-    assert load_job(job_store, working.uuid).status == "stalled"
+    for each in working, stalled:
+        assert load_job(job_store, each.uuid).status == "stalled"
     late = load_job(job_store, retrying.uuid).due_at
     assert retrying.due_at and late and late < retrying.due_at
-    assert load_job(other, elsewhere.uuid).status == "working"
+    for other, uuid in zip(others, elsewhere, strict=True):
+        assert load_job(other, uuid).status == "working"
     testing.pass_time(job_store, job_store.expire_in)
     assert job_store.load(ended.uuid) is None
     # Nor is anything left in the lists by then.
     testing.pass_time(job_store, 3 * job_store.active_expire_in)
-    assert not job_store.client.keys("jobstate:*")
+    left: Any = job_store.client.keys("jobstate:*")
+    assert all(key.startswith("jobstate:b:") for key in left)
+
+
+def test_time_passes_for_a_batch(job_store: JobStore) -> None:
+    """Its members keep their order, also in a namespace with a hash tag."""
+    for store in job_store, job_store.replace(namespace="{b}:jobs"):
+        batch = testing.put_batch(store, members=["success", "error", "error"])
+        before = [job.uuid for job in store.members(batch.uuid, "error").items]
+        testing.pass_time(store, 1)
+        assert len(before) == 2
+        assert [job.uuid for job in store.members(batch.uuid, "error").items] == before
 
 
 def test_store_that_is_away(job_store: JobStore) -> None:

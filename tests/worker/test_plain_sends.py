@@ -54,7 +54,8 @@ def test_params_leave_out_what_cannot_be_stored(stub: dramatiq.Broker) -> None:
     @dramatiq.actor(broker=stub, job_state=True)
     def run(thing: object, miles: int) -> None: ...
 
-    assert load(stub, run.send("x" * 20_000, 26)).job_params == {"miles": 26}
+    for text in "x" * 20_000, "€" * 6_000:
+        assert load(stub, run.send(text, 26)).job_params == {"miles": 26}
     dramatiq.set_encoder(dramatiq.PickleEncoder())
     try:
         assert load(stub, run.send({1, 2}, 26)).job_params == {"miles": 26}
