@@ -135,7 +135,7 @@ def _run(words: CommandLine) -> int:
         if given[0] in COMMANDS and not os.path.exists(given[0]):
             parser.error(f"an INI must precede the command {given[0]}")
         given.append(DEFAULT)
-    place, name = given
+    place, name = given[0], " ".join(given[1:])
     if name not in COMMANDS:
         parser.error(f"invalid choice: {name!r} (choose from {', '.join(COMMANDS)})")
     command = COMMANDS[name]

@@ -94,6 +94,7 @@ def test_places_that_are_none(pjobs: Operator, tmp_path: Path) -> None:
         (["list"], "an INI must precede the command list"),
         (["a.ini", "x=1", "--json", "list"], "unrecognized arguments: list (see `pjob"),
         (["a.ini", "lsit"], "invalid choice: 'lsit' (choose from "),
+        (["-1", "list", "info"], "invalid choice: 'list info' (choose from "),
     ):
         line = pjobs.main(*arguments).error(2)
         assert error in line

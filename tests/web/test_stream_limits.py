@@ -15,7 +15,7 @@ import redis
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.asgi import asgi_app
-from tests.asgi import FEEDS, Exchange, Server, pushing, serving, stream_threads
+from tests.asgi import FEEDS, LINKS, Exchange, Server, pushing, serving, stream_threads
 from tests.jobs import Gate, messages
 from tests.running import Runs
 from tests.support import load_job, wait_for
@@ -23,6 +23,7 @@ from tests.web.streaming import (
     HINT,
     PublicRun,
     batch,
+    follow,
     one,
     put,
     put_members,
@@ -221,6 +222,35 @@ def test_process_that_can_start_no_thread_polls(
             answer = server.ask(path)
             assert (answer.status, answer.is_stream) == (200, False)
         assert server.open(path).at(0).name == "message"
+
+
+def test_thread_that_cannot_connect_yet_is_started_again(
+    redis_url: str,
+    runs: Runs,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The streams wait for it, as for a store that does not answer."""
+    start, left = threading.Thread.start, [2]
+
+    def fail(thread: threading.Thread) -> None:
+        if thread.name == LINKS and left[0]:
+            left[0] -= 1
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    run = runs.start(n=1)
+    with (
+        pushing(make_config(redis_url)) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(threading.Thread, "start", fail)
+        stream = follow(server, run, 1)
+        report(run, 2, stream)
+    assert left == [0]
+    texts = [record.getMessage() for record in caplog.records]
+    assert len([text for text in texts if "can't start new thread" in text]) == 1
+    assert not any("streams of this process end" in text for text in texts)
 
 
 def test_streams_outlive_the_loop_of_a_server(

@@ -187,7 +187,11 @@ class Links:
             time.sleep(pause)
             post(self._refreshed)
 
-        _start(refresh)
+        try:
+            _start(refresh)
+        except RuntimeError:
+            # The process can start no thread.
+            self._refreshed()
 
     def settle(self) -> None:
         """Note that all jobs have been found."""
@@ -230,7 +234,11 @@ class Links:
             else:
                 post(lambda: self._admit(server, link))
 
-        _start(connect)
+        try:
+            _start(connect)
+        except RuntimeError as e:
+            # The process can start no thread.
+            self._fail(server, e)
 
     def _admit(self, server: Server, link: Link) -> None:
         if self._servers.get(server.name) is not server:
