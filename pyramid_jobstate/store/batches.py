@@ -165,6 +165,9 @@ NAMES = ("status", "rev", "error", "updated", "seen")
 #: How many members of a list are read at once.
 PORTION = 200
 
+#: The highest number of a member of a batch.
+MAX_NUMBER = 10**9 - 1
+
 _CURSOR = re.compile(r"m([0-9]{1,9})")
 
 
@@ -306,10 +309,15 @@ class Batches:
         self, batch: str, at: int, status: str | None, count: int
     ) -> Iterator[tuple[int, Record | None]]:
         """Yield members of a batch, each with its number, from the next one on."""
-        keys, has_failed = self._calls.batch_keys(batch), status == "error"
+        _, failed, order = self._calls.batch_keys(batch)
         while True:
             count = min(count, PORTION)
-            found = self._reader.members(keys, at, count, has_failed)
+            if status == "error":
+                words = (f"({at}", MAX_NUMBER, "LIMIT", 0, count)
+                scores = self._reader.scores(failed, *words)
+                found = [(number, uuid) for uuid, number in scores]
+            else:
+                found = [*enumerate(self._reader.entries(order, at, count), at + 1)]
             records = self.read(self._reader.read([uuid for _, uuid in found]))
             for (place, _), record in zip(found, records, strict=True):
                 yield place, record

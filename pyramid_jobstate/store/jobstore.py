@@ -23,9 +23,9 @@ from .lists import (
     Bucket,
     Counts,
     Filter,
-    Lister,
     Page,
     has_status,
+    list_page,
     resolved,
 )
 from .reader import Failures
@@ -131,10 +131,8 @@ class JobStore:
         """
         wanted = Filter(owner, kind, status, params, members=members)
         wanted.check()
-        lister = Lister(
-            resolved(wanted, self.records.access), self.records.access, self._make
-        )
-        page = lister.page(limit, cursor)
+        access = self.records.access
+        page = list_page(resolved(wanted, access), access, self._make, limit, cursor)
         # Members of a cancelled batch are found by the status that they had.
         fits = [
             job

@@ -613,63 +613,47 @@ def resolved(wanted: Filter, access: ListAccess) -> Filter:
     return wanted._replace(kind=(known or names)[0])
 
 
-class Lister:
-    """Makes the pages of one list.
+def list_page(
+    wanted: Filter,
+    access: ListAccess,
+    make: Callable[[Iterable[Record | None]], Sequence[JobState | None]],
+    limit: int,
+    cursor: str | None,
+) -> Page:
+    """Return a page as :meth:`.JobStore.list` does.
 
     Parameters:
-      wanted: Which jobs to list.
-      access: The access to the lists.
       make: Returns the jobs of records, with None for each that cannot be made.
     """
-
-    def __init__(
-        self,
-        wanted: Filter,
-        access: ListAccess,
-        make: Callable[[Iterable[Record | None]], Sequence[JobState | None]],
-    ) -> None:
-        self._wanted = wanted
-        self._access = access
-        self._make = make
-
-    def page(self, limit: int, cursor: str | None) -> Page:
-        """Return a page as :meth:`.JobStore.list` does."""
-        check_int("limit", limit, 1, MAX_LIMIT)
-        entries = Entries(self._wanted, self._access)
-        place = entries.start
-        if cursor is not None:
-            place = Place.parse(cursor)
-            if not entries.has(place):
-                raise bad_cursor(cursor)
-        found: dict[str, Record] = {}
-        seen: list[Entry] = []
-        next_cursor = None
-        # One more entry than the page shows tells whether another page follows.
-        for entry in entries.after(place, limit + 1):
-            if len(found) == limit or len(seen) == MAX_EXAMINED:
-                next_cursor = str(place)
-                break
-            place = entry.place
-            seen.append(entry)
-            if entry.record is not None and entry.is_wanted:
-                found.setdefault(entry.uuid, entry.record)
-        entries.mend(seen)
-        return Page(self._load(found), next_cursor)
-
-    def _load(self, found: Mapping[str, Record]) -> list[JobState]:
-        """Return the jobs of a page. If the filter has read only outlines, read the
-        whole records now and leave out jobs that no longer match.
-        """
-        records: Iterable[Record | None] = found.values()
-        if found and not self._wanted.is_scope:
-            records = (
-                record
-                for record in self._access.reader.read(list(found))
-                if record
-                and self._wanted.admits(record)
-                and self._wanted.admits_params(record)
-            )
-        return [job_state for job_state in self._make(records) if job_state is not None]
+    check_int("limit", limit, 1, MAX_LIMIT)
+    entries = Entries(wanted, access)
+    place = entries.start
+    if cursor is not None:
+        place = Place.parse(cursor)
+        if not entries.has(place):
+            raise bad_cursor(cursor)
+    found: dict[str, Record] = {}
+    seen: list[Entry] = []
+    next_cursor = None
+    # One more entry than the page shows tells whether another page follows.
+    for entry in entries.after(place, limit + 1):
+        if len(found) == limit or len(seen) == MAX_EXAMINED:
+            next_cursor = str(place)
+            break
+        place = entry.place
+        seen.append(entry)
+        if entry.record is not None and entry.is_wanted:
+            found.setdefault(entry.uuid, entry.record)
+    entries.mend(seen)
+    records: Iterable[Record | None] = found.values()
+    if found and not wanted.is_scope:
+        # Only outlines were read. Some jobs may no longer match.
+        records = (
+            record
+            for record in access.reader.read(list(found))
+            if record and wanted.admits(record) and wanted.admits_params(record)
+        )
+    return Page([job for job in make(records) if job is not None], next_cursor)
 
 
 #: Seconds for which this process returns the same counts.
@@ -739,7 +723,7 @@ class Counter:
         """Return the names of the kinds of the listed jobs in alphabetical order."""
         key = self._sets.key("kinds")
         words = ((self._reader.clock() - self._sets.kind_ttl) * 1000, MAX_SCORE)
-        found = self._reader.scores("ZRANGEBYSCORE", key, *words, "WITHSCORES")
+        found = self._reader.scores(key, *words)
         return sorted(name for name, _ in found if name.startswith((CLASS, ACTOR)))
 
     def throughput(self, wanted: Filter, seconds: float, buckets: int) -> list[Bucket]:

@@ -33,9 +33,6 @@ CLOCK_SECONDS = 10.0
 #: The highest score that is read. Scores are microseconds, exact as floats up to here.
 MAX_SCORE = 2**53
 
-#: The highest number of a member of a batch.
-MAX_NUMBER = 10**9 - 1
-
 #: The status of a deleted job, which reads as an unknown one.
 DELETED = "deleted"
 
@@ -169,25 +166,6 @@ class Reader:
             found[uuid] = stopped and text(stopped), status and text(status)
         return found
 
-    def members(
-        self, keys: Sequence[str], at: int, count: int, has_failed: bool
-    ) -> list[tuple[int, str]]:
-        """Return members of a batch, each with its number, from the next one on.
-
-        Parameters:
-          keys: The keys of the batch beside its record.
-          at: A number.
-          has_failed: Only members that have failed.
-        """
-        _, failed, order = keys
-        if has_failed:
-            words = (f"({at}", MAX_NUMBER, "WITHSCORES", "LIMIT", 0, count)
-            found = self.scores("ZRANGEBYSCORE", failed, *words)
-            return [(number, uuid) for uuid, number in found]
-        command = Command(order, ("LRANGE", order, at, at + count - 1))
-        (rows,) = ask(self._client, [command])
-        return [(at + i, text(uuid)) for i, uuid in enumerate(rows or (), 1)]
-
     def sizes(self, uuids: Sequence[str], name: str) -> Sequence[int]:
         """Return the size of one field of several jobs in bytes, 0 if it is missing."""
         keys = map(self.key, uuids)
@@ -201,10 +179,23 @@ class Reader:
         found = zip(names, reply or (), strict=False)
         return {name: text(value) for name, value in found if value is not None}
 
-    def scores(self, name: str, key: str, *words: str | int) -> list[tuple[str, int]]:
-        """Return the members and scores found by a command with WITHSCORES."""
-        (rows,) = ask(self._client, [Command(key, (name, key, *words))])
+    def scores(
+        self, key: str, least: str | int, most: int, *words: str | int
+    ) -> list[tuple[str, int]]:
+        """Return the members of a sorted set in a range of scores, and their scores.
+
+        Parameters:
+          words: Further words of the command, such as a limit.
+        """
+        args = ("ZRANGEBYSCORE", key, least, most, "WITHSCORES", *words)
+        (rows,) = ask(self._client, [Command(key, args)])
         return scored(rows)
+
+    def entries(self, key: str, at: int, count: int) -> list[str]:
+        """Return some elements of a list, from a place on."""
+        args = ("LRANGE", key, at, at + count - 1)
+        (rows,) = ask(self._client, [Command(key, args)])
+        return [text(row) for row in rows or ()]
 
     def now(self) -> int:
         """Return the server's time in milliseconds, as last set: see `has_clock`."""
@@ -213,12 +204,14 @@ class Reader:
     def clock(self) -> int:
         """Return the server's time in milliseconds, which may take a round trip."""
         if time.monotonic() >= self._clock_until:
-            self._ask_clock()
+            return self.exact_clock()
         return self.now()
 
     def exact_clock(self) -> int:
         """Ask the server for its time in milliseconds."""
-        self._ask_clock()
+        with redis_errors():
+            seconds, micros = self._client.time()
+        self.set_clock(int(seconds), int(micros))
         return self.now()
 
     def set_clock(self, seconds: int, micros: int) -> None:
@@ -231,11 +224,6 @@ class Reader:
         self._clock = seconds * 1000 + micros / 1000 - now * 1000
         self._clock_until = now + CLOCK_SECONDS
         self.has_clock = True
-
-    def _ask_clock(self) -> None:
-        with redis_errors():
-            seconds, micros = self._client.time()
-        self.set_clock(int(seconds), int(micros))
 
     def _read(
         self, uuid: str, names: Sequence[str], reply: Any, now: int

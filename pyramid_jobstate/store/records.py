@@ -405,8 +405,7 @@ class Records:
         Times are in microseconds of the server's clock.
         """
         key = self.access.sets.key("cancels")
-        words = (key, f"({since}", MAX_SCORE, "WITHSCORES")
-        found = self.reader.scores("ZRANGEBYSCORE", *words)
+        found = self.reader.scores(key, f"({since}", MAX_SCORE)
         return {uuid for uuid, _ in found}, max([since, *(time for _, time in found)])
 
     def cancel(self, uuid: str, info: JobInfo, *, may_follow: bool = True) -> bool:

@@ -68,7 +68,8 @@ OTHERS = ("claim", "mark", "raise", "touch")
 #: A function of a prepended file.
 _FUNCTION = re.compile(r"^local function (\w+)\(.*?^end\n", re.MULTILINE | re.DOTALL)
 
-_WORD = re.compile(r"\w+")
+#: A word that may be a call, or the argument of one.
+_WORD = re.compile(r"\w+(?=[(,)])")
 
 #: The blank lines and comments of a script.
 _COMMENTS = re.compile(r"^\s*(--.*)?\n", re.MULTILINE)
@@ -209,22 +210,28 @@ def _texts(is_spread: bool) -> Mapping[str, tuple[str, bool]]:
     common = clock + read("moves" if is_spread else "move", "sets", "common")
     of_batches = common + read("batch", "tell")
     tail = "spread" if is_spread else "lone"
-    of_members = (
-        (common, "numbered") if is_spread else (of_batches, "numbered", "with_batch")
-    )
 
     def change(name: str, head: str, *tail: str) -> tuple[str, bool]:
         body = f"local function change(KEYS, ARGV)\n{read(name)}end\n"
         return _shortened(head, body + read(*tail)), True
 
+    def change_member(name: str, tail: str) -> tuple[str, bool]:
+        if is_spread:
+            return change(name, common, "numbered", tail)
+        return change(name, of_batches, "numbered", "with_batch", tail)
+
     return {
         **{name: change(name, common, tail) for name in CHANGES},
         **{
-            MEMBER + name: change(name, *of_members, "member" if is_spread else "one")
+            MEMBER + name: change_member(name, "member" if is_spread else "one")
             for name in CHANGES
             if name not in OF_LONE
         },
-        **{MANY + name: change(name, *of_members, "many") for name in OF_MANY},
+        **{
+            MANY + name: change_member(name, "many")
+            for name in OF_MANY
+            if not is_spread
+        },
         **{name: change(name, of_batches, "spread") for name in OF_BATCHES},
         **{name: (_shortened(common, read(name)), False) for name in OTHERS},
         "look_batch": (_shortened(of_batches, read("look_batch")), False),
