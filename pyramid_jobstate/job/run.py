@@ -12,6 +12,8 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import logging
+import math
 import secrets
 import sys
 import threading
@@ -29,7 +31,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from ..errors import JobCancelled, PoolJobCancelled
-from .progress import Phases, Reports
+from .progress import share_of
 from .record import CANCELLED
 from .values import (
     AMOUNTS,
@@ -47,6 +49,16 @@ from .values import (
     loads,
 )
 
+log = logging.getLogger("pyramid_jobstate")
+
+T = TypeVar("T")
+
+#: A metric's value as it is kept: a plain number, or JSON text.
+Value = int | float | Json
+
+#: Stands for a total that was not checked.
+UNCHECKED: Any = object()
+
 #: The functions in which a BaseException would end a thread that others wait for: those
 #: that call a future's callbacks, and those of multiprocessing's ThreadPool.
 CALLBACKS = {
@@ -58,141 +70,14 @@ POOL = {
     ("multiprocessing.pool", "_handle_tasks"),
 }
 
+#: The most characters of a phase's name that viewers see.
+NAME_LENGTH = 200
 
-class CancelNotice:
-    """Raises JobCancelled in each of a job's threads and tasks.
+#: Shares that differ by less are equal: binary fractions do not add up exactly.
+NOISE = 1e-9
 
-    It is raised once in the thread that created this object, and once in each asyncio
-    task, but not in tasks that this task creates afterwards. In other threads it is
-    raised at every call, so that a pool's remaining work stops too. It is not raised
-    while a JobCancelled or a task's cancellation is being handled, since the clean-up
-    may report, nor in a future's callback.
-    """
-
-    def __init__(self) -> None:
-        self._thread = threading.get_ident()
-
-    def give(self) -> None:
-        """Raise JobCancelled unless the caller already knows of the cancellation."""
-        if last_notice.get() is self:
-            return
-        handled = sys.exception()
-        is_known = _came_of(handled, JobCancelled)
-        callers = _callers()
-        task = _current_task()
-        if task is not None:
-            if task.cancelling() and _came_of(handled, asyncio.CancelledError):
-                return
-        elif threading.get_ident() != self._thread:
-            if is_known or callers & CALLBACKS:
-                return
-            error = PoolJobCancelled if callers & POOL else JobCancelled
-            raise error(CANCELLED.message)
-        last_notice.set(self)
-        if not is_known:
-            raise JobCancelled(CANCELLED.message)
-
-
-#: The object that last raised in this thread or task. Tasks and asyncio.to_thread()
-#: inherit it from their creator, so that clean-up code can use them; threads of a pool
-#: do not.
-last_notice: contextvars.ContextVar[CancelNotice | None] = contextvars.ContextVar(
-    "pyramid_jobstate.told", default=None
-)
-
-
-def _current_task() -> asyncio.Task[object] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
-
-
-def _callers() -> set[tuple[str, str]]:
-    """Return the module and name of each function on the call stack."""
-    found = set()
-    frame: types.FrameType | None = sys._getframe()
-    while frame is not None:
-        found.add((frame.f_globals.get("__name__", ""), frame.f_code.co_name))
-        frame = frame.f_back
-    return found
-
-
-def _came_of(exception: BaseException | None, cause: type[BaseException]) -> bool:
-    """Return whether an exception, or any in its chain or group, is a `cause`."""
-    seen: set[int] = set()
-    left = [exception]
-    while left:
-        found = left.pop()
-        if found is None or id(found) in seen:
-            continue
-        if isinstance(found, cause):
-            return True
-        seen.add(id(found))
-        left += [found.__context__, found.__cause__]
-        if isinstance(found, BaseExceptionGroup):
-            left += found.exceptions
-    return False
-
-
-T = TypeVar("T")
-
-
-class AsyncSteps(AsyncIterator[T]):
-    """Iterates over an async iterable and keeps a run's progress current. ``for`` works
-    too if the iterable is also a plain iterable.
-
-    Parameters:
-      iterable: The async iterable.
-      step: Called with the number of items done.
-      iterate: Returns the iterator for ``for``.
-
-    Not an async generator: a loop that exits early drops this object along with the
-    iterable, which is then closed as it would be without tracking. If `step` raises,
-    the iterable is closed first.
-    """
-
-    def __init__(
-        self,
-        iterable: AsyncIterable[T],
-        step: Callable[[int], None],
-        iterate: Callable[[Any], Iterator[T]],
-    ) -> None:
-        self._iterable = iterable
-        self._iterator: AsyncIterator[T] | None = aiter(iterable)
-        self._step = step
-        self._iterate = iterate
-        self._done = 0
-
-    def __iter__(self) -> Iterator[T]:
-        return self._iterate(self._iterable)
-
-    async def __anext__(self) -> T:
-        if self._iterator is None:
-            raise StopAsyncIteration
-        if self._done:
-            try:
-                self._step(self._done)
-            except BaseException:
-                await self.aclose()
-                raise
-        item = await anext(self._iterator)
-        self._done += 1
-        return item
-
-    async def aclose(self) -> None:
-        """Stop the iteration and close the iterable if it has an ``aclose()``."""
-        iterator, self._iterator = self._iterator, None
-        close = getattr(iterator, "aclose", None)
-        if close is not None:
-            await close()
-
-
-#: A metric's value as it is kept: a plain number, or JSON text.
-Value = int | float | Json
-
-#: Stands for a total that was not checked.
-UNCHECKED: Any = object()
+#: What is reported where a phase begins or ends: nothing of the next loop is done.
+NOTHING = (0, None, None)
 
 
 class Run:
@@ -453,11 +338,261 @@ class Run:
         return True
 
 
-#: The run of a JobState that does not belong to a running job: it refuses every report.
-NO_RUN = Run(
-    closed="This JobState was loaded from a store. Only a running job can report, "
-    "through the job_state that its actor receives."
+class AsyncSteps(AsyncIterator[T]):
+    """Iterates over an async iterable and keeps a run's progress current. ``for`` works
+    too if the iterable is also a plain iterable.
+
+    Parameters:
+      iterable: The async iterable.
+      step: Called with the number of items done.
+      iterate: Returns the iterator for ``for``.
+
+    Not an async generator: a loop that exits early drops this object along with the
+    iterable, which is then closed as it would be without tracking. If `step` raises,
+    the iterable is closed first.
+    """
+
+    def __init__(
+        self,
+        iterable: AsyncIterable[T],
+        step: Callable[[int], None],
+        iterate: Callable[[Any], Iterator[T]],
+    ) -> None:
+        self._iterable = iterable
+        self._iterator: AsyncIterator[T] | None = aiter(iterable)
+        self._step = step
+        self._iterate = iterate
+        self._done = 0
+
+    def __iter__(self) -> Iterator[T]:
+        return self._iterate(self._iterable)
+
+    async def __anext__(self) -> T:
+        if self._iterator is None:
+            raise StopAsyncIteration
+        if self._done:
+            try:
+                self._step(self._done)
+            except BaseException:
+                await self.aclose()
+                raise
+        item = await anext(self._iterator)
+        self._done += 1
+        return item
+
+    async def aclose(self) -> None:
+        """Stop the iteration and close the iterable if it has an ``aclose()``."""
+        iterator, self._iterator = self._iterator, None
+        close = getattr(iterator, "aclose", None)
+        if close is not None:
+            await close()
+
+
+class CancelNotice:
+    """Raises JobCancelled in each of a job's threads and tasks.
+
+    It is raised once in the thread that created this object, and once in each asyncio
+    task, but not in tasks that this task creates afterwards. In other threads it is
+    raised at every call, so that a pool's remaining work stops too. It is not raised
+    while a JobCancelled or a task's cancellation is being handled, since the clean-up
+    may report, nor in a future's callback.
+    """
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def give(self) -> None:
+        """Raise JobCancelled unless the caller already knows of the cancellation."""
+        if last_notice.get() is self:
+            return
+        handled = sys.exception()
+        is_known = _came_of(handled, JobCancelled)
+        callers = _callers()
+        task = _current_task()
+        if task is not None:
+            if task.cancelling() and _came_of(handled, asyncio.CancelledError):
+                return
+        elif threading.get_ident() != self._thread:
+            if is_known or callers & CALLBACKS:
+                return
+            error = PoolJobCancelled if callers & POOL else JobCancelled
+            raise error(CANCELLED.message)
+        last_notice.set(self)
+        if not is_known:
+            raise JobCancelled(CANCELLED.message)
+
+
+#: The object that last raised in this thread or task. Tasks and asyncio.to_thread()
+#: inherit it from their creator, so that clean-up code can use them; threads of a pool
+#: do not.
+last_notice: contextvars.ContextVar[CancelNotice | None] = contextvars.ContextVar(
+    "pyramid_jobstate.told", default=None
 )
+
+
+def _current_task() -> asyncio.Task[object] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def _callers() -> set[tuple[str, str]]:
+    """Return the module and name of each function on the call stack."""
+    found = set()
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        found.add((frame.f_globals.get("__name__", ""), frame.f_code.co_name))
+        frame = frame.f_back
+    return found
+
+
+def _came_of(exception: BaseException | None, cause: type[BaseException]) -> bool:
+    """Return whether an exception, or any in its chain or group, is a `cause`."""
+    seen: set[int] = set()
+    left = [exception]
+    while left:
+        found = left.pop()
+        if found is None or id(found) in seen:
+            continue
+        if isinstance(found, cause):
+            return True
+        seen.add(id(found))
+        left += [found.__context__, found.__cause__]
+        if isinstance(found, BaseExceptionGroup):
+            left += found.exceptions
+    return False
+
+
+class Part:
+    """A part of a job's bar. The whole bar is one, and each open phase is another.
+
+    Parameters:
+      names: The names of the phases, from the outermost one to this.
+      begin, end: Where the part lies, as shares of the whole bar.
+
+    Attributes:
+      size: Its share of the whole bar.
+      at: Where the next loop or phase in it begins.
+    """
+
+    __slots__ = ("at", "end", "names", "size")
+
+    def __init__(self, names: tuple[str, ...], begin: float, end: float) -> None:
+        self.names = names
+        self.size = end - begin
+        self.at = begin
+        self.end = end
+
+
+class Phases:
+    """The parts of one run's bar, from the whole bar to the innermost phase."""
+
+    __slots__ = ("_held", "_parts", "_share", "_thread", "_warned")
+
+    def __init__(self) -> None:
+        self._parts = [Part((), 0.0, 1.0)]
+        #: How far the bar has come, and the `phase` of a report that holds it there.
+        self._share = 0.0
+        self._held: tuple[object, ...] = ()
+        self._thread = 0
+        self._warned = False
+
+    @contextmanager
+    def open(self, run: Run, name: str, percent: float) -> Iterator[None]:
+        """Report inside one more phase. It begins where the bar stands, and what is
+        reported in it fills its share of the part around it.
+
+        Raises:
+          RuntimeError: A phase is open in another thread.
+        """
+        run.check()
+        if len(self._parts) > 1 and self._thread != threading.get_ident():
+            raise RuntimeError(
+                f"The phase {name!r} cannot begin in this thread while the phase "
+                f"{self._parts[-1].names[-1]!r} is open in another."
+            )
+        self._thread = threading.get_ident()
+        around = self._parts[-1]
+        at = self._standing(run)
+        end = at + around.size * percent / 100
+        if end > around.end + NOISE and not self._warned:
+            self._warned = True
+            log.warning(
+                "The phase %r takes %g percent, more than is left of what encloses "
+                "it: it gets the rest.",
+                name,
+                percent,
+            )
+        part = Part((*around.names, name), at, min(end, around.end))
+        self._parts.append(part)
+        _report(run, part)
+        try:
+            yield
+        except BaseException:
+            self._close(run, part, self._standing(run))
+            raise
+        # A loop at its end may stand a rounding error beyond it.
+        self._close(run, part, max(part.end, self._standing(run)))
+
+    def hold(self, report: dict[str, Any]) -> None:
+        """Let the bar of a copied report with a phase stand no lower than before."""
+        share = share_of(report)
+        if share >= self._share:
+            self._share = share
+            return
+        held = (self._share, 0.0, report["phase"][2])
+        if held != self._held:
+            self._held = held
+        # The same object is an unchanged value.
+        report["phase"] = self._held
+
+    def _standing(self, run: Run) -> float:
+        """Return where the bar of a run stands."""
+        report = run.report.copy()
+        if "phase" in report:
+            self.hold(report)
+        return share_of(report)
+
+    def _close(self, run: Run, part: Part, at: float) -> None:
+        """Leave a phase, and those left open in it, with the bar at a place."""
+        if part not in self._parts:
+            # It was left with the phase around it, such as by an async generator.
+            return
+        del self._parts[self._parts.index(part) :]
+        around = self._parts[-1]
+        around.at = at
+        _report(run, around)
+
+
+def _report(run: Run, part: Part) -> None:
+    """Report that the next loop fills what is left of a part."""
+    # At once: a viewer must not see the progress of one part in another.
+    span = max(0.0, part.end - part.at)
+    run.report.update(progress=NOTHING, phase=(part.at, span, part.names))
+    run.dirty = True
+
+
+def check_phase(name: object, percent: object) -> tuple[str, float]:
+    """Return the name and the percentage of a phase.
+
+    Raises:
+      TypeError: The name is not a string, or the percentage not a number.
+      ValueError: The name is empty, or the percentage not above 0 and at most 100.
+    """
+    name = check_text("The name of a phase", name)[:NAME_LENGTH]
+    if not name:
+        raise ValueError("The name of a phase must not be empty.")
+    if not is_number(percent):
+        raise TypeError(
+            f"The percentage of the phase {name!r} must be a number, not {percent!r}."
+        )
+    if not 0 < percent <= 100 or math.isnan(percent):
+        raise ValueError(
+            f"The percentage of the phase {name!r} must be above 0 and at most 100, "
+            f"not {percent}."
+        )
+    return name, percent
 
 
 class RecordingRun(Run):
@@ -527,7 +662,14 @@ class RecordingPhases(Phases):
         self._history = history
 
     @contextmanager
-    def open(self, run: Reports, name: str, percent: float) -> Iterator[None]:
+    def open(self, run: Run, name: str, percent: float) -> Iterator[None]:
         with super().open(run, name, percent):
             self._history.append(("phase", name, percent))
             yield
+
+
+#: The run of a JobState that does not belong to a running job: it refuses every report.
+NO_RUN = Run(
+    closed="This JobState was loaded from a store. Only a running job can report, "
+    "through the job_state that its actor receives."
+)

@@ -20,9 +20,9 @@ from typing import Any, TypeVar, overload
 from ..errors import StoreUnavailable
 from .members import Container, MemberSender, OwnBatch, Store
 from .once import Once
-from .progress import Phase, Progress, check_phase, in_phase, phase_of
+from .progress import Phase, Progress, in_phase, phase_of
 from .record import BATCH, FINISHED, JobError, Record
-from .run import NO_RUN, AsyncSteps, Run
+from .run import NO_RUN, AsyncSteps, Run, check_phase
 from .texts import FAILED, REASONS, SKIPPED, humanized, sentence_of, translated
 from .values import AMOUNTS, LIMIT, NUMBERS, Json, loads
 
