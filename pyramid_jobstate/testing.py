@@ -29,11 +29,10 @@ from redis import Redis
 
 from .job import (
     CANCELLED,
-    FINISHED,
     MAX_DELAY,
     NO_RUN,
+    STATUSES,
     TIMES,
-    UNFINISHED,
     UUID,
     Batch,
     End,
@@ -50,6 +49,7 @@ from .job import (
     Run,
     check_weight,
     dumps,
+    encode_owner,
     record_of,
     set_member_sender,
 )
@@ -580,8 +580,8 @@ class _Put:
         _check_class(job_state_class)
         if issubclass(job_state_class, Batch):
             raise TypeError("put_job() makes no batches. Use put_batch().")
-        if status not in UNFINISHED + FINISHED:
-            known = ", ".join(UNFINISHED + FINISHED)
+        if status not in STATUSES:
+            known = ", ".join(STATUSES)
             raise ValueError(f"Unknown status {status!r}. Use one of: {known}.")
         _check("actor", actor, str, "a str")
         check_owner(owner)
@@ -598,7 +598,7 @@ class _Put:
             raise ValueError(f"attempt must be 1 or more, not {attempt}.")
         check_delay(delay, "seconds", MAX_DELAY // 1000)
         self._delay = max(0.0, delay)
-        encoded = None if owner is None else dumps(owner)
+        encoded = encode_owner(owner)
         self._info = JobInfo(
             job_state_class.kind,
             actor,

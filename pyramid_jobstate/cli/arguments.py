@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
-from ..job import FINISHED, UNFINISHED, is_owner, parse_duration
+from ..job import STATUSES, is_owner, parse_duration
 from .terminal import CouldNot, Refused, clean
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Filters(NamedTuple):
 
 
 def add_filters(
-    parser: argparse.ArgumentParser, statuses: Sequence[str] = UNFINISHED + FINISHED
+    parser: argparse.ArgumentParser, statuses: Sequence[str] = STATUSES
 ) -> argparse._ArgumentGroup:
     """Let a parser accept the filters, and return their group.
 

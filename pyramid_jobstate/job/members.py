@@ -6,22 +6,9 @@ import math
 import uuid
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from .values import MAX_KEY, is_number
-
-if TYPE_CHECKING:
-    from .record import JobInfo
-
-
-class Store(Protocol):
-    """The interface of the store from which a JobState was loaded."""
-
-    def cancel(self, uuid: str, info: JobInfo, /) -> bool:
-        """Request cancellation of a job. Return False if it had already ended."""
-
-    def delete(self, uuid: str, /) -> bool:
-        """Delete a job. Return False if it has not ended."""
 
 
 class MemberSender(Protocol):
@@ -41,30 +28,6 @@ class Block(MemberSender, Protocol):
 
     def leave(self, error: BaseException | None, /) -> None:
         """Take no more members, and send none of them if an exception was raised."""
-
-
-class Container(Protocol):
-    """The interface of the container through which a request found a JobState."""
-
-    @property
-    def request(self) -> Any:
-        """The request."""
-
-    @property
-    def localizer(self) -> Any:
-        """What translates for the request."""
-
-    def permits(self, context: Any, permission: str, /) -> object:
-        """Return a true value if the request has the permission on a job."""
-
-    def principals_of(self, owner: str | float, /) -> Sequence[str | float]:
-        """Return the principals that represent a job's owner in the request."""
-
-    def url_of(self, job_state: Any, /) -> str:
-        """Return the URL of a job that the container has loaded."""
-
-    def rerun(self, job_state: Any, /) -> bool:
-        """Run a job again. Return False if it has not failed."""
 
 
 #: The least and the greatest weight of a member.

@@ -14,7 +14,6 @@ from .values import (
     parse_all,
     parse_int,
     parse_json,
-    parse_number,
     parse_time,
     stored_iso_time,
     stored_owner,
@@ -26,7 +25,8 @@ UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
 #: The statuses of a job that has ended.
 FINISHED = ("success", "error", "cancelled")
 
-STATUSES = frozenset({*UNFINISHED, *FINISHED})
+#: All statuses that a job reads as.
+STATUSES = UNFINISHED + FINISHED
 
 #: The status of a record that leads to the job of another uuid, which is under way in
 #: its place, and the field that names it.
@@ -75,6 +75,10 @@ class JobError(NamedTuple):
 CANCELLED = JobError(None, "The job was cancelled.")
 NOT_SENT = JobError(None, "The job could not be sent.")
 NOT_REACHED = JobError(None, "An earlier step did not succeed.")
+REJECTED = JobError(None, "The message was rejected.")
+
+#: The reason of a job whose actor no worker knows.
+UNKNOWN_ACTOR = "No worker knows the actor ${actor}."
 
 #: The reasons for which a batch reads "error" or "cancelled".
 MEMBERS_FAILED = JobError(None, "Some of its jobs failed.")
@@ -296,7 +300,8 @@ class Record:
 
     def number(self, name: str) -> int:
         """Return a field of a batch that is a number, by default 0."""
-        return parse_number(self._fields.get(name)) or 0
+        # A 64-bit counter of the store has up to 19 digits.
+        return parse_int(self._fields.get(name), 19) or 0
 
     def time(self, name: str) -> datetime.datetime | None:
         """Return when it was "queued", "due", "started", "updated" or "finished"."""

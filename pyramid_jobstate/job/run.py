@@ -46,7 +46,7 @@ from .values import (
     encode_value,
     is_number,
     is_plain,
-    loads,
+    plain,
 )
 
 log = logging.getLogger("pyramid_jobstate")
@@ -192,9 +192,7 @@ class Run:
         if self.barred:
             self.check()
         with self._lock:
-            old = self.metrics.get(check_name(name), 0)
-            if isinstance(old, Json):
-                old = loads(old)
+            old = plain(self.metrics.get(check_name(name), 0))
             for number in (by, old):
                 if not is_number(number):
                     raise TypeError(
@@ -608,9 +606,7 @@ class RecordingRun(Run):
         # Known names bypass this method: forget them to record every call.
         self.known.clear()
         for name in values:
-            value = self.metrics[name]
-            plain = loads(value) if isinstance(value, str) else value
-            self.history.append(("metric", name, plain))
+            self.history.append(("metric", name, plain(self.metrics[name])))
 
     def set_progress(
         self, done: float, total: float | None, unit: str | None, message: str | None

@@ -13,18 +13,19 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
+    Sequence,
 )
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 from ..errors import StoreUnavailable
-from .members import Container, MemberSender, OwnBatch, Store
+from .members import MemberSender, OwnBatch
 from .once import Once
 from .progress import Phase, Progress, in_phase, phase_of
-from .record import BATCH, FINISHED, JobError, Record
+from .record import FINISHED, JobError, JobInfo, Record
 from .run import NO_RUN, AsyncSteps, Run, check_phase
 from .texts import FAILED, REASONS, SKIPPED, humanized, sentence_of, translated
-from .values import AMOUNTS, LIMIT, NUMBERS, Json, loads
+from .values import AMOUNTS, LIMIT, NUMBERS, plain
 
 log = logging.getLogger("pyramid_jobstate")
 
@@ -47,6 +48,40 @@ def current_job_state() -> JobState | None:
     Threads that the job starts get None: pass the JobState to them.
     """
     return current_state.get()
+
+
+class Store(Protocol):
+    """The interface of the store from which a JobState was loaded."""
+
+    def cancel(self, uuid: str, info: JobInfo, /) -> bool:
+        """Request cancellation of a job. Return False if it had already ended."""
+
+    def delete(self, uuid: str, /) -> bool:
+        """Delete a job. Return False if it has not ended."""
+
+
+class Container(Protocol):
+    """The interface of the container through which a request found a JobState."""
+
+    @property
+    def request(self) -> Any:
+        """The request."""
+
+    @property
+    def localizer(self) -> Any:
+        """What translates for the request."""
+
+    def permits(self, context: Any, permission: str, /) -> object:
+        """Return a true value if the request has the permission on a job."""
+
+    def principals_of(self, owner: str | float, /) -> Sequence[str | float]:
+        """Return the principals that represent a job's owner in the request."""
+
+    def url_of(self, job_state: Any, /) -> str:
+        """Return the URL of a job that the container has loaded."""
+
+    def rerun(self, job_state: Any, /) -> bool:
+        """Run a job again. Return False if it has not failed."""
 
 
 class JobState:
@@ -106,42 +141,6 @@ class JobState:
                 f"{cls.__module__}.{cls.__qualname__}. Give one a different `kind`."
             )
         _kinds[cls.kind] = cls
-
-    @classmethod
-    def class_of(cls, record: Record) -> type[JobState]:
-        """Return the JobState class for the kind of a record."""
-        found = _kinds.get(record.kind)
-        # Under the name BATCH is the class of batches of an unknown kind.
-        return found or _kinds.get(record.batch, _UnknownKind)
-
-    @classmethod
-    def from_record(cls, record: Record, store: Store | None = None) -> JobState:
-        """Return a record's job as an instance of the class for its kind.
-
-        Parameters:
-          store: The store from which it was read.
-
-        Raises:
-          TypeError: The class overrides ``__init__()`` without calling its parent's.
-        """
-        kind = record.kind
-        found = cls.class_of(record)
-        job_state = found(record)
-        if getattr(job_state, "_record", None) is None:
-            raise TypeError(
-                f"{found.__qualname__}.__init__() must call super().__init__()."
-            )
-        job_state._store = store
-        if not kind or kind not in _kinds:
-            job_state.kind = kind
-            if _unknown.is_new(kind):
-                log.warning(
-                    "A job has the kind %r, but this process has not imported a "
-                    "JobState class of that kind: only the job's lineage grants "
-                    "access. Import the module that defines the class.",
-                    kind,
-                )
-        return job_state
 
     def __repr__(self) -> str:
         try:
@@ -206,10 +205,9 @@ class JobState:
         again, it finds the members that it has sent before, and sends only those that
         may not have been sent.
         """
-        batch = self._record.info.batch
-        if batch is None or batch == BATCH:
+        if not self._record.is_member:
             return None
-        return OwnBatch(batch, self._member_sender)
+        return OwnBatch(self._record.batch, self._member_sender)
 
     @property
     def job_params(self) -> dict[str, Any]:
@@ -227,7 +225,7 @@ class JobState:
         """The latest value of each metric."""
         if self._run is NO_RUN:
             return self._record.metrics
-        return {k: _plain(v) for k, v in self._run.metrics.copy().items()}
+        return {k: plain(v) for k, v in self._run.metrics.copy().items()}
 
     def get_progress_metric(self, name: str, default: Any = None) -> Any:
         """Return the latest value of a metric, or `default`."""
@@ -754,10 +752,6 @@ def note_trouble(
         )
 
 
-def _plain(value: object) -> Any:
-    return loads(value) if isinstance(value, Json) else value
-
-
 _kinds[JobState.kind] = JobState
 #: The unknown kinds that a warning was logged for.
 _unknown = Once()
@@ -773,6 +767,42 @@ class _UnknownKind(JobState):
 # The kind that no other class can declare.
 _kinds[""] = _kinds.pop(_UnknownKind.kind)
 _UnknownKind.kind = ""
+
+
+def class_of(record: Record) -> type[JobState]:
+    """Return the JobState class for the kind of a record."""
+    found = _kinds.get(record.kind)
+    # Under the name BATCH is the class of batches of an unknown kind.
+    return found or _kinds.get(record.batch, _UnknownKind)
+
+
+def job_state_of(record: Record, store: Store) -> JobState:
+    """Return a record's job as an instance of the class for its kind.
+
+    Parameters:
+      store: The store from which it was read.
+
+    Raises:
+      TypeError: The class overrides ``__init__()`` without calling its parent's.
+    """
+    kind = record.kind
+    found = class_of(record)
+    job_state = found(record)
+    if getattr(job_state, "_record", None) is None:
+        raise TypeError(
+            f"{found.__qualname__}.__init__() must call super().__init__()."
+        )
+    job_state._store = store
+    if not kind or kind not in _kinds:
+        job_state.kind = kind
+        if _unknown.is_new(kind):
+            log.warning(
+                "A job has the kind %r, but this process has not imported a JobState "
+                "class of that kind: only the job's lineage grants access. Import the "
+                "module that defines the class.",
+                kind,
+            )
+    return job_state
 
 
 def record_of(job_state: JobState) -> Record:

@@ -15,6 +15,8 @@ from .record import (
     MEMBERS_FAILED,
     NOT_REACHED,
     NOT_SENT,
+    REJECTED,
+    UNKNOWN_ACTOR,
 )
 
 #: The domain of our own texts. An application may ship a catalog for it.
@@ -37,8 +39,8 @@ REASONS = (
     NOT_REACHED.message,
     MEMBERS_FAILED.message,
     MEMBERS_CANCELLED.message,
-    "The message was rejected.",
-    "No worker knows the actor ${actor}.",
+    REJECTED.message,
+    UNKNOWN_ACTOR,
 )
 
 

@@ -112,9 +112,14 @@ def dumps(value: object) -> Json:
     return Json(text)
 
 
-def loads(text: Json | str | bytes) -> Any:
-    """Return the value of a JSON text that :func:`dumps` wrote."""
-    return json.loads(text)
+def plain(value: object) -> Any:
+    """Return the value of what is kept of one."""
+    return json.loads(value) if isinstance(value, Json) else value
+
+
+def encode_owner(owner: object) -> str | None:
+    """Return an owner as JSON, or None for none."""
+    return None if owner is None else dumps(owner)
 
 
 def encode_value(what: str, value: object) -> Json:
@@ -289,18 +294,13 @@ def stored_owner(text: str | None) -> Any:
     return owner if type(owner) in (str, int, float) else None
 
 
-def parse_int(text: str | None) -> int | None:
-    """Return the value of 1 to 15 ASCII digits, or None for any other text."""
-    if text is None or len(text) > 15 or not (text.isascii() and text.isdigit()):
-        return None
-    return int(text)
+def parse_int(text: str | None, digits: int = 15) -> int | None:
+    """Return the value of some ASCII digits, or None for any other text.
 
-
-def parse_number(text: str | None) -> int | None:
-    """Return the value of 1 to 19 ASCII digits, which a 64-bit counter of the store may
-    hold, or None for any other text.
+    Parameters:
+      digits: The most that count.
     """
-    if text is None or len(text) > 19 or not (text.isascii() and text.isdigit()):
+    if text is None or len(text) > digits or not (text.isascii() and text.isdigit()):
         return None
     return int(text)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from ..job import (
     BATCH,
     FINISHED,
-    UNFINISHED,
+    STATUSES,
     UUID,
     JobState,
     Record,
@@ -27,9 +27,6 @@ from .scripts import Calls, Lives, Runner, has_tag
 
 if TYPE_CHECKING:
     from .reader import Reader
-
-#: The statuses that a job reads as.
-STATUSES = UNFINISHED + FINISHED
 
 #: Stands for a status in the filter of jobs that may run again: see Record.has_failed.
 FAILED_OR_LOST = "failed or lost"

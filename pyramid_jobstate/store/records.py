@@ -11,7 +11,17 @@ from redis import RedisCluster
 from redis.exceptions import RedisError
 
 from ..errors import NotRepeatable, NotUnique, StoreUnavailable
-from ..job import BATCH, JobInfo, JobState, NewJob, Record, Update, note_trouble
+from ..job import (
+    BATCH,
+    JobInfo,
+    JobState,
+    NewJob,
+    Record,
+    Update,
+    class_of,
+    job_state_of,
+    note_trouble,
+)
 from .batches import Batches, Change, answered, changes_of
 from .bulk import Acted
 from .claims import UNASKED, Claims, Hold
@@ -84,7 +94,7 @@ class Records:
 
     def job(self, record: Record) -> JobState:
         """Return the job of a record."""
-        return JobState.from_record(record, self)
+        return job_state_of(record, self)
 
     def try_job(self, record: Record) -> JobState | None:
         """Return the job of a record, or None if its class raises, which is logged."""
@@ -93,7 +103,7 @@ class Records:
         except StoreUnavailable:
             raise
         except Exception:
-            note_trouble(JobState.class_of(record), record.uuid)
+            note_trouble(class_of(record), record.uuid)
             return None
 
     def record(self, uuid: str) -> Record | None:

@@ -27,7 +27,7 @@ from ..job import (
     Run,
     check_key,
     check_weight,
-    dumps,
+    encode_owner,
     record_of,
     set_member_sender,
     set_store,
@@ -318,8 +318,7 @@ def describe(
         raise TypeError(f"A batch needs a subclass of Batch, not {batch_class!r}.")
     if not isinstance(title, str | None):
         raise TypeError(f"The title of a batch must be a string, not {title!r}.")
-    encoded = None if owner is None else dumps(owner)
-    info = JobInfo(batch_class.kind, owner=encoded, batch=BATCH)
+    info = JobInfo(batch_class.kind, owner=encode_owner(owner), batch=BATCH)
     fields = {}
     if title is not None:
         # It may hold a file name that is not valid Unicode.

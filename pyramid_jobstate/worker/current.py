@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from dramatiq.errors import Retry
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
-from ..job import CANCELLED, End, JobError, JobState, current_state
+from ..job import CANCELLED, REJECTED, End, JobError, JobState, current_state
 from .message import failure_of
 from .unsaved import Unsaved
 
@@ -112,7 +112,7 @@ class CurrentJob:
         raised, self.raised = self.raised, None
         error = None if raised is None else describe(raised)
         if error is None and not acknowledged:
-            error = JobError(None, "The message was rejected.")
+            error = REJECTED
         is_skipped = isinstance(raised, SkipMessage)
         delay = None if self.due is None else max(0.0, self.due - time.monotonic())
         # Another exception comes from the actor, even if that was called in another

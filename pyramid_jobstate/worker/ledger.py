@@ -38,7 +38,8 @@ T = TypeVar("T")
 #: The longest interval or heartbeat in seconds: a day. No thread can wait for ever.
 LONGEST = 86400.0
 
-#: The end of a pipeline step whose turn never comes.
+#: The ends of a job that could not be sent, and of a step whose turn never comes.
+UNSENT = End("error", NOT_SENT)
 UNREACHED = End("cancelled", NOT_REACHED)
 
 
@@ -274,7 +275,7 @@ class Ledger:
             self._drop_steps_after(broker, message)
         elif end.status == "success" and not job.is_next_sent:
             # Dramatiq only logs what the broker raised.
-            self._drop_steps_after(broker, message, End("error", NOT_SENT))
+            self._drop_steps_after(broker, message, UNSENT)
 
     def drop(
         self, broker: Broker, message: MessageProxy, info: JobInfo, end: End

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dramatiq.middleware import Middleware, MiddlewareError, SkipMessage
 
 from ..errors import ActorError
-from ..job import End, JobError, JobInfo, is_uuid
+from ..job import UNKNOWN_ACTOR, End, JobError, JobInfo, filled, is_uuid
 from .actors import TrackedFunction, job_state_class
 from .batches import RunningMember
 from .current import CurrentJob, skip
@@ -203,7 +203,7 @@ class JobStateMiddleware(Middleware):
         name = message.actor_name
         if name not in broker.get_declared_actors() and is_uuid(message.message_id):
             # The actor is unknown here, but known where the message was sent.
-            error = JobError(None, f"No worker knows the actor {name!r}.")
+            error = JobError(None, filled(UNKNOWN_ACTOR, {"actor": repr(name)}))
             attempts = attempts_before(message)
             word, batch = word_of(message), batch_of(message)
             info = JobInfo("", name, attempts, rerun=word, batch=batch)

@@ -17,14 +17,11 @@ from redis.exceptions import RedisError
 
 from ..errors import ActorError
 from ..job import (
-    NOT_REACHED,
-    NOT_SENT,
-    End,
     JobState,
     NewJob,
     Update,
     check_key,
-    dumps,
+    encode_owner,
     identity_of,
     is_uuid,
     member_uuid,
@@ -32,7 +29,7 @@ from ..job import (
 )
 from ..store import JobStore, refusal
 from .actors import TrackedFunction, receives_request, refuse_request
-from .ledger import ledger_of
+from .ledger import UNREACHED, UNSENT, ledger_of
 from .message import BATCH, LOST_BATCH, UNIQUE, check_delay, check_owner
 
 if TYPE_CHECKING:
@@ -75,7 +72,7 @@ class Unique:
         Raises:
           TypeError, ValueError: See :func:`.identity_of`.
         """
-        encoded = None if owner is None else dumps(owner)
+        encoded = encode_owner(owner)
         self.identity = identity_of(actor, self._key, encoded, shared=self._shared)
         return self.identity
 
@@ -281,9 +278,7 @@ class Outgoing:
     def fail_soon(self) -> None:
         """Write that a unique job was not sent, as soon as the store answers."""
         (job,) = self.jobs
-        self._ledger.write_dropped(
-            self.broker, job.uuid, job.info, End("error", NOT_SENT)
-        )
+        self._ledger.write_dropped(self.broker, job.uuid, job.info, UNSENT)
 
     def left(self) -> list[NewJob]:
         """Return the jobs that the broker has not accepted. The later steps of a
@@ -444,7 +439,7 @@ class Outgoing:
 
 def failure_to_send(job: NewJob) -> Update:
     """Return the update of a job whose message the broker has not accepted."""
-    end = End("cancelled", NOT_REACHED) if job.waits else End("error", NOT_SENT)
+    end = UNREACHED if job.waits else UNSENT
     return Update(job.uuid, "", 0, job.info, end=end, dropped=True, sender=job.sender)
 
 
