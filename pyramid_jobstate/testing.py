@@ -56,6 +56,7 @@ from .job import (
 from .store import JobStore, connect, type_name
 from .worker import (
     BATCH,
+    OWNER,
     UNIQUE,
     RunningMember,
     Unsaved,
@@ -649,7 +650,7 @@ class _Put:
         info = self._info
         if self._status != "error" or not info.actor:
             return Failure("", "", self._traceback)
-        options = {"job_owner": None if info.owner is None else json.loads(info.owner)}
+        options = {OWNER: None if info.owner is None else json.loads(info.owner)}
         if info.batch is not None:
             options[BATCH] = info.batch
         message: Message[Any] = Message(

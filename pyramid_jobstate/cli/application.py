@@ -168,10 +168,9 @@ def find_broker(store: JobStore, name: str | None) -> Broker:
     import dramatiq.broker
     from dramatiq.brokers.stub import StubBroker
 
-    from ..worker import ledger_of
+    from ..worker import global_broker, ledger_of
 
-    # Not get_broker(), which would make one.
-    found = dramatiq.broker.global_broker if name is None else _import(name)
+    found = global_broker() if name is None else _import(name)
     if found is None:
         raise Refused(NO_BROKER)
     what = "The application's broker" if name is None else f"--broker {name}"

@@ -23,7 +23,7 @@ from pyramid.paster import get_app, setup_logging
 from pyramid.settings import aslist, falsey, truthy
 from redis.exceptions import RedisError
 
-from ..worker import is_default
+from ..worker import global_broker, is_default
 from .application import place_of
 from .ini import Ini
 from .terminal import Refused
@@ -316,8 +316,7 @@ def _has_broker() -> bool:
     """Return whether somebody has set a broker. Dramatiq's default broker, made for
     actors that are declared before any is set, does not count.
     """
-    # Not get_broker(), which would make one.
-    broker = dramatiq.broker.global_broker
+    broker = global_broker()
     return broker is not None and not is_default(broker)
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .reader import Reader
     from .scripts import Call, Calls, Lives
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pyramid_jobstate")
 
 #: Milliseconds for which an ended job holds its claim while it is about to run again.
 HOLD = 4_000

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import dramatiq.broker
 from pyramid.httpexceptions import HTTPForbidden, HTTPNotFound
 from redis.exceptions import RedisError
 
@@ -24,7 +23,7 @@ from ..job import (
     set_container,
 )
 from ..store import BulkResult, JobStore, check_empty
-from ..worker import BROKER_IS_AWAY, rerun_all
+from ..worker import BROKER_IS_AWAY, NO_BROKER, global_broker, rerun_all
 from .answers import come_back, render, render_nothing
 from .permits import may_see, require
 from .query import (
@@ -237,10 +236,9 @@ def run_again(store: JobStore, acting: BulkRequest, **options: Any) -> BulkResul
       NotRepeatable: This process has no broker.
       NotAccepted: The broker did not accept a job.
     """
-    # Not get_broker(), which would create one.
-    broker = dramatiq.broker.global_broker
+    broker = global_broker()
     if broker is None:
-        raise NotRepeatable("This process has no Dramatiq broker.")
+        raise NotRepeatable(NO_BROKER)
     try:
         return rerun_all(
             store, broker, permits=acting.permits, tell=acting.tell, **options

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, overload
 
-import dramatiq.broker
 from dramatiq import Actor, Message, group, pipeline
 from pyramid.interfaces import IResourceURL, IRootFactory, IRoutesMapper
 from pyramid.request import Request
@@ -30,7 +29,18 @@ from ..job import (
     translated,
 )
 from ..store import JobStore, Page
-from ..worker import Outgoing, OutgoingBatch, Sendable, Unique, check_owner, rerun
+from ..worker import (
+    APPLICATION,
+    NO_BROKER,
+    URL,
+    Outgoing,
+    OutgoingBatch,
+    Sendable,
+    Unique,
+    check_owner,
+    global_broker,
+    rerun,
+)
 from .interfaces import (
     JOB,
     LIST,
@@ -307,14 +317,13 @@ class JobStates:
           NotRepeatable: The job cannot run again. The error says why.
           StoreUnavailable: The store does not answer.
         """
-        # Not get_broker(), which would create one.
-        broker = dramatiq.broker.global_broker
+        broker = global_broker()
         if broker is not None:
             uuid = record_of(job_state).uuid
             return self.ask(lambda store: rerun(store, broker, uuid))
         if not record_of(job_state).has_failed:
             return False
-        raise NotRepeatable("This process has no Dramatiq broker.")
+        raise NotRepeatable(NO_BROKER)
 
     def _adopt(self, job_state: JobState | None) -> JobState | None:
         if job_state is not None:
@@ -564,8 +573,8 @@ class JobStates:
     def _origin(self) -> dict[str, str]:
         """Return the options that tell a job's request where the job comes from."""
         return {
-            "job_url": self.request.application_url,
-            "job_app": application_name(self.request.registry),
+            URL: self.request.application_url,
+            APPLICATION: application_name(self.request.registry),
         }
 
     def batch(

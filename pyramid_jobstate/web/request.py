@@ -19,7 +19,10 @@ from pyramid.traversal import DefaultRootFactory
 
 from ..errors import ActorError
 from ..worker import (
+    APPLICATION,
+    OWNER,
     REQUEST,
+    URL,
     Conflict,
     HandedFunction,
     TrackedFunction,
@@ -84,7 +87,7 @@ class Applications:
         """
         alive = {name: found for name, ref in self._all.items() if (found := ref())}
         # An unhashable value is not a name either.
-        sent_by = str(options.get("job_app"))
+        sent_by = str(options.get(APPLICATION))
         if sent_by in alive:
             return alive[sent_by]
         if len(alive) > 1 or sent_by in self._all:
@@ -250,7 +253,7 @@ def _make_request(
 ) -> Request:
     factory = registry.queryUtility(IRequestFactory, default=Request)
     options = message.options
-    url = registry.queryUtility(IBaseUrl) or options.get("job_url", DEFAULT_URL)
+    url = registry.queryUtility(IBaseUrl) or options.get(URL, DEFAULT_URL)
     if not isinstance(url, str) or not is_base_url(url):
         log.warning("The message %s has an invalid job_url: %r.", message, url)
         url = DEFAULT_URL
@@ -266,7 +269,7 @@ def _make_request(
     )
     request.registry = registry
     try:
-        set_owner(request, check_owner(options.get("job_owner")))
+        set_owner(request, check_owner(options.get(OWNER)))
     except TypeError as e:
         log.warning("The job of %s has no owner: %s", message, e)
         set_owner(request, None)

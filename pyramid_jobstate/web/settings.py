@@ -19,6 +19,7 @@ from ..store import JobStore, namespace_fault
 from ..worker import (
     STUB,
     BrokerSpec,
+    global_broker,
     is_async,
     is_default,
     ledger_of,
@@ -317,8 +318,7 @@ def _wrong(name: str, value: object, why: str) -> ConfigurationError:
 
 
 def _middleware_store() -> JobStore:
-    # Not get_broker(), which would create one.
-    broker = dramatiq.broker.global_broker
+    broker = global_broker()
     if broker is None or is_default(broker):
         raise ConfigurationError(
             "pyramid_jobstate does not know where job states are kept: no Dramatiq "

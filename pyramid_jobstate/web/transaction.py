@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Ask = Callable[[Callable[[JobStore], object]], object]
 
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pyramid_jobstate")
 
 
 class JobDataManager:

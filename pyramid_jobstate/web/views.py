@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-import dramatiq.broker
 from pyramid.exceptions import BadCSRFOrigin, BadCSRFToken
 from pyramid.httpexceptions import HTTPForbidden, HTTPNotFound
 from pyramid.response import Response
@@ -25,7 +24,7 @@ from ..job import (
     record_of,
 )
 from ..store import Page
-from ..worker import why_not_repeatable
+from ..worker import global_broker, why_not_repeatable
 from .acts import cancel, cancel_many, clear, delete, rerun, rerun_many
 from .answers import (
     AnsweringView,
@@ -204,8 +203,7 @@ def inspect(context: JobState, request: Request) -> Response:
 
 def inspection(context: JobState) -> dict[str, Any]:
     """Return what operators need to know of a job, without checking permissions."""
-    # Not get_broker(), which would create one.
-    broker = dramatiq.broker.global_broker
+    broker = global_broker()
 
     def question(store: JobStore) -> tuple[Failures, str | None]:
         failures = store.failures(record_of(context).uuid)

@@ -28,20 +28,24 @@ from .brokers import (
     use_broker,
 )
 from .current import Conflict
-from .ledger import ledger_of
-from .message import BATCH, UNIQUE, check_delay, check_owner
+from .ledger import global_broker, ledger_of
+from .message import APPLICATION, BATCH, OWNER, UNIQUE, URL, check_delay, check_owner
 from .middleware import JobStateMiddleware
 from .outgoing import NotClaimed, Outgoing, Sendable, Unique
 from .recorder import Outage, watch_forks
-from .reruns import BROKER_IS_AWAY, rerun, rerun_all, why_not_repeatable
+from .reruns import BROKER_IS_AWAY, NO_BROKER, rerun, rerun_all, why_not_repeatable
 from .unsaved import Unsaved
 
 __all__ = [
+    "APPLICATION",
     "BATCH",
     "BROKER_IS_AWAY",
+    "NO_BROKER",
+    "OWNER",
     "REQUEST",
     "STUB",
     "UNIQUE",
+    "URL",
     "BrokerFault",
     "BrokerSpec",
     "Conflict",
@@ -60,6 +64,7 @@ __all__ = [
     "check_delay",
     "check_owner",
     "describe",
+    "global_broker",
     "has_parameter",
     "is_async",
     "is_default",

@@ -32,6 +32,7 @@ from ..job import (
 )
 from .current import CurrentJob, ThreadState, skip
 from .message import (
+    OWNER,
     attempts_before,
     batch_of,
     check_owner,
@@ -219,7 +220,7 @@ def refuse_request(message: Message[Any]) -> None:
         )
 
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pyramid_jobstate")
 
 PARAMETER = "job_state"
 
@@ -326,7 +327,7 @@ class TrackedFunction(HandedFunction):
     ) -> JobInfo:
         """Return what to store about a message."""
         try:
-            owner = check_owner(message.options.get("job_owner"))
+            owner = check_owner(message.options.get(OWNER))
         except TypeError as e:
             # A wrong owner must not keep the message from being sent and run.
             log.warning("The job of %s has no owner: %s", message, e)

@@ -34,7 +34,7 @@ from ..job import (
 )
 from ..store import JobStore, redis_errors
 from .ledger import ledger_of
-from .message import check_owner
+from .message import APPLICATION, OWNER, URL, check_owner
 from .outgoing import Outgoing, failure_to_send
 
 if TYPE_CHECKING:
@@ -337,9 +337,6 @@ def portions(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 log = logging.getLogger("pyramid_jobstate")
 
-#: The options of a message that tell an actor with a request where it comes from.
-ORIGIN = ("job_url", "job_app")
-
 #: Why a batch takes no members, by what the script `add_members` says. The run that
 #: sends them has to stop in the last two cases.
 UNKNOWN = -1
@@ -402,10 +399,10 @@ class RunningMember:
         options = self._message.options
         outgoing = Outgoing(
             what,
-            options.get("job_owner"),
+            options.get(OWNER),
             broker=broker,
             delay=delay,
-            origin=lambda: {k: options[k] for k in ORIGIN if k in options},
+            origin=lambda: {k: options[k] for k in (URL, APPLICATION) if k in options},
             batch=self._batch,
             key=check_key(key),
             sender=self._message.message_id,
@@ -428,11 +425,19 @@ class RunningMember:
 
         Parameters:
           weight: The weight of each, in thousandths.
+
+        Raises:
+          StoreUnavailable: The store does not answer.
         """
         members = [Member(job, weight) for job in outgoing.jobs]
         store = ledger_of(self._broker).store_for(self._broker)
         outgoing.check(store)
-        if self._ask(lambda: self._is_to_send(store, outgoing, members)):
+        try:
+            with redis_errors():
+                is_to_send = self._is_to_send(store, outgoing, members)
+        except RedisError as e:
+            raise StoreUnavailable(None) from e
+        if is_to_send:
             self._enqueue(store, outgoing)
 
     def _is_to_send(
@@ -490,15 +495,3 @@ class RunningMember:
         raise RuntimeError(
             f"The batch {self._batch} takes no members: {REFUSALS[reply]}."
         )
-
-    def _ask(self, question: Callable[[], bool]) -> bool:
-        """Return the answer of the store.
-
-        Raises:
-          StoreUnavailable: It does not answer.
-        """
-        try:
-            with redis_errors():
-                return question()
-        except RedisError as e:
-            raise StoreUnavailable(None) from e

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -21,6 +19,7 @@ from dramatiq.brokers.stub import StubBroker
 from ..store import JobStore, deferred_client, place_of, store_beside
 from .actors import own_function
 from .middleware import JobStateMiddleware
+from .recorder import watch_forks
 
 if TYPE_CHECKING:
     from dramatiq.middleware import Middleware
@@ -67,8 +66,7 @@ class LateServer:
         self._make = EmbeddedServer
         self._server = EmbeddedServer()
         self._lock = threading.Lock()
-        reference = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _forget(reference()))
+        watch_forks().add(self)
 
     def port(self) -> int:
         """Return the port of the running server.
@@ -84,16 +82,11 @@ class LateServer:
     def stop(self) -> None:
         self._server.stop()
 
-    def forget(self) -> None:
+    def abandon(self) -> None:
         """In a forked child, forget a server that a thread was about to start."""
         self._lock = threading.Lock()
         if not self._server.port:
             self._server = self._make()
-
-
-def _forget(server: LateServer | None) -> None:
-    if server is not None:
-        server.forget()
 
 
 def make_broker(spec: BrokerSpec, settings: Mapping[str, Any]) -> Broker:

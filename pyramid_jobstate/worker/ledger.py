@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import dramatiq.broker
 from dramatiq import Message
 from redis import exceptions
 from redis.exceptions import RedisError
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from ..store import Client, Records
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pyramid_jobstate")
 
 T = TypeVar("T")
 
@@ -325,6 +326,12 @@ def ledger_of(broker: Broker) -> Ledger:
         f"The broker {broker!r} has no JobStateMiddleware. Add one before the actors "
         "are declared: broker.add_middleware(JobStateMiddleware())."
     )
+
+
+def global_broker() -> Broker | None:
+    """Return Dramatiq's global broker, or None: get_broker() would create one."""
+    broker: Broker | None = dramatiq.broker.global_broker
+    return broker
 
 
 def given_store(

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from dramatiq.broker import MessageProxy
 
 
+#: The option with the owner of a job.
+OWNER = "job_owner"
+
+#: The options that tell an actor with a request where its job comes from: the URL and
+#: the name of the application.
+URL, APPLICATION = "job_url", "job_app"
+
 #: The option of a message that runs a job again: a word that the job's record has, too.
 WORD = "job_rerun"
 

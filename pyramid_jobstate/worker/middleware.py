@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..store import Client, JobStore
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pyramid_jobstate")
 
 
 class JobStateMiddleware(Middleware):

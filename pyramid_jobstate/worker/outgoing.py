@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import dramatiq.broker
 from dramatiq import ActorNotFound, Message, group, pipeline
 from dramatiq.middleware import GroupCallbacks
 from redis.exceptions import RedisError
@@ -29,8 +28,8 @@ from ..job import (
 )
 from ..store import JobStore, refusal
 from .actors import TrackedFunction, receives_request, refuse_request
-from .ledger import UNREACHED, UNSENT, ledger_of
-from .message import BATCH, LOST_BATCH, UNIQUE, check_delay, check_owner
+from .ledger import UNREACHED, UNSENT, global_broker, ledger_of
+from .message import BATCH, LOST_BATCH, OWNER, UNIQUE, check_delay, check_owner
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -191,8 +190,7 @@ class Outgoing:
         self._is_named = broker is not None
         if broker is None and isinstance(what, (pipeline, group)):
             broker = what.broker
-        # Not get_broker(), which would create one.
-        broker = broker or dramatiq.broker.global_broker
+        broker = broker or global_broker()
         if broker is None:
             raise TypeError("No Dramatiq broker is set. Call dramatiq.set_broker(...).")
         self.broker = broker
@@ -343,7 +341,7 @@ class Outgoing:
         check_callbacks(self.broker, what)
         for fields in what.completion_callbacks:
             callback: Message[Any] = Message(**fields)
-            owner = callback.options.get("job_owner", self._owner)
+            owner = callback.options.get(OWNER, self._owner)
             is_tracked = self._function(callback.actor_name) is not None
             checked = check_owner(owner) if is_tracked else None
             callback = encoded(self.broker, callback, checked, self._origin)
@@ -364,7 +362,7 @@ class Outgoing:
                 f"A message whose id is not a uuid cannot be tracked: "
                 f"{message.message_id!r}."
             )
-        owner = check_owner(message.options.get("job_owner", self._owner))
+        owner = check_owner(message.options.get(OWNER, self._owner))
         unique = None
         if self.unique is not None:
             unique = self.unique.identify(message.actor_name, owner)
@@ -469,7 +467,7 @@ def encoded(
     if batch is not None:
         options[BATCH] = batch
     if owner is not None:
-        options["job_owner"] = owner
+        options[OWNER] = owner
     if receives_request(broker, message.actor_name):
         refuse_request(message)
         options.update(origin())

@@ -215,7 +215,7 @@ class Backlog:
         self._runs.clear()
 
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pyramid_jobstate")
 
 REFUSED = (
     "The job state store refuses to list cancels. Jobs learn of theirs with the next "

@@ -31,19 +31,22 @@ from ..store import (
     run_bulk,
 )
 from .ledger import UNREACHED, ledger_of
-from .message import WORD
+from .message import OWNER, WORD
 
 if TYPE_CHECKING:
     from dramatiq import Broker
 
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pyramid_jobstate")
 
 #: What is logged of a batch whose sender died.
 NEVER_SENT = (
     "%d of the jobs of batch %s were never sent, and cannot run again. Cancel the "
     "batch, and send again what is cancelled then."
 )
+
+#: Why nothing runs again in a process without a broker.
+NO_BROKER = "This process has no Dramatiq broker."
 
 #: What :func:`rerun` raises if the broker does not answer.
 BROKER_IS_AWAY = (ConnectionClosed, ConnectionFailed)
@@ -220,9 +223,9 @@ def message_of(
     functions = ledger.functions
     if functions.find(message) is None:
         raise NotRepeatable(f"The actor {record.actor!r} is not tracked here.")
-    options = {k: v for k, v in message.options.items() if k != "job_owner"}
+    options = {k: v for k, v in message.options.items() if k != OWNER}
     if record.owner is not None:
-        options["job_owner"] = record.owner
+        options[OWNER] = record.owner
     steps = [
         (step.message_id, function.info_of(step))
         for step in later
@@ -290,7 +293,7 @@ def why_not_repeatable(
     if not record.has_failed:
         return "The job has not failed."
     if broker is None:
-        return "This process has no Dramatiq broker."
+        return NO_BROKER
     try:
         ledger_of(broker)
     except TypeError as e:
