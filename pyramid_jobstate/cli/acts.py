@@ -41,7 +41,7 @@ class Results:
         self._is_dry_run = is_dry_run
         self.code = DONE
 
-    def of_each(
+    def act_on(
         self,
         store: JobStore,
         names: Sequence[str],
@@ -287,7 +287,7 @@ def cancel_jobs(store: JobStore, args: argparse.Namespace, output: Output) -> in
             raise CouldNot(f"The job {job.uuid} is already over{status}.")
 
     results = Results(output, "cancelled", is_dry_run=args.dry_run)
-    return results.of_each(store, args.ids, cancel, "cancelled")
+    return results.act_on(store, args.ids, cancel, "cancelled")
 
 
 CANCEL = Operation(
@@ -350,7 +350,7 @@ def rerun_jobs(store: JobStore, args: argparse.Namespace, output: Output) -> int
             raise CouldNot(f"The job {job.uuid} has not failed: {job.status}.")
 
     results = Results(output, "requeued", is_dry_run=args.dry_run)
-    return results.of_each(store, args.ids, send, "queued")
+    return results.act_on(store, args.ids, send, "queued")
 
 
 RERUN = Operation(

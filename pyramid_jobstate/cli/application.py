@@ -139,6 +139,7 @@ def _without_secrets(text: str, ini: Ini) -> str:
     return without_passwords(text)
 
 
+#: Why a command that needs the broker of the application cannot run.
 NO_BROKER = (
     "The application has no broker. Set jobstate.broker in the ini, or call "
     "dramatiq.set_broker() before the actors are declared."

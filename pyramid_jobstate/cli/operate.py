@@ -23,7 +23,6 @@ from .terminal import (
     HUNG_UP,
     INTERRUPTED,
     TERMINATED,
-    USAGE,
     CouldNot,
     Output,
     Refused,
@@ -45,20 +44,14 @@ class Location(NamedTuple):
     """
 
     ini: str
-    variables: Sequence[str] = ()
-    url: str | None = None
-    namespace: str | None = None
+    variables: Sequence[str]
+    url: str | None
+    namespace: str | None
 
 
-class Opened(NamedTuple):
-    """A store, and the application that it belongs to, which must live as long."""
-
-    store: JobStore
-    application: object = None
-
-
-def open_store(place: Location) -> Opened:
-    """Return the store of the command line.
+def open_store(place: Location) -> tuple[JobStore, object]:
+    """Return the store of the command line, and the application that it belongs to,
+    which must live as long, or None.
 
     Raises:
       Refused: The URL, the namespace or the ini is wrong.
@@ -69,15 +62,15 @@ def open_store(place: Location) -> Opened:
         # Only now are Pyramid and the application's classes imported.
         from .application import open_application
 
-        return Opened(*open_application(place.ini, place.variables))
+        return open_application(place.ini, place.variables)
     if place.namespace is not None:
         fault = namespace_fault(place.namespace)
         if fault is not None:
             raise Refused(f"--namespace {place.namespace!r} {fault}.")
     try:
         if place.namespace is None:
-            return Opened(JobStore(place.url))
-        return Opened(JobStore(place.url, namespace=place.namespace))
+            return JobStore(place.url), None
+        return JobStore(place.url, namespace=place.namespace), None
     except ValueError as e:
         raise Refused(f"--url: {e}") from None
     except RedisError as e:
@@ -237,9 +230,6 @@ def operate(
             code = _run(operation, place, program, arguments)
             sys.stdout.flush()
             return code
-    except Refused as e:
-        say(str(e))
-        return USAGE
     except CouldNot as e:
         say(str(e))
         return COULD_NOT
@@ -267,9 +257,9 @@ def _run(
     args = parser.parse_intermixed_args(arguments)
     output = Output.choose(is_json=args.json, can_draw=operation.draws)
     log_to_stderr()
-    opened = open_store(place)
-    with _explained(opened.store):
-        return operation.run(opened.store, args, output)
+    store, _application = open_store(place)
+    with _explained(store):
+        return operation.run(store, args, output)
 
 
 @contextlib.contextmanager

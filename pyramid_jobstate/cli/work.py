@@ -24,7 +24,7 @@ from pyramid.settings import aslist, falsey, truthy
 from redis.exceptions import RedisError
 
 from ..worker import global_broker, is_default
-from .application import place_of
+from .application import NO_BROKER, place_of
 from .ini import Ini
 from .terminal import Refused
 
@@ -177,11 +177,6 @@ _ARGUMENTS = {
 
 #: What Dramatiq calls in each worker process.
 BOOT = f"{__name__}:boot"
-
-NO_BROKER = (
-    "The application has no broker. Set jobstate.broker in the ini, or call "
-    "dramatiq.set_broker() before the actors are declared."
-)
 
 #: Dramatiq's own exit codes.
 FAILED, IMPORT, CONNECT = 1, 2, 3

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyramid import threadlocal
 from redis.exceptions import RedisError
@@ -129,7 +129,7 @@ class JobDataManager:
         # The last of all, so that nothing vetoes the commit after our vote.
         return f"{chr(sys.maxunicode)}pyramid_jobstate"
 
-    def savepoint(self) -> Savepoint:
+    def savepoint(self) -> JobSavepoint | BatchSavepoint:
         if isinstance(self._outgoing, OutgoingBatch):
             return BatchSavepoint(self._outgoing)
         return JobSavepoint()
@@ -195,16 +195,10 @@ class OnePhaseVote:
         return JobSavepoint()
 
 
-class Savepoint(Protocol):
-    """See `transaction.interfaces.IDataManagerSavepoint`."""
-
-    def rollback(self) -> None:
-        """Take back what came after the savepoint."""
-
-
 class JobSavepoint:
     """A savepoint that does nothing when rolled back: what was to be sent before it is
-    still sent. (The transaction itself aborts what joined after it.)
+    still sent. (The transaction itself aborts what joined after it.) See
+    `transaction.interfaces.IDataManagerSavepoint`.
     """
 
     def rollback(self) -> None:

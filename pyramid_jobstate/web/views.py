@@ -247,10 +247,10 @@ def show_many(context: JobStates, request: Request) -> Response:
     One view for both: an application that overrides it overrides both, and a predicate
     such as ``request_param`` would raise for a query that cannot be decoded.
     """
-    return (show_batch if "uuid" in request.GET else show_list)(context, request)
+    return (show_named if "uuid" in request.GET else show_list)(context, request)
 
 
-def show_batch(context: JobStates, request: Request) -> Response:
+def show_named(context: JobStates, request: Request) -> Response:
     """Respond with the states of several jobs, with null for each unknown or forbidden
     one.
     """

@@ -124,14 +124,9 @@ class Shown:
 
 
 class Feed:
-    """The jobs and the streams of a hub. One thread uses it.
+    """The jobs and the streams of a hub. One thread uses it."""
 
-    Parameters:
-      later: Has a function called at the end of a round.
-    """
-
-    def __init__(self, later: Callable[[Callable[[], None]], None]) -> None:
-        self._later = later
+    def __init__(self) -> None:
         self._streams: set[Stream] = set()
         #: Those that have something to send.
         self._news: dict[Stream, None] = {}
@@ -348,7 +343,7 @@ class Hub:
         self._is_woken = False
         self._refused_until = 0.0
         self._watch: Watch | None = None
-        self._feed = Feed(self.later)
+        self._feed = Feed()
         self._flushes: dict[Callable[[], None], None] = {}
 
     # Any thread
@@ -360,7 +355,7 @@ class Hub:
 
     def now(self) -> int:
         """Return the store's time in milliseconds."""
-        return tracker_of(self._store).now()
+        return self._store.records.reader.now()
 
     def start(self) -> None:
         """Have the thread run.
@@ -462,7 +457,7 @@ class Hub:
             self._feed.drop_all()
             self._flush()
             # What still comes from carriers of those streams finds none of them.
-            self._feed = Feed(self.later)
+            self._feed = Feed()
 
     def _loop(self, selector: selectors.BaseSelector) -> None:
         assert self._wakers is not None

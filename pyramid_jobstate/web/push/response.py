@@ -65,18 +65,15 @@ class Rooms:
     def __init__(self, max_streams: int | None) -> None:
         self.max_streams = usual_streams() if max_streams is None else max_streams
         self._said = Once()
-        self._reset()
+        self.abandon()
         watch_forks().add(self)
 
-    def _reset(self) -> None:
+    def abandon(self) -> None:
+        """Start anew. Called in a forked child, which has none of the streams."""
         self._lock = threading.Lock()
         self._owners: collections.Counter[Any] = collections.Counter()
         self._sites: collections.Counter[Any] = collections.Counter()
         self.count = 0
-
-    def abandon(self) -> None:
-        """Start anew. Called in a forked child, which has none of the streams."""
-        self._reset()
 
     def has(self, owner: object, site: str | None) -> bool:
         """Return whether a request could get a stream: see :meth:`take`."""
@@ -350,9 +347,14 @@ class Plan(NamedTuple):
     hidden: Sequence[str]
     is_over: bool
 
+    @property
+    def last_id(self) -> str:
+        """The id of a client that has all these states."""
+        return f"{tag_of(self.frames):016x}"
+
     def stream(self, last_id: str | None) -> Stream:
         """Return the stream for a client that has the states of a certain id."""
-        if last_id == f"{tag_of(self.frames):016x}":
+        if last_id == self.last_id:
             return self._stream(self.frames, b"")
         is_alone = len(self.frames) == 1 and not self.hidden
         events = [gone(uuid) for uuid in self.hidden]
@@ -397,7 +399,7 @@ class StreamResponse(TimedResponse):
             return super().__call__(environ, start_response)
         kept = [(k, v) for k, v in self.headerlist if k.lower() not in OF_POLL]
         last_id = environ.get("HTTP_LAST_EVENT_ID")
-        if plan.is_over and last_id == f"{tag_of(plan.frames):016x}":
+        if plan.is_over and last_id == plan.last_id:
             start_response("204 No Content", [HEADERS[1], *kept])
             return []
         if not offer.take(plan, last_id):
@@ -407,7 +409,7 @@ class StreamResponse(TimedResponse):
 
 
 class AsgiOffer:
-    """Offers the connection of one request. Implements :class:`..streaming.Offer`.
+    """Offers the connection of one request. Implements :class:`..answers.Offer`.
 
     Parameters:
       queue: The queue of the loop that serves the request.
@@ -430,7 +432,7 @@ class AsgiOffer:
     def answer(
         self, request: Request, text: str, jobs: Mapping[str, JobState | None]
     ) -> Response:
-        """Implement :class:`..streaming.Offer`."""
+        """Implement :class:`..answers.Offer`."""
         response = render_state(request, text)
         if request.registry.getUtility(IStreamLimits).max_streams == 0:
             return response
