@@ -8,6 +8,7 @@ import functools
 import getpass
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
@@ -16,11 +17,123 @@ from ..errors import NotRepeatable
 from ..job import FINISHED, UNFINISHED, Batch, JobState, record_of
 from ..store import BulkResult, JobStore
 from .application import broker_name, find_broker, sending
-from .arguments import Operation, add_selection, confirm, filters_of, must_ask, named
+from .arguments import (
+    Operation,
+    add_duration,
+    add_filters,
+    add_ids,
+    add_limit,
+    job_id,
+    named,
+)
 from .jobs import find, find_batch
-from .terminal import COULD_NOT, DONE, CouldNot, Output, Refused, number, say
+from .terminal import COULD_NOT, DONE, CouldNot, Output, Refused, clean, number, say
 
 log = logging.getLogger("pyramid_jobstate")
+
+
+def add_consent(parser: argparse.ArgumentParser) -> None:
+    """Let a parser accept --yes and --dry-run."""
+    parser.add_argument(
+        "--yes", action="store_true", help="do not ask; required without a terminal"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say what would be done"
+    )
+
+
+def must_ask(args: argparse.Namespace) -> bool:
+    """Return whether to ask before anything changes: unless --yes was given.
+
+    Raises:
+      Refused: Nobody can answer.
+    """
+    if args.yes:
+        return False
+    if not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
+        raise Refused("Pass --yes, since nobody can be asked without a terminal.")
+    return True
+
+
+def confirm(question: str) -> None:
+    """Ask whether to go on.
+
+    Raises:
+      CouldNot: The answer is not yes.
+    """
+    print(f"{clean(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise CouldNot("Nothing was done.")
+
+
+def add_selection(
+    parser: argparse.ArgumentParser,
+    statuses: Sequence[str],
+    verb: str,
+    which: str,
+    *,
+    by_id: bool = True,
+    by_age: bool = False,
+    by_batch: bool = False,
+) -> None:
+    """Let a parser accept what :func:`filters_of` reads, --limit and consent.
+
+    Parameters:
+      statuses: The statuses that a job may have.
+      verb: What is done to jobs, such as "cancel".
+      which: What such jobs are called, such as "unfinished".
+      by_id: Whether ids are accepted, too.
+      by_age: Whether --older-than is.
+      by_batch: Whether --batch is.
+    """
+    if by_id:
+        add_ids(parser, "*", f"the jobs to {verb}, instead of filters")
+    group = add_filters(parser, statuses)
+    if by_age:
+        add_duration(group, "--older-than", None, "only jobs that ended so long ago")
+    if by_batch:
+        group.add_argument(
+            "--batch",
+            type=named("batch", job_id),
+            metavar="ID",
+            help="only jobs of this batch: its id, or the beginning",
+        )
+    group.add_argument(
+        "--everything",
+        action="store_true",
+        help=f"{verb} all {which} jobs: required if no filter is given",
+    )
+    add_limit(parser, None, f"{verb} so many jobs at most, beginning with the newest")
+    add_consent(parser)
+    parser.set_defaults(verb=verb, which=which, by_id=by_id)
+    if not by_age:
+        parser.set_defaults(older_than=None)
+    if not by_batch:
+        parser.set_defaults(batch=None)
+
+
+def filters_of(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the filters that were given, with `everything` if none is needed, or None
+    if there are ids.
+
+    Raises:
+      Refused: Neither was given, or both.
+    """
+    names = ("owner", "kind", "status", "older_than", "batch")
+    given = {n: v for n in names if (v := getattr(args, n)) is not None}
+    if args.everything:
+        if given:
+            raise Refused("Give filters, or --everything: it stands for no filter.")
+        given["everything"] = True
+    if not args.by_id or not args.ids:
+        if given:
+            return given
+        ids = "ids, " if args.by_id else ""
+        aim = f"{args.verb} all {args.which} jobs"
+        raise Refused(f"Give {ids}filters, or --everything to {aim}.")
+    if given or args.limit is not None:
+        raise Refused("Give either ids, or filters with or without --limit.")
+    return None
 
 
 class Results:

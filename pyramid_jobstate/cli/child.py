@@ -9,10 +9,8 @@ imported may be older.
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import json
 import os
-import re
 import signal
 import sys
 import threading
@@ -31,71 +29,12 @@ from .terminal import Refused
 #: Seconds between two looks at the modules that have been imported.
 INTERVAL = 0.5
 
-#: The last modification, the size and the number of a file.
-Signature = tuple[int, int, int]
-
-#: Differs from the signature of any file.
-STALE = (-1, -1, -1)
 
 #: The errors that tell of a mistake in the files.
 MISTAKES = (
     *(SyntaxError, ImportError, NameError, AttributeError, TypeError),
     *(ConfigurationError, Refused),
 )
-
-
-class FileWatch:
-    """The files that a part depends on.
-
-    Parameters:
-      paths: Files to watch from the start.
-      ignored: Patterns of files not to watch.
-    """
-
-    def __init__(self, paths: Iterable[str], ignored: Iterable[str] = ()) -> None:
-        patterns = map(fnmatch.translate, ignored)
-        # "(?!)" matches nothing, in case the list is empty.
-        self._ignored = re.compile("|".join([*patterns, "(?!)"]))
-        self._seen: dict[str, Signature | None] = {}
-        self._started = time.time_ns()
-        self.add(paths)
-
-    def begin(self) -> None:
-        """Note how the files are, just before the part starts and imports them."""
-        self._started = time.time_ns()
-        self._seen = {path: _signature(path) for path in self._seen}
-
-    def add(self, paths: Iterable[str], is_late: bool = False) -> None:
-        """Watch further files, which the part has imported, or has not found.
-
-        Parameters:
-          is_late: Whether it was ready before. It may then have written them itself.
-        """
-        for path in paths:
-            if path not in self._seen and not self._ignored.match(path):
-                self._seen[path] = _signature(path)
-                if not is_late and self._changed_since_start(path):
-                    self._seen[path] = STALE
-
-    def changed(self) -> str | None:
-        """Return the path of a file that has changed or appeared, or None.
-
-        A missing file counts as unchanged: most editors are about to put it back.
-        """
-        for path, seen in self._seen.items():
-            signature = _signature(path)
-            if signature is not None and signature != seen:
-                return path
-        return None
-
-    def _changed_since_start(self, path: str) -> bool:
-        # A file that was moved here keeps its own time of modification. A hard link to
-        # it, made or removed elsewhere, changes its ctime, but not its folder.
-        with contextlib.suppress(OSError):
-            file, folder = os.stat(path), os.stat(os.path.dirname(path))
-            modified = max(file.st_mtime_ns, folder.st_mtime_ns)
-            return min(file.st_ctime_ns, modified) > self._started
-        return False
 
 
 class Reporter(threading.Thread):
@@ -126,40 +65,6 @@ class Reporter(threading.Thread):
                 content = line.encode()
                 while content:
                     content = content[os.write(self._descriptor, content) :]
-
-
-class PartReports:
-    """In the parent: what a part has reported.
-
-    Attributes:
-      is_ready: Whether the part has started.
-      needs_change: Whether it cannot start before a file changes.
-    """
-
-    def __init__(self) -> None:
-        self._reader, self.writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        self._rest = b""
-        self.is_ready = self.needs_change = False
-
-    def started(self) -> None:
-        """Leave the writing end to the part."""
-        os.close(self.writer)
-
-    def files(self) -> Iterator[str]:
-        """Yield the files reported since the last call: first those of the start, then
-        `is_ready` becomes true.
-        """
-        with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(self._reader, 65536):
-                *lines, self._rest = (self._rest + chunk).split(b"\n")
-                for line in map(json.loads, lines):
-                    yield from line["files"]
-                    self.is_ready = line.get("is_ready", self.is_ready)
-                    self.needs_change = line.get("needs_change", self.needs_change)
-
-    def close(self) -> None:
-        os.close(self._reader)
 
 
 def files_of(error: BaseException | None) -> Iterator[str]:
@@ -208,14 +113,6 @@ def _imported() -> Iterator[str]:
             path = vars(module).get("__file__")
             if isinstance(path, str):
                 yield os.path.abspath(path)
-
-
-def _signature(path: str) -> Signature | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 #: Seconds that are left to a part when its parent was killed.

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fnmatch
 import glob
 import itertools
+import json
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import IO, Any, Self
 
@@ -29,7 +32,6 @@ from pyramid.settings import aslist
 from redis.connection import parse_url
 
 from ..embedded import EmbeddedServer
-from .child import FileWatch, PartReports
 from .ini import Ini
 from .terminal import Refused
 from .work import SECTION, arguments_of
@@ -268,6 +270,110 @@ class Signals:
     def hurry(self) -> bool:
         """Return whether there was a second one."""
         return self._count > 1
+
+
+#: The last modification, the size and the number of a file.
+Signature = tuple[int, int, int]
+
+
+#: Differs from the signature of any file.
+STALE = (-1, -1, -1)
+
+
+class FileWatch:
+    """The files that a part depends on.
+
+    Parameters:
+      paths: Files to watch from the start.
+      ignored: Patterns of files not to watch.
+    """
+
+    def __init__(self, paths: Iterable[str], ignored: Iterable[str] = ()) -> None:
+        patterns = map(fnmatch.translate, ignored)
+        # "(?!)" matches nothing, in case the list is empty.
+        self._ignored = re.compile("|".join([*patterns, "(?!)"]))
+        self._seen: dict[str, Signature | None] = {}
+        self._started = time.time_ns()
+        self.add(paths)
+
+    def begin(self) -> None:
+        """Note how the files are, just before the part starts and imports them."""
+        self._started = time.time_ns()
+        self._seen = {path: _signature(path) for path in self._seen}
+
+    def add(self, paths: Iterable[str], is_late: bool = False) -> None:
+        """Watch further files, which the part has imported, or has not found.
+
+        Parameters:
+          is_late: Whether it was ready before. It may then have written them itself.
+        """
+        for path in paths:
+            if path not in self._seen and not self._ignored.match(path):
+                self._seen[path] = _signature(path)
+                if not is_late and self._changed_since_start(path):
+                    self._seen[path] = STALE
+
+    def changed(self) -> str | None:
+        """Return the path of a file that has changed or appeared, or None.
+
+        A missing file counts as unchanged: most editors are about to put it back.
+        """
+        for path, seen in self._seen.items():
+            signature = _signature(path)
+            if signature is not None and signature != seen:
+                return path
+        return None
+
+    def _changed_since_start(self, path: str) -> bool:
+        # A file that was moved here keeps its own time of modification. A hard link to
+        # it, made or removed elsewhere, changes its ctime, but not its folder.
+        with contextlib.suppress(OSError):
+            file, folder = os.stat(path), os.stat(os.path.dirname(path))
+            modified = max(file.st_mtime_ns, folder.st_mtime_ns)
+            return min(file.st_ctime_ns, modified) > self._started
+        return False
+
+
+class PartReports:
+    """In the parent: what a part has reported.
+
+    Attributes:
+      is_ready: Whether the part has started.
+      needs_change: Whether it cannot start before a file changes.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self.writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        self._rest = b""
+        self.is_ready = self.needs_change = False
+
+    def started(self) -> None:
+        """Leave the writing end to the part."""
+        os.close(self.writer)
+
+    def files(self) -> Iterator[str]:
+        """Yield the files reported since the last call: first those of the start, then
+        `is_ready` becomes true.
+        """
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self._reader, 65536):
+                *lines, self._rest = (self._rest + chunk).split(b"\n")
+                for line in map(json.loads, lines):
+                    yield from line["files"]
+                    self.is_ready = line.get("is_ready", self.is_ready)
+                    self.needs_change = line.get("needs_change", self.needs_change)
+
+    def close(self) -> None:
+        os.close(self._reader)
+
+
+def _signature(path: str) -> Signature | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 class Reloaded:
