@@ -34,10 +34,6 @@ class Tally(NamedTuple):
         return self.counts.working + self.counts.cancelling
 
 
-def add_to(parser: argparse.ArgumentParser) -> None:
-    add_members(parser)
-
-
 def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     seconds = min(DAY, store.expire_in)
 
@@ -120,7 +116,7 @@ INFO = Operation(
 Count jobs: in the first line all of them, then those of each kind. What is done or has
 failed counts for 24 hours, or for as long as the store keeps ended jobs.
 """,
-    add_to,
+    add_members,
     run,
     draws=True,
 )

@@ -83,8 +83,9 @@ class Ini(NamedTuple):
         """Raise Refused if the ini cannot be read or has no application."""
         with explained(self.path):
             sections = _loader(self.uri).get_sections()
-        if os.path.isfile(self.path) and not self._applications(sections):
-            name = self._name()
+        name = self._name()
+        is_defined = any(f"{kind}:{name}" in sections for kind in KINDS)
+        if os.path.isfile(self.path) and not is_defined:
             raise Refused(
                 f"{self.path} has no section [app:{name}] or [pipeline:{name}]."
             )
@@ -118,11 +119,6 @@ class Ini(NamedTuple):
     def _name(self) -> str:
         fragment: str = plaster.parse_uri(self.uri).fragment
         return fragment or "main"
-
-    def _applications(self, sections: Sequence[str]) -> list[str]:
-        """Return the sections that define the application: normally one."""
-        name = self._name()
-        return [f"{kind}:{name}" for kind in KINDS if f"{kind}:{name}" in sections]
 
 
 @functools.cache

@@ -187,24 +187,16 @@ class Output(NamedTuple):
         Raises:
           CouldNot: It would draw, but rich is missing.
         """
-        draws = can_draw and not is_json and is_drawable()
+        is_terminal = sys.stdout.isatty()
+        moves = is_terminal and os.environ.get("TERM") not in ("dumb", "unknown")
+        draws = can_draw and not is_json and moves
         if draws and importlib.util.find_spec("rich") is None:
             raise CouldNot(NO_RICH)
         return cls(is_json, draws)
 
     def tell(self, text: str, **values: Any) -> None:
         """Write a line at once: the values as JSON, or the text."""
-        print(encoded(values) if self.is_json else text, flush=True)
-
-
-def is_drawable() -> bool:
-    """Return whether stdout is a terminal that can move its cursor."""
-    return sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-
-
-def encoded(values: dict[str, Any]) -> str:
-    """Return an object as one line of printable ASCII."""
-    return json.dumps(values)
+        print(json.dumps(values) if self.is_json else text, flush=True)
 
 
 def json_text(value: object) -> str:

@@ -37,6 +37,7 @@ from .record import (
 )
 from .run import NO_RUN, RecordingRun, Run, last_notice
 from .state import (
+    Guard,
     JobState,
     as_seen_from,
     class_of,
@@ -110,6 +111,7 @@ __all__ = [
     "Batch",
     "End",
     "Failure",
+    "Guard",
     "JobError",
     "JobInfo",
     "JobState",

@@ -805,6 +805,31 @@ def job_state_of(record: Record, store: Store) -> JobState:
     return job_state
 
 
+class Guard:
+    """Keeps an exception of the application's code for one job from the others: within
+    the context it is logged, once per kind. The store's errors pass.
+
+    Parameters:
+      consequence: As for :func:`note_trouble`.
+    """
+
+    def __init__(
+        self, job_state: JobState, consequence: str = "which is left out"
+    ) -> None:
+        self._job_state = job_state
+        self._consequence = consequence
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, error: object, _traceback: object) -> bool:
+        if not isinstance(error, Exception) or isinstance(error, StoreUnavailable):
+            return False
+        job_state = self._job_state
+        note_trouble(type(job_state), record_of(job_state).uuid, self._consequence)
+        return True
+
+
 def record_of(job_state: JobState) -> Record:
     """Return the record of a job."""
     return job_state._record

@@ -14,11 +14,11 @@ from ..job import (
     FINISHED,
     UNFINISHED,
     Batch,
+    Guard,
     JobState,
     container_of,
     is_owner,
     is_uuid,
-    note_trouble,
     record_of,
     set_container,
 )
@@ -51,10 +51,6 @@ log = logging.getLogger("pyramid_jobstate")
 CANCELLED = "%s cancelled the job %s."
 DELETED = "%s deleted the job %s."
 RAN_AGAIN = "%s ran the job %s again."
-
-#: What a request reads whose job the broker did not accept, and why.
-REFUSED = "The broker did not accept the message of the job."
-AWAY = "The broker does not answer."
 
 
 def cancel(context: JobState, request: Request) -> Response:
@@ -138,7 +134,9 @@ def broker_failed(error: BaseException | None) -> Response:
     Parameters:
       error: What the broker raised.
     """
-    return come_back(AWAY if isinstance(error, BROKER_IS_AWAY) else REFUSED)
+    if isinstance(error, BROKER_IS_AWAY):
+        return come_back("The broker does not answer.")
+    return come_back("The broker did not accept the message of the job.")
 
 
 def name_of(request: Request) -> str:
@@ -146,10 +144,6 @@ def name_of(request: Request) -> str:
     userid = request.authenticated_userid
     # An owner that is not a user may be a secret of the visitor's.
     return "A visitor without a login" if userid is None else repr(userid)
-
-
-#: The parameters that say which jobs a request matches.
-FILTERS = ("owner", "kind", "status", "older_than")
 
 
 class NotAccepted(Exception):
@@ -199,15 +193,7 @@ class BulkRequest:
     def permits(self, job_state: JobState) -> bool:
         """Return whether the request may act on a job."""
         self.is_begun = True
-        set_container(job_state, self._container)
-        try:
-            return bool(self._container.permits(job_state, self._act.permission))
-        except StoreUnavailable:
-            raise
-        except Exception:
-            # Code of the application: the other jobs are not affected.
-            note_trouble(type(job_state), record_of(job_state).uuid)
-            return False
+        return may_act(self._container, job_state, self._act.permission)
 
     def tell(self, uuid: str, is_certain: bool) -> None:
         """Log that a job was acted on, or may have been."""
@@ -217,6 +203,14 @@ class BulkRequest:
         else:
             line = "%s may have %s the job %s: the store did not answer."
             log.info(line, self._who, self._act.done, uuid)
+
+
+def may_act(container: JobStates, job_state: JobState, permission: str) -> bool:
+    """Return whether a request has a permission on one of many jobs."""
+    set_container(job_state, container)
+    with Guard(job_state):
+        return bool(container.permits(job_state, permission))
+    return False
 
 
 def clear_all(store: JobStore, acting: BulkRequest, **options: Any) -> BulkResult:
@@ -249,7 +243,14 @@ def run_again(store: JobStore, acting: BulkRequest, **options: Any) -> BulkResul
         raise NotAccepted from e
 
 
-CLEAR = BulkAct("deleted", DELETED, "delete_job", FILTERS, FINISHED, clear_all)
+CLEAR = BulkAct(
+    "deleted",
+    DELETED,
+    "delete_job",
+    ("owner", "kind", "status", "older_than"),
+    FINISHED,
+    clear_all,
+)
 CANCEL = BulkAct(
     "cancelled",
     CANCELLED,

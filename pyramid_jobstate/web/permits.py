@@ -241,18 +241,15 @@ def _owner_and_principal(request: Request) -> tuple[Any, str]:
         try:
             owner = find(request)
             # Its ACE would open a job to everyone. A visitor may have chosen the name.
-            known = (None if _is_system(owner) else owner), _principal(find)
+            if isinstance(owner, str) and owner in (Everyone, Authenticated):
+                owner = None
+            known = owner, _principal(find)
         except Exception as e:
             known = e
         request.__dict__[_KNOWN] = known
     if isinstance(known, Exception):
         raise known
     return known  # type: ignore[no-any-return]
-
-
-def _is_system(owner: object) -> bool:
-    """Return whether an owner has the name of Pyramid's Everyone or Authenticated."""
-    return isinstance(owner, str) and owner in (Everyone, Authenticated)
 
 
 def _principal(find: Callable[..., Any]) -> str:

@@ -15,12 +15,12 @@ from zope.interface import classImplements
 from ..errors import StoreUnavailable
 from ..job import (
     Batch,
+    Guard,
     JobError,
     JobState,
     container_of,
     is_owner,
     iso_time,
-    note_trouble,
     record_of,
 )
 from ..store import Page
@@ -161,14 +161,10 @@ def visible(
     """
     if job_state is None:
         return None
-    try:
+    with Guard(job_state):
         if context.permits(job_state, "view_job"):
             state = job_state.__json__(request)
             return None if state is None else show(job_state, state)
-    except StoreUnavailable:
-        raise
-    except Exception:
-        note_trouble(type(job_state), record_of(job_state).uuid)
     return None
 
 

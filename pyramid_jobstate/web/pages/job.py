@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...job import Batch, container_of, is_owner, record_of
-from ..acts import RERUN, BulkRequest
+from ..acts import RERUN, may_act
 from ..permits import require
 from ..views import inspection, members_page, visible
 from .layout import respond
@@ -188,11 +188,10 @@ def may_rerun(context: Batch, container: JobStates, *, may_list: bool) -> bool:
     """
     if context.cancel_requested:
         return False
-    acting = BulkRequest(container, RERUN, "")
     own = container.current_owner
     page = container.members(context.uuid, "error", EXAMINED)
     return any(
-        acting.permits(member)
+        may_act(container, member, RERUN.permission)
         for member in page.items
         # Without the right to list all jobs, the request acts on the viewer's own.
         if may_list or (is_owner(own) and member.owner == own)

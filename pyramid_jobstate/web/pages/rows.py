@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyramid.csrf import get_csrf_token
 from pyramid.encode import urlencode
 
-from ...errors import StoreUnavailable
-from ...job import FINISHED, Batch, is_link, note_trouble
+from ...job import FINISHED, Batch, Guard, is_link
 from ...store import Counts
 from ..query import LOCALE, csrf_options
 from ..views import visible
@@ -170,7 +169,7 @@ def acts_on(context: JobStates, job_state: JobState, job: Mapping[str, Any]) -> 
         "delete": status in FINISHED,
     }
     permitted = ["cancel"] if job["cancellable"] else []
-    try:
+    with Guard(job_state, "which is shown without what can be done with it"):
         # A success, or a cancelled job, can no longer fail. A batch does not run.
         may_fail = status not in ("success", "cancelled")
         may_run = may_fail and not isinstance(job_state, Batch)
@@ -178,12 +177,6 @@ def acts_on(context: JobStates, job_state: JobState, job: Mapping[str, Any]) -> 
             permitted.append("rerun")
         if context.permits(job_state, "delete_job"):
             permitted.append("delete")
-    except StoreUnavailable:
-        raise
-    except Exception:
-        # Code of the application
-        consequence = "which is shown without what can be done with it"
-        note_trouble(type(job_state), job_state.uuid, consequence)
     return Acts([act for act in permitted if fitting[act]], permitted)
 
 

@@ -179,7 +179,7 @@ def render(job_state: JobState, viewer: Viewer) -> Frame | None:
     """
     if record_of(job_state).uuid != viewer.job:
         return None
-    if job_state.is_success and has_result(type(job_state)):
+    if job_state.is_success and type(job_state).result_url is not JobState.result_url:
         return None
     standin = Standin(viewer, job_state)
     set_container(job_state, standin)
@@ -201,11 +201,6 @@ def render(job_state: JobState, viewer: Viewer) -> Frame | None:
         cls, f"{standin.refusal}, which {cls.__module__}.{cls.__qualname__} asks for"
     )
     return None
-
-
-def has_result(cls: type[JobState]) -> bool:
-    """Return whether jobs of a class may have a result."""
-    return cls.result_url is not JobState.result_url
 
 
 def _note_polled(cls: type[JobState], what: str) -> None:
