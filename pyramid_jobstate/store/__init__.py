@@ -7,6 +7,7 @@ This wing may import redis-py, :mod:`pyramid_jobstate.job` and
 from .arguments import checked_namespace, namespace_fault, positive, type_name
 from .bulk import Act, Acted, Bulk, BulkResult, Tell, check_empty
 from .connection import (
+    LOST,
     Client,
     connect,
     deferred_client,
@@ -34,6 +35,7 @@ from .scripts import Reply
 
 __all__ = [
     "FAILED_OR_LOST",
+    "LOST",
     "Act",
     "Acted",
     "AmbiguousKind",

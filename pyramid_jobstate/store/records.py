@@ -133,20 +133,10 @@ class Records:
             records = self.claims.follow(self.reader.read_any(uuids))
         return records
 
-    def has_record(self, uuid: str) -> bool:
-        """Return whether there is a record of a job, even of one that was deleted."""
-        return self.reader.exists(uuid)
-
     def earlier_runs(self, uuid: str) -> Sequence[str]:
         """Return the tokens of the earlier runs of a job, which may write no more."""
         fields = self.reader.fields(self.reader.key(uuid), ("past",))
         return fields.get("past", "").split()
-
-    def unique(self, identity: str, *, ended: bool) -> Record | None:
-        """Return the record of the job of an identity that is under way or, with
-        `ended`, the last one, or None.
-        """
-        return (self.claims.find if ended else self.claims.under_way)(identity)
 
     def failures(self, uuid: str) -> Failures:
         """Return what operators read of a job's failures: see

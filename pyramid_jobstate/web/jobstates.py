@@ -565,7 +565,8 @@ class JobStates:
             return found
 
         def find(store: JobStore) -> JobState | None:
-            record = store.records.unique(identity, ended=ended)
+            claims = store.records.claims
+            record = (claims.find if ended else claims.under_way)(identity)
             return None if record is None else store.records.job(record)
 
         return self.ask(find)

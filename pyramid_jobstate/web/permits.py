@@ -12,11 +12,11 @@ from pyramid.authorization import ACLHelper, Authenticated, Everyone
 from pyramid.httpexceptions import HTTPForbidden
 from pyramid.interfaces import ISecurityPolicy
 from pyramid.threadlocal import get_current_request
-from redis import exceptions
 from redis.exceptions import RedisError
 
 from ..errors import StoreUnavailable
 from ..job import Batch, JobState, as_seen_from, record_of
+from ..store import LOST
 from ..worker import Outage
 from .interfaces import IOwner, IPermits
 
@@ -72,7 +72,7 @@ class WebOutage(Outage):
     def note(self, error: RedisError) -> None:
         """Log an error of the store, unless it was logged before."""
         now = time.monotonic()
-        if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError)):
+        if isinstance(error, LOST):
             begun = self._begun
             is_rare = len(begun) < MAX_OUTAGES or now - begun[0] > LOG_PAUSE
             if is_rare and not self.is_said:

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import dramatiq.broker
 from dramatiq import Message
-from redis import exceptions
 from redis.exceptions import RedisError
 
 from ..errors import ActorError
 from ..job import MAX_DELAY, NOT_REACHED, NOT_SENT, End, JobInfo, NewJob, Run
-from ..store import JobStore, checked_namespace, positive, store_beside, type_name
+from ..store import LOST, JobStore, positive, store_beside
 from .actors import TrackedFunctions
 from .current import CurrentJob, ThreadState
 from .message import attempts_before, batch_of, word_of
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from dramatiq import Broker
     from dramatiq.broker import MessageProxy
 
-    from ..store import Client, Records
+    from ..store import Records
 
 log = logging.getLogger("pyramid_jobstate")
 
@@ -194,10 +193,8 @@ class Ledger:
 
     def _confirm(self, broker: Broker, message: Message[Any]) -> bool:
         """Write that the broker has accepted a message. Return whether it worked."""
-        done = self._ask(
-            broker, _confirm, message.message_id, word_of(message), batch_of(message)
-        )
-        return done is not None
+        uuid, word, batch = message.message_id, word_of(message), batch_of(message)
+        return self._ask(broker, _confirm, uuid, word, batch) is not None
 
     def _ask(self, broker: Broker, change: Callable[..., T], *args: object) -> T | None:
         """Apply a sender's change to the store. Return what it returns, or None if the
@@ -208,7 +205,7 @@ class Ledger:
         """
         try:
             found = change(self.store_for(broker).records, *args)
-        except (exceptions.ConnectionError, exceptions.TimeoutError) as e:
+        except LOST as e:
             self._outage.begin()
             self._outage.complain(e)
             return None
@@ -334,31 +331,6 @@ def global_broker() -> Broker | None:
     return broker
 
 
-def given_store(
-    store: JobStore | None, url: str | None, client: Client | None, namespace: str
-) -> JobStore | None:
-    """Return the store that the arguments of a JobStateMiddleware name, or None if they
-    leave it to the broker.
-
-    Raises:
-      TypeError: Several of them name a store, or one has the wrong type.
-      ValueError: The URL or the namespace is invalid.
-    """
-    if sum(x is not None for x in (store, url, client)) > 1:
-        raise TypeError("Pass JobStateMiddleware one of store, url and client.")
-    # Without the value: a URL may contain a password.
-    if store is not None and not isinstance(store, JobStore):
-        raise TypeError(
-            f"store must be a JobStore, not {type_name(store)}. Pass a URL as url=, or "
-            "a Redis client as client=."
-        )
-    if url is not None and not isinstance(url, str):
-        raise TypeError(f"url must be a str, not {type_name(url)}.")
-    checked_namespace(namespace)
-    place = url if client is None else client
-    return store if place is None else JobStore(place, namespace=namespace)
-
-
 def usual_heartbeat(store: JobStore) -> float:
     """Return after how many seconds without an update a running job is confirmed: 5, or
     less if the job would otherwise read stalled, or its record expire.
@@ -376,7 +348,7 @@ def _create(records: Records, job: NewJob) -> bool | None:
     # takes its claim first. What became of a member of a cancelled batch is known to
     # its batch alone.
     is_left = job.info.unique is not None or is_stopped
-    if is_left and not records.has_record(job.uuid):
+    if is_left and not records.reader.exists(job.uuid):
         return None
     # A member that has ended stays as it is, too.
     (reply,) = records.create_new(job) if is_stopped else records.create(job)

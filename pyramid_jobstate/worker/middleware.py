@@ -10,10 +10,11 @@ from dramatiq.middleware import Middleware, MiddlewareError, SkipMessage
 
 from ..errors import ActorError
 from ..job import UNKNOWN_ACTOR, End, JobError, JobInfo, filled, is_uuid
+from ..store import JobStore, checked_namespace, type_name
 from .actors import TrackedFunction, job_state_class
 from .batches import RunningMember
 from .current import CurrentJob, skip
-from .ledger import Ledger, given_store
+from .ledger import Ledger
 from .message import attempts_before, batch_of, sends_for, word_of
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class JobStateMiddleware(Middleware):
         interval: float = 0.1,
         heartbeat: float | None = None,
     ) -> None:
-        given = given_store(store, url, client, namespace)
+        given = _given_store(store, url, client, namespace)
         #: What is written of the messages. Other parts of this package find it here.
         self.ledger = Ledger(given, namespace, interval, heartbeat)
 
@@ -245,3 +246,28 @@ class JobStateMiddleware(Middleware):
         finally:
             if is_last:
                 self.ledger.thread.leave(self.ledger.thread.jobs.index(job))
+
+
+def _given_store(
+    store: JobStore | None, url: str | None, client: Client | None, namespace: str
+) -> JobStore | None:
+    """Return the store that the arguments of a JobStateMiddleware name, or None if they
+    leave it to the broker.
+
+    Raises:
+      TypeError: Several of them name a store, or one has the wrong type.
+      ValueError: The URL or the namespace is invalid.
+    """
+    if sum(x is not None for x in (store, url, client)) > 1:
+        raise TypeError("Pass JobStateMiddleware one of store, url and client.")
+    # Without the value: a URL may contain a password.
+    if store is not None and not isinstance(store, JobStore):
+        raise TypeError(
+            f"store must be a JobStore, not {type_name(store)}. Pass a URL as url=, or "
+            "a Redis client as client=."
+        )
+    if url is not None and not isinstance(url, str):
+        raise TypeError(f"url must be a str, not {type_name(url)}.")
+    checked_namespace(namespace)
+    place = url if client is None else client
+    return store if place is None else JobStore(place, namespace=namespace)

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from logging import Logger
 from typing import Protocol
 
-from redis import exceptions
+from redis.exceptions import RedisError
 
 from ..job import End, Update
-from ..store import JobStore, Reply, is_foreign
+from ..store import LOST, JobStore, Reply, is_foreign
 from .unsaved import Unsaved
 
 #: Seconds before a store that has failed is asked again.
@@ -265,10 +265,10 @@ class Cancels:
         """Return the uuids of the jobs and batches whose cancel is new."""
         try:
             uuids, self._since = self._store.records.cancels(self._since)
-        except (exceptions.ConnectionError, exceptions.TimeoutError):
+        except LOST:
             self._outage.begin()
             return set()
-        except exceptions.RedisError as e:
+        except RedisError as e:
             self._refusal.complain(e)
             return set()
         self._outage.end()

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from dramatiq import Message
 from dramatiq.errors import BrokerError, ConnectionClosed, ConnectionFailed
-from redis import exceptions as errors
 from redis.exceptions import RedisError
 
 from ..errors import BatchCancelled, NotRepeatable, NotUnique
 from ..job import BATCH, JobInfo, JobState, Record, Update, parse_json, record_of
 from ..store import (
     FAILED_OR_LOST,
+    LOST,
     Act,
     Acted,
     Bulk,
@@ -155,7 +155,7 @@ def _enqueue(broker: Broker, message: Message[Any]) -> None:
     try:
         broker.enqueue(message)
     except RedisError as e:
-        is_away = isinstance(e, (errors.ConnectionError, errors.TimeoutError))
+        is_away = isinstance(e, LOST)
         # As a RedisBroker does where it receives messages.
         error: Any = ConnectionClosed if is_away else BrokerError
         raise error(e) from e
