@@ -27,6 +27,8 @@ from ..job import (
 )
 from .connection import Client, Command, Keyed, execute, redis_errors, text, texts
 
+log = logging.getLogger("pyramid_jobstate")
+
 #: Seconds between two readings of the server's clock, which drifts slowly.
 CLOCK_SECONDS = 10.0
 
@@ -313,8 +315,6 @@ def _read_try(text: str | None) -> Try | None:
             return Try(parse_time(str(started)), parse_time(str(ended)), error)
     return None
 
-
-log = logging.getLogger("pyramid_jobstate")
 
 #: What a server says of such keys: the type is wrong, a value is not a number, or a
 #: script cannot use what it has read. Only then does the script's name come before the

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from pyramid.config import Configurator
     from pyramid.events import ApplicationCreated
 
+log = logging.getLogger("pyramid_jobstate")
+
 
 def at_creation(
     config: Configurator, *calls: Callable[[ApplicationCreated], object]
@@ -68,9 +70,6 @@ def at_creation(
 
     # In the order in which the application adds its own.
     config.action(None, lambda: registry.registerHandler(call, (IApplicationCreated,)))
-
-
-log = logging.getLogger("pyramid_jobstate")
 
 
 #: What follows our path in the URLs of jobs. Any uuid will do.

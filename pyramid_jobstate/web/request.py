@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from dramatiq.broker import MessageProxy
     from pyramid.registry import Registry
 
+log = logging.getLogger("pyramid_jobstate")
+
 
 NONE = (
     "needs a request, but this process has made no Pyramid application. Start workers "
@@ -106,8 +108,6 @@ def last_application() -> Registry | None:
             return registry
     return None
 
-
-log = logging.getLogger("pyramid_jobstate")
 
 #: What an actor's option `throws` may be.
 Throws = type[BaseException] | tuple[type[BaseException], ...]

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from dramatiq import Actor, Broker, Message
     from dramatiq.broker import MessageProxy
 
+log = logging.getLogger("pyramid_jobstate")
+
 
 #: The parameter of an actor that receives a request.
 REQUEST = "request"
@@ -219,8 +221,6 @@ def refuse_request(message: Message[Any]) -> None:
             "request: the worker makes the request. Leave it out."
         )
 
-
-log = logging.getLogger("pyramid_jobstate")
 
 PARAMETER = "job_state"
 

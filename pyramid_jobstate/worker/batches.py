@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from dramatiq import Broker
     from dramatiq.broker import MessageProxy
 
+log = logging.getLogger("pyramid_jobstate")
+
 
 NOT_OPEN = (
     "A batch takes members only within its block, until its transaction is committed "
@@ -334,8 +336,6 @@ def portions(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for i in range(0, len(items), size):
         yield items[i : i + size]
 
-
-log = logging.getLogger("pyramid_jobstate")
 
 #: Why a batch takes no members, by what the script `add_members` says. The run that
 #: sends them has to stop in the last two cases.

@@ -21,6 +21,8 @@ from ..job import End, Update
 from ..store import LOST, JobStore, Reply, is_foreign
 from .unsaved import Unsaved
 
+log = logging.getLogger("pyramid_jobstate")
+
 #: Seconds before a store that has failed is asked again.
 PAUSE = 1.0
 
@@ -214,8 +216,6 @@ class Backlog:
             )
         self._runs.clear()
 
-
-log = logging.getLogger("pyramid_jobstate")
 
 REFUSED = (
     "The job state store refuses to list cancels. Jobs learn of theirs with the next "
