@@ -31,6 +31,12 @@ from .terminal import COULD_NOT, DONE, CouldNot, Output, Refused, clean, number,
 
 log = logging.getLogger("pyramid_jobstate")
 
+#: The most jobs that one call acts on.
+MOST = 1000
+
+#: Acts on some of the jobs that filters match, such as `store.cancel_all`.
+Call = Callable[..., BulkResult]
+
 
 def add_consent(parser: argparse.ArgumentParser) -> None:
     """Let a parser accept --yes and --dry-run."""
@@ -244,14 +250,6 @@ def operator() -> str:
     except (KeyError, OSError):
         # The user has no name, as in some containers.
         return "pjobs"
-
-
-#: The most jobs that one call acts on.
-MOST = 1000
-
-
-#: Acts on some of the jobs that filters match, such as `store.cancel_all`.
-Call = Callable[..., BulkResult]
 
 
 class BulkCommand:

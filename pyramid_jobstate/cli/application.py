@@ -31,11 +31,18 @@ from .terminal import CouldNot, Refused, log_to_stderr, without_passwords
 if TYPE_CHECKING:
     from dramatiq import Broker
 
-
 #: Names of settings whose values no error may show.
 SECRET = re.compile("secret|passw|token|key|credential", re.IGNORECASE)
 
 OURS = str(Path(__file__).parent.parent)
+
+#: Why a command that needs the broker of the application cannot run.
+NO_BROKER = (
+    "The application has no broker. Set jobstate.broker in the ini, or call "
+    "dramatiq.set_broker() before the actors are declared."
+)
+
+OTHER_STORE = "Name that store with --url and --namespace."
 
 
 def open_application(path: str, variables: Sequence[str]) -> tuple[JobStore, object]:
@@ -137,15 +144,6 @@ def _without_secrets(text: str, ini: Ini) -> str:
     for value in sorted(secrets, key=len, reverse=True):
         text = text.replace(value, secrets[value])
     return without_passwords(text)
-
-
-#: Why a command that needs the broker of the application cannot run.
-NO_BROKER = (
-    "The application has no broker. Set jobstate.broker in the ini, or call "
-    "dramatiq.set_broker() before the actors are declared."
-)
-
-OTHER_STORE = "Name that store with --url and --namespace."
 
 
 def broker_name(text: str) -> str:

@@ -29,12 +29,41 @@ from .terminal import Refused
 #: Seconds between two looks at the modules that have been imported.
 INTERVAL = 0.5
 
-
 #: The errors that tell of a mistake in the files.
 MISTAKES = (
     *(SyntaxError, ImportError, NameError, AttributeError, TypeError),
     *(ConfigurationError, Refused),
 )
+
+#: Seconds that are left to a part when its parent was killed.
+GRACE = 5.0
+
+#: Milliseconds that running jobs have to end before the worker restarts or stops.
+SHUTDOWN_TIMEOUT = 15_000
+
+
+def main() -> int:
+    """Run the part that the command line names: ``web`` or ``worker``, after the
+    descriptors of the pipe from the parent and of the pipe for reports.
+    """
+    lifeline, reports = map(int, sys.argv[1:3])
+    threading.Thread(target=follow_parent, args=[lifeline], daemon=True).start()
+    # An older byte code file could be taken for that of a source just saved.
+    sys.dont_write_bytecode = True
+    reporter = Reporter(reports)
+    reporter.start()
+    run = {"web": run_web, "worker": run_worker}[sys.argv[3]]
+    try:
+        ini = Ini.from_environ()
+        ini.check()
+        run(ini, reporter)
+    except BaseException as e:
+        reporter.report(files_of(e), needs_change=needs_change(e))
+        if isinstance(e, Refused):
+            print(f"pjobs: {e}", file=sys.stderr)
+            return work.IMPORT
+        raise
+    return 0
 
 
 class Reporter(threading.Thread):
@@ -113,37 +142,6 @@ def _imported() -> Iterator[str]:
             path = vars(module).get("__file__")
             if isinstance(path, str):
                 yield os.path.abspath(path)
-
-
-#: Seconds that are left to a part when its parent was killed.
-GRACE = 5.0
-
-#: Milliseconds that running jobs have to end before the worker restarts or stops.
-SHUTDOWN_TIMEOUT = 15_000
-
-
-def main() -> int:
-    """Run the part that the command line names: ``web`` or ``worker``, after the
-    descriptors of the pipe from the parent and of the pipe for reports.
-    """
-    lifeline, reports = map(int, sys.argv[1:3])
-    threading.Thread(target=follow_parent, args=[lifeline], daemon=True).start()
-    # An older byte code file could be taken for that of a source just saved.
-    sys.dont_write_bytecode = True
-    reporter = Reporter(reports)
-    reporter.start()
-    run = {"web": run_web, "worker": run_worker}[sys.argv[3]]
-    try:
-        ini = Ini.from_environ()
-        ini.check()
-        run(ini, reporter)
-    except BaseException as e:
-        reporter.report(files_of(e), needs_change=needs_change(e))
-        if isinstance(e, Refused):
-            print(f"pjobs: {e}", file=sys.stderr)
-            return work.IMPORT
-        raise
-    return 0
 
 
 def follow_parent(lifeline: int) -> None:

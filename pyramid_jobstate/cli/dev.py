@@ -39,6 +39,83 @@ from .work import SECTION, arguments_of
 #: The module that runs inside each part.
 CHILD = "pyramid_jobstate.cli.child"
 
+#: Seconds between two looks at the parts and the files.
+INTERVAL = 0.5
+
+#: Seconds that a part has to stop. Above SHUTDOWN_TIMEOUT in child.py, so that the
+#: worker can put back the messages of jobs that have not begun.
+PATIENCE = 20.0
+
+#: Seconds that the worker waits for the web server, which may wait for the worker.
+TURN = 15.0
+
+#: The exit codes of a part that cannot start, but may later.
+FIXABLE = (1, 2)
+
+#: Seconds until a part that cannot start is tried again: at first, and at most.
+FIRST_PAUSE, LAST_PAUSE = 1, 30
+
+LOCAL = ("localhost", "127.0.0.1", "::1")
+
+#: The settings that may hold the URL of a Redis server.
+SETTINGS = ("jobstate.broker", "jobstate.redis_url")
+
+DESCRIPTION = """\
+Run the web server, as `pserve --reload` does, and a worker, which both restart when a
+file changes. If the ini's Redis URL is on this host and nothing answers there, run an
+empty server there, too. All of them end together. The section [pjobs] may set `threads`
+and `queues` of the worker, [pserve] further files to watch or to ignore.
+"""
+
+#: The last modification, the size and the number of a file.
+Signature = tuple[int, int, int]
+
+#: Differs from the signature of any file.
+STALE = (-1, -1, -1)
+
+
+def main(ini: Ini, program: str, arguments: Sequence[str]) -> int:
+    """Run the parts until one ends or a signal comes, and return the exit code.
+
+    Raises:
+      Refused: The ini is wrong, or a server cannot be started.
+    """
+    argparse.ArgumentParser(
+        prog=program, usage=f"{program} [-h]", description=DESCRIPTION
+    ).parse_args(arguments)
+    arguments_of(ini.section(SECTION), ini.path)
+    address = web_address(ini)
+    signals = Signals()
+    with contextlib.ExitStack() as running:
+        servers = []
+        for url, server in wanted_servers(ini.app_settings()):
+            try:
+                running.enter_context(server)
+            except RuntimeError as e:
+                raise Refused(f"No server could be started for {url}: {e}") from None
+            servers.append(server)
+            say("pjobs", f"Nothing answered at {url}: started an empty server.")
+            say("pjobs", "Its data are gone when this command ends.")
+        at = f"The web server starts at {address}. Ctrl-C stops everything."
+        web = Reloaded("web", at, ini, signals)
+        worker = Reloaded("worker", "The worker is ready.", ini, signals, after=web)
+        parts = [web, worker]
+        for part in parts:
+            running.enter_context(part)
+        for part in parts:
+            # Called before the stack waits for either of them.
+            running.callback(part.terminate)
+        while not signals.wait(INTERVAL):
+            for part in parts:
+                code = part.poll()
+                if code is not None:
+                    what = f"The {part.name} part has ended (exit code {code})"
+                    return _over(what, max(code, 1))
+            if not all(server.is_running for server in servers):
+                return _over("The Redis server has ended", 1)
+        say("pjobs", "Stopping. A second Ctrl-C does not wait for running jobs.")
+    return 0
+
 
 class PartProcess:
     """A process with its own session, whose output appears with a prefix.
@@ -104,78 +181,6 @@ def _copy(name: str, stream: IO[bytes]) -> None:
     with stream:
         for line in stream:
             say(name, line.decode(errors="replace").rstrip("\r\n"))
-
-
-#: Seconds between two looks at the parts and the files.
-INTERVAL = 0.5
-
-#: Seconds that a part has to stop. Above SHUTDOWN_TIMEOUT in child.py, so that the
-#: worker can put back the messages of jobs that have not begun.
-PATIENCE = 20.0
-
-#: Seconds that the worker waits for the web server, which may wait for the worker.
-TURN = 15.0
-
-#: The exit codes of a part that cannot start, but may later.
-FIXABLE = (1, 2)
-
-#: Seconds until a part that cannot start is tried again: at first, and at most.
-FIRST_PAUSE, LAST_PAUSE = 1, 30
-
-LOCAL = ("localhost", "127.0.0.1", "::1")
-
-#: The settings that may hold the URL of a Redis server.
-SETTINGS = ("jobstate.broker", "jobstate.redis_url")
-
-DESCRIPTION = """\
-Run the web server, as `pserve --reload` does, and a worker, which both restart when a
-file changes. If the ini's Redis URL is on this host and nothing answers there, run an
-empty server there, too. All of them end together. The section [pjobs] may set `threads`
-and `queues` of the worker, [pserve] further files to watch or to ignore.
-"""
-
-
-def main(ini: Ini, program: str, arguments: Sequence[str]) -> int:
-    """Run the parts until one ends or a signal comes, and return the exit code.
-
-    Raises:
-      Refused: The ini is wrong, or a server cannot be started.
-    """
-    argparse.ArgumentParser(
-        prog=program, usage=f"{program} [-h]", description=DESCRIPTION
-    ).parse_args(arguments)
-    arguments_of(ini.section(SECTION), ini.path)
-    address = web_address(ini)
-    signals = Signals()
-    with contextlib.ExitStack() as running:
-        servers = []
-        for url, server in wanted_servers(ini.app_settings()):
-            try:
-                running.enter_context(server)
-            except RuntimeError as e:
-                raise Refused(f"No server could be started for {url}: {e}") from None
-            servers.append(server)
-            say("pjobs", f"Nothing answered at {url}: started an empty server.")
-            say("pjobs", "Its data are gone when this command ends.")
-        at = f"The web server starts at {address}. Ctrl-C stops everything."
-        web = Reloaded("web", at, ini, signals)
-        worker = Reloaded("worker", "The worker is ready.", ini, signals, after=web)
-        parts = [web, worker]
-        for part in parts:
-            running.enter_context(part)
-        for part in parts:
-            # Called before the stack waits for either of them.
-            running.callback(part.terminate)
-        while not signals.wait(INTERVAL):
-            for part in parts:
-                code = part.poll()
-                if code is not None:
-                    what = f"The {part.name} part has ended (exit code {code})"
-                    return _over(what, max(code, 1))
-            if not all(server.is_running for server in servers):
-                return _over("The Redis server has ended", 1)
-        say("pjobs", "Stopping. A second Ctrl-C does not wait for running jobs.")
-    return 0
 
 
 def web_address(ini: Ini) -> str:
@@ -270,14 +275,6 @@ class Signals:
     def hurry(self) -> bool:
         """Return whether there was a second one."""
         return self._count > 1
-
-
-#: The last modification, the size and the number of a file.
-Signature = tuple[int, int, int]
-
-
-#: Differs from the signature of any file.
-STALE = (-1, -1, -1)
 
 
 class FileWatch:

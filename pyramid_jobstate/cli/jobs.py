@@ -28,6 +28,28 @@ NEWEST = 1000
 #: The most candidates to name.
 CANDIDATES = 5
 
+#: The words for the statuses of members, in the order in which they are told.
+WORDS = {
+    "success": "succeeded",
+    "error": "failed",
+    "cancelled": "cancelled",
+    "working": "running",
+    "queued": "waiting",
+    "retrying": "retrying",
+}
+
+#: Those of members whose number is told beside how many are over.
+BAD = ("error", "cancelled")
+
+#: Why a batch that failed cannot run again.
+NOT_REPEATABLE = "A batch cannot run again. Rerun its failed jobs."
+
+#: The statuses of a job that a worker has begun, or is about to begin again.
+RUNNING = ("stalled", "cancelling", "working", "retrying")
+
+#: Seconds between two lines that only differ in how much is done.
+QUIET = 10.0
+
 
 def find(store: JobStore, name: str) -> JobState:
     """Return the job that a name means.
@@ -83,23 +105,6 @@ def shortened(uuids: Sequence[str]) -> dict[str, str]:
     return {uuid: uuid[:length] for uuid in uuids}
 
 
-#: The words for the statuses of members, in the order in which they are told.
-WORDS = {
-    "success": "succeeded",
-    "error": "failed",
-    "cancelled": "cancelled",
-    "working": "running",
-    "queued": "waiting",
-    "retrying": "retrying",
-}
-
-#: Those of members whose number is told beside how many are over.
-BAD = ("error", "cancelled")
-
-#: Why a batch that failed cannot run again.
-NOT_REPEATABLE = "A batch cannot run again. Rerun its failed jobs."
-
-
 def find_batch(store: JobStore, name: str) -> str:
     """Return the uuid of the batch that a name means: see :func:`.find`.
 
@@ -138,10 +143,6 @@ def batch_as_json(job: JobState) -> dict[str, Any]:
         return {"counts": job.counts}
     record = record_of(job)
     return {"batch": record.batch} if record.is_member else {}
-
-
-#: The statuses of a job that a worker has begun, or is about to begin again.
-RUNNING = ("stalled", "cancelling", "working", "retrying")
 
 
 def title_of(job: JobState) -> str:
@@ -267,10 +268,6 @@ def row(job: JobState) -> str:
     queued = job.queued_at
     since = "-" if queued is None else local(queued, "T")
     return f"{job.uuid} {since} {kind} {owner_text(job.owner)} {state_text(job)}"
-
-
-#: Seconds between two lines that only differ in how much is done.
-QUIET = 10.0
 
 
 class LastLine(NamedTuple):

@@ -54,6 +54,16 @@ MOVED = (errors.MovedError, errors.AskError, errors.TryAgainError)
 #: The names of the local host, which count as equal.
 LOCALHOST = frozenset({"localhost", "127.0.0.1", "::1"})
 
+#: The prefixes of errors that will pass.
+PASSING = (
+    "LOADING",
+    "BUSY",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "ERR max number of clients",
+)
+
 
 class Address(NamedTuple):
     """The address of a single server. The path of a Unix socket counts as the host."""
@@ -338,17 +348,6 @@ def node_named(client: RedisCluster, name: str) -> ClusterNode | None:
     """Return a node by its name, or None if it has left the Cluster."""
     find = cast("Callable[..., ClusterNode | None]", client.get_node)
     return find(node_name=name)
-
-
-#: The prefixes of errors that will pass.
-PASSING = (
-    "LOADING",
-    "BUSY",
-    "MASTERDOWN",
-    "CLUSTERDOWN",
-    "TRYAGAIN",
-    "ERR max number of clients",
-)
 
 
 def is_passing(error: Exception) -> bool:

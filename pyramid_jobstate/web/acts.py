@@ -44,13 +44,20 @@ if TYPE_CHECKING:
 
     from .jobstates import JobStates
 
-
 log = logging.getLogger("pyramid_jobstate")
 
 #: What the log says of each job that a user has acted on.
 CANCELLED = "%s cancelled the job %s."
+
 DELETED = "%s deleted the job %s."
+
 RAN_AGAIN = "%s ran the job %s again."
+
+#: The parameters that every bulk request may have beside its filters.
+OTHERS = ("all", "everything", "limit", "cursor")
+
+#: The maximum number of jobs that a request acts on, unless it names a limit.
+DEFAULT_LIMIT = 1000
 
 
 def cancel(context: JobState, request: Request) -> Response:
@@ -251,6 +258,8 @@ CLEAR = BulkAct(
     FINISHED,
     clear_all,
 )
+
+
 CANCEL = BulkAct(
     "cancelled",
     CANCELLED,
@@ -259,16 +268,11 @@ CANCEL = BulkAct(
     UNFINISHED,
     cancel_all,
 )
+
+
 RERUN = BulkAct(
     "requeued", RAN_AGAIN, "rerun_job", ("owner", "kind", "batch"), (), run_again
 )
-
-
-#: The parameters that every bulk request may have beside its filters.
-OTHERS = ("all", "everything", "limit", "cursor")
-
-#: The maximum number of jobs that a request acts on, unless it names a limit.
-DEFAULT_LIMIT = 1000
 
 
 def clear(context: JobStates, request: Request) -> Response:

@@ -49,6 +49,76 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pyramid_jobstate")
 
+#: What follows our path in the URLs of jobs. Any uuid will do.
+_UUID = "0b7e2f6c-5d1a-4c3e-9f80-3a5d7c9e1b2f"
+
+_PATHS = [p.replace("{uuid}", _UUID) for name, p in ROUTES.items() if name != OTHER]
+
+#: The category of our introspectables.
+CATEGORY = "job states"
+
+
+def include(config: Configurator) -> None:
+    """Implement :func:`pyramid_jobstate.includeme`."""
+    # Routes are added now, so the path is read now: a route added in an action would
+    # come after a catch-all of the application.
+    at_include = Settings(config.registry.settings)
+    path = at_include.path()
+    check_route_prefix(config)
+    broker = provide_broker(config, at_include)
+    add_routes(config, path)
+    check_request_method(config.registry)
+    config.add_request_method(JOB_STATES, "job_states", property=True)
+    config.add_directive("set_job_store", set_job_store)
+    add_views(config)
+
+    intr = config.introspectable(CATEGORY, "jobstate", "pyramid_jobstate", "settings")
+    intr["path"] = path
+
+    def register() -> None:
+        # The application may set these, and its broker, after the include.
+        settings = Settings(config.registry.settings)
+        settings.check()
+        if settings.path() != path:
+            raise ConfigurationError(
+                f"The setting {PREFIX}path must be set before pyramid_jobstate is "
+                "included."
+            )
+        check_broker(broker, at_include, settings)
+        owner = settings.owner()
+        base_url = settings.base_url()
+        permits = settings.function("permits", policy_permits)
+        max_uuids = settings.max_uuids()
+        limits = settings.stream_limits()
+        config.registry.registerUtility(owner, IOwner)
+        config.registry.registerUtility(permits, IPermits)
+        config.registry.registerUtility(WebOutage(), IWebOutage)
+        if base_url is not None:
+            config.registry.registerUtility(base_url, IBaseUrl)
+        config.registry.registerUtility(max_uuids, IMaxUuids)
+        config.registry.registerUtility(limits, IStreamLimits)
+        store = config.registry.queryUtility(IJobStore)
+        if store is None:
+            store = settings.store()
+            config.registry.registerUtility(store, IJobStore)
+        if config.registry.queryUtility(IOutbox) is None:
+            # With an outbox, an application's tests write nothing.
+            check_store(store)
+        check_routes(config)
+        intr.update(store=store, owner=owner, permits=permits, max_uuids=max_uuids)
+        log.info(
+            "Job states are stored in %r and served at %s. Their owner is %s(request).",
+            store,
+            path_of(config.get_routes_mapper().get_route(LIST)),
+            getattr(owner, "__qualname__", owner),
+        )
+
+    if config.registry.queryUtility(IOwner) is None:
+        # Checked at the end, since a policy may be set after a commit; and once only,
+        # even if the package is included repeatedly.
+        at_creation(config, check_application, hand_over)
+    config.action("pyramid_jobstate", register, order=5, introspectables=(intr,))
+
 
 def at_creation(
     config: Configurator, *calls: Callable[[ApplicationCreated], object]
@@ -70,11 +140,6 @@ def at_creation(
 
     # In the order in which the application adds its own.
     config.action(None, lambda: registry.registerHandler(call, (IApplicationCreated,)))
-
-
-#: What follows our path in the URLs of jobs. Any uuid will do.
-_UUID = "0b7e2f6c-5d1a-4c3e-9f80-3a5d7c9e1b2f"
-_PATHS = [p.replace("{uuid}", _UUID) for name, p in ROUTES.items() if name != OTHER]
 
 
 def check_route_prefix(config: Configurator) -> None:
@@ -192,72 +257,6 @@ def check_application(event: ApplicationCreated) -> None:
             "config.set_security_policy(...), or set jobstate.owner to session or to a "
             "function that returns the owner of a request."
         )
-
-
-#: The category of our introspectables.
-CATEGORY = "job states"
-
-
-def include(config: Configurator) -> None:
-    """Implement :func:`pyramid_jobstate.includeme`."""
-    # Routes are added now, so the path is read now: a route added in an action would
-    # come after a catch-all of the application.
-    at_include = Settings(config.registry.settings)
-    path = at_include.path()
-    check_route_prefix(config)
-    broker = provide_broker(config, at_include)
-    add_routes(config, path)
-    check_request_method(config.registry)
-    config.add_request_method(JOB_STATES, "job_states", property=True)
-    config.add_directive("set_job_store", set_job_store)
-    add_views(config)
-
-    intr = config.introspectable(CATEGORY, "jobstate", "pyramid_jobstate", "settings")
-    intr["path"] = path
-
-    def register() -> None:
-        # The application may set these, and its broker, after the include.
-        settings = Settings(config.registry.settings)
-        settings.check()
-        if settings.path() != path:
-            raise ConfigurationError(
-                f"The setting {PREFIX}path must be set before pyramid_jobstate is "
-                "included."
-            )
-        check_broker(broker, at_include, settings)
-        owner = settings.owner()
-        base_url = settings.base_url()
-        permits = settings.function("permits", policy_permits)
-        max_uuids = settings.max_uuids()
-        limits = settings.stream_limits()
-        config.registry.registerUtility(owner, IOwner)
-        config.registry.registerUtility(permits, IPermits)
-        config.registry.registerUtility(WebOutage(), IWebOutage)
-        if base_url is not None:
-            config.registry.registerUtility(base_url, IBaseUrl)
-        config.registry.registerUtility(max_uuids, IMaxUuids)
-        config.registry.registerUtility(limits, IStreamLimits)
-        store = config.registry.queryUtility(IJobStore)
-        if store is None:
-            store = settings.store()
-            config.registry.registerUtility(store, IJobStore)
-        if config.registry.queryUtility(IOutbox) is None:
-            # With an outbox, an application's tests write nothing.
-            check_store(store)
-        check_routes(config)
-        intr.update(store=store, owner=owner, permits=permits, max_uuids=max_uuids)
-        log.info(
-            "Job states are stored in %r and served at %s. Their owner is %s(request).",
-            store,
-            path_of(config.get_routes_mapper().get_route(LIST)),
-            getattr(owner, "__qualname__", owner),
-        )
-
-    if config.registry.queryUtility(IOwner) is None:
-        # Checked at the end, since a policy may be set after a commit; and once only,
-        # even if the package is included repeatedly.
-        at_creation(config, check_application, hand_over)
-    config.action("pyramid_jobstate", register, order=5, introspectables=(intr,))
 
 
 def provide_broker(config: Configurator, settings: Settings) -> Broker | None:

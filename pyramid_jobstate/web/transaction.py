@@ -24,8 +24,30 @@ if TYPE_CHECKING:
     #: Puts a question to the store, or raises StoreUnavailable.
     Ask = Callable[[Callable[[JobStore], object]], object]
 
-
 log = logging.getLogger("pyramid_jobstate")
+
+#: The request attribute for the data managers whose transaction may stay uncommitted.
+_PENDING = "_jobstate_pending"
+
+NO_MANAGER = (
+    "The request has no request.tm. Include pyramid_tm in the application, or call "
+    "request.job_states.send_immediately(...)."
+)
+
+NO_TRANSACTION = (
+    "No transaction has begun on request.tm in this thread, so nothing would ever be "
+    "sent. pyramid_tm begins one for each view, unless tm.activate_hook refuses, and "
+    "ends it before finished callbacks run. A subrequest gets one with "
+    "request.invoke_subrequest(subrequest, use_tweens=True). In a script or a thread, "
+    "send within `with request.tm:`. To send without a transaction, call "
+    "request.job_states.send_immediately(...)."
+)
+
+TAKES_NOTHING = (
+    "The transaction of request.tm accepts no more jobs: it is being committed, "
+    "or an operation in it has failed. Send earlier, or call "
+    "request.job_states.send_immediately(...)."
+)
 
 
 class JobDataManager:
@@ -255,30 +277,6 @@ def _abort_commit(transaction: Any, data_managers: list[Any]) -> None:
         # Abort the rest even if another interrupt strikes.
         if data_managers:
             _abort_commit(transaction, data_managers)
-
-
-#: The request attribute for the data managers whose transaction may stay uncommitted.
-_PENDING = "_jobstate_pending"
-
-NO_MANAGER = (
-    "The request has no request.tm. Include pyramid_tm in the application, or call "
-    "request.job_states.send_immediately(...)."
-)
-
-NO_TRANSACTION = (
-    "No transaction has begun on request.tm in this thread, so nothing would ever be "
-    "sent. pyramid_tm begins one for each view, unless tm.activate_hook refuses, and "
-    "ends it before finished callbacks run. A subrequest gets one with "
-    "request.invoke_subrequest(subrequest, use_tweens=True). In a script or a thread, "
-    "send within `with request.tm:`. To send without a transaction, call "
-    "request.job_states.send_immediately(...)."
-)
-
-TAKES_NOTHING = (
-    "The transaction of request.tm accepts no more jobs: it is being committed, "
-    "or an operation in it has failed. Send earlier, or call "
-    "request.job_states.send_immediately(...)."
-)
 
 
 def send_now(ask: Ask, outgoing: Outgoing) -> None:

@@ -48,9 +48,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pyramid_jobstate")
 
-
 #: The parameter of an actor that receives a request.
 REQUEST = "request"
+
+PARAMETER = "job_state"
 
 
 class HandedFunction(abc.ABC):
@@ -220,9 +221,6 @@ def refuse_request(message: Message[Any]) -> None:
             f"A message to the actor {message.actor_name!r} cannot carry the argument "
             "request: the worker makes the request. Leave it out."
         )
-
-
-PARAMETER = "job_state"
 
 
 class TrackedFunction(HandedFunction):

@@ -24,11 +24,72 @@ from .recorder import watch_forks
 if TYPE_CHECKING:
     from dramatiq.middleware import Middleware
 
-
 #: The setting of a broker for tests.
 STUB = "stub"
 
 SCHEMES = "redis://, rediss://, unix://, amqp:// or amqps://"
+
+#: The brokers made here that are in use.
+_made: WeakKeyDictionary[Broker, Made] = WeakKeyDictionary()
+
+
+def use_broker(
+    spec: BrokerSpec, settings: Mapping[str, Any], middleware: Iterable[Middleware]
+) -> Broker:
+    """Make the broker of a specification Dramatiq's global broker, and move the actors
+    there that were declared on Dramatiq's default broker. A broker made from an equal
+    specification is shared.
+
+    Parameters:
+      settings: What a function that makes the broker is called with.
+      middleware: Middleware to add after the JobStateMiddleware, each unless the broker
+        has one of its class.
+
+    Raises:
+      BrokerFault: The process uses another broker, or none can be made.
+      ActorError: An actor that has moved is declared wrongly.
+    """
+    current = dramatiq.broker.global_broker
+    if current is not None and current in _made:
+        if _made[current].spec == spec and _makes(spec, settings, current):
+            return current
+        raise BrokerFault(
+            "cannot be used: another application in this process, or one that failed "
+            "to start, has another broker or keeps its jobs elsewhere. The "
+            "applications of a process share one broker: give them equal settings, or "
+            "a process each. A test suite calls "
+            "pyramid_jobstate.testing.release_broker() between two applications."
+        )
+    if current is not spec.broker:
+        _refuse_own(current)
+    broker = make_broker(spec, settings)
+    # A function may have set its broker, or imported actors.
+    current = dramatiq.broker.global_broker
+    if current is not broker:
+        _refuse_own(current)
+    server, store = None, None
+    added = list(middleware)
+    if not _has(broker, JobStateMiddleware):
+        server = (
+            LateServer() if spec.broker == STUB and spec.redis_url is None else None
+        )
+        store = make_store(broker, spec, server)
+        added.insert(0, JobStateMiddleware(store))
+    added = [m for m in added if not _has(broker, type(m))]
+    functions = [(actor, actor.fn) for actor in broker.actors.values()]
+    _add(broker, added)
+    if current is not None and current is not broker:
+        try:
+            _check_movable(current, broker)
+            _move_actors(current, broker)
+        except BaseException:
+            _remove(broker, added)
+            for actor, fn in functions:
+                actor.fn = fn
+            raise
+    dramatiq.set_broker(broker)
+    _made[broker] = Made(spec, server, store, added)
+    return broker
 
 
 class BrokerFault(Exception):
@@ -247,69 +308,6 @@ class Made(NamedTuple):
     server: LateServer | None
     store: JobStore | None
     added: Sequence[Middleware]
-
-
-#: The brokers made here that are in use.
-_made: WeakKeyDictionary[Broker, Made] = WeakKeyDictionary()
-
-
-def use_broker(
-    spec: BrokerSpec, settings: Mapping[str, Any], middleware: Iterable[Middleware]
-) -> Broker:
-    """Make the broker of a specification Dramatiq's global broker, and move the actors
-    there that were declared on Dramatiq's default broker. A broker made from an equal
-    specification is shared.
-
-    Parameters:
-      settings: What a function that makes the broker is called with.
-      middleware: Middleware to add after the JobStateMiddleware, each unless the broker
-        has one of its class.
-
-    Raises:
-      BrokerFault: The process uses another broker, or none can be made.
-      ActorError: An actor that has moved is declared wrongly.
-    """
-    current = dramatiq.broker.global_broker
-    if current is not None and current in _made:
-        if _made[current].spec == spec and _makes(spec, settings, current):
-            return current
-        raise BrokerFault(
-            "cannot be used: another application in this process, or one that failed "
-            "to start, has another broker or keeps its jobs elsewhere. The "
-            "applications of a process share one broker: give them equal settings, or "
-            "a process each. A test suite calls "
-            "pyramid_jobstate.testing.release_broker() between two applications."
-        )
-    if current is not spec.broker:
-        _refuse_own(current)
-    broker = make_broker(spec, settings)
-    # A function may have set its broker, or imported actors.
-    current = dramatiq.broker.global_broker
-    if current is not broker:
-        _refuse_own(current)
-    server, store = None, None
-    added = list(middleware)
-    if not _has(broker, JobStateMiddleware):
-        server = (
-            LateServer() if spec.broker == STUB and spec.redis_url is None else None
-        )
-        store = make_store(broker, spec, server)
-        added.insert(0, JobStateMiddleware(store))
-    added = [m for m in added if not _has(broker, type(m))]
-    functions = [(actor, actor.fn) for actor in broker.actors.values()]
-    _add(broker, added)
-    if current is not None and current is not broker:
-        try:
-            _check_movable(current, broker)
-            _move_actors(current, broker)
-        except BaseException:
-            _remove(broker, added)
-            for actor, fn in functions:
-                actor.fn = fn
-            raise
-    dramatiq.set_broker(broker)
-    _made[broker] = Made(spec, server, store, added)
-    return broker
 
 
 def release_broker() -> None:

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from ...job import JobState
 
-
 log = logging.getLogger("pyramid_jobstate")
 
 #: The most streams that one owner may have open in a process.
@@ -52,6 +51,155 @@ MAX_SITES = 8
 
 #: The default of max_streams where descriptors are unlimited.
 MAX_STREAMS = 100_000
+
+Message = MutableMapping[str, Any]
+
+Receive = Callable[[], Awaitable[Message]]
+
+Send = Callable[[Message], Awaitable[None]]
+
+#: Bytes that a server is given at a time, so that it holds no more of what a slow
+#: client has not received.
+PIECE = 64 * 1024
+
+#: The headers of a stream.
+HEADERS = (
+    ("Content-Type", f"{STREAM}; charset=utf-8"),
+    ("Cache-Control", "no-store"),
+    ("X-Accel-Buffering", "no"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+
+#: The headers of the answer to a poll that do not describe a stream.
+OF_POLL = frozenset(
+    {
+        "cache-control",
+        "content-length",
+        "content-type",
+        "etag",
+        TIME.lower(),
+        "last-modified",
+        "x-content-type-options",
+    }
+)
+
+#: Says to a page that polls that it could have a stream.
+HINT = "JobState-Stream"
+
+#: The name of the streams in the registry's own attributes.
+STREAMS = "_jobstate_streams"
+
+
+class AsgiOffer:
+    """Offers the connection of one request. Implements :class:`..answers.Offer`.
+
+    Parameters:
+      queue: The queue of the loop that serves the request.
+    """
+
+    __slots__ = ("_carrier", "_is_over", "_queue", "_taken")
+
+    def __init__(self, queue: LoopQueue) -> None:
+        self._queue = queue
+        self._carrier: AsgiCarrier | None = None
+        #: The rooms of which it has taken one, and for whom. Two threads may empty it.
+        self._taken: deque[tuple[Rooms, Any, str | None]] = deque()
+        self._is_over = False
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the response becomes a stream."""
+        return self._carrier is not None
+
+    def answer(
+        self, request: Request, text: str, jobs: Mapping[str, JobState | None]
+    ) -> Response:
+        """Implement :class:`..answers.Offer`."""
+        response = render_state(request, text)
+        if request.registry.getUtility(IStreamLimits).max_streams == 0:
+            return response
+        streams = streams_of(request.registry)
+        if streams.hub.is_refused:
+            return response
+        wanted = {
+            uuid: job_state
+            for uuid, job_state in jobs.items()
+            if job_state is not None and is_streamable(type(job_state))
+        }
+        try:
+            owner = request.job_states.current_owner
+            site = site_of(request)
+        except Exception:
+            # A poll may need neither.
+            return response
+        owner = owner if is_owner(owner) else None
+        is_asked = wants_stream(request.environ.get("HTTP_ACCEPT", ""))
+        if not is_asked or request.method != "GET" or response.status_code != 200:
+            if wanted and streams.rooms.has(owner, site):
+                response.headers[HINT] = "1"
+            return response
+        viewers: dict[str, Viewer] = {}
+        shown: dict[str, Frame] = {}
+        for uuid, job_state in wanted.items():
+            viewer = viewer_of(request, job_state)
+            if viewer is not None:
+                viewers[uuid] = viewer
+                # Rendering takes a job away from its request.
+                frame = render(copy(job_state), viewer)
+                if frame is not None:
+                    shown[uuid] = frame
+        if not viewers and len(jobs) == 1:
+            return response
+        answer = StreamResponse(
+            body=response.body, headerlist=list(response.headerlist), status="200 OK"
+        )
+        answer.offer = self
+        answer.polled = response.body
+        answer.plan = Plan(
+            streams,
+            owner,
+            site,
+            {uuid: viewers[uuid] for uuid in shown},
+            shown,
+            [uuid for uuid in jobs if uuid not in shown],
+            all(wanted[uuid].is_finished for uuid in shown),
+        )
+        return answer
+
+    def take(self, plan: Plan, last_id: str | None) -> bool:
+        """Have the response become a stream. Return False if too many are open, or the
+        process has no descriptor or thread left.
+        """
+        # A WSGI application may have discarded an earlier response to this request.
+        self._leave()
+        try:
+            plan.streams.hub.start()
+        except OSError:
+            return False
+        if not plan.streams.rooms.take(plan.owner, plan.site):
+            return False
+        self._taken.append((plan.streams.rooms, plan.owner, plan.site))
+        if self._is_over:
+            # The server has cancelled the request while its view ran.
+            self._leave()
+            return False
+        self._carrier = AsgiCarrier(plan.streams.hub, plan.stream(last_id), self._queue)
+        return True
+
+    async def carry(self, receive: Receive, send: Send) -> None:
+        """Send the stream that the response has become."""
+        assert self._carrier is not None
+        await self._carrier.run(receive, send)
+
+    def release(self) -> None:
+        """Make room for another stream. The request is over."""
+        self._is_over = True
+        self._leave()
+
+    def _leave(self) -> None:
+        with contextlib.suppress(IndexError):
+            rooms, owner, site = self._taken.pop()
+            rooms.leave(owner, site)
 
 
 class Rooms:
@@ -131,15 +279,6 @@ def usual_streams() -> int:
 def _key(owner: object) -> object:
     # Since 1 == True == 1.0 in Python, the type tells owners apart.
     return None if owner is None else (type(owner).__name__, owner)
-
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
-#: Bytes that a server is given at a time, so that it holds no more of what a slow
-#: client has not received.
-PIECE = 64 * 1024
 
 
 class LoopQueue:
@@ -261,31 +400,6 @@ class AsgiCarrier:
             self.receive(b"", True)
 
 
-#: The headers of a stream.
-HEADERS = (
-    ("Content-Type", f"{STREAM}; charset=utf-8"),
-    ("Cache-Control", "no-store"),
-    ("X-Accel-Buffering", "no"),
-    ("X-Content-Type-Options", "nosniff"),
-)
-
-#: The headers of the answer to a poll that do not describe a stream.
-OF_POLL = frozenset(
-    {
-        "cache-control",
-        "content-length",
-        "content-type",
-        "etag",
-        TIME.lower(),
-        "last-modified",
-        "x-content-type-options",
-    }
-)
-
-#: Says to a page that polls that it could have a stream.
-HINT = "JobState-Stream"
-
-
 class Streams(NamedTuple):
     """The streams of an application.
 
@@ -298,10 +412,6 @@ class Streams(NamedTuple):
     hub: Hub
     rooms: Rooms
     max_age: float
-
-
-#: The name of the streams in the registry's own attributes.
-STREAMS = "_jobstate_streams"
 
 
 def streams_of(registry: Registry) -> Streams:
@@ -406,115 +516,3 @@ class StreamResponse(TimedResponse):
             return super().__call__(environ, start_response)
         start_response("200 OK", [*HEADERS, *kept])
         return [opening(plan.streams.hub.now())]
-
-
-class AsgiOffer:
-    """Offers the connection of one request. Implements :class:`..answers.Offer`.
-
-    Parameters:
-      queue: The queue of the loop that serves the request.
-    """
-
-    __slots__ = ("_carrier", "_is_over", "_queue", "_taken")
-
-    def __init__(self, queue: LoopQueue) -> None:
-        self._queue = queue
-        self._carrier: AsgiCarrier | None = None
-        #: The rooms of which it has taken one, and for whom. Two threads may empty it.
-        self._taken: deque[tuple[Rooms, Any, str | None]] = deque()
-        self._is_over = False
-
-    @property
-    def is_taken(self) -> bool:
-        """Whether the response becomes a stream."""
-        return self._carrier is not None
-
-    def answer(
-        self, request: Request, text: str, jobs: Mapping[str, JobState | None]
-    ) -> Response:
-        """Implement :class:`..answers.Offer`."""
-        response = render_state(request, text)
-        if request.registry.getUtility(IStreamLimits).max_streams == 0:
-            return response
-        streams = streams_of(request.registry)
-        if streams.hub.is_refused:
-            return response
-        wanted = {
-            uuid: job_state
-            for uuid, job_state in jobs.items()
-            if job_state is not None and is_streamable(type(job_state))
-        }
-        try:
-            owner = request.job_states.current_owner
-            site = site_of(request)
-        except Exception:
-            # A poll may need neither.
-            return response
-        owner = owner if is_owner(owner) else None
-        is_asked = wants_stream(request.environ.get("HTTP_ACCEPT", ""))
-        if not is_asked or request.method != "GET" or response.status_code != 200:
-            if wanted and streams.rooms.has(owner, site):
-                response.headers[HINT] = "1"
-            return response
-        viewers: dict[str, Viewer] = {}
-        shown: dict[str, Frame] = {}
-        for uuid, job_state in wanted.items():
-            viewer = viewer_of(request, job_state)
-            if viewer is not None:
-                viewers[uuid] = viewer
-                # Rendering takes a job away from its request.
-                frame = render(copy(job_state), viewer)
-                if frame is not None:
-                    shown[uuid] = frame
-        if not viewers and len(jobs) == 1:
-            return response
-        answer = StreamResponse(
-            body=response.body, headerlist=list(response.headerlist), status="200 OK"
-        )
-        answer.offer = self
-        answer.polled = response.body
-        answer.plan = Plan(
-            streams,
-            owner,
-            site,
-            {uuid: viewers[uuid] for uuid in shown},
-            shown,
-            [uuid for uuid in jobs if uuid not in shown],
-            all(wanted[uuid].is_finished for uuid in shown),
-        )
-        return answer
-
-    def take(self, plan: Plan, last_id: str | None) -> bool:
-        """Have the response become a stream. Return False if too many are open, or the
-        process has no descriptor or thread left.
-        """
-        # A WSGI application may have discarded an earlier response to this request.
-        self._leave()
-        try:
-            plan.streams.hub.start()
-        except OSError:
-            return False
-        if not plan.streams.rooms.take(plan.owner, plan.site):
-            return False
-        self._taken.append((plan.streams.rooms, plan.owner, plan.site))
-        if self._is_over:
-            # The server has cancelled the request while its view ran.
-            self._leave()
-            return False
-        self._carrier = AsgiCarrier(plan.streams.hub, plan.stream(last_id), self._queue)
-        return True
-
-    async def carry(self, receive: Receive, send: Send) -> None:
-        """Send the stream that the response has become."""
-        assert self._carrier is not None
-        await self._carrier.run(receive, send)
-
-    def release(self) -> None:
-        """Make room for another stream. The request is over."""
-        self._is_over = True
-        self._leave()
-
-    def _leave(self) -> None:
-        with contextlib.suppress(IndexError):
-            rooms, owner, site = self._taken.pop()
-            rooms.leave(owner, site)
