@@ -400,7 +400,7 @@ class Reloaded:
         #: When it is to start or, if it still runs, to be killed for its restart.
         self._due = time.monotonic()
         self._pause = FIRST_PAUSE
-        self._is_said = False
+        self._is_logged = False
 
     def __enter__(self) -> Self:
         self._start_in_turn()
@@ -439,8 +439,8 @@ class Reloaded:
                     return code
                 self._try_again()
             # A web server that cannot listen ends right after its report.
-            elif was_ready and not self._is_said:
-                self._is_said = True
+            elif was_ready and not self._is_logged:
+                self._is_logged = True
                 say("pjobs", self._ready)
         path = self._watch.changed()
         if path is not None:
@@ -473,7 +473,7 @@ class Reloaded:
             first = f"The {self._after.name} part is not ready yet"
             say("pjobs", f"{first}: the {self.name} part starts now.")
         self._due = math.inf
-        self._is_said = False
+        self._is_logged = False
         self._reports = PartReports()
         self._watch.begin()
         self._part = PartProcess(self.name, self._reports.writer, self._ini.environ())

@@ -53,8 +53,8 @@ def humanized(name: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def sentence_of(said: str, texts: Iterable[str]) -> TranslationString | None:
-    """Return what was said as a translation string if it is one of these texts,
+def sentence_of(sentence: str, texts: Iterable[str]) -> TranslationString | None:
+    """Return a sentence as a translation string if it is one of these texts,
     whatever values its placeholders hold, else None. The store and exceptions keep only
     the finished text.
 
@@ -62,7 +62,7 @@ def sentence_of(said: str, texts: Iterable[str]) -> TranslationString | None:
       texts: The texts. If several fit, the first is returned.
     """
     for text in texts:
-        match = _pattern_of(text).fullmatch(said)
+        match = _pattern_of(text).fullmatch(sentence)
         if match is not None:
             return _(text, mapping=match.groupdict())
     return None

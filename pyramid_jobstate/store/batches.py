@@ -255,13 +255,13 @@ class Batches:
         whether any of them was told something.
         """
         silent = [r for r in records if r is not None and self.may_look(r)]
-        is_told = False
+        is_news = False
         # The others have their turn in a moment.
         for record in silent[:LOOKS]:
             # On a read-only server they stay as they are.
             with contextlib.suppress(RedisError):
-                is_told = self.look(record) or is_told
-        return is_told
+                is_news = self.look(record) or is_news
+        return is_news
 
     def may_look(self, record: Record) -> bool:
         """Return whether a job is a batch that has not heard for a while of members

@@ -306,7 +306,7 @@ class JobStates:
         except RedisError as e:
             outage.note(e)
             raise StoreUnavailable(self) from e
-        if outage.is_said:
+        if outage.is_logged:
             outage.recover()
         return answer
 

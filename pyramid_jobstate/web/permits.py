@@ -75,7 +75,7 @@ class WebOutage(Outage):
         if isinstance(error, LOST):
             begun = self._begun
             is_rare = len(begun) < MAX_OUTAGES or now - begun[0] > LOG_PAUSE
-            if is_rare and not self.is_said:
+            if is_rare and not self.is_logged:
                 begun.append(now)
                 self.complain(error)
             return

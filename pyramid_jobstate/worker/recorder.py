@@ -257,7 +257,7 @@ class Outage:
       back: The message at the end, or None to log nothing.
 
     Attributes:
-      is_said: Whether the beginning of an outage was logged, but not yet its end.
+      is_logged: Whether the beginning of an outage was logged, but not yet its end.
     """
 
     def __init__(self, log: Logger, away: str = AWAY, back: str | None = BACK) -> None:
@@ -265,7 +265,7 @@ class Outage:
         self._away = away
         self._back = back
         self._is_on = False
-        self.is_said = False
+        self.is_logged = False
         self._next = 0.0
 
     def may_ask(self) -> bool:
@@ -291,15 +291,15 @@ class Outage:
 
     def complain(self, error: Exception) -> None:
         """Log an error of the store, only once until it recovers."""
-        if self.is_said:
+        if self.is_logged:
             return
-        self.is_said = True
+        self.is_logged = True
         self._log.warning(self._away, type(error).__name__, error)
 
     def recover(self) -> None:
         """Log the end of the outage if its beginning was logged."""
-        if self.is_said:
-            self.is_said = False
+        if self.is_logged:
+            self.is_logged = False
             if self._back is not None:
                 self._log.info(self._back)
 
@@ -533,7 +533,7 @@ class Flush:
             unsaved
             for unsaved in runs
             if unsaved.run.dirty
-            or unsaved.heard <= silent_since
+            or unsaved.sent_at <= silent_since
             or unsaved.waiters
             or unsaved.end is not None
             or not unsaved.is_stored

@@ -23,7 +23,7 @@ from ..job import (
 )
 
 #: The least seconds between two reports of a member's progress to its batch.
-TOLD_EVERY = 1.0
+BATCH_INTERVAL = 1.0
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -47,7 +47,7 @@ class Unsaved:
       end: How the run ended, or None.
       begun: When the run began.
       confirmed: When the store was last known to hold this run as the newest.
-      heard: When an update was last sent to the store.
+      sent_at: When an update was last sent to the store.
       waiters: Locks to release once everything set before is stored or given up.
       lost: Why the recorder gave up this run, or "".
       is_behind: Whether values are stored that the batch of the job does not know.
@@ -64,7 +64,7 @@ class Unsaved:
     end: End | None = dataclasses.field(default=None, init=False)
     begun: float = dataclasses.field(init=False)
     confirmed: float = dataclasses.field(init=False)
-    heard: float = dataclasses.field(init=False)
+    sent_at: float = dataclasses.field(init=False)
     waiters: set[threading.Lock] = dataclasses.field(default_factory=set, init=False)
     lost: str = dataclasses.field(default="", init=False)
     _thread: threading.Thread = dataclasses.field(init=False)
@@ -81,12 +81,12 @@ class Unsaved:
     _sent: dict[str, object] = dataclasses.field(default_factory=dict, init=False)
     is_behind: bool = dataclasses.field(default=False, init=False)
     #: When the job was last reported to its batch.
-    _told: float = dataclasses.field(default=-math.inf, init=False)
+    _batch_at: float = dataclasses.field(default=-math.inf, init=False)
     _pace: Pace | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._thread = threading.current_thread()
-        self.begun = self.confirmed = self.heard = self._listed = time.monotonic()
+        self.begun = self.confirmed = self.sent_at = self._listed = time.monotonic()
 
     @property
     def size(self) -> int:
@@ -103,11 +103,11 @@ class Unsaved:
 
     def is_to_tell(self, now: float) -> bool:
         """Return whether it is time to report values to the batch: see `is_behind`."""
-        return now - self._told >= TOLD_EVERY
+        return now - self._batch_at >= BATCH_INTERVAL
 
     def tell_soon(self) -> None:
         """Have the next update reported to the batch, which was cancelled."""
-        self._told = -math.inf
+        self._batch_at = -math.inf
 
     @property
     def is_running(self) -> bool:
@@ -126,7 +126,7 @@ class Unsaved:
           renew_after: Seconds after which the job's entries in the lists are renewed.
         """
         run, sent, end = self.run, self._sent, self.end
-        self.heard = now
+        self.sent_at = now
         # Lower the flag before copying anything: see run.py.
         run.dirty = False
         new: dict[str, object] = {}
@@ -169,7 +169,7 @@ class Unsaved:
             update.cancelled = run.cancel_requested
         elif now - self._listed > renew_after:
             update.renews = True
-        if self.info.batch is not None and now - self._told >= TOLD_EVERY:
+        if self.info.batch is not None and now - self._batch_at >= BATCH_INTERVAL:
             update.tells = True
             update.millionths = int(share_of(report) * 1_000_000)
         self._last = update
@@ -189,7 +189,7 @@ class Unsaved:
         if last.renews:
             self._listed = now
         if last.tells:
-            self._told, self.is_behind = now, False
+            self._batch_at, self.is_behind = now, False
         elif self.info.batch is not None and last.fields:
             self.is_behind = True
 
