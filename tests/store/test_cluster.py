@@ -101,6 +101,11 @@ def test_batches_on_a_cluster(cluster: Cluster, cluster_store: JobStore) -> None
         assert bed.load().cancel()
         statuses = [job and job.status for job in store.load_many(bed.uuids)]
         assert statuses[7:] == ["cancelled"] * 5
+        # A member whose record is lost does not run, and gets no other one.
+        store.client.delete(key_of(store, bed.uuids[7]))
+        bed.deliver(7)
+        bed.settle()
+        assert store.load(bed.uuids[7]) is None
         assert store.clear(everything=True).done > 0
         assert store.load(bed.uuid) is None
 

@@ -141,6 +141,14 @@ def test_error_of_a_job_reaches_the_test(
     ]
 
 
+@pytest.mark.xdist_group("job_store")
+@pytest.mark.parametrize("number", [1, 2])
+def test_job_store_is_empty(job_store: JobStore, number: int) -> None:
+    """A test finds no job of the test before."""
+    assert job_store.list(members=True).items == []
+    put_job(job_store)
+
+
 def test_application_reads_the_store_of_the_test(
     testapp: TestApp, job_store: JobStore, app: Router
 ) -> None:
