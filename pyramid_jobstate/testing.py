@@ -62,7 +62,7 @@ from .worker import (
     Unsaved,
     check_delay,
     check_owner,
-    describe,
+    describe_batch,
     ledger_of,
     receives_request,
     release_broker,
@@ -320,7 +320,10 @@ def history(job_state: JobState) -> list[tuple[Any, ...]]:
     Raises:
       TypeError: The JobState is not from one of these.
     """
-    return _recording_of(job_state).history
+    run = getattr(job_state, "_run", None)
+    if not isinstance(run, RecordingRun):
+        raise TypeError(f"{job_state!r} was not created by detached() or run_jobs().")
+    return run.history
 
 
 def values(job_state: JobState, name: str) -> list[Any]:
@@ -340,31 +343,10 @@ def cancel(job_state: JobState) -> None:
     Raises:
       TypeError: It was loaded from a store.
     """
-    _live_run_of(job_state).cancel()
-
-
-def _live_run_of(job_state: object) -> Run:
-    """Return the run of a JobState that was not loaded from a store.
-
-    Raises:
-      TypeError: It was, or it is not a JobState.
-    """
     run = getattr(job_state, "_run", None)
     if not isinstance(run, Run) or run is NO_RUN:
         raise TypeError(f"{job_state!r} does not belong to a job that runs here.")
-    return run
-
-
-def _recording_of(job_state: object) -> RecordingRun:
-    """Return the run of a JobState that keeps every report.
-
-    Raises:
-      TypeError: It does not.
-    """
-    run = getattr(job_state, "_run", None)
-    if not isinstance(run, RecordingRun):
-        raise TypeError(f"{job_state!r} was not created by detached() or run_jobs().")
-    return run
+    run.cancel()
 
 
 def pass_time(store: JobStore, seconds: float) -> None:
@@ -527,7 +509,7 @@ def put_batch(
       ValueError: One is out of range, as for :func:`put_job`.
     """
     _check_store(store)
-    info, fields = describe(
+    info, fields = describe_batch(
         batch_class, title, check_owner(owner), allow_failures=allow_failures
     )
     if isinstance(members, str):
@@ -656,7 +638,7 @@ class _Put:
         message: Message[Any] = Message(
             "default", info.actor, (), json.loads(info.params), options, self.job.uuid
         )
-        return Failure(dumps({**message.asdict(), "args": []}), "", self._traceback)
+        return Failure(dumps(message.asdict()), "", self._traceback)
 
 
 def _check_class(job_state_class: object) -> None:

@@ -42,9 +42,7 @@ from ..worker import (
     rerun,
 )
 from .interfaces import (
-    JOB,
     LIST,
-    RERUN_ALL,
     IApplicationName,
     IBaseUrl,
     IJobStore,
@@ -692,11 +690,7 @@ def application_name(registry: Registry) -> str:
         settings = registry.settings.items()
         parts.append({k: v for k, v in settings if isinstance(v, str)})
         routes = registry.getUtility(IRoutesMapper).get_routes()
-        names = [route.name for route in routes]
-        pairs = [[route.name, route.pattern] for route in routes]
-        # Where it was in earlier versions, from which messages may have come.
-        pairs.insert(names.index(RERUN_ALL), pairs.pop(names.index(JOB)))
-        parts += pairs
+        parts += [[route.name, route.pattern] for route in routes]
     text = json.dumps([*parts, base_url], sort_keys=True)
     # Cut short, so that nobody can work out the settings from it.
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -15,7 +15,7 @@ from .actors import (
     receives_request,
     refuse_request,
 )
-from .batches import OutgoingBatch, RunningMember, describe
+from .batches import OutgoingBatch, RunningMember, describe_batch
 from .brokers import (
     STUB,
     BrokerFault,
@@ -63,7 +63,7 @@ __all__ = [
     "called_function",
     "check_delay",
     "check_owner",
-    "describe",
+    "describe_batch",
     "global_broker",
     "has_parameter",
     "is_async",

@@ -108,7 +108,7 @@ class OutgoingBatch:
         **options: Any,
     ) -> None:
         checked = check_owner(owner)
-        self._info, self._own = describe(
+        self._info, self._own = describe_batch(
             batch_class, title, checked, allow_failures=allow_failures
         )
         self._sender = secrets.token_hex(6)
@@ -318,7 +318,7 @@ class Gathering:
         return outgoing.job_states
 
 
-def describe(
+def describe_batch(
     batch_class: type[Batch], title: str | None, owner: object, *, allow_failures: bool
 ) -> tuple[JobInfo, dict[str, str]]:
     """Return what the record of a batch says beside its members.

@@ -28,13 +28,7 @@ MAX_NESTED = 16
 
 
 class Tracked(Protocol):
-    """The function of a tracked actor.
-
-    Attributes:
-      job_state_class: The JobState class of its jobs.
-    """
-
-    job_state_class: type[JobState]
+    """The function of a tracked actor."""
 
     def info_of(
         self, message: Message[Any] | MessageProxy, attempt: int = 0
@@ -205,8 +199,8 @@ class ThreadState(threading.local):
         return place
 
 
-def describe(exception: BaseException, length: int = 1000) -> JobError:
-    """Return an exception as it is stored, its text cut to `length` characters."""
+def describe(exception: BaseException) -> JobError:
+    """Return an exception as it is stored, its text cut to 1,000 characters."""
     if isinstance(exception, Conflict) and exception.__cause__ is not None:
         exception = exception.__cause__
     cls = type(exception)
@@ -217,7 +211,7 @@ def describe(exception: BaseException, length: int = 1000) -> JobError:
         text = str(exception)
     except Exception:
         text = ""
-    return JobError(name, text[:length])
+    return JobError(name, text[:1000])
 
 
 def _is_in_progress(job: CurrentJob) -> bool:
