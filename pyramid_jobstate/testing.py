@@ -53,7 +53,7 @@ from .job import (
     record_of,
     set_member_sender,
 )
-from .store import JobStore, connect, type_name
+from .store import JobStore, connect, positive, type_name
 from .worker import (
     BATCH,
     OWNER,
@@ -357,7 +357,12 @@ def pass_time(store: JobStore, seconds: float) -> None:
     Parameters:
       store: The store. What other programs keep on its server stays as it is.
       seconds: How much time passes.
+
+    Raises:
+      TypeError: `seconds` is not a number.
+      ValueError: It is not positive.
     """
+    positive("seconds", seconds)
     client: Any = store.client
     pattern = "".join(f"[{c}]" if c in "*?[" else c for c in store.namespace)
     # Some names begin with a hash tag. SCAN may return a key twice.

@@ -251,6 +251,10 @@ def test_time_passes_for_a_store(job_store: JobStore) -> None:
     testing.pass_time(job_store, 3 * job_store.active_expire_in)
     left: Any = job_store.client.keys("jobstate:*")
     assert all(key.startswith("jobstate:b:") for key in left)
+    for seconds in "1", -1, float("nan"):
+        bad: Any = seconds
+        with pytest.raises((TypeError, ValueError), match="seconds must be a"):
+            testing.pass_time(job_store, bad)
 
 
 def test_time_passes_for_a_batch(job_store: JobStore) -> None:
