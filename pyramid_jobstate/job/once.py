@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 
 
@@ -9,10 +10,10 @@ class Once:
     """Remembers what was said, so that it is said once. A race may say it twice.
 
     Parameters:
-      most: How many things are said.
+      most: How many things are said. Those that come from outside could fill the log.
     """
 
-    def __init__(self, most: int = 100) -> None:
+    def __init__(self, most: float = math.inf) -> None:
         self._most = most
         self._said: set[Hashable] = set()
 

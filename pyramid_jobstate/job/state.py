@@ -706,7 +706,7 @@ _faulty = Once()
 
 
 def _note_fault(
-    job_state: JobState, what: str, *args: object, exc_info: bool = False
+    job_state: JobState, what: str, *args: object, exc_info: bool | None = None
 ) -> None:
     """Log a fault in ``result_url()``, unless one was logged for this kind before."""
     cls = type(job_state)
@@ -754,7 +754,7 @@ def note_trouble(
 
 _kinds[JobState.kind] = JobState
 #: The unknown kinds that a warning was logged for.
-_unknown = Once()
+_unknown = Once(100)
 
 
 class _UnknownKind(JobState):

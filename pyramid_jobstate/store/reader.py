@@ -325,7 +325,7 @@ _FOREIGN = re.compile(
 )
 
 #: The keys that were logged.
-_noted = Once()
+_noted = Once(100)
 
 
 def is_foreign(error: Exception) -> bool:
