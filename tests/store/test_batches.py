@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -22,15 +21,15 @@ from pyramid_jobstate import (
     rerun,
 )
 from pyramid_jobstate.testing import pass_time, put_batch
-from tests.jobs import RunMarathon, messages
-from tests.listed import make_desk, pages, uuids_of
+from tests.jobs import messages
+from tests.listed import pages, uuids_of
 from tests.lost import (
     keys_of,
     losing_of,
     take_over,
     turn_clock_back,
 )
-from tests.store.bed import Bed, counts_of, loaded
+from tests.store.bed import Bed, cancel_between_calls, counts_of, loaded
 from tests.support import key_of, load_job, wait_for
 from tests.trips import counting_trips
 
@@ -174,27 +173,7 @@ def test_change_that_the_batch_hears_of_late(store: JobStore) -> None:
     """A member may be cancelled between any two calls of an operator who runs it again:
     its batch counts what it has become.
     """
-    broker, run_marathon = make_desk(store)
-    failed: Any = {
-        "status": "error",
-        "job_state_class": RunMarathon,
-        "actor": run_marathon.actor_name,
-        "error": JobError("ValueError", "bad"),
-    }
-    batch = put_batch(store, Batch, [failed] * 15)
-    for number, uuid in enumerate(members_of(store, batch.uuid), 1):
-        cancelled: list[bool] = []
-
-        def cancel(uuid: str = uuid, cancelled: list[bool] = cancelled) -> None:
-            cancelled.append(load_job(store, uuid).cancel())
-
-        with counting_trips(number, cancel):
-            rerun(store, broker, uuid)
-        statuses = [job.status for job in store.members(batch.uuid).items]
-        assert counts_of(store, batch.uuid) == Counter(statuses), number
-        if not cancelled:
-            break
-    assert {"queued", "cancelled"} <= {*statuses}
+    cancel_between_calls(store)
 
 
 def test_time_left_follows_from_the_pace(make_bed: MakeBed) -> None:

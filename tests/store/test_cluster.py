@@ -30,7 +30,7 @@ from tests.jobs import (
 )
 from tests.listed import make_desk, uuids_of
 from tests.lost import losing_lists
-from tests.store.bed import Bed
+from tests.store.bed import Bed, cancel_between_calls
 from tests.store.jobs import put
 from tests.support import STATUSES, key_of, load_job, wait_for
 from tests.trips import met
@@ -108,6 +108,11 @@ def test_batches_on_a_cluster(cluster: Cluster, cluster_store: JobStore) -> None
         assert store.load(bed.uuids[7]) is None
         assert store.clear(everything=True).done > 0
         assert store.load(bed.uuid) is None
+
+
+def test_change_that_a_batch_hears_of_late(cluster_store: JobStore) -> None:
+    """The batch is told in a call of its own, which a later change may overtake."""
+    cancel_between_calls(cluster_store)
 
 
 def test_statuses_are_listed_and_counted_on_a_cluster(cluster: Cluster) -> None:
