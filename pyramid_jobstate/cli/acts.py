@@ -16,7 +16,6 @@ from typing import Any
 from ..errors import NotRepeatable
 from ..job import FINISHED, UNFINISHED, Batch, JobState, record_of
 from ..store import BulkResult, JobStore
-from .application import broker_name, find_broker, sending
 from .arguments import (
     Operation,
     add_duration,
@@ -26,6 +25,7 @@ from .arguments import (
     job_id,
     named,
 )
+from .brokers import broker_name, find_broker, sending
 from .jobs import find, find_batch
 from .terminal import COULD_NOT, DONE, CouldNot, Output, Refused, clean, number, say
 

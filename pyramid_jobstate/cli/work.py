@@ -24,7 +24,8 @@ from pyramid.settings import aslist, falsey, truthy
 from redis.exceptions import RedisError
 
 from ..worker import global_broker, is_default
-from .application import NO_BROKER, place_of
+from .application import place_of
+from .brokers import NO_BROKER
 from .ini import Ini
 from .terminal import Refused
 
