@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,11 @@ def test_rows_are_compact(
     put_job(store, ImportSheet, owner=long, params={"filename": long}, message=long)
     put_job(store, RunMarathon, "stalled", progress=Progress(9, 26, "miles"))
     pages.page.set_viewport_size({"width": width, "height": 900})
+    # Where the viewer lives it is noon, and no job starts tomorrow.
+    east = 12 - datetime.now(UTC).hour
+    place = {"timezoneId": f"Etc/GMT{-east:+d}"}
+    browser = pages.page.context.new_cdp_session(pages.page)
+    browser.send("Emulation.setTimezoneOverride", place)
     pages.visit()
     assert pages.page.evaluate(IS_WIDER) is False
     script = "rows => rows.map((row) => row.getBoundingClientRect().height)"
@@ -179,6 +185,7 @@ def test_rows_are_compact(
     seen = dict(pages.page.locator("job-state").evaluate_all(ROWS))
     assert "No sign of life" in seen
     assert [word for word, is_whole in seen.items() if not is_whole] == []
+    browser.detach()
 
 
 def test_everything_is_done_by_keyboard(pages: Pages, store: JobStore) -> None:
