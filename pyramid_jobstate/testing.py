@@ -293,6 +293,7 @@ def _run_job(
 
 
 def detached(
+    # mypy takes no default for a type variable: python/mypy#3737.
     job_state_class: type[AnyJobState] = JobState,  # type: ignore[assignment]
     /,
     **params: Any,

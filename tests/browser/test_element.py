@@ -187,8 +187,8 @@ def test_log_is_shown_on_request(stage: Stage) -> None:
 
 
 def test_content_stands_until_the_first_answer(stage: Stage) -> None:
-    """The element shows its content until the first answer, then the state. Without an
-    address there is none.
+    """The element shows its content until the first answer arrives, then the state. An
+    element without ``src`` keeps its content.
     """
     first = held(json.dumps(data(progress=progress(1, 2))))
     stage.server.answer("job", first)

@@ -157,7 +157,7 @@ def test_wrong_layout_and_no_package_stop_the_start() -> None:
 
 
 def test_layout_is_looked_for_with_the_pages_only() -> None:
-    """An application without pages starts, although there is no such template."""
+    """An application without pages starts even if the template does not exist."""
     settings = {"jobstate.pages_layout": "nowhere_4711:jobs.jinja2"}
     make_app(make_config(NOWHERE, settings=settings))
 
