@@ -15,12 +15,8 @@ class IOwner(Interface):
 
 
 class IBaseUrl(Interface):
-    """Marks the URL of the application for jobs, a utility, if one is set."""
-
-
-class IApplicationName(Interface):
-    """Marks the name by which jobs know the application that has sent them, a utility,
-    if the global broker serves it.
+    """Marks the URL of the application for jobs, a utility, if one is set. It is also
+    the name by which they know the application that has sent them.
     """
 
 

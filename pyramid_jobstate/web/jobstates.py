@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, overload
@@ -43,7 +41,6 @@ from ..worker import (
 )
 from .interfaces import (
     LIST,
-    IApplicationName,
     IBaseUrl,
     IJobStore,
     IOutbox,
@@ -62,7 +59,6 @@ from .transaction import join, joinable, send_now
 
 if TYPE_CHECKING:
     from dramatiq import Broker
-    from pyramid.registry import Registry
 
     from ..job import Record
 
@@ -571,10 +567,9 @@ class JobStates:
 
     def _origin(self) -> dict[str, str]:
         """Return the options that tell a job's request where the job comes from."""
-        return {
-            URL: self.request.application_url,
-            APPLICATION: application_name(self.request.registry),
-        }
+        origin = {URL: self.request.application_url}
+        name = self.request.registry.queryUtility(IBaseUrl)
+        return origin if name is None else {**origin, APPLICATION: name}
 
     def batch(
         self,
@@ -674,26 +669,6 @@ def _one_or_all(
     what: object, job_states: Sequence[JobState]
 ) -> JobState | Sequence[JobState]:
     return job_states[0] if isinstance(what, Message) else job_states
-
-
-def application_name(registry: Registry) -> str:
-    """Return a name for an application, which is the same in every process that makes
-    it: of its package and its ``jobstate.base_url`` or, without that, its settings and
-    routes.
-    """
-    name: str | None = registry.queryUtility(IApplicationName)
-    if name is not None:
-        return name
-    parts: list[Any] = [getattr(registry, "package_name", None)]
-    base_url = registry.queryUtility(IBaseUrl)
-    if base_url is None:
-        settings = registry.settings.items()
-        parts.append({k: v for k, v in settings if isinstance(v, str)})
-        routes = registry.getUtility(IRoutesMapper).get_routes()
-        parts += [[route.name, route.pattern] for route in routes]
-    text = json.dumps([*parts, base_url], sort_keys=True)
-    # Cut short, so that nobody can work out the settings from it.
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 @implementer(IResourceURL)

@@ -6,13 +6,13 @@ import asyncio
 import inspect
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.middleware import Middleware
 from pyramid import threadlocal
 from pyramid.config import global_registries
-from pyramid.interfaces import IRequestFactory, IRootFactory
+from pyramid.interfaces import IRequestFactory, IRootFactory, IRoutesMapper
 from pyramid.request import Request, apply_request_extensions
 from pyramid.threadlocal import RequestContext
 from pyramid.traversal import DefaultRootFactory
@@ -33,8 +33,7 @@ from ..worker import (
     receives_request,
     refuse_request,
 )
-from .interfaces import IApplicationName, IBaseUrl, IJobStore
-from .jobstates import application_name
+from .interfaces import IBaseUrl, IJobStore
 from .permits import set_owner
 from .settings import is_base_url
 from .transaction import abort, is_shared
@@ -121,13 +120,12 @@ class Applications:
     def __init__(self) -> None:
         # A worker need not keep the only application that it has made.
         self._last: Registry | None = None
-        #: The last application of each name. Test suites make and drop many.
-        self._all: dict[str, weakref.ref[Any]] = {}
+        #: The last of those that are the same one. Test suites make and drop many.
+        self._all: dict[Hashable, weakref.ref[Any]] = {}
 
     def add(self, registry: Registry) -> None:
         """Note an application that has just been made."""
-        name = application_name(registry)
-        registry.registerUtility(name, IApplicationName)
+        name = registry.queryUtility(IBaseUrl) or _same(registry)
         self._all[name] = weakref.ref(registry)
         self._last = registry
 
@@ -153,6 +151,15 @@ class Applications:
         if found is None:
             raise LookupError(NONE)
         return found
+
+
+def _same(registry: Registry) -> Hashable:
+    """Return what stays the same if an application without a base URL is made again."""
+    settings = registry.settings.items()
+    texts = frozenset((key, text) for key, text in settings if isinstance(text, str))
+    routes = registry.getUtility(IRoutesMapper).get_routes()
+    patterns = tuple((route.name, route.pattern) for route in routes)
+    return getattr(registry, "package_name", None), texts, patterns
 
 
 def last_application() -> Registry | None:

@@ -469,24 +469,35 @@ def test_applications_that_share_a_broker_keep_their_jobs_apart(
     broker: Broker, events: Events
 ) -> None:
     """A job's request belongs to the application that has sent the job, in whichever
-    process: the same settings, or the same base URL, make the same application, and the
-    last one of them counts. A job that none of them has sent is refused.
+    process: the same base URL makes the same application, or without one, the same
+    settings, and the last one of them counts. A job is refused if it names none of
+    several applications.
     """
-    base = {"jobstate.base_url": "http://a"}
-    made = [make_app_config(events, database=name) for name in ("shop", "admin")]
-    made += [make_app_config(events, database=name, **base) for name in ("old", "new")]
+    registries = []
 
     @job_actor(broker=broker, max_retries=0)
     def tell(*, request: Any, job_state: JobState) -> None:
-        job_state.set_message(request.registry.settings["database"])
+        registries.append(request.registry)
+
+    def send(config: Configurator) -> Any:
+        make_request(config).job_states.send_immediately(message := tell.message())
+        return message
 
     with working(broker):
-        for config, name in zip(made, ("shop", "admin", "new", "new"), strict=True):
-            make_request(config).job_states.send_immediately(message := tell.message())
-            assert wait_until(broker, message, "success").message == name
-        refused = wait_until(broker, tell.send(), "error")
-    text = "several applications of this process share its broker"
-    assert text in error_of(refused)[1]
+        first, again = [make_app_config(events, database="shop") for _ in range(2)]
+        wait_until(broker, send(first), "success")
+        shops = {"jobstate.base_url": "http://shop"}
+        admin = make_app_config(events, **{"jobstate.base_url": "http://admin"})
+        old, new = [make_app_config(events, database=d, **shops) for d in ("1", "2")]
+        for config in admin, old, new:
+            wait_until(broker, send(config), "success")
+        for message in send(first), tell.send():
+            refused = wait_until(broker, message, "error")
+            text = "several applications of this process share its broker"
+            assert text in error_of(refused)[1]
+    # Registries are dicts, and all equal.
+    expected = [config.registry for config in (again, admin, new, new)]
+    assert list(map(id, registries)) == list(map(id, expected))
 
 
 def test_request_of_an_application_that_was_made_before_the_broker(
@@ -532,13 +543,14 @@ def test_job_in_the_caller_has_a_transaction_of_its_own(
     @job_actor(broker=broker)
     def look(*, request: Any, job_state: JobState) -> None: ...
 
-    request = make_request(make_app_config(events))
+    url = "jobstate.base_url"
+    request = make_request(make_app_config(events, **{url: "http://explicit"}))
     with request.tm:
         job = request.job_states.send(look)
     assert load_job(store, job.uuid).status == "success"
     assert events == ["root", "commit", "finished"]
 
-    config = make_tm_config(None, {})
+    config = make_tm_config(None, {url: "http://shared"})
     uuid = visit(config, lambda request: request.job_states.send(look).uuid).text
     job = load_job(store, uuid)
     assert job.status == "error"
