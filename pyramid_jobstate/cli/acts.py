@@ -27,6 +27,7 @@ from .arguments import (
 )
 from .brokers import broker_name, find_broker, sending
 from .jobs import find, find_batch
+from .operate import ENDING, handling
 from .terminal import COULD_NOT, DONE, CouldNot, Output, Refused, clean, number, say
 
 log = logging.getLogger("pyramid_jobstate")
@@ -358,27 +359,16 @@ def _uninterrupted() -> Iterator[None]:
     was done. The second one does not wait.
     """
     noted: list[int] = []
-    handlers = {}
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        handler = signal.getsignal(signum)
-        # In the background of a script, Ctrl-C is ignored, and under nohup SIGHUP.
-        if callable(handler):
-            handlers[signum] = handler
 
     def note(signum: int, frame: FrameType | None) -> None:
         noted.append(signum)
         if len(noted) > 1:
-            handlers[signal.Signals(signum)](signum, frame)
+            before[signum](signum, frame)
 
-    for signum in handlers:
-        signal.signal(signum, note)
-    try:
+    with handling((signal.SIGINT, *ENDING), note) as before:
         yield
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-    for signum in map(signal.Signals, noted):
-        handlers[signum](signum, None)
+    for signum in noted:
+        before[signum](signum, None)
 
 
 def add_cancel_arguments(parser: argparse.ArgumentParser) -> None:

@@ -33,6 +33,7 @@ from redis.connection import parse_url
 
 from ..embedded import EmbeddedServer
 from .ini import Ini
+from .operate import ENDING, handling
 from .terminal import Refused
 from .work import SECTION, arguments_of
 
@@ -86,7 +87,10 @@ def main(ini: Ini, program: str, arguments: Sequence[str]) -> int:
     arguments_of(ini.section(SECTION), ini.path)
     address = web_address(ini)
     signals = Signals()
+    # A script that runs this command in the background lets it ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.ExitStack() as running:
+        running.enter_context(handling((signal.SIGINT, *ENDING), signals.note))
         servers = []
         for url, server in wanted_servers(ini.app_settings()):
             try:
@@ -259,12 +263,8 @@ class Signals:
     def __init__(self) -> None:
         self._count = 0
         self._came = threading.Event()
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # Under nohup, SIGHUP is ignored and remains so.
-            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
-                signal.signal(signum, self._note)
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def note(self, signum: int, frame: FrameType | None) -> None:
         self._count += 1
         self._came.set()
 

@@ -8,9 +8,9 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from redis import exceptions as errors
 from redis.exceptions import RedisError
@@ -198,7 +198,7 @@ def _text(error: Exception) -> str:
 
 
 #: The signals that end a command as Ctrl-C does, with their exit codes.
-ENDING = {signal.SIGTERM: TERMINATED, signal.SIGHUP: HUNG_UP}
+ENDING: Mapping[int, int] = {signal.SIGTERM: TERMINATED, signal.SIGHUP: HUNG_UP}
 
 
 class Terminated(BaseException):
@@ -210,7 +210,7 @@ class Terminated(BaseException):
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
-        self.code = ENDING[signal.Signals(signum)]
+        self.code = ENDING[signum]
 
 
 def operate(
@@ -226,7 +226,7 @@ def operate(
     """
     prepare_streams()
     try:
-        with _terminating():
+        with handling(ENDING, _terminate):
             code = _run(operation, place, program, arguments)
             sys.stdout.flush()
             return code
@@ -280,22 +280,25 @@ def _explained(store: JobStore) -> Iterator[None]:
         raise CouldNot(f"{where} is not Redis: it does not answer PING.") from None
 
 
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    """End the command as Ctrl-C does, so that it shows the cursor again."""
+    raise Terminated(signum)
+
+
 @contextlib.contextmanager
-def _terminating() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, so that it shows the
-    cursor again.
+def handling(
+    signums: Iterable[int],
+    handler: Callable[[int, FrameType | None], object],
+) -> Iterator[Mapping[int, Any]]:
+    """Handle signals for a while, and yield the handlers that they had. What is ignored
+    remains so: SIGHUP under nohup, and Ctrl-C in the background of a script.
     """
-
-    def terminate(signum: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated(signum)
-
-    before = {signum: signal.getsignal(signum) for signum in ENDING}
-    for signum, handler in before.items():
-        # Under nohup, SIGHUP is ignored and remains so.
-        if handler != signal.SIG_IGN:
-            signal.signal(signum, terminate)
+    before = {signum: signal.getsignal(signum) for signum in signums}
+    handled = {s: old for s, old in before.items() if old != signal.SIG_IGN}
+    for signum in handled:
+        signal.signal(signum, handler)
     try:
-        yield
+        yield handled
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for signum, old in handled.items():
+            signal.signal(signum, old)
