@@ -47,11 +47,11 @@ def met(
 @contextlib.contextmanager
 def counting_trips(
     number: int = 0, meanwhile: Callable[[], object] = list
-) -> Iterator[list[object]]:
+) -> Iterator[list[Any]]:
     """Collect an item for each round trip of this thread to a server, and have
     something happen before the one of a number, from 1.
     """
-    trips: list[object] = []
+    trips: list[Any] = []
     is_others = False
 
     def meet(connection: Any, go: Callable[[], Any]) -> Any:

@@ -33,7 +33,7 @@ from tests.lost import losing_lists
 from tests.store.bed import Bed, cancel_between_calls
 from tests.store.jobs import put
 from tests.support import STATUSES, key_of, load_job, wait_for
-from tests.trips import met
+from tests.trips import counting_trips, met
 from tests.webapp import make_app, make_tm_config
 
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("cluster")]
@@ -83,6 +83,29 @@ def test_store_writes_and_reads_across_nodes(
     broker, _ = make_desk(cluster_store)
     assert rerun(cluster_store, broker, failed[0])
     assert cluster_store.clear(status="error").done == 4
+
+
+def test_lists_take_one_round_trip(cluster: Cluster, cluster_store: JobStore) -> None:
+    """A change of a record is a call, and its lists take one round trip to each node;
+    so do the jobs of a page.
+    """
+
+    def node_of(scope: str) -> int:
+        return cluster.owner_of(f"jobstate:{{{scope}}}:cancelling")
+
+    # Two of the lists lie on one node.
+    names = (f"owner{number}" for number in range(100))
+    owner = next(n for n in names if node_of(f'owner:"{n}"') == node_of("all"))
+    jobs = [put(cluster_store, "working", owner=owner) for _ in range(20)]
+    job, *others = [load_job(cluster_store, uuid) for uuid in jobs]
+    for other in others:
+        # From now on each node knows the script.
+        other.cancel()
+    for act in job.cancel, lambda: cluster_store.list(owner, limit=20).items:
+        with counting_trips() as trips:
+            assert act()
+        _, *ports = [trip.port for trip in trips]
+        assert sorted(set(ports)) == sorted(ports)
 
 
 def test_batches_on_a_cluster(cluster: Cluster, cluster_store: JobStore) -> None:
