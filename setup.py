@@ -74,7 +74,7 @@ tests_require = [
     "coverage>=7.10.3",
     "granian",
     "greenlet",
-    "gunicorn",
+    "gunicorn[gevent]",
     "hypercorn",
     "hypothesis",
     "import-linter",

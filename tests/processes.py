@@ -132,10 +132,10 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
-def fetch(port: int, path: str, **headers: str) -> Answer:
+def fetch(port: int, path: str, method: str = "GET", **headers: str) -> Answer:
     """Ask a web server on this host."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     with contextlib.closing(connection):
-        connection.request("GET", path, headers=headers)
+        connection.request(method, path, headers=headers)
         response = connection.getresponse()
         return Answer(response.status, response.headers, response.read())

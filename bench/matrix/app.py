@@ -1,4 +1,4 @@
-"""A small application and its jobs, for the smoke runs and for the tests with RabbitMQ.
+"""A small application and its jobs, for the smoke runs and the tests of WSGI servers.
 
 Workers run ``python -m dramatiq bench.matrix.app``; WSGI servers call `make_app`. Both
 read from the environment where their servers are:

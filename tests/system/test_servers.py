@@ -22,6 +22,7 @@ from tests.processes import Process, fetch
 from tests.streams import StreamClient
 from tests.support import free_ports, wait_for
 from tests.web.reading import put
+from tests.workerprocess import PATIENCE
 
 APP = "tests.asgiapp:app"
 
@@ -42,6 +43,25 @@ SERVERS = {
         "gunicorn --bind 127.0.0.1:{port} --workers 2 --preload --graceful-timeout 5 "
         "--worker-class uvicorn.workers.UvicornWorker",
         6,
+    ),
+}
+
+#: The folder of the commands of these and of Dramatiq.
+BIN = Path(sys.executable).parent
+
+#: The commands of WSGI servers, and those of Dramatiq for an application beside them.
+APP_OF_JOBS = "bench.matrix.app"
+GUNICORN = f"gunicorn --bind 127.0.0.1:{{port}} --workers 2 {APP_OF_JOBS}:make_app()"
+WORKER = f"dramatiq {APP_OF_JOBS} --processes 1"
+WSGI_SERVERS = {
+    "gunicorn sync": (GUNICORN, WORKER),
+    "gunicorn gevent": (
+        f"{GUNICORN} --worker-class gevent",
+        WORKER.replace("dramatiq", "dramatiq-gevent", 1),
+    ),
+    "granian": (
+        f"granian --interface wsgi --port {{port}} --factory {APP_OF_JOBS}:make_app",
+        WORKER,
     ),
 }
 
@@ -139,6 +159,43 @@ def test_server_streams_polls_and_stops(
         assert took < SERVERS[name][1], server.text()
         log = re.sub(NOISE, "", server.text()) if "hypercorn" in name else server.text()
         assert not re.search(FAULTS, log), log
+
+
+@pytest.mark.parametrize("name", WSGI_SERVERS)
+def test_wsgi_server_and_worker_run_jobs(
+    name: str, redis_url: str, tmp_path: Path
+) -> None:
+    """Under each WSGI server, with Dramatiq's command that goes with it, a job is sent,
+    polled to its end, and another one cancelled while it runs.
+    """
+    (port,) = free_ports(1)
+    web, worker = (
+        f"{BIN}/{line.format(port=port)}".split() for line in WSGI_SERVERS[name]
+    )
+    environ = {"BROKER_URL": redis_url, "STORE_URL": redis_url}
+    headers = {"X-User": "alice", "X-Requested-With": "a script"}
+
+    def ask(path: str, method: str = "GET") -> Any:
+        return fetch(port, path, method, **headers).json
+
+    def is_up() -> bool:
+        with contextlib.suppress(OSError):
+            return ask("/job_state")["items"] == []
+        return False
+
+    with (
+        Process(web, tmp_path / "web.log", environ=environ) as server,
+        Process(worker, tmp_path / "worker.log", environ=environ),
+    ):
+        server.wait_until(is_up)
+        short, endless = (
+            f"/job_state/{ask(f'/run?miles={miles}', 'POST')['job']['uuid']}"
+            for miles in (3, 100_000)
+        )
+        wait_for(lambda: ask(short)["job_state"] == "success", PATIENCE)
+        wait_for(lambda: ask(endless)["job_state"] == "working", PATIENCE)
+        assert ask(f"{endless}/cancel", "POST")["job"]["status"] == "cancelling"
+        wait_for(lambda: ask(endless)["job"]["status"] == "cancelled")
 
 
 def test_stopping_server_waits_for_views(
