@@ -10,6 +10,7 @@ import importlib
 import json
 import logging
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -407,13 +408,16 @@ def test_body_that_is_late_holds_no_thread(caplog: pytest.LogCaptureFixture) -> 
 
 
 @pytest.mark.parametrize(
-    "count", [50, pytest.param(500, marks=pytest.mark.long)], ids=str
+    "count", [50, pytest.param(2000, marks=pytest.mark.long)], ids=str
 )
 def test_streams_need_no_threads(redis_url: str, runs: Runs, count: int) -> None:
     """Many more streams than threads leave all threads to plain requests, and go on
     while these are busy. No more views run than there are threads.
     """
     gate, begun = threading.Event(), []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Both ends of a stream are in this process.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 3 * count), hard))
 
     def slow(request: Request) -> Response:
         begun.append(request.path)
