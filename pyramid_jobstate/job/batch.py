@@ -8,8 +8,8 @@ from typing import Any, Self
 from .members import Block, SendsMembers
 from .progress import Progress
 from .record import (
-    BATCH,
     CANCELLED,
+    IS_BATCH,
     MEMBERS_CANCELLED,
     MEMBERS_FAILED,
     JobError,
@@ -167,7 +167,7 @@ class Batch(SendsMembers, JobState):
 class UnknownBatch(Batch):
     """A batch of a kind unknown to this process. Only its lineage grants access."""
 
-    kind = BATCH
+    kind = IS_BATCH
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         return []

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redis.exceptions import RedisError
 
 from ..job import (
-    BATCH,
     FINISHED,
+    IS_BATCH,
     NOT_SENT,
     Member,
     NewBatch,
@@ -267,7 +267,7 @@ class Batches:
         """Return whether a job is a batch that has not heard for a while of members
         that have not ended, and was last looked at a while ago.
         """
-        if record.batch != BATCH or record.silent_at is not None:
+        if record.batch != IS_BATCH or record.silent_at is not None:
             return False
         if record.is_finished:
             # Members of a cancelled batch may not have ended.

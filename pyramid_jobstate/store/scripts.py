@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from ..job import (
-    BATCH,
     CANCELLED,
+    IS_BATCH,
     NOT_REACHED,
     NOT_SENT,
     JobError,
@@ -443,7 +443,7 @@ class Calls:
 
     def delete(self, uuid: str, info: JobInfo, word: str) -> Call:
         kept = [self.failure_key(uuid)]
-        if info.batch == BATCH:
+        if info.batch == IS_BATCH:
             kept += self.batch_keys(uuid)
         return self._call("delete", uuid, word, more_keys=kept)
 

@@ -44,7 +44,7 @@ REFUSED = (
 
 #: The maximum number of updates in one round trip. Fewer would spare the garbage
 #: collector work, but cost more round trips to a far store.
-BATCH = 1000
+MAX_UPDATES = 1000
 
 #: How many runs' threads one tick checks.
 CHECKED = 250
@@ -521,8 +521,8 @@ class Flush:
                 due += self._cancels.find(runs, due)
         else:
             due = [unsaved for unsaved in runs if unsaved.waiters]
-        for i in range(0, len(due), BATCH):
-            if not self._write(due[i : i + BATCH]):
+        for i in range(0, len(due), MAX_UPDATES):
+            if not self._write(due[i : i + MAX_UPDATES]):
                 break
 
     def _due(self, runs: Sequence[Unsaved], now: float) -> list[Unsaved]:

@@ -16,7 +16,7 @@ from dramatiq.errors import BrokerError, ConnectionClosed, ConnectionFailed
 from redis.exceptions import RedisError
 
 from ..errors import BatchCancelled, NotRepeatable, NotUnique
-from ..job import BATCH, JobInfo, JobState, Record, Update, parse_json, record_of
+from ..job import IS_BATCH, JobInfo, JobState, Record, Update, parse_json, record_of
 from ..store import (
     FAILED_OR_LOST,
     LOST,
@@ -207,7 +207,7 @@ def message_of(
     if error is not None:
         raise NotRepeatable(error)
     batch = record.info.batch
-    if batch == BATCH:
+    if batch == IS_BATCH:
         raise NotRepeatable("A batch cannot run again. Rerun its failed jobs.")
     if batch is not None and store.records.is_stopped(batch):
         raise BatchCancelled
