@@ -15,7 +15,7 @@ from dramatiq.brokers.redis import RedisBroker
 
 from pyramid_jobstate import Batch, JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.job.record import IS_BATCH, JobInfo, Member, NewBatch, NewJob
+from pyramid_jobstate.job.record import BATCH_MARK, JobInfo, Member, NewBatch, NewJob
 from pyramid_jobstate.job.run import Run
 from pyramid_jobstate.worker.batches import OutgoingBatch
 from pyramid_jobstate.worker.unsaved import Unsaved
@@ -47,7 +47,7 @@ def put_batch(store: JobStore, size: int) -> tuple[str, list[NewJob]]:
     owner, batch = json.dumps(OWNER), str(uuid.uuid4())
     info = JobInfo("JobState", "a", 0, owner, "{}", batch=batch)
     jobs = [NewJob(str(uuid.uuid4()), info, sender="s") for _ in range(size)]
-    own = JobInfo("Batch", "", 0, owner, "{}", batch=IS_BATCH)
+    own = JobInfo("Batch", "", 0, owner, "{}", batch=BATCH_MARK)
     members = [Member(job, 1000) for job in jobs]
     store.records.batches.open(NewBatch(batch, own, {}, "s", members))
     for i in range(0, size, FLUSHED):

@@ -48,7 +48,7 @@ def met(
 def counting_trips(
     number: int = 0, meanwhile: Callable[[], object] = list
 ) -> Iterator[list[Any]]:
-    """Collect an item for each round trip of this thread to a server, and have
+    """Collect the connection of each round trip of this thread to a server, and have
     something happen before the one of a number, from 1.
     """
     trips: list[Any] = []

@@ -359,16 +359,16 @@ def _uninterrupted() -> Iterator[None]:
     was done. The second one does not wait.
     """
     noted: list[int] = []
+    with contextlib.ExitStack() as handled:
 
-    def note(signum: int, frame: FrameType | None) -> None:
-        noted.append(signum)
-        if len(noted) > 1:
-            before[signum](signum, frame)
+        def note(signum: int, frame: FrameType | None) -> None:
+            noted.append(signum)
+            handled.close()
 
-    with handling((signal.SIGINT, *ENDING), note) as before:
+        handled.enter_context(handling((signal.SIGINT, *ENDING), note))
         yield
     for signum in noted:
-        before[signum](signum, None)
+        signal.raise_signal(signum)
 
 
 def add_cancel_arguments(parser: argparse.ArgumentParser) -> None:

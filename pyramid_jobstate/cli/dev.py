@@ -87,7 +87,8 @@ def main(ini: Ini, program: str, arguments: Sequence[str]) -> int:
     arguments_of(ini.section(SECTION), ini.path)
     address = web_address(ini)
     signals = Signals()
-    # A script that runs this command in the background lets it ignore Ctrl-C.
+    # A shell starts the background commands of a script with SIGINT ignored. This one
+    # ends on it all the same.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.ExitStack() as running:
         running.enter_context(handling((signal.SIGINT, *ENDING), signals.note))

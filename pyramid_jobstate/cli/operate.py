@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 from redis import exceptions as errors
 from redis.exceptions import RedisError
@@ -287,18 +287,17 @@ def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
 
 @contextlib.contextmanager
 def handling(
-    signums: Iterable[int],
-    handler: Callable[[int, FrameType | None], object],
-) -> Iterator[Mapping[int, Any]]:
-    """Handle signals for a while, and yield the handlers that they had. What is ignored
-    remains so: SIGHUP under nohup, and Ctrl-C in the background of a script.
+    signums: Iterable[int], handler: Callable[[int, FrameType | None], object]
+) -> Iterator[None]:
+    """Handle signals for a while, except those that are ignored: SIGHUP under nohup,
+    and SIGINT in the background of a script.
     """
-    before = {signum: signal.getsignal(signum) for signum in signums}
-    handled = {s: old for s, old in before.items() if old != signal.SIG_IGN}
-    for signum in handled:
+    found = {signum: signal.getsignal(signum) for signum in signums}
+    before = {signum: old for signum, old in found.items() if old != signal.SIG_IGN}
+    for signum in before:
         signal.signal(signum, handler)
     try:
-        yield handled
+        yield
     finally:
-        for signum, old in handled.items():
+        for signum, old in before.items():
             signal.signal(signum, old)

@@ -10,9 +10,9 @@ from .once import Once
 from .progress import PartOfProgress, Phase, Progress, in_phase, share_of
 from .record import (
     ALIAS,
+    BATCH_MARK,
     CANCELLED,
     FINISHED,
-    IS_BATCH,
     MEMBERS_FAILED,
     METRIC,
     NOT_REACHED,
@@ -86,11 +86,11 @@ from .values import (
 __all__ = [
     "ALIAS",
     "AMOUNTS",
+    "BATCH_MARK",
     "CANCELLED",
     "DOMAIN",
     "FAILED",
     "FINISHED",
-    "IS_BATCH",
     "MAX_AMOUNT",
     "MAX_DELAY",
     "MAX_SECONDS",

@@ -8,8 +8,8 @@ from typing import Any, Self
 from .members import Block, SendsMembers
 from .progress import Progress
 from .record import (
+    BATCH_MARK,
     CANCELLED,
-    IS_BATCH,
     MEMBERS_CANCELLED,
     MEMBERS_FAILED,
     JobError,
@@ -167,7 +167,7 @@ class Batch(SendsMembers, JobState):
 class UnknownBatch(Batch):
     """A batch of a kind unknown to this process. Only its lineage grants access."""
 
-    kind = IS_BATCH
+    kind = BATCH_MARK
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         return []

@@ -33,7 +33,7 @@ STATUSES = UNFINISHED + FINISHED
 ALIAS, TARGET = "alias", "target"
 
 #: Stands in the record of a batch where that of a member names its batch.
-IS_BATCH = "*"
+BATCH_MARK = "*"
 
 #: The status of a silent batch by its field `seen`: "w" if a member runs or was never
 #: confirmed sent, else "r" if one is to be tried again. Without that, it is queued.
@@ -98,7 +98,7 @@ class JobInfo(NamedTuple):
         None. Only a message with the last such word may run the job, and if a record
         has "", only one without.
       unique: The identity of a unique job, or None: see :func:`.identity_of`.
-      batch: The uuid of the job's batch, IS_BATCH if it is a batch itself, or None.
+      batch: The uuid of the job's batch, BATCH_MARK if it is a batch itself, or None.
     """
 
     kind: str = ""
@@ -117,9 +117,14 @@ class JobInfo(NamedTuple):
         return cls(**{**found, "attempt": parse_int(fields.get("attempt")) or 0})
 
     @property
+    def is_batch(self) -> bool:
+        """Whether the job is a batch."""
+        return self.batch == BATCH_MARK
+
+    @property
     def is_member(self) -> bool:
         """Whether the job is a member of a batch."""
-        return self.batch not in (None, IS_BATCH)
+        return self.batch not in (None, BATCH_MARK)
 
     def fields(self) -> dict[str, str]:
         """Return the hash fields to store."""
@@ -172,7 +177,7 @@ class Record:
         status = fields.get("status", "")
         heard = None
         silent_status = "stalled"
-        if fields.get("batch") == IS_BATCH and status in UNFINISHED:
+        if fields.get("batch") == BATCH_MARK and status in UNFINISHED:
             heard = parse_int(fields.get("updated"))
             silent_status = SILENT.get(fields.get("seen", ""), "queued")
         elif status == "waiting":
@@ -226,13 +231,18 @@ class Record:
 
     @property
     def batch(self) -> str:
-        """The uuid of the job's batch, IS_BATCH if it is a batch itself, or ""."""
+        """The uuid of the job's batch, BATCH_MARK if it is a batch itself, or ""."""
         return self._fields.get("batch", "")
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether the job is a batch."""
+        return self.batch == BATCH_MARK
 
     @property
     def is_member(self) -> bool:
         """Whether the job is a member of a batch."""
-        return self.batch not in ("", IS_BATCH)
+        return self.batch not in ("", BATCH_MARK)
 
     @property
     def kind(self) -> str:

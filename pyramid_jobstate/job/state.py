@@ -772,7 +772,7 @@ _UnknownKind.kind = ""
 def class_of(record: Record) -> type[JobState]:
     """Return the JobState class for the kind of a record."""
     found = _kinds.get(record.kind)
-    # Under the name IS_BATCH is the class of batches of an unknown kind.
+    # Under the name BATCH_MARK is the class of batches of an unknown kind.
     return found or _kinds.get(record.batch, _UnknownKind)
 
 

@@ -18,7 +18,6 @@ from redis.exceptions import RedisError
 
 from ..job import (
     FINISHED,
-    IS_BATCH,
     NOT_SENT,
     Member,
     NewBatch,
@@ -267,7 +266,7 @@ class Batches:
         """Return whether a job is a batch that has not heard for a while of members
         that have not ended, and was last looked at a while ago.
         """
-        if record.batch != IS_BATCH or record.silent_at is not None:
+        if not record.is_batch or record.silent_at is not None:
             return False
         if record.is_finished:
             # Members of a cancelled batch may not have ended.

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from ..job import (
     FINISHED,
-    IS_BATCH,
     STATUSES,
     UUID,
     JobState,
@@ -71,7 +70,7 @@ def kind_name(record: Record) -> str:
     """Return the name of a job's kind: that of its class or, if its actor declares
     none, that of its actor. See scopes_of() in lua/sets.lua.
     """
-    is_plain = record.kind == JobState.kind and record.batch != IS_BATCH
+    is_plain = record.kind == JobState.kind and not record.is_batch
     if is_plain and record.actor:
         return ACTOR + record.actor
     return CLASS + record.kind
@@ -168,11 +167,10 @@ def has_status(record: Record, status: str) -> bool:
     """Return whether a job has a status, or is one of FAILED_OR_LOST. A silent batch is
     listed under the status that it had before.
     """
-    is_batch = record.batch == IS_BATCH
     if status == FAILED_OR_LOST:
         # A batch does not run again, but its jobs do.
-        return record.has_failed and not is_batch
-    return (record.stored_status if is_batch else record.status) == status
+        return record.has_failed and not record.is_batch
+    return (record.stored_status if record.is_batch else record.status) == status
 
 
 def matches_since(record: Record, status: str | None) -> int:

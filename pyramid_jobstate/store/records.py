@@ -12,7 +12,6 @@ from redis.exceptions import RedisError
 
 from ..errors import NotRepeatable, NotUnique, StoreUnavailable
 from ..job import (
-    IS_BATCH,
     JobInfo,
     JobState,
     NewJob,
@@ -436,7 +435,7 @@ class Records:
 
     def _cancel(self, uuid: str, info: JobInfo, word: str) -> Call:
         """Return the call that cancels a job or a batch."""
-        if info.batch == IS_BATCH:
+        if info.is_batch:
             return self._calls.of_batch("stop_batch", uuid, word)
         return self._calls.cancel(uuid, info, word)
 

@@ -17,7 +17,6 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from ..job import (
     CANCELLED,
-    IS_BATCH,
     NOT_REACHED,
     NOT_SENT,
     JobError,
@@ -443,7 +442,7 @@ class Calls:
 
     def delete(self, uuid: str, info: JobInfo, word: str) -> Call:
         kept = [self.failure_key(uuid)]
-        if info.batch == IS_BATCH:
+        if info.is_batch:
             kept += self.batch_keys(uuid)
         return self._call("delete", uuid, word, more_keys=kept)
 

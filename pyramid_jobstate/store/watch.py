@@ -20,7 +20,7 @@ from redis import Redis, RedisCluster
 from redis import exceptions as errors
 from redis.sentinel import SentinelConnectionPool
 
-from ..job import IS_BATCH
+from ..job import BATCH_MARK
 from .batches import is_waiting, stop
 from .claims import named
 from .connection import (
@@ -348,7 +348,7 @@ class Tracker:
         """Return the uuid of the batch on which a job depends that does not run, or
         None.
         """
-        if not isinstance(reply, dict) or reply.get("batch") in (None, IS_BATCH):
+        if not isinstance(reply, dict) or reply.get("batch") in (None, BATCH_MARK):
             return None
         record = self._reader.record(uuid, reply)
         return record.batch if record and is_waiting(record) else None

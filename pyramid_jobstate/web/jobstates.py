@@ -566,7 +566,9 @@ class JobStates:
         return self.ask(find)
 
     def _origin(self) -> dict[str, str]:
-        """Return the options that tell a job's request where the job comes from."""
+        """Return the options that tell a job's request where the job comes from. The
+        URL may be that of a Host header, and names no application.
+        """
         origin = {URL: self.request.application_url}
         name = self.request.registry.queryUtility(IBaseUrl)
         return origin if name is None else {**origin, APPLICATION: name}

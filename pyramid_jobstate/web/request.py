@@ -120,13 +120,14 @@ class Applications:
     def __init__(self) -> None:
         # A worker need not keep the only application that it has made.
         self._last: Registry | None = None
-        #: The last of those that are the same one. Test suites make and drop many.
+        #: The last one made of each, by its base URL or else its identity. Test suites
+        #: make and drop many.
         self._all: dict[Hashable, weakref.ref[Any]] = {}
 
     def add(self, registry: Registry) -> None:
         """Note an application that has just been made."""
-        name = registry.queryUtility(IBaseUrl) or _same(registry)
-        self._all[name] = weakref.ref(registry)
+        key = registry.queryUtility(IBaseUrl) or _identity(registry)
+        self._all[key] = weakref.ref(registry)
         self._last = registry
 
     def find(self, options: Mapping[str, Any]) -> Registry:
@@ -140,20 +141,20 @@ class Applications:
           LookupError: No application was made, or none can be chosen. The message
             continues "The actor ...".
         """
-        alive = {name: found for name, ref in self._all.items() if (found := ref())}
         # An unhashable value is not a name either.
-        sent_by = str(options.get(APPLICATION))
-        if sent_by in alive:
-            return alive[sent_by]
-        if len(alive) > 1 or sent_by in self._all:
-            raise LookupError(SEVERAL)
+        ref = self._all.get(str(options.get(APPLICATION)))
+        if ref is not None or len(self._all) > 1:
+            sender = ref and ref()
+            if sender is None:
+                raise LookupError(SEVERAL)
+            return sender
         found = self._last or last_application()
         if found is None:
             raise LookupError(NONE)
         return found
 
 
-def _same(registry: Registry) -> Hashable:
+def _identity(registry: Registry) -> Hashable:
     """Return what stays the same if an application without a base URL is made again."""
     settings = registry.settings.items()
     texts = frozenset((key, text) for key, text in settings if isinstance(text, str))

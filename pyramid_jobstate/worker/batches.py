@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from ..errors import StoreUnavailable
 from ..job import (
-    IS_BATCH,
+    BATCH_MARK,
     NOT_SENT,
     Batch,
     JobInfo,
@@ -330,7 +330,7 @@ def describe_batch(
         raise TypeError(f"A batch needs a subclass of Batch, not {batch_class!r}.")
     if not isinstance(title, str | None):
         raise TypeError(f"The title of a batch must be a string, not {title!r}.")
-    info = JobInfo(batch_class.kind, owner=encode_owner(owner), batch=IS_BATCH)
+    info = JobInfo(batch_class.kind, owner=encode_owner(owner), batch=BATCH_MARK)
     fields = {}
     if title is not None:
         # It may hold a file name that is not valid Unicode.

@@ -16,7 +16,7 @@ from dramatiq.errors import BrokerError, ConnectionClosed, ConnectionFailed
 from redis.exceptions import RedisError
 
 from ..errors import BatchCancelled, NotRepeatable, NotUnique
-from ..job import IS_BATCH, JobInfo, JobState, Record, Update, parse_json, record_of
+from ..job import JobInfo, JobState, Record, Update, parse_json, record_of
 from ..store import (
     FAILED_OR_LOST,
     LOST,
@@ -206,9 +206,9 @@ def message_of(
     error = refusal(store, ledger.store_for(broker), "its broker")
     if error is not None:
         raise NotRepeatable(error)
-    batch = record.info.batch
-    if batch == IS_BATCH:
+    if record.is_batch:
         raise NotRepeatable("A batch cannot run again. Rerun its failed jobs.")
+    batch = record.info.batch
     if batch is not None and store.records.is_stopped(batch):
         raise BatchCancelled
     failures = store.failures(record.uuid)

@@ -86,8 +86,8 @@ def test_store_writes_and_reads_across_nodes(
 
 
 def test_lists_take_one_round_trip(cluster: Cluster, cluster_store: JobStore) -> None:
-    """A change of a record is a call, and its lists take one round trip to each node;
-    so do the jobs of a page.
+    """After the call that changes a record, its lists take one round trip to each
+    node, as do the jobs of a page after that of their list.
     """
 
     def node_of(scope: str) -> int:
@@ -105,7 +105,8 @@ def test_lists_take_one_round_trip(cluster: Cluster, cluster_store: JobStore) ->
         with counting_trips() as trips:
             assert act()
         _, *ports = [trip.port for trip in trips]
-        assert sorted(set(ports)) == sorted(ports)
+        assert ports
+        assert len(set(ports)) == len(ports)
 
 
 def test_batches_on_a_cluster(cluster: Cluster, cluster_store: JobStore) -> None:

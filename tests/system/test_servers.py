@@ -1,4 +1,4 @@
-"""Streams under each ASGI server, in processes of their own."""
+"""Web servers in processes of their own: streams under ASGI, whole jobs under WSGI."""
 
 from __future__ import annotations
 
@@ -46,22 +46,23 @@ SERVERS = {
     ),
 }
 
-#: The folder of the commands of these and of Dramatiq.
+#: Where the commands of the WSGI servers and of Dramatiq are.
 BIN = Path(sys.executable).parent
 
-#: The commands of WSGI servers, and those of Dramatiq for an application beside them.
 APP_OF_JOBS = "bench.matrix.app"
 GUNICORN = f"gunicorn --bind 127.0.0.1:{{port}} --workers 2 {APP_OF_JOBS}:make_app()"
-WORKER = f"dramatiq {APP_OF_JOBS} --processes 1"
+WORKER = f"{APP_OF_JOBS} --processes 1"
+
+#: The command of each WSGI server, and that of the worker beside it.
 WSGI_SERVERS = {
-    "gunicorn sync": (GUNICORN, WORKER),
+    "gunicorn sync": (GUNICORN, f"dramatiq {WORKER}"),
     "gunicorn gevent": (
         f"{GUNICORN} --worker-class gevent",
-        WORKER.replace("dramatiq", "dramatiq-gevent", 1),
+        f"dramatiq-gevent {WORKER}",
     ),
     "granian": (
         f"granian --interface wsgi --port {{port}} --factory {APP_OF_JOBS}:make_app",
-        WORKER,
+        f"dramatiq {WORKER}",
     ),
 }
 
@@ -169,8 +170,11 @@ def test_wsgi_server_and_worker_run_jobs(
     polled to its end, and another one cancelled while it runs.
     """
     (port,) = free_ports(1)
-    web, worker = (
-        f"{BIN}/{line.format(port=port)}".split() for line in WSGI_SERVERS[name]
+    web_command, worker_command = (
+        [str(BIN / command), *options]
+        for command, *options in (
+            line.format(port=port).split() for line in WSGI_SERVERS[name]
+        )
     )
     environ = {"BROKER_URL": redis_url, "STORE_URL": redis_url}
     headers = {"X-User": "alice", "X-Requested-With": "a script"}
@@ -184,8 +188,8 @@ def test_wsgi_server_and_worker_run_jobs(
         return False
 
     with (
-        Process(web, tmp_path / "web.log", environ=environ) as server,
-        Process(worker, tmp_path / "worker.log", environ=environ),
+        Process(web_command, tmp_path / "web.log", environ=environ) as server,
+        Process(worker_command, tmp_path / "worker.log", environ=environ) as worker,
     ):
         server.wait_until(is_up)
         short, endless = (
@@ -195,7 +199,9 @@ def test_wsgi_server_and_worker_run_jobs(
         wait_for(lambda: ask(short)["job_state"] == "success", PATIENCE)
         wait_for(lambda: ask(endless)["job_state"] == "working", PATIENCE)
         assert ask(f"{endless}/cancel", "POST")["job"]["status"] == "cancelling"
-        wait_for(lambda: ask(endless)["job"]["status"] == "cancelled")
+        wait_for(lambda: ask(endless)["job"]["status"] == "cancelled", PATIENCE)
+        for process in server, worker:
+            assert not re.search(FAULTS, process.text()), process.text()
 
 
 def test_stopping_server_waits_for_views(

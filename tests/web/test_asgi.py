@@ -415,9 +415,6 @@ def test_streams_need_no_threads(redis_url: str, runs: Runs, count: int) -> None
     while these are busy. No more views run than there are threads.
     """
     gate, begun = threading.Event(), []
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Both ends of a stream are in this process.
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 3 * count), hard))
 
     def slow(request: Request) -> Response:
         begun.append(request.path)
@@ -430,7 +427,12 @@ def test_streams_need_no_threads(redis_url: str, runs: Runs, count: int) -> None
     run = runs.start(owner=None, kind=PublicRun, n=0)
     config.include("pyramid_jobstate")
     app = asgi_app(config.make_wsgi_app(), threads=2)
-    with serving(app) as port, contextlib.ExitStack() as stack:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        # Both ends of a stream are in this process.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        port = stack.enter_context(serving(app))
         clients = (StreamClient(port, one(run.uuid), None) for _ in range(count))
         streams = [stack.enter_context(client) for client in clients]
         assert ask(port, "GET /nothing").status == 404

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from ...job import IS_BATCH
 from ...store import tracker_of
 from ...worker import watch_forks
 from .stream import AWAY, Frame, Viewer, beat, is_streamable, render
@@ -479,7 +478,7 @@ class Feed:
         job.is_over = record.is_finished
         if record.silent_at is not None:
             job.look_at = now + (record.silent_at + 1 - self._tracker.now()) / 1000
-        elif record.info.batch == IS_BATCH and not job.is_over:
+        elif record.is_batch and not job.is_over:
             # It is silent. What its members say then changes it.
             job.look_at = now + 1
             if self._tracker.may_look(record):
