@@ -87,9 +87,10 @@ def main(ini: Ini, program: str, arguments: Sequence[str]) -> int:
     arguments_of(ini.section(SECTION), ini.path)
     address = web_address(ini)
     signals = Signals()
-    # A shell starts the background commands of a script with SIGINT ignored. This one
-    # ends on it all the same.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # This command and its parts end on these, also in the background of a script, where
+    # a shell has SIGINT ignored.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_DFL)
     with contextlib.ExitStack() as running:
         running.enter_context(handling((signal.SIGINT, *ENDING), signals.note))
         servers = []

@@ -15,9 +15,7 @@ class IOwner(Interface):
 
 
 class IBaseUrl(Interface):
-    """Marks the URL of the application for jobs, a utility, if one is set. It is also
-    the name by which they know the application that has sent them.
-    """
+    """Marks the URL of the application for jobs, a utility, if one is set."""
 
 
 class IPermits(Interface):

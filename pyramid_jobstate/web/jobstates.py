@@ -59,6 +59,7 @@ from .transaction import join, joinable, send_now
 
 if TYPE_CHECKING:
     from dramatiq import Broker
+    from pyramid.registry import Registry
 
     from ..job import Record
 
@@ -566,11 +567,9 @@ class JobStates:
         return self.ask(find)
 
     def _origin(self) -> dict[str, str]:
-        """Return the options that tell a job's request where the job comes from. The
-        URL may be that of a Host header, and names no application.
-        """
+        """Return the options that tell a job's request where the job comes from."""
         origin = {URL: self.request.application_url}
-        name = self.request.registry.queryUtility(IBaseUrl)
+        name = application_name(self.request.registry)
         return origin if name is None else {**origin, APPLICATION: name}
 
     def batch(
@@ -671,6 +670,14 @@ def _one_or_all(
     what: object, job_states: Sequence[JobState]
 ) -> JobState | Sequence[JobState]:
     return job_states[0] if isinstance(what, Message) else job_states
+
+
+def application_name(registry: Registry) -> str | None:
+    """Return the name by which jobs know the application that has sent them: its
+    package and its ``jobstate.base_url``, or None without that.
+    """
+    base_url = registry.queryUtility(IBaseUrl)
+    return None if base_url is None else f"{registry.package_name} {base_url}"
 
 
 @implementer(IResourceURL)

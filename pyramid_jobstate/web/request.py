@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.middleware import Middleware
@@ -34,6 +34,7 @@ from ..worker import (
     refuse_request,
 )
 from .interfaces import IBaseUrl, IJobStore
+from .jobstates import application_name
 from .permits import set_owner
 from .settings import is_base_url
 from .transaction import abort, is_shared
@@ -54,7 +55,8 @@ SEVERAL = (
     "needs a request, but several applications of this process share its broker, and "
     "the message does not name one of them. Send it with request.job_states, give each "
     "application a jobstate.base_url, and keep a reference to the application that a "
-    "worker makes. A test suite calls pyramid_jobstate.testing.release_broker()."
+    "worker makes. A test suite gives its applications one such URL, or calls "
+    "pyramid_jobstate.testing.release_broker()."
 )
 
 #: What an actor's option `throws` may be.
@@ -120,13 +122,13 @@ class Applications:
     def __init__(self) -> None:
         # A worker need not keep the only application that it has made.
         self._last: Registry | None = None
-        #: The last one made of each, by its base URL or else its identity. Test suites
-        #: make and drop many.
-        self._all: dict[Hashable, weakref.ref[Any]] = {}
+        #: The last one made of each, by its name or else its identity. Test suites make
+        #: and drop many.
+        self._all: dict[str | int, weakref.ref[Any]] = {}
 
     def add(self, registry: Registry) -> None:
         """Note an application that has just been made."""
-        key = registry.queryUtility(IBaseUrl) or _identity(registry)
+        key = application_name(registry) or _identity(registry)
         self._all[key] = weakref.ref(registry)
         self._last = registry
 
@@ -154,13 +156,13 @@ class Applications:
         return found
 
 
-def _identity(registry: Registry) -> Hashable:
-    """Return what stays the same if an application without a base URL is made again."""
+def _identity(registry: Registry) -> int:
+    """Return what stays the same if an application without a name is made again."""
     settings = registry.settings.items()
     texts = frozenset((key, text) for key, text in settings if isinstance(text, str))
     routes = registry.getUtility(IRoutesMapper).get_routes()
     patterns = tuple((route.name, route.pattern) for route in routes)
-    return getattr(registry, "package_name", None), texts, patterns
+    return hash((registry.package_name, texts, patterns))
 
 
 def last_application() -> Registry | None:

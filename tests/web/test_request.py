@@ -58,7 +58,9 @@ def config(broker: Broker, events: Events) -> Configurator:
     return make_app_config(events)
 
 
-def make_app_config(events: Events, **settings: Any) -> Configurator:
+def make_app_config(
+    events: Events, package: str | None = None, **settings: Any
+) -> Configurator:
     def root(request: Request) -> Any:
         request.tm.get()  # It has begun.
         told: Any = Manager("a", "tpc_finish", lambda: events.append("commit"))
@@ -68,7 +70,8 @@ def make_app_config(events: Events, **settings: Any) -> Configurator:
         events.append("root")
         return {"the": "root"}
 
-    config = make_tm_config(None, {**EXPLICIT, **settings}, root_factory=root)
+    settings = {**EXPLICIT, **settings}
+    config = make_tm_config(None, settings, root_factory=root, package=package)
     config.include("pyramid_jobstate")
     config.add_route("page", "/page")
     config.add_subscriber(lambda event: events.append("new"), NewRequest)
@@ -470,8 +473,9 @@ def test_applications_that_share_a_broker_keep_their_jobs_apart(
     broker: Broker, events: Events
 ) -> None:
     """A job's request belongs to the application that has sent the job. Applications of
-    one base URL, or without one of the same settings, count as one, and the last one
-    made runs its jobs. Where there were several, a job that names none is refused.
+    one package and base URL, or without a URL of the same settings, count as one, and
+    the last one made runs its jobs. Where there were several, a job that names none is
+    refused.
     """
     registries = []
 
@@ -496,12 +500,13 @@ def test_applications_that_share_a_broker_keep_their_jobs_apart(
         shops = {"jobstate.base_url": "http://shop"}
         admin = make_app_config(events, **{"jobstate.base_url": "http://admin"})
         old, new = [make_app_config(events, database=d, **shops) for d in ("1", "2")]
-        for config in admin, old, new:
+        other = make_app_config(events, "pyramid", **shops)
+        for config in admin, old, new, other:
             wait_until(broker, send(config), "success")
         for message in send(first), tell.send():
             assert_refused(message)
     # Registries are dicts, and all equal.
-    expected = [config.registry for config in (again, admin, new, new)]
+    expected = [config.registry for config in (again, admin, new, new, other)]
     assert list(map(id, registries)) == list(map(id, expected))
 
 
