@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import redis
 
@@ -58,6 +58,24 @@ class Cluster:
             except redis.ResponseError:
                 return False
         return True
+
+    def move(
+        self, key: str, source: int, target: int, amid: Callable[[], object]
+    ) -> None:
+        """Move the slot of a key to another primary, and call a function when its keys
+        have moved, but the old primary does not say yet where to.
+        """
+        with self.client(source) as old, self.client(target) as new:
+            slot = old.execute_command("CLUSTER KEYSLOT", key)
+            begin = "CLUSTER SETSLOT", slot
+            new.execute_command(*begin, "IMPORTING", self.node_id(source))
+            old.execute_command(*begin, "MIGRATING", self.node_id(target))
+            keys = old.execute_command("CLUSTER GETKEYSINSLOT", slot, 100)
+            place = "127.0.0.1", self.nodes[target].port
+            old.execute_command("MIGRATE", *place, "", 0, 5000, "KEYS", *keys)
+            amid()
+            for client in new, old:
+                client.execute_command(*begin, "NODE", self.node_id(target))
 
 
 def slots_of(i: int) -> range:

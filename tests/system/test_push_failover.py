@@ -7,19 +7,18 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import redis
 
-from pyramid_jobstate import JobStore
+from pyramid_jobstate import JobState, JobStore
 from tests.asgi import Exchange, pushing
 from tests.cluster import PRIMARIES, Cluster, running_cluster
-from tests.jobs import messages
+from tests.jobs import Gate, job_actor, messages
 from tests.running import Run, Runs, running
 from tests.sentinels import replicated
-from tests.support import wait_for
+from tests.support import load_job, wait_for
 from tests.webapp import make_config
 
 OUTAGE = [
@@ -50,7 +49,9 @@ def report(run: Run, n: int, stream: Exchange, timeout: float = 40) -> None:
 def test_stream_outlives_a_failover(
     redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When a replica takes over from a dead primary, the stream goes on with it."""
+    """When a replica takes over from a dead primary, the stream goes on with it, and it
+    gets the end of a job that ended meanwhile.
+    """
     caplog.set_level(logging.INFO, "pyramid_jobstate")
     with contextlib.ExitStack() as stack:
         primary, replica, sentinel = stack.enter_context(replicated(tmp_path))
@@ -60,14 +61,32 @@ def test_stream_outlives_a_failover(
         runs = stack.enter_context(running(redis_url, store=other))
         server = stack.enter_context(pushing(make_config(None), store=store))
         new = stack.enter_context(redis.Redis.from_url(replica.url))
+        gate = Gate()
+
+        @job_actor(broker=runs.broker)
+        def end_meanwhile(*, job_state: JobState) -> None:
+            job_state.set_progress_metric("before", 1)
+            job_state.flush()
+            gate.wait()
+            job_state.set_progress_metric("after", 2)
+
+        ending = end_meanwhile.send().message_id
+        gate.wait_for_job()
         run = runs.start(n=0)
         stream = server.open(f"/job_state/{run.uuid}")
         report(run, 1, stream)
         with redis.Redis.from_url(primary.url) as old:
             assert old.execute_command("WAIT", 1, 2000) == 1
+        # Until then, the replica lists jobs and cannot mend its lists.
+        listed = JobStore(replica.url).list().items
+        assert [job.uuid for job in listed] == [run.uuid, ending]
         os.kill(primary.pid, signal.SIGKILL)
+        gate.open()
         report(run, 2, stream)
         report(run, 3, stream)
+        wait_for(lambda: load_job(other, ending).is_success)
+        metrics = load_job(other, ending).progress_metrics
+        assert metrics == {"before": 1, "after": 2}
         # The new primary tells of changes.
         wait_for(lambda: [c for c in new.client_list() if "t" in c["flags"]])
         names = [event.name for event in stream.events]
@@ -88,24 +107,6 @@ def jobs_of(cluster: Cluster, runs: Runs) -> list[Run]:
     return [found[place] for place in range(PRIMARIES)]
 
 
-def move(
-    cluster: Cluster, slot: int, source: int, target: int, amid: Callable[[], object]
-) -> None:
-    """Move a slot to another primary, and call a function when its keys have moved, but
-    the old primary does not say yet where to.
-    """
-    names = {place: cluster.node_id(place) for place in (source, target)}
-    with cluster.client(source) as old, cluster.client(target) as new:
-        new.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", names[source])
-        old.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", names[target])
-        keys = old.execute_command("CLUSTER GETKEYSINSLOT", slot, 100)
-        place = "127.0.0.1", cluster.nodes[target].port
-        old.execute_command("MIGRATE", *place, "", 0, 5000, "KEYS", *keys)
-        amid()
-        for client in new, old:
-            client.execute_command("CLUSTER SETSLOT", slot, "NODE", names[target])
-
-
 @pytest.mark.cluster
 def test_jobs_are_found_wherever_they_are(redis_url: str) -> None:
     """A job whose slot moves to another node is shown again when it has arrived."""
@@ -120,15 +121,13 @@ def test_jobs_are_found_wherever_they_are(redis_url: str) -> None:
         stream = server.open(f"/job_state?uuid={run.uuid}&uuid={other.uuid}")
         for job in run, other:
             report(job, 1, stream)
-        with cluster.client(0) as node:
-            slot = node.execute_command("CLUSTER KEYSLOT", f"jobstate:{run.uuid}")
 
         def amid() -> None:
             run.report(n=2)
             for n in range(2, 5):
                 report(other, n, stream)
 
-        move(cluster, slot, 0, 1, amid)
+        cluster.move(f"jobstate:{run.uuid}", 0, 1, amid)
         wait_for(lambda: last(stream, run) == 2)
         report(run, 3, stream)
         assert isinstance(own, redis.RedisCluster)
