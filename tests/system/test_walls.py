@@ -1,4 +1,6 @@
-"""Tests know the package as its users do, so that what is inside may move."""
+"""Tests know the package as its users do, so that what is inside may move, and say what
+they check.
+"""
 
 import ast
 import re
@@ -39,3 +41,15 @@ def test_tests_name_nothing_inside() -> None:
     }
     paths = {path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)}
     assert {path for path in paths if names_inside(path)} == excepted
+
+
+def test_each_test_has_a_docstring() -> None:
+    """Each test says what it checks."""
+    silent = [
+        (path.name, node.name)
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+        if ast.get_docstring(node) is None
+    ]
+    assert silent == []
