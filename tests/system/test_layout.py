@@ -16,12 +16,11 @@ import redis
 from playwright.sync_api import Page
 
 from pyramid_jobstate import JobStore
+from tests.asgi import EVENTS
 from tests.deployed import PUSH, SITE, Browser, Host, nginx
 from tests.readme import README, snippets
 from tests.support import wait_for
 from tests.web.reading import put
-
-EVENTS = "text/event-stream"
 
 
 def mixed(host: Host) -> str:
