@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import socket
 import time
 from collections.abc import Callable
@@ -75,12 +74,6 @@ class Moment:
         if self.asked - 1 == self._number:
             self.results.append(self._act())
         return "pass"
-
-
-def at_random(seed: int, share: float) -> Judge:
-    """Return a judge that lets a share of the requests fail."""
-    dice = random.Random(seed)
-    return lambda _: dice.choice(FAULTS[1:]) if dice.random() < share else "pass"
 
 
 def faulty(url: str) -> contextlib.closing[FaultyProxy]:

@@ -23,7 +23,7 @@ import redis
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests import rough
-from tests.faulty import FAULTS, at_random, faulty
+from tests.faulty import FAULTS, faulty
 from tests.processes import Process
 from tests.support import load_job, wait_for
 from tests.workerprocess import STALLED_AFTER, start_worker
@@ -207,11 +207,16 @@ def test_no_end_and_no_last_value_is_wrong(
     redis_url: str, server: EmbeddedServer, tmp_path: Path, count: int
 ) -> None:
     """Each job ends as its last run did, with that run's last values, or cancelled."""
+    dice = random.Random(count)
+
+    def judge(request: bytes) -> str:
+        return dice.choice(FAULTS[1:]) if dice.random() < SHARE else "pass"
+
     with faulty(server.url) as proxy:
         storm = Storm(count, (redis_url, server.url), proxy.url, tmp_path)
         works = (storm.cancel_some, storm.kill_some)
         helpers = [threading.Thread(target=work) for work in works]
-        proxy.judge = at_random(count, SHARE)
+        proxy.judge = judge
         try:
             for helper in helpers:
                 helper.start()
