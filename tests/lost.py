@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -80,8 +80,16 @@ def places_of(client: Any, uuid: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def losing(client: Any, is_lost: Callable[[str], bool]) -> Iterator[None]:
-    """Lose what is written meanwhile under some keys, as a failover does."""
+def losing(client: Any, *uuids: str) -> Iterator[None]:
+    """Lose what is written meanwhile, as a failover does: under the keys that bear the
+    uuids of jobs, or, without any, into the sorted sets, which list jobs.
+    """
+
+    def is_lost(key: str) -> bool:
+        if not uuids:
+            return bool(client.type(key) == b"zset")
+        return any(uuid in key for uuid in uuids)
+
     kept = {
         key: (max(0, client.pttl(key)), client.dump(key))
         for key in keys_of(client)
@@ -95,35 +103,11 @@ def losing(client: Any, is_lost: Callable[[str], bool]) -> Iterator[None]:
         client.restore(key, ttl, value)
 
 
-@contextlib.contextmanager
-def losing_lists(client: Any) -> Iterator[None]:
-    """Lose what is written meanwhile into the sorted sets, which list jobs."""
-    with losing(client, lambda key: client.type(key) == b"zset"):
-        yield
-
-
-@contextlib.contextmanager
-def losing_of(client: Any, *uuids: str) -> Iterator[None]:
-    """Lose what is written meanwhile under the keys that bear the uuids of jobs."""
-    with losing(client, lambda key: any(uuid in key for uuid in uuids)):
-        yield
-
-
 def take_over(client: Any, *keys: str) -> None:
     """Have another program use some keys."""
     for key in keys:
         client.delete(key)
         client.set(key, "another program's")
-
-
-@contextlib.contextmanager
-def refusing_writes(client: Any) -> Iterator[None]:
-    """Have a server take no writes for a while."""
-    client.config_set("min-replicas-to-write", 1)
-    try:
-        yield
-    finally:
-        client.config_set("min-replicas-to-write", 0)
 
 
 def turn_clock_back(client: Any, seconds: int, part: str = "") -> None:

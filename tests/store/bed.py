@@ -25,7 +25,7 @@ from pyramid_jobstate import (
 )
 from pyramid_jobstate.testing import put_batch
 from tests.jobs import RunMarathon
-from tests.listed import make_desk, uuids_of
+from tests.store.jobs import make_desk, uuids_of
 from tests.support import load_job, wait_for
 from tests.trips import Killed, counting_trips, dying
 from tests.webapp import make_request

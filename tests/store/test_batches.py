@@ -22,14 +22,9 @@ from pyramid_jobstate import (
 )
 from pyramid_jobstate.testing import pass_time, put_batch
 from tests.jobs import messages
-from tests.listed import pages, uuids_of
-from tests.lost import (
-    keys_of,
-    losing_of,
-    take_over,
-    turn_clock_back,
-)
+from tests.lost import keys_of, losing, take_over, turn_clock_back
 from tests.store.bed import Bed, cancel_between_calls, counts_of, loaded
+from tests.store.jobs import pages, uuids_of
 from tests.support import key_of, load_job, wait_for
 from tests.trips import counting_trips
 
@@ -109,9 +104,7 @@ def test_members_are_listed_in_order(store: JobStore) -> None:
     batch = put(store, "qwqesqec")
     uuids = members_of(store, batch.uuid)
     assert len(uuids) == 8
-    found = pages(
-        lambda cursor: store.members(batch.uuid, limit=3, cursor=cursor),
-    )
+    found = pages(lambda cursor: store.members(batch.uuid, limit=3, cursor=cursor))
     assert list(itertools.chain(*found)) == uuids
     first = store.members(batch.uuid, status="error", limit=1)
     rest = store.members(batch.uuid, status="error", cursor=first.cursor)
@@ -390,7 +383,7 @@ def test_look_finds_what_the_batch_was_not_told(make_bed: MakeBed) -> None:
     bed = make_bed(4)
     bed.run(0)
     bed.run(1)
-    with losing_of(bed.client, bed.uuid):
+    with losing(bed.client, bed.uuid):
         bed.end(0)
         bed.end(2, "error")
     assert bed.store.delete(bed.uuids[2])
@@ -457,7 +450,7 @@ def test_look_goes_through_all_members_in_turn(store: JobStore) -> None:
     uuids = members_of(store, batch.uuid)
     pass_time(store, 20)
     assert loaded(store, batch.uuid).status == "queued"
-    with losing_of(store.client, batch.uuid):
+    with losing(store.client, batch.uuid):
         for place in 0, 24:
             assert load_job(store, uuids[place]).cancel()
     for cancelled in 1, 2:
@@ -480,7 +473,7 @@ def test_clock_that_goes_back(make_bed: MakeBed) -> None:
         calls.append(bed.client.info("commandstats")["cmdstat_evalsha"]["calls"])
     assert bed.counts() == {"queued": 1, "error": 3}
     assert calls[2] == calls[1]
-    with losing_of(bed.client, bed.uuids[2]):
+    with losing(bed.client, bed.uuids[2]):
         rerun(bed.store, bed.broker, bed.uuids[2])
     turn_clock_back(bed.client, 3600, bed.uuid)
     bed.run(2)

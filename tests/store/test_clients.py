@@ -16,9 +16,8 @@ from pyramid_jobstate import JobStore, StoreUnavailable
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.testing import away, put_job
 from tests.jobs import RunMarathon, new_id
-from tests.listed import make_desk
 from tests.relay import relaying
-from tests.store.jobs import put
+from tests.store.jobs import make_desk, put
 from tests.support import load_job
 from tests.webapp import make_config, make_request
 
@@ -79,10 +78,7 @@ RIGHT: list[tuple[str, dict[str, Any]]] = [
     ("redis://localhost:6380/3", {"host": "localhost", "port": 6380, "db": 3}),
     ("redis://localhost/1?db=3", {"host": "localhost", "db": 3}),
     ("rediss://h:1/2", {"host": "h", "port": 1, "db": 2}),
-    (
-        "redis://bob:pw@h/1",
-        {"host": "h", "username": "bob", "password": "pw", "db": 1},
-    ),
+    ("redis://bob:pw@h/1", {"host": "h", "username": "bob", "password": "pw", "db": 1}),
     ("redis://:p%23%2F%40%5B%3F%0Aw@h", {"host": "h", "password": "p#/@[?\nw"}),
     ("redis://:p@w@h", {"host": "h", "password": "p@w"}),
     ("redis://:pw@[::1]:7/1", {"host": "::1", "port": 7, "password": "pw", "db": 1}),

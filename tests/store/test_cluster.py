@@ -12,26 +12,13 @@ import redis
 from pyramid.config import Configurator
 from redis import RedisCluster
 
-from pyramid_jobstate import (
-    JobState,
-    JobStateMiddleware,
-    JobStore,
-    rerun,
-)
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, rerun
 from pyramid_jobstate.testing import pass_time, put_job
 from tests.cluster import PRIMARIES, Cluster, running_cluster
-from tests.jobs import (
-    Gate,
-    job_actor,
-    make_broker,
-    new_id,
-    wait_until,
-    working,
-)
-from tests.listed import make_desk, uuids_of
-from tests.lost import losing_lists
+from tests.jobs import Gate, job_actor, make_broker, new_id, wait_until, working
+from tests.lost import losing
 from tests.store.bed import Bed, cancel_between_calls
-from tests.store.jobs import put
+from tests.store.jobs import make_desk, put, uuids_of
 from tests.support import STATUSES, key_of, load_job, wait_for
 from tests.trips import counting_trips, met
 from tests.webapp import make_app, make_tm_config
@@ -200,7 +187,7 @@ def test_lists_mend_what_was_lost(cluster: Cluster, cluster_store: JobStore) -> 
     """If what lists a job on another node is lost, lists find it and mend that."""
     uuid = put(cluster_store, "queued")
     client = RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port)
-    with client, losing_lists(client):
+    with client, losing(client):
         assert load_job(cluster_store, uuid).cancel()
     assert cluster_store.list(status="queued").items == []
     (found,) = cluster_store.list(status="cancelled").items
@@ -216,34 +203,16 @@ def test_a_key_that_is_moving_is_found(
     key = key_of(cluster_store, uuid)
     source = cluster.owner_of(key)
     target = (source + 1) % PRIMARIES
-    names = {i: cluster.node_id(i) for i in (source, target)}
-    with cluster.client(source) as old, cluster.client(target) as new:
-        slot = old.execute_command("CLUSTER KEYSLOT", key)
 
-        def setslot(client: redis.Redis, *words: str) -> None:
-            client.execute_command("CLUSTER SETSLOT", slot, *words)
-
-        def migrate(client: redis.Redis, node: int) -> None:
-            port = cluster.nodes[node].port
-            client.execute_command("MIGRATE", "127.0.0.1", port, key, 0, 5000)
-
-        setslot(new, "IMPORTING", names[source])
-        setslot(old, "MIGRATING", names[target])
-        migrate(old, target)
-        # The old node replies ASK.
+    def cancel() -> None:
         assert load_job(cluster_store, uuid).cancel()
         assert load_job(cluster_store, uuid).status == "cancelling"
-        setslot(new, "NODE", names[target])
-        setslot(old, "NODE", names[target])
-        # It replies MOVED.
-        assert load_job(cluster_store, uuid).cancel()
-        assert load_job(cluster_store, uuid).cancel_requested
-        # Back again, for the other tests.
-        setslot(old, "IMPORTING", names[target])
-        setslot(new, "MIGRATING", names[source])
-        migrate(new, source)
-        setslot(old, "NODE", names[source])
-        setslot(new, "NODE", names[source])
+
+    # The old node replies ASK, and then MOVED.
+    cluster.move(key, source, target, cancel)
+    cancel()
+    # Back again, for the other tests.
+    cluster.move(key, target, source, cancel)
 
 
 def test_a_cluster_that_is_away_is_a_redis_error() -> None:

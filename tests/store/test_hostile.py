@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from typing import Any
 
@@ -12,9 +11,8 @@ import redis
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.testing import put_job
 from tests.jobs import messages
-from tests.listed import Diary, create, finish, make_desk, pages, uuids_of
 from tests.lost import keys_of, take_over
-from tests.store.jobs import put
+from tests.store.jobs import Diary, all_of, create, finish, make_desk, put, uuids_of
 from tests.support import STATUSES, UUID, key_of, load_job
 
 CLIENTS: list[dict[str, Any]] = [
@@ -106,9 +104,8 @@ def test_nonsense_in_a_list_is_passed_over(store: JobStore) -> None:
     ]
     for wanted, expected in lists:
         for limit in 1, 50:
-            list_jobs = functools.partial(store.list, **wanted, limit=limit)
-            found = pages(lambda cursor, list_jobs=list_jobs: list_jobs(cursor=cursor))
-            assert sorted(itertools.chain(*found)) == sorted(expected), wanted
+            found = all_of(store, limit, **wanted)
+            assert sorted(found) == sorted(expected), wanted
     # Once all lists have each job, they are mended as they are read.
     litter(store.client, *active, ended)
     for status, kind in itertools.product(STATUSES, (None, "RunMarathon", "Diary")):

@@ -515,13 +515,7 @@ steps = st.one_of(
     st.tuples(st.sampled_from(["confirm", "restore"]), knows),
     st.tuples(st.just("begin"), runs, arrives, st.booleans(), knows),
     st.tuples(st.just("record"), runs, arrives),
-    st.tuples(
-        st.just("finish"),
-        runs,
-        arrives,
-        st.sampled_from(ENDS),
-        st.booleans(),
-    ),
+    st.tuples(st.just("finish"), runs, arrives, st.sampled_from(ENDS), st.booleans()),
     st.tuples(
         st.just("drop"),
         arrives,

@@ -13,26 +13,29 @@ from dramatiq.brokers.stub import StubBroker
 from pyramid_jobstate import Batch, Counts, JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.jobs import working
-from tests.listed import Diary, uuids_of
-from tests.store.jobs import all_of, put, put_crowd, put_unsent
+from tests.store.jobs import Diary, all_of, put, put_crowd, put_unsent, uuids_of
 from tests.support import FINISHED, STATUSES, load_job, wait_for
 from tests.webapp import make_request, make_tm_config
 
 
-def test_each_status_lists_its_jobs(store: JobStore) -> None:
+def test_each_status_lists_and_counts_its_jobs(store: JobStore) -> None:
     """A list by status has the jobs of that status, page by page, the newest first, of
-    all kinds or of one.
+    all kinds or of one. The counts say how many those are.
     """
-    jobs: dict[str, list[str]] = {status: [] for status in STATUSES}
-    for _ in range(4):
-        for status in STATUSES:
-            jobs[status].insert(0, put(store, status))
+    jobs: dict[str, list[str]] = {}
+    for number, status in enumerate(STATUSES, 4):
+        jobs[status] = [put(store, status) for _ in range(number)][::-1]
     others = {status: put_job(store, Diary, status).uuid for status in STATUSES}
     for status in STATUSES:
         found = all_of(store, status=status, kind="RunMarathon")
         assert found == jobs[status], status
         assert all_of(store, status=status) == [others[status], *jobs[status]]
     assert all_of(store, status="error", owner="alice") == jobs["error"]
+    numbers = {status: len(uuids) for status, uuids in jobs.items()}
+    assert store.counts("RunMarathon")._asdict() == numbers
+    assert store.counts("Diary") == Counts(*[1] * 8)
+    assert store.counts()._asdict() == {k: v + 1 for k, v in numbers.items()}
+    assert store.counts("Nothing") == Counts()
 
 
 def test_status_starts_on_its_first_page(store: JobStore) -> None:
@@ -79,19 +82,6 @@ def test_job_whose_class_has_a_new_name_leaves_the_old_one(store: JobStore) -> N
     broker.enqueue(act.message().copy(message_id=ended))
     assert store.counts("OldName", anew=True) == Counts(queued=1)
     assert store.counts("NewName", anew=True) == Counts(queued=1, success=1)
-
-
-def test_counts_of_every_status(store: JobStore) -> None:
-    """The counts say how many jobs have which status: of all kinds, or of one."""
-    numbers = {status: i + 1 for i, status in enumerate(STATUSES)}
-    for status, number in numbers.items():
-        for _ in range(number):
-            put(store, status)
-        put_job(store, Diary, status)
-    assert store.counts("RunMarathon")._asdict() == numbers
-    assert store.counts("Diary") == Counts(*[1] * 8)
-    assert store.counts()._asdict() == {k: v + 1 for k, v in numbers.items()}
-    assert store.counts("Nothing") == Counts()
 
 
 def test_counts_are_kept_for_a_second(

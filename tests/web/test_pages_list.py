@@ -16,6 +16,7 @@ from pyramid_jobstate import JobState, JobStore, Progress, StoreUnavailable
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon, messages
 from tests.running import Runs
+from tests.store.jobs import Diary
 from tests.support import FINISHED, UUID
 from tests.web.operating import (
     KEEPER,
