@@ -1,15 +1,11 @@
-"""Streams in bad weather: ends at any moment, a server that fails or refuses."""
+"""Streams in bad weather: ends at any moment, and a server that refuses."""
 
 from __future__ import annotations
 
-import logging
-import os
 import random
-import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import redis
@@ -17,10 +13,9 @@ import redis
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests.asgi import Server, pushing
-from tests.jobs import messages
 from tests.running import Runs, running
 from tests.support import wait_for
-from tests.web.streaming import PublicRun, flagged, one, put, report, told
+from tests.web.streaming import PublicRun, flagged, one, put, told
 from tests.webapp import make_config
 
 
@@ -62,37 +57,6 @@ def test_no_end_is_missed(redis_url: str, count: int) -> None:
         ends = [pool.submit(end_one, seed, server, runs) for seed in range(count)]
         for seed, end in enumerate(ends):
             assert end.exception() is None, seed
-
-
-def test_streams_outlive_an_outage(
-    tmp_path: Path, redis_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Streams hear once that the store is away, and get its states when it is back."""
-    caplog.set_level(logging.INFO, "pyramid_jobstate")
-    arguments = ["--appendonly", "yes", "--appendfsync", "always"]
-    with (
-        EmbeddedServer(directory=str(tmp_path), arguments=arguments) as durable,
-        running(durable.url) as runs,
-        pushing(make_config(durable.url)) as server,
-    ):
-        run = runs.start(n=0)
-        stream = server.open(one(run.uuid))
-        report(run, 1, stream)
-        begun = time.monotonic()
-        os.kill(durable.pid, signal.SIGKILL)
-        stream.until(lambda event: event.name == "away")
-        assert time.monotonic() - begun > 1.9
-        run.report(n=2)
-        durable.stop()
-        durable.start()
-        wait_for(lambda: told(stream)[-1] == 2)
-        names = [event.name for event in stream.events]
-        assert (names.count("away"), names.count("gone")) == (1, 0)
-        said = messages(caplog, "pyramid_jobstate", logging.INFO)
-        assert sum("tells of changes is lost. Streams wait" in s for s in said) == 1
-        wait_for(lambda: "The job state store tells of changes again." in caplog.text)
-        run.succeed()
-        assert stream.wait().events[-1].state["job_state"] == "success"
 
 
 def test_user_who_may_not_hear_of_changes_polls(server: EmbeddedServer) -> None:
