@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import redis
-from pyramid.config import Configurator
 from redis import RedisCluster
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, rerun
@@ -39,13 +38,6 @@ def cluster_store(cluster: Cluster) -> Iterator[JobStore]:
         store.client.flushall()
     yield store
     store.client.close()
-
-
-def tm_config(cluster: Cluster) -> Configurator:
-    """Return the configurator of an application that sends in transactions."""
-    config = make_tm_config(cluster.url)
-    make_app(config)
-    return config
 
 
 def test_store_writes_and_reads_across_nodes(
@@ -99,7 +91,9 @@ def test_lists_take_one_round_trip(cluster: Cluster, cluster_store: JobStore) ->
 def test_batches_on_a_cluster(cluster: Cluster, cluster_store: JobStore) -> None:
     """The keys of a batch lie in one slot, and its members on any nodes."""
     store = cluster_store
-    with Bed(tm_config(cluster), store, 12) as bed:
+    config = make_tm_config(cluster.url)
+    make_app(config)
+    with Bed(config, store, 12) as bed:
         assert bed.counts() == {"queued": 12}
         for place in range(6):
             bed.end(place, "error" if place < 2 else "success")

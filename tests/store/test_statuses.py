@@ -9,13 +9,14 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq.brokers.stub import StubBroker
+from pyramid.config import Configurator
 
 from pyramid_jobstate import Batch, Counts, JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.jobs import working
 from tests.store.jobs import Diary, all_of, put, put_crowd, put_unsent, uuids_of
 from tests.support import FINISHED, STATUSES, load_job, wait_for
-from tests.webapp import make_request, make_tm_config
+from tests.webapp import make_request
 
 
 def test_each_status_lists_and_counts_its_jobs(store: JobStore) -> None:
@@ -169,7 +170,9 @@ def test_jobs_of_plain_actors_have_kinds_of_their_own(store: JobStore) -> None:
     assert load_job(store, of_class).status == "queued"
 
 
-def test_kinds_of_jobs_that_are_listed_are_known(store: JobStore) -> None:
+def test_kinds_of_jobs_that_are_listed_are_known(
+    batch_config: Configurator, store: JobStore
+) -> None:
     """Also that of a later step, which waits for its turn, and that of a job whose
     sender has died.
     """
@@ -182,11 +185,7 @@ def test_kinds_of_jobs_that_are_listed_are_known(store: JobStore) -> None:
     @dramatiq.actor(broker=broker, job_state=True)
     def second() -> None: ...
 
-    config = make_tm_config(None)
-    config.include("pyramid_jobstate")
-    config.set_job_store(store)
-    config.make_wsgi_app()
-    with (request := make_request(config, "alice")).tm:
+    with (request := make_request(batch_config, "alice")).tm:
         steps = dramatiq.pipeline([first.message(), second.message()], broker=broker)
         request.job_states.send_message(steps, broker=broker)
     assert store.kinds() == ["actor:first", "actor:second"]

@@ -11,14 +11,16 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import docutils.core
 import pytest
 from playwright.sync_api import Page, expect
 from pyramid.exceptions import ConfigurationError
+from webtest import TestApp
 
 import pyramid_jobstate
-from pyramid_jobstate import Progress, testing
+from pyramid_jobstate import JobStore, Progress, testing
 from tests.jobs import RunMarathon
 from tests.pollserver import PollServer
 from tests.processes import Process, run_python
@@ -392,28 +394,23 @@ other.get(url, status=403)
 """)
 
 
-def test_script_of_the_readme_sends(myapp: MyApp, redis_url: str) -> None:
+def test_script_of_the_readme_sends(myapp: MyApp, store: JobStore) -> None:
     """The script sends a marathon of Alice's."""
     (script,) = [text for text in snippets("python") if "prepare(" in text]
     myapp.run(script)
-    (job_state,) = pyramid_jobstate.JobStore(redis_url).list("alice").items
+    (job_state,) = store.list("alice").items
     assert (job_state.actor, job_state.status) == ("run_marathon", "queued")
 
 
-def test_json_of_the_readme_has_the_real_names(redis_url: str) -> None:
+def test_json_of_the_readme_has_the_real_names(app: TestApp, store: JobStore) -> None:
     """The README's example of a state has exactly the keys of a real one."""
-    store = pyramid_jobstate.JobStore(redis_url)
-    progress = Progress(12, 26, "miles")
-    job_state = testing.put_job(
-        store, RunMarathon, owner="alice", metrics={"miles_run": 12}, progress=progress
-    )
-    real = get(
-        make_app(make_config(redis_url)), f"/job_state/{job_state.uuid}", "alice"
-    )
+    more: Any = {"metrics": {"miles_run": 12}, "progress": Progress(12, 26, "miles")}
+    job_state = testing.put_job(store, RunMarathon, owner="alice", **more)
+    real = get(app, f"/job_state/{job_state.uuid}", "alice").json
     (shown,) = map(json.loads, snippets("json"))
-    assert shown.keys() == real.json.keys()
-    assert shown["job"].keys() == real.json["job"].keys()
-    assert shown["job"]["progress"].keys() == real.json["job"]["progress"].keys()
+    assert shown.keys() == real.keys()
+    assert shown["job"].keys() == real["job"].keys()
+    assert shown["job"]["progress"].keys() == real["job"]["progress"].keys()
 
 
 def test_settings_of_the_readme_are_the_real_ones(redis_url: str) -> None:
