@@ -15,6 +15,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import redis
 
 from pyramid_jobstate import JobState, JobStore, embedded
-from tests.cliapp import LOGGING
+from tests.cliapp import LOGGING, PJOBS
 from tests.processes import Answer, Process, fetch
 from tests.readme import snippets
 from tests.support import ROOT, free_ports, lack, listens, load_job, wait_for
@@ -33,25 +34,8 @@ PATIENCE = 60.0
 #: Where the README has the application.
 HOME = "/srv/myapp"
 
-#: The modules of the commands in the environment of the application.
-SCRIPTS = {
-    "pjobs": "pyramid_jobstate.cli:main",
-    "pserve": "pyramid.scripts.pserve:main",
-    "proutes": "pyramid.scripts.proutes:main",
-    "gunicorn": "gunicorn.app.wsgiapp:run",
-    "granian": "granian.cli:entrypoint",
-    "hypercorn": "hypercorn.__main__:main",
-    "uvicorn": "uvicorn:main",
-    "dramatiq": "dramatiq.__main__:main",
-}
-
-SCRIPT = """\
-#!{}
-import sys
-from {} import {} as main
-if __name__ == "__main__":
-    sys.exit(main())
-"""
+#: The commands in the environment of the application that are those of this one.
+COMMANDS = "pserve proutes gunicorn granian hypercorn uvicorn dramatiq"
 
 WEB, WORKER, PUSH = (f"myapp-{name}.service" for name in ("web", "worker", "push"))
 
@@ -200,9 +184,11 @@ class Host:
             self.write(f"myapp.egg-info/{name}", text)
         self.write("myapp/__init__.py", APPLICATION)
         self.write("myapp/jobs.py", JOBS)
-        for name, entry in SCRIPTS.items():
-            text = SCRIPT.format(sys.executable, *entry.split(":"))
-            self.write(f"venv/bin/{name}", text).chmod(0o755)
+        pjobs = self.write("venv/bin/pjobs", f"#!{sys.executable}\n{PJOBS}\n")
+        pjobs.chmod(0o755)
+        for name in COMMANDS.split():
+            script = Path(sysconfig.get_path("scripts"), name)
+            pjobs.with_name(name).symlink_to(script)
         (ours,) = [text for text in snippets("ini") if "[logger_pyramid" in text]
         self.ini = configparser.ConfigParser(interpolation=None)
         log = LOGGING.replace("= root", "= root, pyramid_jobstate", 1)
