@@ -41,8 +41,6 @@ def wrapped(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def declare_marathon(place: Broker) -> dramatiq.Actor[..., Any]:
-    """Declare a class-based actor."""
-
     class Marathon(dramatiq.GenericActor):
         class Meta:
             broker = place

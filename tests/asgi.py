@@ -67,7 +67,6 @@ class Event(NamedTuple):
 
     @property
     def state(self) -> dict[str, Any]:
-        """The state of a job that it holds."""
         assert self.name == "message", self
         return dict(json.loads(self.data))
 
@@ -186,7 +185,6 @@ class Exchange:
         return wait_for(lambda: next(filter(condition, self.events), None), timeout)
 
     def at(self, number: int) -> Event:
-        """Return an event by its number."""
         wait_for(lambda: len(self.events) > number or self.is_done)
         return self.events[number]
 
@@ -289,7 +287,6 @@ class Server:
 
 @contextlib.contextmanager
 def serving(app: AsgiApplication) -> Iterator[Server]:
-    """Serve an application."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

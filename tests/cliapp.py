@@ -166,5 +166,4 @@ class Folder:
         return actor(lambda *_: None).send(*args).message_id
 
     def load(self, uuid: str) -> JobState:
-        """Return a job of the application's."""
         return load_job(JobStore(self.url), uuid)

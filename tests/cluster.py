@@ -84,7 +84,6 @@ def slots_of(i: int) -> range:
 
 @contextlib.contextmanager
 def running_cluster() -> Iterator[Cluster]:
-    """Run a Cluster."""
     with contextlib.ExitStack() as stack:
         nodes = [
             stack.enter_context(EmbeddedServer(arguments=ARGUMENTS))
@@ -105,7 +104,6 @@ def running_cluster() -> Iterator[Cluster]:
 
 @contextlib.contextmanager
 def cluster_of_one() -> Iterator[EmbeddedServer]:
-    """Run a Cluster of a single node."""
     with EmbeddedServer(arguments=["--cluster-enabled", "yes"]) as node:
         with redis.Redis.from_url(node.url) as client:
             client.execute_command("CLUSTER ADDSLOTSRANGE", 0, SLOTS - 1)

@@ -361,7 +361,6 @@ def get(host: Host, path: str) -> tuple[int, str]:
 
 
 def send(host: Host, miles: int, actor: str = "run_marathon") -> JobState:
-    """Have the web server send a job."""
     status, body = get(host, f"/run?actor={actor}&n={miles}")
     assert status == 200, host.log(WEB)
     return load_job(JobStore(host.redis_url), json.loads(body)["url"].split("/")[-2])

@@ -41,13 +41,11 @@ def make_broker(
 
 
 def store_of(broker: dramatiq.Broker) -> JobStore:
-    """Return the store of a broker's middleware."""
     (ours,) = (m for m in broker.middleware if isinstance(m, JobStateMiddleware))
     return ours.store_for(broker)
 
 
 def load(broker: dramatiq.Broker, message: dramatiq.Message[Any]) -> JobState:
-    """Return the state of a message's job."""
     return load_job(store_of(broker), message.message_id)
 
 
@@ -68,7 +66,6 @@ def wait_until(
 
 @contextlib.contextmanager
 def working(broker: dramatiq.Broker, threads: int = 4) -> Iterator[dramatiq.Worker]:
-    """Run a worker."""
     worker = dramatiq.Worker(broker, worker_timeout=20, worker_threads=threads)
     worker.start()
     try:

@@ -110,7 +110,6 @@ class Operator:
         return self.main("--url", self.url, *arguments, course=course)
 
     def main(self, *arguments: str, course: Course = NOTHING) -> Ran:
-        """Run a command line."""
         self._capsys.readouterr()
         code = self._run(arguments, course)
         done = self._capsys.readouterr()

@@ -140,7 +140,6 @@ class Stream(Request):
         return self.ended is None
 
     def send(self, data: str, event: str = "message", event_id: str = "") -> None:
-        """Send an event."""
         place = f"id: {event_id}\n" if event_id else ""
         self.write(f"event: {event}\n{place}data: {data}\n\n")
 
@@ -149,7 +148,6 @@ class Stream(Request):
         self._steps.put(text.encode())
 
     def end(self) -> None:
-        """End the stream."""
         self._steps.put(None)
 
     def serve(self, connection: socket.socket) -> None:
@@ -277,7 +275,6 @@ class PollServer:
 
     @property
     def open_streams(self) -> list[Stream]:
-        """The streams that are open now."""
         return [stream for stream in self.streams if stream.is_open]
 
     def next_answer(self, method: str, path: str, uuids: list[str]) -> Answer:

@@ -55,7 +55,6 @@ class Process(subprocess.Popen[bytes]):
             )
 
     def text(self) -> str:
-        """Return its output so far."""
         return self.log.read_text("utf-8", "replace")
 
     def lines(self, text: str) -> list[str]:

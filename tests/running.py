@@ -76,7 +76,6 @@ class Runs:
         self.all: dict[str, Run] = {}
 
     def actor(self, kind: type[JobState]) -> dramatiq.Actor[..., Any]:
-        """Return the actor of a kind of job."""
         with self._lock:
             if kind not in self._actors:
                 options: Any = {"broker": self.broker, "job_state": kind}

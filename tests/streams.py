@@ -46,7 +46,6 @@ class StreamClient(contextlib.AbstractContextManager["StreamClient"]):
         self.is_over.set()
 
     def next(self) -> Event:
-        """Return the next event."""
         count = self._count
         wait_for(lambda: self.is_over.is_set() or len(events_of(self.body)) > count)
         self._count += 1

@@ -24,7 +24,6 @@ def interop_server() -> Iterator[EmbeddedServer]:
 
 @pytest.fixture(scope="module")
 def interop_actors() -> str:
-    """The module of the actors."""
     return "tests.interop.jobs"
 
 

@@ -68,7 +68,6 @@ class Site:
         return self.ask("GET", path, user)
 
     def send(self, user: str) -> str:
-        """Send a job, and return its uuid."""
         response = self.ask("POST", self.marathons, user)
         assert response.status_code == 200, response
         uuid: str = response.json["job"]["uuid"]

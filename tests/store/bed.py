@@ -235,7 +235,7 @@ class Bed(contextlib.ExitStack):
         if raised is not None:
             raise raised
 
-    def end(self, place: int, status: str = "success", delay: float = 0) -> None:
+    def end(self, place: int, status: str = "success", delay: float = 60) -> None:
         """Have a member end, or fail that is to be tried again, which begins to run if
         it does not yet, and wait until that is stored.
         """
@@ -249,10 +249,6 @@ class Bed(contextlib.ExitStack):
         self._orders.pop(uuid).put(order)
         wait_for(lambda: self.sender.acks[uuid] > before)
         assert self.statuses()[place] == status
-
-    def retry(self, place: int, delay: float = 60.0) -> None:
-        """Have a member fail that is to be tried again."""
-        self.end(place, "retrying", delay)
 
     def settle(self) -> None:
         """Wait until all messages that were delivered are done with."""

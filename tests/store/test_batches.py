@@ -188,7 +188,7 @@ def test_bar_does_not_go_back(make_bed: MakeBed) -> None:
     assert bed.fraction() == 0.5
     bed.run(0)
     assert (bed.fraction(), bed.counts()) == (0.5, {"queued": 1, "working": 1})
-    bed.retry(0)
+    bed.end(0, "retrying")
     assert bed.fraction() == 0.5
     bed.end(1)
     assert bed.fraction() == 0.5
@@ -429,7 +429,7 @@ def test_look_leaves_unsent_members_to_their_sender(bed: Bed) -> None:
     bed.end(2)
     pass_time(bed.store, 20)
     assert bed.counts() == {"queued": 1, "working": 1, "success": 2}
-    bed.retry(0)
+    bed.end(0, "retrying")
     pass_time(bed.store, 20)
     assert bed.counts() == {"queued": 1, "retrying": 1, "success": 2}
     bed.end(0)
@@ -531,7 +531,7 @@ def test_batch_stays_listed_while_it_goes_on(
     bed.end(1, "error")
     for place in 0, 1:
         for _ in range(6):
-            bed.retry(place, 10)
+            bed.end(place, "retrying", 10)
             pass_time(store, 10)
             assert bed.uuid in uuids_of(store.list(owner="alice").items)
             found = store.list(kind="Batch", status="working")

@@ -22,7 +22,6 @@ PATIENCE = 30
 
 @pytest.fixture(scope="module")
 def rabbitmq() -> Iterator[RabbitMQ]:
-    """A RabbitMQ node."""
     missing = "No RabbitMQ is installed (Debian: apt-get install rabbitmq-server)"
     with RabbitMQ(find_binary() or lack(missing)) as node:
         yield node

@@ -188,7 +188,6 @@ class MyApp:
         run_python(*words, folder=self.folder, environ=self.environ)
 
     def start(self, *command: str) -> Process:
-        """Run Python in the application."""
         log = self.folder / f"{time.monotonic_ns()}.log"
         return Process([sys.executable, *command], log, self.folder, self.environ)
 
@@ -202,7 +201,6 @@ class MyApp:
 
 @pytest.fixture
 def myapp(tmp_path: Path, redis_url: str) -> MyApp:
-    """The reader's application."""
     return MyApp(tmp_path, redis_url)
 
 
