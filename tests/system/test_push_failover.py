@@ -15,7 +15,7 @@ import redis
 from pyramid_jobstate import JobState, JobStore
 from tests.asgi import Exchange, pushing
 from tests.cluster import PRIMARIES, Cluster, running_cluster
-from tests.jobs import Gate, job_actor, messages
+from tests.jobs import Gate, job_actor, messages, wait_until
 from tests.running import Run, Runs, running
 from tests.sentinels import replicated
 from tests.support import load_job, wait_for
@@ -40,17 +40,47 @@ def last(stream: Exchange, run: Run) -> int:
     return found[-1] if found else -1
 
 
-def report(run: Run, n: int, stream: Exchange, timeout: float = 40) -> None:
+def report(run: Run, n: int, stream: Exchange) -> None:
     """Have a job report, and wait until a stream shows it. The store may be away."""
     run.report(n=n)
-    wait_for(lambda: last(stream, run) == n, timeout)
+    wait_for(lambda: last(stream, run) == n, 40)
+
+
+class Ending:
+    """Jobs that report their last value, and end, when they may."""
+
+    def __init__(self, runs: Runs, count: int) -> None:
+        self.store = runs.store
+        self.gate = Gate()
+
+        @job_actor(broker=runs.broker)
+        def end(*, job_state: JobState) -> None:
+            job_state.set_progress_metric("before", 1)
+            job_state.flush()
+            self.gate.wait()
+            job_state.set_progress_metric("after", 2)
+
+        sent = [end.send() for _ in range(count)]
+        for message in sent:
+            wait_until(runs.broker, message, "working")
+        self.uuids = [message.message_id for message in sent]
+
+    def check(self) -> None:
+        """Check that no end and no value is lost."""
+        jobs = wait_for(self._ended)
+        metrics = [job.progress_metrics for job in jobs]
+        assert metrics == [{"before": 1, "after": 2}] * len(self.uuids)
+
+    def _ended(self) -> list[JobState] | None:
+        jobs = [load_job(self.store, uuid) for uuid in self.uuids]
+        return jobs if all(job.is_success for job in jobs) else None
 
 
 def test_stream_outlives_a_failover(
     redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When a replica takes over from a dead primary, the stream goes on with it, and it
-    gets the end of a job that ended meanwhile.
+    """When a replica takes over from a dead primary, the stream goes on with it, which
+    has the end of a job that ended meanwhile.
     """
     caplog.set_level(logging.INFO, "pyramid_jobstate")
     with contextlib.ExitStack() as stack:
@@ -61,17 +91,7 @@ def test_stream_outlives_a_failover(
         runs = stack.enter_context(running(redis_url, store=other))
         server = stack.enter_context(pushing(make_config(None), store=store))
         new = stack.enter_context(redis.Redis.from_url(replica.url))
-        gate = Gate()
-
-        @job_actor(broker=runs.broker)
-        def end_meanwhile(*, job_state: JobState) -> None:
-            job_state.set_progress_metric("before", 1)
-            job_state.flush()
-            gate.wait()
-            job_state.set_progress_metric("after", 2)
-
-        ending = end_meanwhile.send().message_id
-        gate.wait_for_job()
+        ending = Ending(runs, 1)
         run = runs.start(n=0)
         stream = server.open(f"/job_state/{run.uuid}")
         report(run, 1, stream)
@@ -79,14 +99,12 @@ def test_stream_outlives_a_failover(
             assert old.execute_command("WAIT", 1, 2000) == 1
         # Until then, the replica lists jobs and cannot mend its lists.
         listed = JobStore(replica.url).list().items
-        assert [job.uuid for job in listed] == [run.uuid, ending]
+        assert [job.uuid for job in listed] == [run.uuid, *ending.uuids]
         os.kill(primary.pid, signal.SIGKILL)
-        gate.open()
+        ending.gate.open()
         report(run, 2, stream)
         report(run, 3, stream)
-        wait_for(lambda: load_job(other, ending).is_success)
-        metrics = load_job(other, ending).progress_metrics
-        assert metrics == {"before": 1, "after": 2}
+        ending.check()
         # The new primary tells of changes.
         wait_for(lambda: [c for c in new.client_list() if "t" in c["flags"]])
         names = [event.name for event in stream.events]
@@ -145,7 +163,7 @@ def test_primary_may_die(
 ) -> None:
     """One stream is told of jobs on all nodes of a Cluster. When a primary dies or
     hangs, the jobs of the others go on at once, and its own when its replica has taken
-    over. The log says so once.
+    over: no end is lost. The log says so once.
     """
     caplog.set_level(logging.INFO, "pyramid_jobstate")
     with (
@@ -154,20 +172,25 @@ def test_primary_may_die(
         running(redis_url, 20, JobStore(client)) as runs,
         pushing(make_config(cluster.url)) as server,
     ):
-        doomed, *others = jobs_of(cluster, runs)
+        ending = Ending(runs, 8)
+        victim = cluster.owner_of(f"jobstate:{ending.uuids[0]}")
+        others = jobs_of(cluster, runs)
+        doomed = others.pop(victim)
         uuids = "&".join(f"uuid={run.uuid}" for run in (doomed, *others))
         stream = server.open(f"/job_state?{uuids}")
         for run in doomed, *others:
             report(run, 1, stream)
-        os.kill(cluster.nodes[0].pid, how)
+        os.kill(cluster.nodes[victim].pid, how)
         for run in others:
             for n in range(2, 7):
                 begun = time.monotonic()
                 report(run, n, stream)
                 # The machine may be busy.
                 assert time.monotonic() - begun < 2
+        ending.gate.open()
         report(doomed, 2, stream)
         report(doomed, 3, stream)
+        ending.check()
         wait_for(lambda: len(said(caplog)) >= 2)
         assert said(caplog) == OUTAGE
         names = [event.name for event in stream.events]
