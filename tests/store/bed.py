@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import queue
 from collections import Counter
@@ -30,7 +31,7 @@ from tests.support import load_job, wait_for
 from tests.trips import Killed, counting_trips, dying
 from tests.webapp import make_request
 
-Order = Exception | Callable[[JobState], object] | None
+Order = Exception | Callable[[Any], object] | None
 
 
 def loaded(store: JobStore, uuid: str) -> Batch:
@@ -218,22 +219,19 @@ class Bed(contextlib.ExitStack):
         """Have a member that runs fail, act or, with None, return."""
         self._orders[self.uuids[place]].put(order)
 
-    def act(self, place: int, order: Callable[[JobState], object]) -> None:
-        """Have a member that runs do something, and wait until it is done."""
-        done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    def act(self, place: int, order: Callable[[Any], Any]) -> Any:
+        """Have a member that runs do something, and return what that returns."""
+        done = concurrent.futures.Future[Any]()
 
         def act(job_state: JobState) -> None:
             try:
-                order(job_state)
+                done.set_result(order(job_state))
             except BaseException as e:
-                done.put(e)
+                done.set_exception(e)
                 raise
-            done.put(None)
 
         self.tell(place, act)
-        raised = done.get(timeout=30)
-        if raised is not None:
-            raise raised
+        return done.result(30)
 
     def end(self, place: int, status: str = "success", delay: float = 60) -> None:
         """Have a member end, or fail that is to be tried again, which begins to run if
@@ -256,15 +254,11 @@ class Bed(contextlib.ExitStack):
 
     def send(self, place: int, key: str) -> JobState:
         """Have a member that runs send another, and take its message."""
-        sent: list[JobState] = []
-
-        def order(job_state: JobState) -> None:
-            assert job_state.batch is not None
-            sent.append(job_state.batch.send(self.part, 0, key=key))
-
-        self.act(place, order)
+        sent: JobState = self.act(
+            place, lambda job: job.batch.send(self.part, 0, key=key)
+        )
         self.collect()
-        return sent[0]
+        return sent
 
     def _stop(self) -> None:
         for orders in self._orders.values():

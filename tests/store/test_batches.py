@@ -414,8 +414,7 @@ def test_look_leaves_unsent_members_to_their_sender(bed: Bed) -> None:
     could send it. If its sender runs again, it is sent, and counts once.
     """
 
-    def send_and_die(job_state: JobState) -> None:
-        assert job_state.batch is not None
+    def send_and_die(job_state: Any) -> None:
         with bed.dying():
             job_state.batch.send(bed.part, 0, key="more")
 
@@ -506,12 +505,8 @@ def test_batch_lives_for_a_member_that_is_sent_late(make_bed: MakeBed) -> None:
     bed = make_bed(1)
     bed.run(0)
     delay = 20 * DAY * 1000
-
-    def send_late(job_state: JobState) -> None:
-        assert job_state.batch is not None
-        job_state.batch.send_with_options(bed.part, (1,), key="late", delay=delay)
-
-    bed.act(0, send_late)
+    late: Any = {"key": "late", "delay": delay}
+    bed.act(0, lambda job: job.batch.send_with_options(bed.part, (1,), **late))
     bed.end(0)
     ended = make_bed(2)
     ended.end(0)
