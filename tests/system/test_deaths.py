@@ -293,13 +293,6 @@ class Key(Scene):
                 if "mark:" in name:
                     self.client.hincrby(claim, name, -20_000)
 
-    def press_last(self) -> Press:
-        """Press once more."""
-        self.start(self.press)
-        while self.step():
-            pass
-        return self.presses[-1]
-
     def name(self, uuid: str) -> str:
         """Return the uuid of the job that answers to a uuid."""
         return self.field(uuid, "target") or uuid
@@ -321,7 +314,10 @@ def check_key(scene: Key) -> None:
         assert has_run or job.error == NOT_SENT or never, job.status
         assert job.is_finished or never, job.status
     # The key is free.
-    last = scene.press_last()
+    scene.start(scene.press)
+    while scene.step():
+        pass
+    last = scene.presses[-1]
     assert last.is_certain
     assert last.is_new
     scene.settle()

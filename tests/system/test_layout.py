@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import re
 import signal
@@ -96,35 +97,11 @@ def test_command_of_the_readme_streams(host: Host, server: str) -> None:
                 state(stream)
 
 
-class Followed:
-    """A page that follows a job."""
-
-    def __init__(self, page: Page, client: redis.Redis, uuid: str) -> None:
-        self.page = page
-        self.client = client
-        self.uuid = uuid
-        self.miles = 0
-
-    def see(self, transport: str, timeout: float = 20) -> None:
-        """Wait until changes reach the page by a stream, or by polls."""
-
-        def is_seen() -> bool:
-            self.miles += 1
-            self.client.hset(f"jobstate:{self.uuid}", "m:miles", self.miles)
-            deadline = time.monotonic() + 2
-            while time.monotonic() < deadline:
-                miles, by = self.page.evaluate("seen.at(-1) || [null, null]")
-                if miles == self.miles:
-                    return bool(by == transport)
-                time.sleep(0.05)
-            return False
-
-        wait_for(is_seen, timeout)
-
-
 @contextlib.contextmanager
-def followed(page: Page, browser: Browser, client: redis.Redis) -> Iterator[Followed]:
-    """Open a page through nginx that follows a job."""
+def followed(
+    page: Page, browser: Browser, client: redis.Redis
+) -> Iterator[tuple[Page, str]]:
+    """Open a page through nginx that follows a job, whose uuid is given as well."""
     chromium = page.context.browser
     assert chromium is not None
     uuid = visit(browser, client, miles=0)
@@ -145,13 +122,7 @@ def followed(page: Page, browser: Browser, client: redis.Redis) -> Iterator[Foll
             }""",
             uuid,
         )
-        yield Followed(other, client, uuid)
-
-
-def asked(host: Host) -> list[str]:
-    """Return what nginx has passed on: the port, the status and what was accepted."""
-    lines = (host.folder / "access.log").read_text().splitlines()
-    return [line.removeprefix("127.0.0.1:") for line in lines]
+        yield other, uuid
 
 
 @pytest.mark.timeout(180)
@@ -160,24 +131,45 @@ def test_streams_beside_a_wsgi_server(host: Host, page: Page) -> None:
     polls while that is away, and streams again when it is back. Polls and cancels go to
     the WSGI server, and say once that a page could have a stream.
     """
+    numbers = itertools.count(1)
+
+    def see(transport: str, timeout: float = 20) -> None:
+        """Wait until changes reach the page by a stream, or by polls."""
+
+        def is_seen() -> bool:
+            miles = next(numbers)
+            client.hset(f"jobstate:{uuid}", "m:miles", miles)
+            deadline = time.monotonic() + 2
+            while time.monotonic() < deadline:
+                found, by = marathon.evaluate("seen.at(-1) || [null, null]")
+                if found == miles:
+                    return bool(by == transport)
+                time.sleep(0.05)
+            return False
+
+        wait_for(is_seen, timeout)
+
     with host.redis() as client, host.web(), nginx(host, mixed(host)) as browser:
         with (
             host.web(unit=PUSH) as process,
-            followed(page, browser, client) as marathon,
+            followed(page, browser, client) as (marathon, uuid),
         ):
-            marathon.see("stream")
+            see("stream")
             process.send_signal(signal.SIGTERM)
-            marathon.see("poll")
+            see("poll")
             process.wait(15)
             assert "Traceback" not in host.log(PUSH)
             with host.web(unit=PUSH):
-                marathon.page.clock.fast_forward(15_000)
-                marathon.see("stream", 40)
-            path = f"/job_state/{marathon.uuid}"
-            for polled in path, f"/job_state?uuid={marathon.uuid}", "/job_state/none":
+                marathon.clock.fast_forward(15_000)
+                see("stream", 40)
+            path = f"/job_state/{uuid}"
+            for polled in path, f"/job_state?uuid={uuid}", "/job_state/none":
                 answer = browser(polled, accept="*/*")
                 assert answer.headers.get_all("JobState-Stream") == ["1"]
             cancel = {"x_requested_with": "a test", "accept": "*/*"}
             assert browser(f"{path}/cancel", "POST", **cancel).status == 202
-        seen = {(line.split()[0], EVENTS in line) for line in asked(host)}
+        # The port, the status and what was accepted of each request passed on.
+        log = (host.folder / "access.log").read_text().splitlines()
+        asked = [line.removeprefix("127.0.0.1:") for line in log]
+        seen = {(line.split()[0], EVENTS in line) for line in asked}
     assert seen == {(str(host.push_port), True), (str(host.web_port), False)}
