@@ -116,10 +116,14 @@ class Folder:
 
     def __init__(self, path: Path, url: str) -> None:
         self.path = path
-        self.url = url
         (self.port,) = free_ports(1)
         self.ini = path / "cli.ini"
         self.module = path / "cliapp.py"
+        self.use(url)
+
+    def use(self, url: str) -> None:
+        """Have the application use a Redis server."""
+        self.url = url
         self.write_app("one")
         self.write_ini()
 

@@ -5,11 +5,9 @@ A database has a counter with a value, and the names of the jobs that have commi
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import sqlalchemy
-import transaction
 import zope.sqlalchemy
 from dramatiq import Broker
 from persistent import Persistent
@@ -112,12 +110,9 @@ class Zodb:
         return get_connection(request).root()
 
     def read(self) -> tuple[int, list[str]]:
-        manager = transaction.TransactionManager()
-        with contextlib.closing(self.db.open(manager)) as connection:
+        with self.db.transaction() as connection:
             counter = connection.root()["counter"]
-            found = counter.value, counter.names.split()
-            manager.abort()
-        return found
+            return counter.value, counter.names.split()
 
     def close(self) -> None:
         self.db.close()

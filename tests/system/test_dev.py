@@ -312,9 +312,7 @@ def test_server_that_runs_is_used(folder: Folder, redis_url: str) -> None:
     """If a server answers at the URL, the command does not start another. It works on
     when nobody reads its output. A closed terminal ends everything.
     """
-    folder.url = redis_url
-    folder.write_app("one")
-    folder.write_ini()
+    folder.use(redis_url)
     reader, writer = os.openpty()
     os.close(reader)
     command = folder.start(str(folder.ini), "word=hello", "dev", output=writer)
@@ -331,16 +329,12 @@ def test_what_cannot_be_started_is_told(folder: Folder, redis_url: str) -> None:
     ends with exit code 3. It ends, too, if another program has the port of the web
     server.
     """
-    folder.url = f"redis://:secret@localhost:{free_ports(1)[0]}/0"
-    folder.write_app("one")
-    folder.write_ini()
+    folder.use(f"redis://:secret@localhost:{free_ports(1)[0]}/0")
     command = folder.start(str(folder.ini), "word=hello", "dev")
     assert command.end() == 3
     assert "worker | pjobs: The broker cannot be reached" in command.text()
     assert "secret" not in command.text()
-    folder.url = redis_url
-    folder.write_app("one")
-    folder.write_ini()
+    folder.use(redis_url)
     with socket.create_server(("127.0.0.1", folder.port)):
         command = folder.start(str(folder.ini), "word=hello", "dev")
         assert command.end() == 1
