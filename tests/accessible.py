@@ -1,7 +1,5 @@
 """axe-core on the pages of a browser."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal

@@ -3,8 +3,6 @@
 A database has a counter with a value, and the names of the jobs that have committed.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import sqlalchemy

@@ -4,8 +4,6 @@ tests.counterworker``.
 They read the URLs of their servers from the environment.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from typing import Any

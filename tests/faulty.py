@@ -1,7 +1,5 @@
 """A connection to Redis that fails as networks do, when and how the test decides."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import time

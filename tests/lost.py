@@ -2,8 +2,6 @@
 and other programs' writes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Iterator

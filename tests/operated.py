@@ -1,7 +1,5 @@
 """`pjobs` for operators, run in this process."""
 
-from __future__ import annotations
-
 import signal
 import sys
 import threading

@@ -5,8 +5,6 @@ records each request. With `offers`, polls offer a stream, and the test writes w
 stream sends, or scripts how it is refused.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import mimetypes

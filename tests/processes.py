@@ -1,7 +1,5 @@
 """Processes that the tests start, and what servers among them answer."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import json

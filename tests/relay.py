@@ -1,7 +1,5 @@
 """A relay between clients and a server, which the test can hold up, cut and censor."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import threading

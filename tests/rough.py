@@ -2,8 +2,6 @@
 dramatiq tests.rough``.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

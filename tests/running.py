@@ -1,7 +1,5 @@
 """Jobs that do what the test says, in a worker in this process."""
 
-from __future__ import annotations
-
 import contextlib
 import queue
 import threading

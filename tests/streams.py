@@ -1,7 +1,5 @@
 """An ASGI server in this process, and clients that read its streams."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import socket

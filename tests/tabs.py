@@ -4,8 +4,6 @@ Playwright makes each of its pages believe that it is visible. So this tab bypas
 and is driven through the protocol of the browser's own session.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

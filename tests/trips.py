@@ -2,8 +2,6 @@
 acts as a process that dies.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import re

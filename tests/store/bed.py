@@ -1,7 +1,5 @@
 """Batches that are sent and run as in an application, one step at a time."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import queue

@@ -1,7 +1,5 @@
 """Batches for the tests of the store."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any

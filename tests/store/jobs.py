@@ -1,7 +1,5 @@
 """Jobs in any state, and lists of them, for the tests of the store."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any

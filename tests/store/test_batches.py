@@ -1,7 +1,5 @@
 """What a store says of batches, and does when it has not heard of their members."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from typing import Any

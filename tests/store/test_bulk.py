@@ -1,7 +1,5 @@
 """Deleting and cancelling many jobs, a bounded number at a time."""
 
-from __future__ import annotations
-
 import time
 import types
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """URLs, clients and servers of a store."""
 
-from __future__ import annotations
-
 import logging
 import time
 import traceback

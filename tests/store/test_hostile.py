@@ -1,7 +1,5 @@
 """What other programs have written into the store."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a store says of one job, and for how long."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Pages of jobs."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools

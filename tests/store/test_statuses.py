@@ -1,7 +1,5 @@
 """Lists of one status, how many jobs have which, and how many ended when."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from typing import Any

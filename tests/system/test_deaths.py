@@ -2,8 +2,6 @@
 any two round trips, and replies are lost.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import time

@@ -4,8 +4,6 @@ Each run of a job writes its start and its end to a journal that no fault affect
 the end the store must agree with it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

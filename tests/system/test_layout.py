@@ -1,7 +1,5 @@
 """The README's chapter "Push" is true: its servers, and its nginx in front of them."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import itertools

@@ -2,8 +2,6 @@
 and signals do what they do with other commands.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import linecache

@@ -1,7 +1,5 @@
 """Streams of jobs whose server changes: failovers by Sentinel, and a Cluster."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

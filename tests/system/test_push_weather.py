@@ -1,7 +1,5 @@
 """Streams in bad weather: ends at any moment, and a server that refuses."""
 
-from __future__ import annotations
-
 import random
 import threading
 import time

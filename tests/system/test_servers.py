@@ -1,7 +1,5 @@
 """Web servers in processes of their own: streams under ASGI, whole jobs under WSGI."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import json

@@ -1,7 +1,5 @@
 """`pjobs INI work`, started as its users start it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
