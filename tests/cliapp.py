@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import dramatiq
@@ -143,11 +144,19 @@ class Folder:
         self.ini.write_text(text)
 
     def start(
-        self, *arguments: str, output: int | None = None, **environ: str
+        self,
+        *arguments: str,
+        output: int | None = None,
+        prefix: Sequence[str] = (),
+        **environ: str,
     ) -> Process:
-        """Start a `pjobs`. Its environment's scripts are not on PATH."""
+        """Start a `pjobs`. Its environment's scripts are not on PATH.
+
+        Parameters:
+          prefix: A command that runs it.
+        """
         return Process(
-            [sys.executable, "-c", PJOBS, *arguments],
+            [*prefix, sys.executable, "-c", PJOBS, *arguments],
             self.path / f"{time.monotonic_ns()}.log",
             self.path,
             {

@@ -16,6 +16,9 @@ from tests.cliapp import PATIENCE, Folder
 from tests.processes import Process
 from tests.support import descendants, free_ports, is_alive, wait_for
 
+#: As a shell starts the background commands of a script, and a stubborn one all.
+IGNORING = ["sh", "-c", 'trap "" INT TERM; exec "$0" "$@"']
+
 READY = r"pjobs  \| The worker is ready\."
 
 
@@ -29,10 +32,13 @@ def folder(tmp_path: Path) -> Folder:
 
 @contextlib.contextmanager
 def running(folder: Folder) -> Iterator[Process]:
-    """Run a `pjobs dev`, which leaves nothing behind."""
+    """Run a `pjobs dev`, which leaves nothing behind. It ends on SIGINT and SIGTERM
+    although it inherits that they are ignored.
+    """
     temporary = folder.path.parent / "temporary"
     words = (str(folder.ini), "word=hello", "dev")
-    with folder.start(*words, TMPDIR=str(temporary)) as command:
+    started = folder.start(*words, prefix=IGNORING, TMPDIR=str(temporary))
+    with started as command:
         yield command
         everything = command.processes()
         command.stop()
@@ -125,7 +131,10 @@ def test_everything_runs_and_follows_the_code(folder: Folder, dev: Process) -> N
     dev.wait_for_line(restarts, count + 1)
     folder.write_app("four")
     wait_for(lambda: version_of(folder) == "four", PATIENCE)
+    begun = time.monotonic()
     assert dev.stop(signal.SIGINT) == 0
+    # The parts have ended by themselves.
+    assert time.monotonic() - begun < 15
     assert "Stopping. A second Ctrl-C" in dev.text()
 
 
