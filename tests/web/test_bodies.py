@@ -10,9 +10,8 @@ from pyramid.request import Request
 from webtest import TestApp
 
 from pyramid_jobstate import JobStore
-from tests.web.operating import OPERATOR, csrf_app
+from tests.web.operating import OPERATOR, Marathons, csrf_app, put, statuses
 from tests.web.paging import CHROMIUM
-from tests.web.reading import put
 
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data; boundary=x"
@@ -22,10 +21,12 @@ TYPES = [f"{FORM}; charset=latin-1", "; charset=x", "multipart/form-data"]
 
 FIELD = b"--x\r\nContent-Disposition: form-data; name=a\r\n%s\r\n--x--\r\n"
 
+#: Requests that act on a job in a status.
 ACTS = [
-    ("POST", "/{job}/cancel"),
-    ("DELETE", "/{job}"),
-    ("POST", "/clear?everything=1"),
+    ("POST", "/{job}/cancel", "working"),
+    ("POST", "/{job}/rerun", "error"),
+    ("DELETE", "/{job}", "success"),
+    ("POST", "/clear?everything=1&owner=alice", "success"),
 ]
 
 TOO_LONG = "The form in the body has more than 8,192 bytes."
@@ -71,7 +72,7 @@ def send(
 
 def test_body_that_nobody_wants_is_not_read(paged: TestApp, store: JobStore) -> None:
     """A GET and an act on one job are answered whatever their body is."""
-    job = put(store, status="queued")
+    job, *others = put(store, *["alice"] * 7, status="queued")
     for content_type in [*TYPES, FORM, "text/plain", ""]:
         sent: Any = {"content_type": content_type, "length": "1000000"}
         for path in f"/job_state/{job}", f"/job_state/{job}/inspect":
@@ -79,7 +80,7 @@ def test_body_that_nobody_wants_is_not_read(paged: TestApp, store: JobStore) -> 
                 get = {"method": "GET", "Accept": accept}
                 response = send(paged, path, Untouched(), **sent, **get)
                 assert response.status_code == 200, (content_type, path)
-        path = f"/job_state/{put(store, status='queued')}/cancel"
+        path = f"/job_state/{others.pop()}/cancel"
         response = send(paged, path, Untouched(), **sent)
         assert response.status_code == 202, content_type
 
@@ -103,33 +104,43 @@ def test_refused_request_is_not_read(operated: TestApp) -> None:
                     assert "X-Requested-With" in response.json["error"]
 
 
-def test_body_is_refused_unread(operated: TestApp) -> None:
-    """A body's length and type suffice to refuse it; it is not read to its end."""
+def test_body_is_refused_unread(operated: TestApp, store: JobStore) -> None:
+    """A body's length and type suffice to refuse it; it is not read to its end. One
+    that has parameters is refused lest more jobs are acted on than were meant.
+    """
     path = "/job_state/clear?all=1&everything=1"
     long = io.BytesIO(b"a" * 1_000_000)
+    (job,) = put(store, "alice", status="success")
     for content_type, length, body, error in (
         (FORM, "8193", Untouched(), TOO_LONG),
         ("multipart/form-data", "1000000", Untouched(), TOO_LONG),
         ("application/json", "1", Untouched(), "The body must be empty."),
         (FORM, "", long, TOO_LONG),
+        ("", "", io.BytesIO(b"kind=Letter"), "The body must be empty."),
+        (FORM, "", io.BytesIO(b"kind=Letter"), "kind belongs in the query"),
+        (FORM, "", io.BytesIO(b"\xff=%ff&cursor=%ff"), "cursor belongs in the query"),
+        ("multipart/form-data", "", io.BytesIO(b"--x--"), "The body is not a valid"),
     ):
         response = send(operated, path, body, content_type, length=length)
         assert response.status_code == 400, content_type
         assert response.json["error"].startswith(error)
     assert long.tell() < 100_000
+    assert statuses(store, job) == ["success"]
+    response = send(operated, path, io.BytesIO(), "application/json")
+    assert response.status_code == 200
 
 
 def test_malformed_form_is_a_400(redis_url: str, store: JobStore) -> None:
     """A form that no CSRF check can read is a 400, and too long a form is not read."""
     app = csrf_app(redis_url)
-    job = put(store, status="queued")
+    (job,) = put(store, "alice", status="queued")
     malformed: list[tuple[str, bytes]] = [
         ("multipart/form-data", b"--x--"),
         (f"{FORM}; charset=latin-1", b"a=1"),
         (MULTIPART, FIELD % b"Content-Type: text/plain; charset=x\r\n\r\n1"),
         (MULTIPART, FIELD % b"Content-Transfer-Encoding: base64\r\n\r\na"),
     ]
-    for method, end in ACTS:
+    for method, end, _ in ACTS:
         path = f"/job_state{end.format(job=job)}"
         for content_type, body in malformed:
             response = send(app, path, io.BytesIO(body), content_type, method=method)
@@ -141,8 +152,8 @@ def test_malformed_form_is_a_400(redis_url: str, store: JobStore) -> None:
         assert response.json["error"].startswith(TOO_LONG)
 
 
-def test_token_in_a_form(redis_url: str, store: JobStore) -> None:
-    """A token in a form passes, in chunks or not, even if it was read before."""
+def test_token_in_a_form(redis_url: str, store: JobStore, marathons: Marathons) -> None:
+    """Acts need a token. It passes in a form, in chunks or not, even if read before."""
     app = csrf_app(redis_url)
     token = app.get("/token").text
     body = f"csrf_token={token}".encode()
@@ -152,9 +163,14 @@ def test_token_in_a_form(redis_url: str, store: JobStore) -> None:
         return app.app(environ, start_response)
 
     for each, length in (app, str(len(body))), (app, ""), (TestApp(reading), ""):
-        job = put(store, status="queued")
-        sent = {"length": length, "Cookie": f"csrf_token={token}"}
-        for method, end in ACTS:
+        for method, end, status in ACTS:
+            sent = {"method": method, "Cookie": f"csrf_token={token}"}
+            (job,) = put(store, "alice", status=status)
             path = f"/job_state{end.format(job=job)}"
-            response = send(each, path, io.BytesIO(body), method=method, **sent)
+            for wrong in b"", b"csrf_token=wrong":
+                response = send(app, path, io.BytesIO(wrong), **sent)
+                assert response.status_code == 400, end
+                assert statuses(store, job) == [status], end
+            response = send(each, path, io.BytesIO(body), length=length, **sent)
             assert response.status_code in (200, 202, 204), end
+            assert statuses(store, job) != [status], end
