@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import redis
 from pyramid.request import Request
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStore, StoreUnavailable
-from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
-from tests.jobs import RunMarathon, messages
+from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.testing import away, pass_time, put_batch
+from tests.jobs import RunMarathon
 from tests.support import UUID
 from tests.web.operating import OPERATOR, Marathons, act, operated_app, put, statuses
 
@@ -23,36 +21,6 @@ ALL: dict[str, Any] = {"all": 1, "everything": 1}
 
 #: The requests that act on many jobs, and a status of the jobs on which each acts.
 REQUESTS = [("clear", "success"), ("cancel", "queued"), ("rerun", "error")]
-
-
-def test_cancel_ends_waiting_jobs_and_asks_running_ones(
-    operated: TestApp, store: JobStore
-) -> None:
-    """Every unfinished job of a kind is cancelled, or about to be."""
-    jobs = [
-        *put(store, "alice", cls=RunMarathon, status="queued"),
-        *put(store, "bob", cls=RunMarathon, status="working"),
-        *put(store, "bob", status="working"),
-        *put(store, "bob", cls=RunMarathon, status="success"),
-    ]
-    response = act(operated, "/job_state/cancel", kind="RunMarathon", all=1)
-    assert response.json == {"done": 2, "refused": 0, "cursor": None}
-    assert statuses(store, *jobs) == ["cancelled", "cancelling", "working", "success"]
-
-
-def test_rerun_runs_failed_jobs_again(
-    operated: TestApp, store: JobStore, marathons: Marathons
-) -> None:
-    """The failed jobs run again. Those whose message is not kept are counted."""
-    jobs = marathons.fail("alice", "bob")
-    lost = put_job(store, RunMarathon, "error", owner="alice").uuid
-    response = act(operated, "/job_state/rerun", kind="RunMarathon", all=1)
-    assert response.json == {"done": 2, "refused": 1, "cursor": None}
-    assert statuses(store, *jobs, lost) == ["queued", "queued", "error"]
-    marathons.is_mended = True
-    for job in jobs:
-        marathons.wait_for(job, "success")
-    assert sorted(marathons.ran) == sorted(jobs * 2)
 
 
 def test_clear_deletes_ended_jobs(operated: TestApp, store: JobStore) -> None:
@@ -142,28 +110,6 @@ def test_owner_of_a_request_decides(redis_url: str, store: JobStore) -> None:
         assert statuses(store, *jobs[1:]) == ["queued"] * 4
 
 
-def test_job_on_which_the_policy_fails_is_refused(
-    redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A job on which the policy fails is refused alone, but an outage is a 503."""
-    errors: list[Exception] = [LookupError("no such shoes"), StoreUnavailable(None)]
-
-    def fail(request: Request, context: Any, permission: str) -> None:
-        if getattr(context, "owner", None) == "bob":
-            raise errors[0]
-
-    app = operated_app(redis_url, fail)
-    jobs = put(store, "alice", "bob", "alice", status="queued")
-    response = act(app, "/job_state/cancel", **ALL)
-    assert response.json == {"done": 2, "refused": 1, "cursor": None}
-    assert statuses(store, *jobs) == ["cancelled", "queued", "cancelled"]
-    (line,) = messages(caplog, "pyramid_jobstate", logging.ERROR)
-    assert jobs[1] in line
-    del errors[0]
-    assert act(app, "/job_state/cancel", **ALL).status_code == 503
-    assert statuses(store, jobs[1]) == ["queued"]
-
-
 def test_cursor_of_another_call_is_a_400(operated: TestApp, store: JobStore) -> None:
     """A cursor leads on only in the request that returned it, for the same user."""
     put(store, *["alice"] * 3, *["bob"] * 3, cls=RunMarathon, status="queued")
@@ -206,27 +152,6 @@ def test_rerun_tells_nothing_of_a_foreign_batch(
             response = act(operated, "/job_state/rerun", "bob", batch=each, **wrong)
             assert response.status_code == 400, (each, wrong)
             assert name in response.json["error"]
-
-
-def test_parameters_in_the_body_are_refused(operated: TestApp, store: JobStore) -> None:
-    """Parameters in a body are a 400, lest more jobs are acted on than were meant."""
-    form = "application/x-www-form-urlencoded"
-    headers = {"X-User": OPERATOR, "X-Requested-With": "x"}
-    path = "/job_state/clear?all=1&everything=1"
-    ask = functools.partial(operated.request, path, method="POST")
-    jobs = put(store, "alice", status="success")
-    for content_type, body, named in (
-        (form, b"kind=Letter", "kind"),
-        (form, b"\xff=%ff&cursor=%ff", "cursor"),
-        ("multipart/form-data", b"--x--", "The body is not a valid form."),
-        ("application/json", b"{}", "body"),
-        ("", b"kind=Letter", "body"),
-    ):
-        sent = {**headers, "Content-Type": content_type}
-        response = ask(headers=sent, body=body, status=400)
-        assert named in response.json["error"], (content_type, body)
-    assert statuses(store, *jobs) == ["success"]
-    ask(headers={**headers, "Content-Type": "application/json"}, status=200)
 
 
 def test_interruption_loses_no_line_of_what_was_done(
