@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from webtest import TestApp
 
@@ -33,6 +35,7 @@ LIST_QUERIES = [
     *each("kind uuid %FF owner", "%FF", "parameter"),
     (f"batch={UUID}&kind=x", "'kind'"),
     (f"batch={UUID}&all=1", "'all'"),
+    (f"batch={UUID}&batch={UUID}", "batch is given more than once"),
 ]
 
 #: Queries of each request that acts on many jobs.
@@ -99,71 +102,58 @@ NOTHING = """GET /{no} GET /{no}/inspect POST /{no}/cancel POST /{no}/rerun DELE
 #: Names that no job has.
 NO_JOBS = [UUID, UUID.upper(), "x", f"{UUID}/x", "%00"]
 
-
-class Wrong:
-    """Sends bad requests to an application with a failed and a running job.
-
-    Attributes:
-      app: The application.
-      jobs: The jobs, by their names in paths.
-    """
-
-    def __init__(self, app: TestApp, store: JobStore) -> None:
-        (job,) = put(store, OPERATOR, cls=RunMarathon, status="error")
-        (run,) = put(store, OPERATOR, cls=RunMarathon)
-        self.jobs = {"job": job, "run": run}
-        self.app = app
-        self._store = store
-        self._before = self._records()
-
-    def _records(self) -> list[object]:
-        client = self._store.client
-        return [client.hgetall(key_of(self._store, j)) for j in self.jobs.values()]
-
-    def refused(
-        self, method: str, path: str, code: int, says: str = "", **headers: str
-    ) -> None:
-        """Assert that a request is refused with a code, and changes nothing."""
-        for name, job in self.jobs.items():
-            path = path.replace(f"{{{name}}}", job)
-        response = ask(self.app, method, path, OPERATOR, **headers)
-        case = method, path[:200]
-        assert response.status_code == code, case
-        if method != "HEAD":
-            assert response.headers["Content-Type"] == "application/json", case
-            assert says in response.json["error"], (case, response.json)
-        assert response.headers["Cache-Control"] == "private, no-cache", case
-        assert response.headers["X-Content-Type-Options"] == "nosniff", case
-        assert self._records() == self._before, case
+Refused = Callable[..., None]
 
 
 @pytest.fixture
-def wrong(operated: TestApp, store: JobStore, marathons: Marathons) -> Wrong:
-    return Wrong(operated, store)
+def refused(operated: TestApp, store: JobStore, marathons: Marathons) -> Refused:
+    """Asserts that an application with a failed and a running job refuses a request
+    with a code, which changes nothing.
+    """
+    (job,) = put(store, OPERATOR, cls=RunMarathon, status="error")
+    (run,) = put(store, OPERATOR, cls=RunMarathon)
+
+    def records() -> list[object]:
+        return [store.client.hgetall(key_of(store, each)) for each in (job, run)]
+
+    before = records()
+
+    def refuse(method: str, path: str, code: int, says: str, **headers: str) -> None:
+        path = path.replace("{job}", job).replace("{run}", run)
+        response = ask(operated, method, path, OPERATOR, **headers)
+        case = method, path[:200]
+        assert response.status_code == code, case
+        assert response.headers["Content-Type"] == "application/json", case
+        assert says in response.json["error"], (case, response.json)
+        assert response.headers["Cache-Control"] == "private, no-cache", case
+        assert response.headers["X-Content-Type-Options"] == "nosniff", case
+        assert records() == before, case
+
+    return refuse
 
 
-def test_bad_parameter_is_a_400_that_names_it(wrong: Wrong) -> None:
+def test_bad_parameter_is_a_400_that_names_it(refused: Refused) -> None:
     """A bad parameter, or a cookie that is not UTF-8, is a 400 and does nothing."""
     for method, end, named in BAD:
-        wrong.refused(method, f"/job_state{end}", 400, named, X_Requested_With="x")
+        refused(method, f"/job_state{end}", 400, named, X_Requested_With="x")
     sent = {"says": "A cookie is not UTF-8.", "Cookie": 'name="\\377"'}
-    wrong.refused("GET", "/job_state/{job}", 400, **sent)
+    refused("GET", "/job_state/{job}", 400, **sent)
 
 
-def test_act_needs_the_header(wrong: Wrong) -> None:
+def test_act_needs_the_header(refused: Refused) -> None:
     """Acts need a header that forms cannot send, and no parameter replaces it."""
     missing = "The header X-Requested-With is missing."
     for method, end in ACTS:
         sign = "&" if "?" in end else "?"
         for path in end, f"{end}{sign}X-Requested-With=x":
-            wrong.refused(method, f"/job_state{path}", 400, missing)
+            refused(method, f"/job_state{path}", 400, missing)
 
 
-def test_unknown_paths_are_a_404(wrong: Wrong) -> None:
+def test_unknown_paths_are_a_404(refused: Refused) -> None:
     """There is nothing for a job that does not exist, and below what is there."""
     says = "The job does not exist."
     words = NOTHING.split()
     for method, end in zip(words[::2], words[1::2], strict=True):
         for name in NO_JOBS if "{no}" in end else [""]:
             path = end.replace("{no}", name)
-            wrong.refused(method, f"/job_state{path}", 404, says, X_Requested_With="x")
+            refused(method, f"/job_state{path}", 404, says, X_Requested_With="x")

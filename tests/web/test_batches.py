@@ -81,14 +81,10 @@ class BatchDesk(Desk):
         marathons = [{"job_state_class": RunMarathon, **m} for m in each]
         return put_batch(self.store, ImportAll, marathons, owner="alice")
 
-    def sent(self) -> list[Any]:
-        """Return the first arguments of the messages in the queue, oldest first."""
-        return sent(self.client)
-
     def is_empty(self) -> bool:
         """Return whether nothing is kept of any job or batch, nor was sent."""
         keys = self.client.scan_iter("*jobstate:*-*-*-*")
-        return not [*keys, *self.sent()]
+        return not [*keys, *sent(self.client)]
 
 
 @pytest.fixture
@@ -111,7 +107,7 @@ def test_batch_is_sent_when_the_transaction_commits(desk: BatchDesk) -> None:
     assert (state["status"], state["progress"]["total"]) == ("queued", 3)
     assert state["counts"]["queued"] == 3
     request.tm.commit()
-    assert desk.sent() == [0, 1, 2]
+    assert sent(desk.client) == [0, 1, 2]
     state = desk.state(batch)
     assert (state["status"], state["kind"]) == ("queued", "ImportAll")
     assert state["title"] == "Import"
@@ -186,7 +182,7 @@ def test_abort_or_exception_in_the_block_sends_nothing(desk: BatchDesk) -> None:
         fail()
     job_state = request.job_states.send(desk.actor, 2)
     request.tm.commit()
-    assert desk.sent() == [2]
+    assert sent(desk.client) == [2]
     assert [job.uuid for job in desk.store.list().items] == [job_state.uuid]
 
 
@@ -203,7 +199,7 @@ def test_savepoint_takes_back_what_came_after_it(desk: BatchDesk) -> None:
         batch.send(desk.actor, 3, key="b")
     request.tm.savepoint().rollback()
     request.tm.commit()
-    assert desk.sent() == [1, 3]
+    assert sent(desk.client) == [1, 3]
     assert desk.state(batch)["progress"]["total"] == len(desk.members(batch)) == 2
     desk.client.flushall()
     request.tm.begin()
@@ -247,7 +243,7 @@ def test_members_are_confirmed_a_hundred_at_a_time(
         for n in range(201):
             batch.send(desk.actor, n)
     assert seen == ["queued"] * 100 + ["stalled"] * 100
-    assert desk.sent() == [*range(201)]
+    assert sent(desk.client) == [*range(201)]
 
 
 def test_keys_decide_the_ids_of_members(desk: BatchDesk) -> None:
@@ -323,7 +319,7 @@ def test_what_cannot_be_a_member(
             option = {name: value}
             with subtests.test(msg=str(option)), pytest.raises(error, match=text):
                 batch.send_with_options(desk.actor, (2,), **option)
-    assert desk.sent() == [1]
+    assert sent(desk.client) == [1]
     assert desk.state(batch)["progress"]["total"] == 1
 
 
@@ -360,7 +356,7 @@ def test_block_of_a_batch(desk: BatchDesk) -> None:
     with request.job_states.batch() as second:
         second.send(desk.actor, 3)
     request.tm.commit()
-    assert desk.sent() == [1, 3]
+    assert sent(desk.client) == [1, 3]
     loaded = desk.store.load(batch.uuid)
     assert isinstance(loaded, Batch)
     with pytest.raises(RuntimeError, match="only from the request that sends it"):
@@ -389,7 +385,7 @@ def test_actors_request_sends_a_batch(desk: BatchDesk, global_broker: Broker) ->
             for n in range(3):
                 batch.send(desk.actor, n)
         batches.append(batch)
-        assert desk.sent() == []
+        assert sent(desk.client) == []
 
     request = desk.begin()
     request.job_states.send(start)
@@ -457,7 +453,7 @@ def test_outbox_shows_what_a_batch_would_send(
 
 
 def test_members_are_listed_in_the_order_of_their_sending(desk: BatchDesk) -> None:
-    """Some at a time, and by their status."""
+    """Some at a time, and by their status. What is no batch is unknown."""
     batch = desk.put("queued", "success", "error", "error", "error")
     uuids = [job.uuid for job in desk.members(batch)]
     for query, found in ("&limit=3", uuids), ("&limit=2&status=error", uuids[2:]):
@@ -467,6 +463,9 @@ def test_members_are_listed_in_the_order_of_their_sending(desk: BatchDesk) -> No
         assert len(shown) == int(query[7])
         assert shown + desk.uuids(batch, rest) == found
         assert desk.listed(batch, rest).json["cursor"] is None
+    for query in "&status=lost", "&cursor=e1.x":
+        assert desk.listed(batch, query).status_int == 400, query
+    assert get(desk.app, f"/job_state?batch={uuids[0]}", "alice").status_int == 404
 
 
 def test_rights_of_members(desk: BatchDesk) -> None:
@@ -513,23 +512,6 @@ def test_members_of_a_batch_that_has_a_page_of_its_own(desk: BatchDesk) -> None:
     assert len(desk.uuids(batch)) == 3
 
 
-def test_bad_queries_for_members(desk: BatchDesk) -> None:
-    """What is no batch is unknown; other mistakes are named."""
-    batch = desk.put("queued")
-    for query, status in (
-        ("batch=x", 404),
-        (f"batch={desk.members(batch)[0].uuid}", 404),
-        ("batch={0}&status=lost", 400),
-        ("batch={0}&cursor=e1.x", 400),
-        ("batch={0}&kind=RunMarathon", 400),
-        ("batch={0}&batch={0}", 400),
-    ):
-        answer = get(desk.app, f"/job_state?{query.format(batch.uuid)}", "alice")
-        assert answer.status_int == status, query
-        assert answer.json["error"]
-    assert desk.uuids(batch, "&status=stalled") == []
-
-
 def test_poll_of_a_batch_costs_what_a_lone_jobs_does(desk: BatchDesk) -> None:
     """A poll reads one record, and is answered 304 until the counts change."""
     batch = desk.put(*["queued"] * 50)
@@ -545,31 +527,7 @@ def test_poll_of_a_batch_costs_what_a_lone_jobs_does(desk: BatchDesk) -> None:
     assert get(desk.app, path, "alice", If_None_Match=tag).status_int == 200
 
 
-# Cancelling, and running again.
-
-
-def test_cancel_of_a_batch_is_one_call(desk: BatchDesk) -> None:
-    """Members that wait read cancelled in every answer, and never run."""
-    batch = desk.put("success", "error", "queued", "working")
-    uuids = desk.uuids(batch)
-    assert act(desk.app, f"/job_state/{batch.uuid}/cancel", "alice").status_int == 202
-    counts = {"working": 1, "success": 1, "error": 1, "cancelled": 1}
-    assert desk.counts(batch) == counts
-    state = get(desk.app, f"/job_state/{uuids[2]}", "alice").json["job"]
-    assert state["status"] == "cancelled" and not state["cancellable"]
-    assert state["error"] == {"message": "The job was cancelled."}
-    several = get(desk.app, f"/job_state?uuid={uuids[2]}&uuid=x", "alice").json["jobs"]
-    assert several[uuids[2]]["job"]["status"] == "cancelled"
-    assert desk.uuids(batch, "&status=cancelled") == [uuids[2]]
-    broker = desk.actor.broker
-    for uuid in uuids[:3]:
-        message = desk.actor.message_with_options(args=(1,), job_batch=batch.uuid)
-        broker.enqueue(message.copy(message_id=uuid))
-    with working(broker):
-        wait_for(lambda: not desk.client.exists("dramatiq:default.msgs"))
-    statuses = [job.status for job in desk.members(batch)][:3]
-    assert statuses == ["success", "error", "cancelled"]
-    assert desk.counts(batch) == counts
+# Running again.
 
 
 def test_failed_members_run_again(desk: BatchDesk, global_broker: Broker) -> None:
