@@ -92,26 +92,6 @@ def test_page_leads_to_the_result(store: JobStore, visit: Visiting) -> None:
         assert not visit(f"/job_state/{job}").has("job-state a"), url
 
 
-def test_acts_are_those_that_are_permitted(store: JobStore, visit: Visiting) -> None:
-    """The page offers what its viewer may do, with its question, to the script."""
-    questions = {
-        "cancel": "Cancel this job?",
-        "rerun": "Run this job again?",
-        "delete": "Delete this job? This cannot be undone.",
-    }
-    for status, user, acts in (
-        ("working", "alice", ["cancel"]),
-        ("error", "alice", []),
-        ("error", KEEPER, ["rerun", "delete"]),
-    ):
-        job = put_job(store, RunMarathon, status, owner="alice").uuid
-        page = visit(f"/job_state/{job}", user)
-        assert page.acts == acts, (status, user)
-        asked = [tag["data-question"] for tag in page.all("[data-act]")]
-        assert asked == [questions[name] for name in acts]
-        assert all(tag.has_attr("hidden") for tag in page.all("[data-jobstate=acts]"))
-
-
 def test_failure_is_for_those_who_may_inspect(
     paged: TestApp, store: JobStore, marathons: Marathons
 ) -> None:

@@ -140,7 +140,9 @@ def test_assets_of_a_page_are_served(redis_url: str) -> None:
 
 
 def test_wrong_layout_and_no_package_stop_the_start() -> None:
-    """The error names the setting of a wrong layout, or the package to include."""
+    """The error names the setting of a wrong layout, or the package to include. Without
+    pages, a template need not exist.
+    """
     for layout, message in (
         ("templates/jobs.jinja2", "is not a template such as myapp:templates/jobs"),
         ("", "is not a template"),
@@ -154,10 +156,6 @@ def test_wrong_layout_and_no_package_stop_the_start() -> None:
         assert text in str(caught.value)
     with pytest.raises(ConfigurationError, match="Include pyramid_jobstate as well"):
         paged_config(NOWHERE).make_wsgi_app()
-
-
-def test_layout_is_looked_for_with_the_pages_only() -> None:
-    """An application without pages starts even if the template does not exist."""
     settings = {"jobstate.pages_layout": "nowhere_4711:jobs.jinja2"}
     make_app(make_config(NOWHERE, settings=settings))
 
