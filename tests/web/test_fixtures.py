@@ -65,7 +65,7 @@ def app() -> Iterator[Router]:
         request.job_states.send(follow, 1)
         return {}
 
-    settings = {**EXPLICIT, "jobstate.owner": f"{__name__}.owner"}
+    settings: Any = {**EXPLICIT, "jobstate.owner": lambda request: "alice"}
     with Configurator(settings=settings) as config:
         config.include("pyramid_tm")
         config.include("pyramid_jobstate")
@@ -74,10 +74,6 @@ def app() -> Iterator[Router]:
             config.add_view(view, route_name=view.__name__, renderer="json")
         yield config.make_wsgi_app()
     dramatiq.broker.global_broker = before
-
-
-def owner(request: Request) -> str:
-    return "alice"
 
 
 @pytest.fixture
@@ -149,14 +145,6 @@ def test_job_store_is_empty(job_store: JobStore, number: int) -> None:
     put_job(job_store)
 
 
-def test_application_reads_the_store_of_the_test(
-    testapp: TestApp, job_store: JobStore, app: Router
-) -> None:
-    """A job that a test puts into the `job_store` has a page."""
-    job = put_job(job_store, status="retrying", owner="alice", attempt=2)
-    assert testapp.get(f"/job_state/{job.uuid}").json["job"]["status"] == "retrying"
-
-
 @pytest.fixture
 def afterwards(app: Router) -> Iterator[None]:
     """Looks at the application once the fixtures that a test names later have ended."""
@@ -170,9 +158,13 @@ def afterwards(app: Router) -> Iterator[None]:
 def test_application_has_its_own_again(
     job_outbox: Outbox, job_store: JobStore, app: Router
 ) -> None:
-    """After the test the application sends again, and reads where its settings say."""
+    """It reads the store of the test, where that has put a job. After the test it sends
+    again, and reads where its settings say.
+    """
     assert outbox(app.registry) is job_outbox
-    TestApp(app).get("/job_state")
+    job = put_job(job_store, status="retrying", owner="alice", attempt=2)
+    state = TestApp(app).get(f"/job_state/{job.uuid}").json
+    assert state["job"]["status"] == "retrying"
 
 
 def test_store_needs_no_application(
