@@ -77,28 +77,20 @@ def job_states(made_tm_config: Configurator) -> Iterator[Any]:
         request.tm.abort()
 
 
-@pytest.fixture(scope="session")
-def shared_operated(redis_server: EmbeddedServer) -> TestApp:
-    """What `operated` renews."""
-    return operated_app(redis_server.url)
+#: Makes an application once: that takes as long as many tests.
+make_once = functools.cache(lambda make, redis_url: make(redis_url))
 
 
 @pytest.fixture
-def operated(shared_operated: TestApp, redis_url: str) -> TestApp:
+def operated(redis_url: str) -> TestApp:
     """An application with operators, whose jobs are at three places."""
-    return renewed(shared_operated)
-
-
-@pytest.fixture(scope="session")
-def shared_paged(redis_server: EmbeddedServer) -> TestApp:
-    """What `paged` renews."""
-    return paged_app(redis_server.url)
+    return renewed(make_once(operated_app, redis_url))
 
 
 @pytest.fixture
-def paged(shared_paged: TestApp, redis_url: str) -> TestApp:
+def paged(redis_url: str) -> TestApp:
     """An application with operators and pages, whose jobs are at three places."""
-    return renewed(shared_paged)
+    return renewed(make_once(paged_app, redis_url))
 
 
 @pytest.fixture

@@ -18,14 +18,7 @@ from tests.webapp import make_app, make_request, make_tm_config
 
 @dataclasses.dataclass
 class Desk:
-    """An application, its server, and what its users send.
-
-    Attributes:
-      config: The configurator of the application.
-      app: The application.
-      client: The server.
-      actor: A tracked actor.
-    """
+    """An application, the client of its server, and the actor that its users send."""
 
     config: Configurator
     app: TestApp

@@ -102,16 +102,11 @@ class Visit:
 Visiting = Callable[..., Visit]
 
 
-class Errands(Batch):
-    """A kind of batch."""
-
-
 def put_batch(
     store: JobStore,
     *members: str | dict[str, Any],
-    cls: type[Batch] = Errands,
+    cls: type[Batch] = Batch,
     member: type[JobState] = RunMarathon,
-    title: str | None = "Import of the files",
     **options: Any,
 ) -> tuple[str, list[str]]:
     """Store a batch of Alice's, and return its uuid and those of its members, which can
@@ -120,13 +115,9 @@ def put_batch(
     usual = {"job_state_class": member, "actor": "run_marathon", "params": MILES}
     wrong = {"error": JobError("ValueError", "wrong")}
     each = [{"status": m} if isinstance(m, str) else m for m in members]
-    batch = testing.put_batch(
-        store,
-        cls,
-        [{**usual, **(wrong if m["status"] == "error" else {}), **m} for m in each],
-        title=title,
-        **{"owner": "alice", **options},
-    )
+    each = [{**usual, **(wrong if m["status"] == "error" else {}), **m} for m in each]
+    options = {"owner": "alice", "title": "Import of the files", **options}
+    batch = testing.put_batch(store, cls, each, **options)
     return batch.uuid, uuids_of(store.members(batch.uuid, limit=200).items)
 
 

@@ -1,6 +1,6 @@
 """Sending through other brokers, whose workers may write to another store."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import dramatiq.broker
@@ -44,19 +44,12 @@ def other(redis_url: str) -> RedisBroker:
     return second(database(redis_url, 1), JobStateMiddleware(url=redis_url))
 
 
-@pytest.fixture
-def others(redis_url: str) -> Iterator[redis.Redis]:
-    """A client of the other broker's database."""
-    with redis.Redis.from_url(database(redis_url, 1)) as client:
-        yield client
-
-
 def label(broker: Broker, *parcels: Any) -> Message[Any]:
     return broker.get_actor("print_label").message(*parcels)
 
 
 def test_actor_whose_states_are_elsewhere_is_refused(
-    job_states: Any, redis_url: str, client: redis.Redis, others: redis.Redis
+    job_states: Any, redis_url: str, client: redis.Redis
 ) -> None:
     """The error names the actor and both stores, but no password."""
     url = database(redis_url, 1).replace("//", "//bob:hush@")
@@ -86,7 +79,7 @@ def test_actor_whose_states_are_elsewhere_is_refused(
             job_states.send(broker.get_actor("print_label"))
     job_states.request.tm.commit()
     assert batch.size == 0
-    assert client.keys("dramatiq:*") == others.keys() == []
+    assert client.keys("dramatiq:*") == stray.client.keys() == []
 
 
 def test_message_of_another_broker_says_so(
@@ -119,7 +112,7 @@ def test_broker_without_the_middleware_is_refused(
 
 
 def test_broker_can_be_named(
-    job_states: Any, other: RedisBroker, client: redis.Redis, others: redis.Redis
+    job_states: Any, other: RedisBroker, client: redis.Redis
 ) -> None:
     """All parts of a message go through the named broker, and none elsewhere."""
     for send in job_states.send_message, job_states.send_immediately:
@@ -132,7 +125,7 @@ def test_broker_can_be_named(
     job_states.request.tm.commit()
     assert {job_states[job.uuid].status for job in jobs} == {"queued"}
     assert client.keys("dramatiq:*") == []
-    assert [x.args[0] for x in queued(others)] == [0, 1, 3, 4, 5, 6, 8] * 2
+    assert [x.args[0] for x in queued(other.client)] == [0, 1, 3, 4, 5, 6, 8] * 2
 
 
 def test_actor_goes_through_its_own_broker(

@@ -69,21 +69,6 @@ class Desk:
         assert {each.status_code for each in answers.values()} == {200}
         return {path: answer.json for path, answer in answers.items()}
 
-    def live(self) -> None:
-        """Send jobs, run them, and cancel, delete and clear some: all that an
-        application does.
-        """
-        sent = [self.send(), self.send(unique="nightly")]
-        self.read()
-        self.work(*sent)
-        self.read()
-        path = f"/job_state/{self.send().uuid}"
-        assert act(self.app, f"{path}/cancel", "alice").status_int == 202
-        assert get(self.app, path, "alice").json["job"]["status"] == "cancelled"
-        path = f"/job_state/{sent[0].uuid}"
-        assert act(self.app, path, method="DELETE").status_int == 204
-        assert act(self.app, "/job_state/clear", all=1, everything=1).status_int == 200
-
     def keys(self) -> dict[str, str]:
         """Return the keys of the store that no job has alone, with their types."""
         found: Any = self.client.keys(f"*{self.namespace}:*")
@@ -116,7 +101,17 @@ def test_key_of_another_type_is_empty(
             desk.client.rpush(key, "x")
         else:
             desk.client.set(key, "x")
-        desk.live()
+        # All that an application does.
+        sent = [desk.send(), desk.send(unique="nightly")]
+        desk.read()
+        desk.work(*sent)
+        desk.read()
+        path = f"/job_state/{desk.send().uuid}"
+        assert act(desk.app, f"{path}/cancel", "alice").status_int == 202
+        assert get(desk.app, path, "alice").json["job"]["status"] == "cancelled"
+        path = f"/job_state/{sent[0].uuid}"
+        assert act(desk.app, path, method="DELETE").status_int == 204
+        assert act(desk.app, "/job_state/clear", all=1, everything=1).status_int == 200
         if keys[key] != "string":
             assert desk.client.get(key) == b"x", key
         said = messages(caplog, "pyramid_jobstate")

@@ -9,10 +9,11 @@ import dramatiq.broker
 from dramatiq.brokers.stub import StubBroker
 from webtest import TestApp
 
-from pyramid_jobstate import Batch, JobState, JobStore
+from pyramid_jobstate import Batch, JobStore
 from pyramid_jobstate.testing import put_batch, put_job
 from tests.asgi import pushing
 from tests.jobs import RunMarathon
+from tests.store.jobs import Diary
 from tests.support import STATUSES
 from tests.web.operating import OPERATOR, Blister, Marathons, act, operated_root, put
 from tests.web.visits import Refusing
@@ -22,26 +23,22 @@ from tests.webapp import get, make_config
 SECRET = "</script><img src=x onerror=alert(1)>hunter2\x00\u2028"
 
 
-class Trotting(JobState):
-    """Another kind of job."""
-
-
 def test_counts_of_all_jobs_and_of_a_kind(operated: TestApp, store: JobStore) -> None:
     """An operator reads the counts of all kinds or of one, and fresh ones on demand."""
     for status in "queued", "working", "error":
         put_job(store, RunMarathon, status, owner="alice")
     for status in "error", "success":
-        put_job(store, Trotting, status, owner="alice")
+        put_job(store, Diary, status, owner="alice")
     put_batch(store, Batch, ["success"])
-    kinds = ["class:Batch", "class:JobState", "class:RunMarathon", "class:Trotting"]
+    kinds = ["class:Batch", "class:Diary", "class:JobState", "class:RunMarathon"]
     nothing = dict.fromkeys(STATUSES, 0)
     path = "/job_state/counts"
     for query, expected in (
         ("", {"queued": 1, "working": 1, "error": 2, "success": 2}),
         ("?members=1", {"queued": 1, "working": 1, "error": 2, "success": 3}),
-        ("?kind=Trotting", {"error": 1, "success": 1}),
-        ("?kind=class:Trotting&members=1", {"error": 1, "success": 1}),
-        ("?kind=actor:Trotting", {}),
+        ("?kind=Diary", {"error": 1, "success": 1}),
+        ("?kind=class:Diary&members=1", {"error": 1, "success": 1}),
+        ("?kind=actor:Diary", {}),
         ("?kind=Unknown&_LOCALE_=de", {}),
         ("?kind=a%00%0d%0a*", {}),
     ):
@@ -51,8 +48,8 @@ def test_counts_of_all_jobs_and_of_a_kind(operated: TestApp, store: JobStore) ->
     assert response.headers["Cache-Control"] == "private, no-cache"
     tag = response.headers["ETag"]
     assert get(operated, path, OPERATOR, If_None_Match=tag).status_code == 304
-    put_job(store, Trotting, "error")
-    path, header = f"{path}?kind=Trotting", {"Cache-Control": "no-cache"}
+    put_job(store, Diary, "error")
+    path, header = f"{path}?kind=Diary", {"Cache-Control": "no-cache"}
     assert get(operated, path, OPERATOR).json["counts"]["error"] == 1
     assert get(operated, path, OPERATOR, **header).json["counts"]["error"] == 2
 
@@ -116,7 +113,7 @@ def test_inspect_says_why_a_job_cannot_run_again(
         assert found["repeatable"] is (found["reason"] is None)
         return found["reason"]
 
-    assert reason(put_job(store, Trotting).uuid) == "The job has not failed."
+    assert reason(put_job(store, Diary).uuid) == "The job has not failed."
     assert reason(failed) == "The store does not hold its message."
     marathons.broker.add_middleware(Refusing())
     assert reason(job) is None

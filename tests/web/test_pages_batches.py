@@ -8,12 +8,12 @@ from urllib.parse import urlsplit
 from pyramid.authorization import Deny
 from webtest import TestApp
 
-from pyramid_jobstate import JobStore
+from pyramid_jobstate import Batch, JobStore
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
 from tests.support import load_job
 from tests.web.operating import KEEPER, OPERATOR, Letter
-from tests.web.paging import Errands, Visit, Visiting, browse, put_batch, query_of
+from tests.web.paging import Visit, Visiting, browse, put_batch, query_of
 
 EACH = ("success", "error", "working", "queued", "retrying", "cancelled", "error")
 
@@ -174,7 +174,7 @@ def test_button_is_for_those_who_may(store: JobStore, visit: Visiting) -> None:
 def test_member_leads_to_its_batch(store: JobStore, visit: Visiting) -> None:
     """A member's page names its batch, unless that is gone or may not be seen."""
 
-    class Sealed(Errands):
+    class Sealed(Batch):
         def __acl__(self) -> Any:
             return [(Deny, "alice", "view_job"), *super().__acl__()]
 

@@ -33,10 +33,6 @@ from tests.web.paging import Visit, Visiting, browse, paged_app, query_of
 from tests.webapp import ADMIN, Root, get
 
 
-class Steeplechase(JobState):
-    """Another kind of job."""
-
-
 def put_each(store: JobStore) -> dict[str, str]:
     """Put a job of each status, and return their uuids."""
     each = "queued", "working", "retrying", *FINISHED
@@ -47,7 +43,7 @@ def test_rows_are_the_jobs_of_the_json(paged: TestApp, store: JobStore) -> None:
     """The list has the jobs of its JSON; who may list all reads whose they are."""
     put_each(store)
     put(store, "alice", cls=LockedDiary)
-    put(store, 7, None, cls=Steeplechase)
+    put(store, 7, None, cls=Diary)
     for query, user in (
         ("", "alice"),
         ("?all=1&limit=2", OPERATOR),
@@ -102,7 +98,7 @@ def test_form_leads_to_the_address_of_the_json(paged: TestApp) -> None:
 def test_tabs_lead_to_the_jobs_of_a_status(redis_url: str, store: JobStore) -> None:
     """The tabs keep the other filters, and count jobs, but not those of one owner."""
     jobs = put_each(store)
-    put_job(store, Steeplechase, "error", owner="bob")
+    put_job(store, Diary, "error", owner="bob")
     app = paged_app(redis_url)
     page = Visit(app, "/job_state/?all=1&kind=RunMarathon&status=error&limit=9")
     of_alice = Visit(app, "/job_state?owner=alice")
@@ -121,8 +117,8 @@ def test_tabs_lead_to_the_jobs_of_a_status(redis_url: str, store: JobStore) -> N
 def test_form_keeps_what_is_filtered(redis_url: str, store: JobStore) -> None:
     """The form keeps what is filtered, even a kind without jobs."""
     put(store, None, cls=RunMarathon)
-    put(store, None, cls=Steeplechase)
-    kinds = ["All kinds", "RunMarathon", "Steeplechase"]
+    put(store, None, cls=Diary)
+    kinds = ["All kinds", "Diary", "RunMarathon"]
     path = "/job_state?status=error&members=1&limit=7&_LOCALE_=de&kind=Mine&owner=alice"
     page = Visit(paged_app(redis_url), path)
     hidden = {tag["name"]: tag["value"] for tag in page.all("form input[type=hidden]")}
@@ -213,10 +209,10 @@ def test_chart_draws_what_ended(redis_url: str, store: JobStore) -> None:
     nothing = Visit(paged_app(redis_url), "/job_state")
     for status in ("success", "success", "success", "error", "cancelled", "working"):
         put_job(store, RunMarathon, status)
-    put_job(store, Steeplechase, "error")
+    put_job(store, Diary, "error")
     app = paged_app(redis_url)
     page = Visit(app, "/job_state")
-    of_a_kind = Visit(app, "/job_state?kind=Steeplechase")
+    of_a_kind = Visit(app, "/job_state?kind=Diary")
     text = "No job has ended in the last 24 hours."
     assert nothing.texts("figcaption span") == [text]
     assert not nothing.has("svg path")
@@ -270,10 +266,10 @@ def test_acts_on_all_that_match(
     """The script gets the URL and the question of each act on all jobs that match."""
     base = "http://localhost/job_state/"
     failed = put(store, "alice", "bob", cls=RunMarathon, status="error")
-    (other,) = put(store, "alice", cls=Steeplechase, status="success")
-    (mine,) = put(store, KEEPER, cls=Steeplechase, status="success")
+    (other,) = put(store, "alice", cls=Diary, status="success")
+    (mine,) = put(store, KEEPER, cls=Diary, status="success")
     by_owner = Visit(paged, "/job_state/?owner=bob&status=error").data["bulk"]
-    by_kind = Visit(paged, "/job_state/?kind=Steeplechase&limit=5").data["bulk"]
+    by_kind = Visit(paged, "/job_state/?kind=Diary&limit=5").data["bulk"]
     own = Visit(paged, "/job_state", KEEPER).data["bulk"]
     assert by_owner["rerun"] == {
         "url": f"{base}rerun?owner=bob",
@@ -282,9 +278,9 @@ def test_acts_on_all_that_match(
         "statuses": ["error"],
     }
     assert by_kind["delete"] == {
-        "url": f"{base}clear?kind=Steeplechase&all=1",
+        "url": f"{base}clear?kind=Diary&all=1",
         "question": "Delete all ended jobs that match?",
-        "counts": f"{base}counts?members=1&kind=Steeplechase",
+        "counts": f"{base}counts?members=1&kind=Diary",
         "statuses": [*FINISHED],
     }
     assert own["delete"]["url"] == f"{base}clear?everything=1"

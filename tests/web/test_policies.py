@@ -19,6 +19,7 @@ from pyramid_jobstate import JobState, JobStore
 from tests.jobs import messages
 from tests.support import key_of, load_job
 from tests.web.reading import put
+from tests.web.streaming import PublicRun
 from tests.webapp import (
     ADMIN,
     NOWHERE,
@@ -81,13 +82,6 @@ class Stern(JobState):
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         return []
-
-
-class OpenRace(JobState):
-    """A kind of job that everyone may see."""
-
-    def __acl__(self) -> list[tuple[str, Any, Any]]:
-        return [*super().__acl__(), (Allow, Everyone, "view_job")]
 
 
 def visitor(request: Request) -> str | None:
@@ -201,7 +195,7 @@ def test_owner_setting_lets_visitors_in(redis_url: str, store: JobStore) -> None
     assert rights(app, job, Cookie="visitor=v1") == ALL
     assert len(asked) == len(set(map(id, asked)))
     for name in Everyone, Authenticated:
-        put(store, OpenRace, owner=name)
+        put(store, PublicRun, owner=name)
         assert get(app, "/job_state", Cookie=f"visitor={name}").json["items"] == []
 
 
@@ -243,7 +237,7 @@ def test_refusal_is_told_to_the_applications_logging(
 
 def test_what_is_open_without_a_policy(redis_url: str, store: JobStore) -> None:
     """Without a policy, ACLs for Everyone count, and visitors have their own jobs."""
-    app, public = app_of(None, redis_url), put(store, OpenRace)
+    app, public = app_of(None, redis_url), put(store, PublicRun)
     assert rights(app, public) == (True, True, False, False)
     assert get(app, f"/job_state/{public}").json["job"]["cancellable"] is False
     app, job = app_of(None, redis_url, owner=visitor), put(store, owner="v1")
