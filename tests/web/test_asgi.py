@@ -427,7 +427,8 @@ def test_import_without_a2wsgi(monkeypatch: pytest.MonkeyPatch) -> None:
         importlib.import_module("pyramid_jobstate.asgi")
 
 
-UNDER_WSGI = """
+#: Under WSGI and without pages. Then it includes pages where a package is missing.
+PLAIN = """
 import sys
 from tests.webapp import get, make_app, make_config
 
@@ -437,16 +438,24 @@ for path in f"/job_state/{sys.argv[2]}", "/job_state":
     assert answer.content_type == "application/json", path
     assert "JobState-Stream" not in answer.headers
 before = {*sys.modules}
+assert not before & {"a2wsgi", "jinja2", "markupsafe"}
 import pyramid_jobstate.asgi
-more = {*sys.modules} - before
-assert "a2wsgi" in more
-assert len([name for name in more if "jobstate" in name]) > 1
+assert len([name for name in {*sys.modules} - before if "jobstate" in name]) > 1
+sys.modules["pyramid_jinja2"] = None
+make_config(None).include("pyramid_jobstate.pages")
 """
 
 
 @pytest.mark.system
-def test_nothing_of_push_is_loaded_under_wsgi(redis_url: str, store: JobStore) -> None:
-    """Under WSGI, an application offers no stream and imports nothing for streams."""
-    command = [sys.executable, "-c", UNDER_WSGI, redis_url, put(store)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+def test_nothing_of_an_extra_is_loaded_without_need(
+    redis_url: str, store: JobStore
+) -> None:
+    """Under WSGI, an application offers no stream and imports nothing for streams, nor
+    for pages that it does not have. The error of one that lacks an extra names it.
+    """
+    command = [sys.executable, "-c", PLAIN, redis_url, put(store)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stderr.rstrip().endswith(
+        "ConfigurationError: pyramid_jobstate.pages needs the package pyramid_jinja2. "
+        "Install pyramid_jobstate[pages]."
+    )

@@ -53,17 +53,15 @@ def app() -> Iterator[Router]:
     def send(request: Request) -> Any:
         return {"uuid": request.job_states.send(lead, 26).uuid}
 
-    def pipe(request: Request) -> Any:
+    def pipe(request: Request) -> None:
         ignoring = follow.message_with_options(args=(9,), pipe_ignore=True)
         steps = [follow.message(1), follow.message(), ignoring]
         request.job_states.send_message(pipeline(steps))
-        return {}
 
-    def fail(request: Request) -> Any:
+    def fail(request: Request) -> None:
         steps = broken.message() | follow.message()
         request.job_states.send_message(steps)
         request.job_states.send(follow, 1)
-        return {}
 
     settings: Any = {**EXPLICIT, "jobstate.owner": lambda request: "alice"}
     with Configurator(settings=settings) as config:

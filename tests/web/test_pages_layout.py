@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ from pyramid.static import QueryStringConstantCacheBuster
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import put_job
-from tests.support import ROOT
 from tests.web.paging import Visit, browse, paged_app, paged_config
 from tests.webapp import NOWHERE, make_app, make_config
 
@@ -158,32 +155,3 @@ def test_wrong_layout_and_no_package_stop_the_start() -> None:
         paged_config(NOWHERE).make_wsgi_app()
     settings = {"jobstate.pages_layout": "nowhere_4711:jobs.jinja2"}
     make_app(make_config(NOWHERE, settings=settings))
-
-
-#: Includes the package without pages, and says which modules are there that only pages
-#: need. Then it includes pages where a package is missing.
-MISSING = """
-import sys
-from pyramid.config import Configurator
-config = Configurator(settings={"jobstate.redis_url": "redis://127.0.0.1:1/0"})
-config.include("pyramid_jobstate")
-config.make_wsgi_app()
-print({"jinja2", "markupsafe"} & set(sys.modules))
-sys.modules["pyramid_jinja2"] = None
-try:
-    Configurator().include("pyramid_jobstate.pages")
-except Exception as e:
-    print(f"{type(e).__name__}: {e}")
-"""
-
-
-@pytest.mark.system
-def test_missing_extra_is_named() -> None:
-    """The error names the missing extra; without pages, nothing of it is imported."""
-    command = [sys.executable, "-W", "ignore", "-c", MISSING]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.splitlines() == [
-        "set()",
-        "ConfigurationError: pyramid_jobstate.pages needs the package pyramid_jinja2. "
-        "Install pyramid_jobstate[pages].",
-    ]
