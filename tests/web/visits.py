@@ -34,10 +34,10 @@ def add_view(config: Configurator, name: str, view: View) -> None:
     config.add_view(answer, name=name)
 
 
-def visit(config: Configurator, view: View, user: str | None = "alice") -> Any:
-    """Return the response to a request that a view answers."""
+def visit(config: Configurator, view: View) -> Any:
+    """Return the response to a request of Alice's that a view answers."""
     add_view(config, "go", view)
-    return get(make_app(config), "/go", user)
+    return get(make_app(config), "/go", "alice")
 
 
 @contextlib.contextmanager
