@@ -95,10 +95,7 @@ def declare(name: str = "run", **options: Any) -> Any:
 
 def is_tracked(actor: Any) -> bool:
     """Return whether an actor is handed a RunMarathon."""
-    try:
-        return actor(1) is RunMarathon
-    except TypeError:
-        return False
+    return actor(1) is RunMarathon
 
 
 def kinds(broker: Any) -> list[type[Middleware]]:
