@@ -8,11 +8,7 @@ import redis
 from redis.sentinel import Sentinel
 
 from pyramid_jobstate import JobStore
-
-
-class OwnPool(redis.ConnectionPool):
-    """A class of pools of the application's own."""
-
+from tests.web.streaming import OwnPool
 
 Pairs = Iterator[tuple[JobStore, JobStore]]
 
