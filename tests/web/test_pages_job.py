@@ -64,6 +64,7 @@ def test_page_has_what_the_json_tells(paged: TestApp, store: JobStore) -> None:
     assert page.data["url"] == url
     assert page.data["list"] == "http://localhost/job_state/"
     assert page.data["seen"] == "working 1"
+    assert page.acts == ["cancel"]
 
     page = Visit(paged, f"/job_state/{put_job(store, status='queued').uuid}")
     assert page.texts("h2") == ["Timeline"]
