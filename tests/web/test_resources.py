@@ -29,7 +29,6 @@ from tests.web.reading import FORBIDDEN, put
 from tests.webapp import (
     ADMIN,
     NOWHERE,
-    PLACES,
     Root,
     get,
     made_config,
@@ -163,21 +162,17 @@ def test_views_of_the_application_work_beside_ours_in_its_tree(
 
 
 @pytest.fixture
-def site_class(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The persistent root of the README, in a module where ZODB finds it."""
+def zodb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[DB]:
+    """A database with a site, the persistent root of the README in a module where ZODB
+    finds it, in which admins may do everything with jobs.
+    """
     (snippet,) = [text for text in snippets("python") if "PersistentMapping" in text]
     module = types.ModuleType("persistent_site")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(snippet, module.__dict__)
-    return module.__dict__["Site"]
-
-
-@pytest.fixture
-def zodb(site_class: Any, tmp_path: Path) -> Iterator[DB]:
-    """A database with a site in which admins may do everything with jobs."""
     database = DB(FileStorage(str(tmp_path / "Data.fs")))
     with database.transaction() as connection:
-        connection.root()["site"] = site = site_class()
+        connection.root()["site"] = site = module.__dict__["Site"]()
         site.__acl__ = [(Allow, ADMIN, ("view_job", "cancel_job", "list_jobs"))]
     yield database
     database.close()
@@ -185,8 +180,6 @@ def zodb(site_class: Any, tmp_path: Path) -> Iterator[DB]:
 
 @pytest.fixture
 def zodb_app(redis_url: str, zodb: DB) -> TestApp:
-    """An application with that database."""
-
     def root_factory(request: Request) -> Any:
         connection = zodb.open(request.tm)
         request.add_finished_callback(lambda request: connection.close())
@@ -242,8 +235,6 @@ def test_nothing_of_a_request_is_stored(zodb_app: TestApp, zodb: DB) -> None:
 
 
 class Elsewhere(JobState):
-    """A kind of job with a URL of its own."""
-
     kind = "tests.web.test_resources.Elsewhere"
 
     def __resource_url__(self, request: Request, info: dict[str, str]) -> str:
@@ -265,22 +256,6 @@ class TenantURL:
 
 def url_in(state: Any) -> str:
     return str(state["job"]["url"])
-
-
-def test_url_of_a_job_is_where_it_was_reached(app: TestApp, store: JobStore) -> None:
-    """The URL of a job is below the place through which it was reached, and leads to
-    it, also among several.
-    """
-    uuid = put(store)
-    for place in PLACES:
-        for script_name in "", "/app":
-            environ = {"SCRIPT_NAME": script_name, "HTTP_X_USER": "alice"}
-            state = app.request(f"{place}/{uuid}", environ=environ).json
-            assert url_in(state) == f"http://localhost{script_name}{place}/{uuid}/"
-            below = url_in(state).removeprefix(f"http://localhost{script_name}")
-            assert app.request(below, environ=environ).json == state
-            several = app.request(f"{place}?uuid={uuid}", environ=environ).json
-            assert several["jobs"] == {uuid: state}
 
 
 def test_route_prefix_moves_the_routed_jobs(redis_url: str, store: JobStore) -> None:
@@ -312,14 +287,10 @@ def test_urls_by_pyramids_functions(config: Configurator, store: JobStore) -> No
 
 
 class OwnHostRequest(Request):
-    """A request that comes by another name than the application's."""
-
     host_url = "https://jobs.example.com"
 
 
 class OwnURLRequest(Request):
-    """A request that has its own opinion of URLs."""
-
     def resource_url(self, *args: Any, **options: Any) -> str:
         return "https://example.com/somewhere"
 
