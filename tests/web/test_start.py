@@ -4,10 +4,11 @@ that stop it.
 
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from pyramid.config import Configurator
@@ -20,11 +21,11 @@ from pyramid.interfaces import INewRequest
 from pyramid.registry import Registry
 from pyramid.request import Request
 from pyramid.session import SignedCookieSessionFactory
+from redis.sentinel import Sentinel
 from webtest import TestApp
 
 from pyramid_jobstate import JobStateMiddleware, JobStore
 from tests.jobs import messages
-from tests.web.places import other_places, private_stores, same_places, unclear_places
 from tests.web.reading import put
 from tests.webapp import (
     NOWHERE,
@@ -170,17 +171,6 @@ def test_durations_are_understood() -> None:
         assert start(configured(expire_in=text)).expire_in == seconds, text
 
 
-def test_each_option_of_the_store_has_its_setting() -> None:
-    """Each duration and the namespace have a setting, and a documented default."""
-    store = start(configured())
-    assert (store.expire_in, store.active_expire_in) == (DAY, 8 * DAY)
-    assert (store.stalled_after, store.namespace) == (15, "jobstate")
-    times = {"expire_in": "1h", "active_expire_in": "2h", "stalled_after": "3s"}
-    store = start(configured(**times, namespace="races"))
-    assert (store.expire_in, store.active_expire_in) == (3600, 7200)
-    assert (store.stalled_after, store.namespace) == (3, "races")
-
-
 def test_bad_setting_stops_the_start(subtests: pytest.Subtests) -> None:
     """An invalid setting is named in the error that stops the start."""
     cases: dict[str, list[Any]] = {
@@ -265,15 +255,6 @@ def test_bad_path_stops_the_include() -> None:
             configured(path=path)
 
 
-def test_owner_is_what_a_function_returns(redis_url: str) -> None:
-    """The owner of what a request sends is what jobstate.owner returns."""
-    run_marathon = make_broker(redis_url).get_actor("run_marathon")
-    for owner in f"{__name__}.role_of", role_of:
-        config = made_config(redis_url, settings={"jobstate.owner": owner})
-        job_states = make_request(config, "alice").job_states
-        assert job_states.send_immediately(run_marathon, 26).owner == "role:alice"
-
-
 def test_owner_of_sessions_needs_a_session_factory() -> None:
     """The application is not made until it has one, which it may set last."""
     config = configured(owner="session")
@@ -301,6 +282,24 @@ def test_start_is_logged(said: Callable[[], list[str]]) -> None:
 # The stores of the web side and of the middleware.
 
 
+class OwnPool(redis.ConnectionPool):
+    """A class of pools of the application's own."""
+
+
+def private_stores() -> Iterator[tuple[JobStore, JobStore]]:
+    """Yield stores of which only the application knows how to connect, each with
+    another, in both orders.
+    """
+    other = JobStore(f"{HOST}/0")
+    sentinel = Sentinel([("127.0.0.1", 1)], sentinel_kwargs={"password": "hush"})
+    pool = OwnPool.from_url(f"{HOST}/1")
+    found = sentinel.master_for("jobs", password="hush", db=1)
+    for client in found, redis.Redis(connection_pool=pool):
+        store = JobStore(client)
+        yield store, other
+        yield other, store
+
+
 def reading(store: JobStore) -> Configurator:
     """Return the configurator of an application with a store of its own."""
     config = configured(None)
@@ -314,7 +313,21 @@ def test_other_place_stops_the_start(
     """Another database, or another port of the same host, is an error that shows both
     stores. So is another namespace, in which every job would be unknown.
     """
-    for read, written, word in other_places(HOST):
+    pool = redis.BlockingConnectionPool(port=7000, db="1")
+    places: list[tuple[Any, str, str]] = [
+        (HOST, f"{HOST}/1", "database"),
+        (f"{HOST}?db=2", f"{HOST}/1", "database"),
+        (f"{HOST}/1", "redis://127.0.0.1:7000/0", "database"),
+        ("redis://[::1]:7000/1", f"{HOST}/0", "database"),
+        ("redis://db.example/1", "redis://DB.example/0", "database"),
+        ("redis://localhost", f"{HOST}/0", "port"),
+        ("rediss://localhost:7001", "rediss://localhost:7000", "port"),
+        ("unix:///tmp/a.sock?db=1", "unix:///tmp/a.sock?db=2", "database"),
+        (redis.Redis("localhost", 7000, 1, password="hush"), f"{HOST}/0", "database"),
+        (redis.Redis(connection_pool=pool), f"{HOST}/0", "database"),
+    ]
+    for place, other, word in places:
+        read, written = JobStore(place), JobStore(other)
         with subtests.test(msg=f"{read} {written}"):
             set_broker(make_broker(NOWHERE, JobStateMiddleware(written)))
             error = refusal(reading(read))
@@ -335,8 +348,16 @@ def test_same_place_is_quiet(
     set_broker: SetBroker, warnings: Callable[[], list[str]], subtests: pytest.Subtests
 ) -> None:
     """No spelling of one place, and no client in two stores, causes a warning."""
-    private, _ = next(private_stores(HOST))
-    for read, written in *same_places(HOST), (private, private.replace(expire_in=5)):
+    private, _ = next(private_stores())
+    places: list[tuple[str, Any]] = [
+        (f"{HOST}/0", "redis://127.0.0.1:7000"),
+        ("redis://[::1]:7000/0", "redis://bob:other@localhost:7000/0"),
+        ("redis://DB.example/1", "redis://db.example:6379/1"),
+        (f"rediss{HOST[5:]}/0", f"{HOST}/0"),
+        (f"{HOST}/0", redis.Redis("127.0.0.1", 7000)),
+    ]
+    pairs = [(JobStore(place), JobStore(other)) for place, other in places]
+    for read, written in *pairs, (private, private.replace(expire_in=5)):
         with subtests.test(msg=f"{read} {written}"):
             set_broker(make_broker(NOWHERE, JobStateMiddleware(written)))
             start(reading(read))
@@ -349,7 +370,13 @@ def test_other_place_that_may_be_the_same_is_warned_of(
     """Two names may stand for one server, and only the application may know how to
     connect: one warning shows both stores.
     """
-    for read, written in [*unclear_places(HOST), *private_stores(HOST)]:
+    unclear = [
+        ("redis://a.example/0", "redis://b.example/0"),
+        ("unix:///tmp/a.sock", f"{HOST}/0"),
+        (f"{HOST}/0", "rediss://localhost:7001/0"),
+    ]
+    pairs = [(JobStore(place), JobStore(other)) for place, other in unclear]
+    for read, written in [*pairs, *private_stores()]:
         with subtests.test(msg=f"{read} {written}"):
             set_broker(make_broker(NOWHERE, JobStateMiddleware(written)))
             start(reading(read))
