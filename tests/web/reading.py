@@ -1,4 +1,4 @@
-"""What the tests of requests that read share: jobs, also with odd records."""
+"""What the tests of requests that read share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
-from tests.support import write
 
 NOT_FOUND = {"error": "The job does not exist."}
 FORBIDDEN = {"error": "You may not do this with the job."}
@@ -23,10 +22,3 @@ def put(
     """Store a marathon of Alice's, and return its uuid."""
     usual = {"owner": "alice", "params": {"miles": 26, "shoes": "secret"}}
     return put_job(store, cls, status, **{**usual, **options}).uuid
-
-
-def put_odd(store: JobStore, **fields: str | bytes | int) -> str:
-    """Store a marathon into whose record another program has written."""
-    uuid = put(store)
-    write(store, uuid, **fields)
-    return uuid
