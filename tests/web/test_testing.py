@@ -12,7 +12,6 @@ import transaction
 from pyramid.request import Request
 from webtest import TestApp
 
-import pyramid_jobstate
 from pyramid_jobstate import Batch, JobError, JobState, JobStore, Progress, testing
 from tests.jobs import RunMarathon, make_broker
 from tests.support import FINISHED, STATUSES, load_job
@@ -67,17 +66,10 @@ def test_outbox_keeps_what_views_send(job_store: JobStore) -> None:
         manager.abort()
 
 
-def test_detached_records_every_value_in_order() -> None:
-    """A detached JobState records all that an actor reports."""
+def test_detached_records_an_asynchronous_loop() -> None:
+    """A detached JobState has its class and parameters, and all of an `async for`."""
     job_state = testing.detached(RunMarathon, miles=2)
     assert type(job_state) is RunMarathon and job_state.job_params == {"miles": 2}
-    for mile in job_state.track(["a", "b"], unit="miles", message="Off"):
-        job_state.set_progress_metric("mile", mile)
-        job_state.increment_progress_metric("miles_run")
-    job_state.set_progress_metrics(mile="c", split=[1])
-    job_state.append_log("x" * 300)
-    with job_state.phase("Resting", percent=30):
-        job_state.set_progress(2)
 
     async def read() -> AsyncIterator[str]:
         yield "a"
@@ -87,25 +79,8 @@ def test_detached_records_every_value_in_order() -> None:
             pass
 
     asyncio.run(work())
-    assert testing.values(job_state, "mile") == ["a", "b", "c"]
-    assert testing.values(job_state, "miles_run") == [1, 2]
-    assert testing.history(job_state) == [
-        ("progress", 0, 2, "miles"),
-        ("message", "Off"),
-        ("metric", "mile", "a"),
-        ("metric", "miles_run", 1),
-        ("progress", 1, 2, "miles"),
-        ("metric", "mile", "b"),
-        ("metric", "miles_run", 2),
-        ("progress", 2, 2, "miles"),
-        ("metric", "mile", "c"),
-        ("metric", "split", [1]),
-        ("log", "x" * 200),
-        ("phase", "Resting", 30),
-        ("progress", 2, None, None),
-        ("progress", 0, 1, "rows"),
-        ("progress", 1, 1, "rows"),
-    ]
+    recorded = [("progress", done, 1, "rows") for done in (0, 1)]
+    assert testing.history(job_state) == recorded
 
 
 def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
@@ -197,37 +172,6 @@ def test_put_batch_follows_from_its_members(job_store: JobStore) -> None:
     assert isinstance(found[1], RunMarathon)
     assert found[1].progress_metrics == {"mile": 2}
     assert {member.owner for member in found} == {"alice"}
-    cases: list[tuple[list[Any], dict[str, Any], str]] = [
-        ([], {}, "success"),
-        (["success", "error"], {}, "error"),
-        (["success", "error"], {"allow_failures": True}, "success"),
-        (["queued", {"status": "success", "weight": 3}], {}, "working"),
-    ]
-    for members, options, status in cases:
-        batch = testing.put_batch(job_store, members=members, **options)
-        assert (type(batch), batch.status) == (Batch, status), members
-    assert batch.progress and batch.progress.fraction == 0.75
-
-
-def test_failed_job_that_was_put_runs_again(redis_url: str) -> None:
-    """A failure that a test has put shows its traceback, and its job can run again."""
-    broker = make_broker(redis_url)
-
-    @dramatiq.actor(broker=broker, actor_name="run", job_state=True)
-    def run_marathon(miles: int) -> None: ...
-
-    store = JobStore(redis_url)
-    error = JobError("ValueError", "bad")
-    options: Any = {"actor": "run", "params": {"miles": 26}, "traceback": "Line 1"}
-    job = testing.put_job(store, status="error", error=error, **options)
-    assert store.failures(job.uuid).traceback == "Line 1"
-    member = {"status": "error", "error": error, "actor": "run", "params": {"miles": 3}}
-    batch = testing.put_batch(store, members=[member])
-    (failed,) = store.members(batch.uuid).items
-    for each in job, failed:
-        assert pyramid_jobstate.rerun(store, broker, each.uuid)
-    after = [load_job(store, each.uuid).status for each in (job, failed, batch)]
-    assert after == ["queued"] * 3
 
 
 def test_time_passes_for_a_store(job_store: JobStore) -> None:
