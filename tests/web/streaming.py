@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
+from unittest import mock
 
 import redis
 from pyramid.authorization import Allow, Everyone
@@ -15,7 +16,7 @@ from pyramid_jobstate.testing import put_batch, put_job
 from tests.asgi import Exchange, Server, pushing
 from tests.jobs import RunMarathon
 from tests.running import Run
-from tests.support import wait_for
+from tests.support import load_job, wait_for
 from tests.webapp import make_config
 
 T = TypeVar("T")
@@ -91,6 +92,14 @@ def statuses(stream: Exchange) -> list[str]:
     return [state["job"]["status"] for state in states]
 
 
+def see_an_end(server: Server, store: JobStore) -> list[str]:
+    """Cancel a job that waits, and return the statuses that its stream shows."""
+    job = put(store, "queued")
+    stream = server.watch(one(job))
+    load_job(store, job).cancel()
+    return statuses(stream.wait())
+
+
 def report(run: Run, n: int, *streams: Exchange) -> None:
     """Have a job report the metric n, and wait until streams show it."""
     run.report(n=n)
@@ -140,6 +149,23 @@ def pooling(
         yield server, pool
     assert pool.lent == 0
     pool.disconnect()
+
+
+@contextlib.contextmanager
+def refusing_threads(name: str, times: int) -> Iterator[list[int]]:
+    """Have threads whose names begin so not start, so many times. Give how often they
+    still will not.
+    """
+    start, left = threading.Thread.start, [times]
+
+    def fail(thread: threading.Thread) -> None:
+        if thread.name.startswith(name) and left[0]:
+            left[0] -= 1
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with mock.patch.object(threading.Thread, "start", fail):
+        yield left
 
 
 def flagged(client: redis.Redis, *others: dict[str, str]) -> list[dict[str, str]]:

@@ -68,7 +68,6 @@ class TrackingRelay(Relay):
         return [sock for sock in self._all_told if sock.fileno() != -1]
 
     def lose(self) -> None:
-        """Cut them."""
         shut(*self.told)
 
     def say(self, data: bytes) -> None:
@@ -94,14 +93,12 @@ class TrackingRelay(Relay):
 
 @pytest.fixture
 def relay(redis_url: str) -> Iterator[TrackingRelay]:
-    """A relay in front of the store."""
     with contextlib.closing(TrackingRelay(redis_url)) as relay:
         yield relay
 
 
 @pytest.fixture
 def far(relay: TrackingRelay) -> Iterator[Server]:
-    """An application behind the relay."""
     with pushing(make_config(relay.url)) as server:
         yield server
 

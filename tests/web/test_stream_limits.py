@@ -27,7 +27,9 @@ from tests.web.streaming import (
     one,
     put,
     put_members,
+    refusing_threads,
     report,
+    see_an_end,
     statuses,
     told,
     wait_until,
@@ -36,8 +38,6 @@ from tests.webapp import make_config
 
 #: Bytes that a stream is given at a time, unless one event is larger.
 CHUNK = 64 * 1024
-
-LIMIT_OF_OWNER = "An owner has 20 streams open in this process. Further pages poll."
 
 
 @pytest.fixture
@@ -96,7 +96,8 @@ def test_streams_of_one_owner(
             assert server.open(path, other).is_stream
         streams[0].go().wait()
         assert server.open(path, "1").is_stream
-        assert messages(caplog, "pyramid_jobstate") == [LIMIT_OF_OWNER]
+        reached = "An owner has 20 streams open in this process. Further pages poll."
+        assert messages(caplog, "pyramid_jobstate") == [reached]
 
 
 def test_streams_of_many_hosts(
@@ -172,10 +173,7 @@ def test_ended_stream_makes_room(redis_url: str, path: str, store: JobStore) -> 
             streams = [server.open(path, None) for _ in range(2)]
             assert all(stream.is_stream for stream in streams), end
             server.close()
-        job = put(store, "queued")
-        stream = server.watch(one(job))
-        load_job(store, job).cancel()
-        assert stream.wait().events[-1].state["job"]["status"] == "cancelled"
+        assert see_an_end(server, store) == ["queued", "cancelled"]
         assert [server.open(path).is_stream for _ in range(2)] == [True, True]
 
 
@@ -205,46 +203,21 @@ def test_request_that_is_cancelled_before_its_answer(redis_url: str, path: str) 
         assert server.open(path).is_stream
 
 
-def test_process_that_can_start_no_thread_polls(
-    redis_url: str, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_process_that_can_start_no_thread_polls(redis_url: str, path: str) -> None:
     """A stream that no thread can feed is a poll, until a thread can start again."""
-    start = threading.Thread.start
-
-    def fail(thread: threading.Thread) -> None:
-        if thread.name.startswith("jobstate-"):
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
     with pushing(make_config(redis_url)) as server:
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", fail)
+        with refusing_threads("jobstate-", 1000):
             answer = server.ask(path)
             assert (answer.status, answer.is_stream) == (200, False)
         assert server.open(path).at(0).name == "message"
 
 
 def test_thread_that_cannot_connect_yet_is_started_again(
-    redis_url: str,
-    runs: Runs,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    redis_url: str, runs: Runs, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The streams wait for it, as for a store that does not answer."""
-    start, left = threading.Thread.start, [2]
-
-    def fail(thread: threading.Thread) -> None:
-        if thread.name == LINKS and left[0]:
-            left[0] -= 1
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
     run = runs.start(n=1)
-    with (
-        pushing(make_config(redis_url)) as server,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(threading.Thread, "start", fail)
+    with pushing(make_config(redis_url)) as server, refusing_threads(LINKS, 2) as left:
         stream = follow(server, run, 1)
         report(run, 2, stream)
     assert left == [0]
@@ -260,8 +233,6 @@ def test_streams_outlive_the_loop_of_a_server(
     gate, others = Gate(), stream_threads()
 
     class Slow(PublicRun):
-        """A kind that is slow for the thread which feeds streams."""
-
         @property
         def title(self) -> str:
             if threading.current_thread().name == FEEDS:
@@ -288,11 +259,8 @@ def test_streams_outlive_the_loop_of_a_server(
 
     wait_for(is_free)
     gate.open()
-    job = put(store, "queued")
     with serving(app) as server:
-        stream = server.watch(one(job))
-        load_job(store, job).cancel()
-        assert statuses(stream.wait()) == ["queued", "cancelled"]
+        assert see_an_end(server, store) == ["queued", "cancelled"]
         assert messages(caplog, "pyramid_jobstate") == []
         server.config, server.others = config, others
         server.end()

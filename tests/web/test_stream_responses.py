@@ -24,31 +24,21 @@ from tests.webapp import make_config, make_tm_config
 
 Change = Callable[[Request, Response], Response | None]
 
-#: What the tween below does to responses: it changes them, or returns another one.
-changes: list[Change] = []
-
 
 def changing_tween(handler: Callable[[Request], Response], registry: Any) -> Any:
-    """A tween that does what the test says."""
+    """A tween that changes responses as the test says, or returns others."""
 
     def tween(request: Request) -> Response:
         response = handler(request)
-        for change in changes:
+        for change in registry["changes"]:
             response = change(request, response) or response
         return response
 
     return tween
 
 
-@pytest.fixture
-def change() -> Iterator[list[Change]]:
-    """What the tween does with each response."""
-    yield changes
-    changes.clear()
-
-
 def with_tween(config: Configurator, **where: Any) -> Configurator:
-    """Return the configurator of an application with the tween."""
+    config.registry["changes"] = []
     config.add_tween(f"{__name__}.changing_tween", **where)
     config.set_session_factory(SignedCookieSessionFactory("secret"))
     return config
@@ -63,9 +53,7 @@ def server(redis_url: str) -> Iterator[Server]:
         yield server
 
 
-def test_headers_of_the_application_are_kept(
-    server: Server, store: JobStore, change: list[Change]
-) -> None:
+def test_headers_of_the_application_are_kept(server: Server, store: JobStore) -> None:
     """A stream and a 204 bear the cookies of the session and of a tween, its headers
     for other origins, and what a subscriber and a callback add. What describes a poll's
     answer goes.
@@ -80,7 +68,7 @@ def test_headers_of_the_application_are_kept(
         response.etag = "other"
         request.add_response_callback(lambda _, r: r.headers.add("X-Callback", "1"))
 
-    change.append(decorate)
+    server.config.registry["changes"] = [decorate]
     path = one(put(store, "success"))
     stream = server.ask(path)
     over = server.ask(path, last_event_id=stream.at(0).id)
@@ -95,9 +83,7 @@ def test_headers_of_the_application_are_kept(
         assert not {"etag", "content-length"} & headers.keys()
 
 
-def test_tween_that_replaces_the_answer(
-    server: Server, store: JobStore, change: list[Change]
-) -> None:
+def test_tween_that_replaces_the_answer(server: Server, store: JobStore) -> None:
     """What a tween makes of a poll's answer is sent as it is."""
     job = put(store)
     replacements: dict[str, Change] = {
@@ -106,7 +92,7 @@ def test_tween_that_replaces_the_answer(
         "encoding": lambda request, response: response.encode_content("gzip"),
     }
     for name, replace in replacements.items():
-        change[:] = [replace]
+        server.config.registry["changes"] = [replace]
         answer = server.ask(one(job))
         assert answer.status == (500 if name == "status" else 200), name
         body = answer.body
@@ -114,9 +100,7 @@ def test_tween_that_replaces_the_answer(
         assert json.loads(body)["job"]["uuid"] == job, name
 
 
-def test_request_ends_before_its_stream(
-    redis_url: str, store: JobStore, change: list[Change]
-) -> None:
+def test_request_ends_before_its_stream(redis_url: str, store: JobStore) -> None:
     """The transaction and the request end, and are freed, before their stream."""
     ended: list[str] = []
     kept: list[weakref.ref[Any]] = []
@@ -132,13 +116,12 @@ def test_request_ends_before_its_stream(
 
     config = with_tween(make_tm_config(redis_url), under="pyramid_tm.tm_tween_factory")
     with pushing(config) as server:
-        change.append(keep)
+        config.registry["changes"] = [keep]
         stream = server.watch(one(put(store)))
         assert ended == ["transaction", "request"]
         # The thread that ran the view may be about to forget it.
         wait_for(is_free)
         assert not stream.is_done
-        change.clear()
 
 
 def buffered(app: Any) -> Any:

@@ -17,15 +17,11 @@ from tests.webapp import Policy, make_config
 
 
 class OpenJob(JobState):
-    """A kind that everybody may see, and only Carol may cancel."""
-
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         return [(Allow, "carol", "cancel_job"), (Allow, Everyone, "view_job")]
 
 
 class ClosedJob(JobState):
-    """A kind that its owner may not see."""
-
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         return [(Deny, Everyone, ("view_job", "cancel_job"))]
 
@@ -123,8 +119,6 @@ def test_streams_end_at_their_age(redis_url: str, store: JobStore) -> None:
 
 
 class Revocable(Policy):
-    """A policy that can be told to allow nothing more."""
-
     may = True
 
     def permits(self, request: Request, context: Any, permission: str) -> Any:

@@ -1,7 +1,6 @@
 """The events of a stream: states, which are rendered without a request, and others."""
 
 import contextlib
-import functools
 import itertools
 import threading
 from collections.abc import Callable
@@ -15,14 +14,25 @@ from pyramid.i18n import TranslationStringFactory
 from pyramid.request import Request
 from pyramid.threadlocal import get_current_registry, get_current_request
 
-from pyramid_jobstate import Batch, JobState, JobStore, NotRepeatable
+from pyramid_jobstate import Batch, JobState, JobStore
 from pyramid_jobstate.testing import pass_time, put_batch
 from tests.asgi import FEEDS, LOOKS, Event, Server, pushing
 from tests.catalogs import write_catalog
 from tests.jobs import Gate
 from tests.running import Runs
 from tests.support import load_job, wait_for
-from tests.web.streaming import HINT, batch, one, pooling, put, report, statuses
+from tests.web.streaming import (
+    HINT,
+    batch,
+    one,
+    pooling,
+    put,
+    refusing_threads,
+    report,
+    see_an_end,
+    statuses,
+    wait_until,
+)
 from tests.webapp import Policy, make_config
 
 _ = TranslationStringFactory("marathons")
@@ -43,12 +53,6 @@ def request_of(job_state: JobState) -> Any:
     return job_state.__parent__.request
 
 
-def rerun(job_state: JobState) -> None:
-    """Run a job again, in an application without a broker."""
-    with contextlib.suppress(NotRepeatable):
-        job_state.rerun()
-
-
 #: What an application's code may ask the request of a job for.
 QUESTIONS: dict[str, Callable[[JobState], object]] = {
     "attribute": lambda job: request_of(job).host,
@@ -58,7 +62,7 @@ QUESTIONS: dict[str, Callable[[JobState], object]] = {
     "edit": lambda job: job.__parent__.permits(job, "edit"),
     "other": lambda job: job.__parent__.permits(job.__parent__, "cancel_job"),
     "find": lambda job: job.__parent__.find(job.uuid),
-    "rerun": rerun,
+    "rerun": lambda job: job.rerun(),
     "owner": lambda job: job.__parent__.current_owner,
     "acl": lambda job: job.__acl__(),
     "current request": lambda job: get_current_request().host,
@@ -324,11 +328,6 @@ def test_silent_job_is_stalled(redis_url: str, runs: Runs) -> None:
 # Batches
 
 
-def has_cancelled(number: int, event: Event) -> bool:
-    """Return whether an event tells of so many cancelled members."""
-    return bool(event.state["job"]["counts"]["cancelled"] == number)
-
-
 def test_batch_streams_the_counts_of_its_members(
     pushed: Server, store: JobStore
 ) -> None:
@@ -338,9 +337,13 @@ def test_batch_streams_the_counts_of_its_members(
     assert stream.at(0).data.encode() == pushed.poll(one(made.uuid)).body
     first = stream.at(0).state["job"]
     assert first["members"] == f"http://example.com/job_state/?batch={made.uuid}"
+
+    def cancelled() -> Any:
+        return stream.events[-1].state["job"]["counts"]["cancelled"]
+
     for number, member in enumerate(store.members(made.uuid).items, start=1):
         member.cancel()
-        stream.until(functools.partial(has_cancelled, number))
+        wait_until(number, cancelled)
     assert stream.wait().events[-1].data.encode() == pushed.poll(one(made.uuid)).body
     assert stream.events[-1].state["job_state"] == "error"
 
@@ -369,7 +372,6 @@ def test_stream_looks_at_the_members_of_a_silent_batch(
     redis_url: str,
     client: redis.Redis,
     store: JobStore,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The record of a member was lost: nobody polls its batch, and a stream finds it.
@@ -378,15 +380,8 @@ def test_stream_looks_at_the_members_of_a_silent_batch(
     """
     made = put_batch(store, Batch, ["working"], owner="alice")
     (member,) = store.members(made.uuid).items
-    start, gate = threading.Thread.start, Gate()
-    refused: list[str] = []
+    gate = Gate()
     looks: list[str] = []
-
-    def refuse(thread: threading.Thread) -> None:
-        if thread.name == LOOKS and not refused:
-            refused.append(thread.name)
-            raise RuntimeError("can't start new thread")
-        start(thread)
 
     def fail(connection: Any, name: str) -> None:
         if name == LOOKS:
@@ -395,22 +390,18 @@ def test_stream_looks_at_the_members_of_a_silent_batch(
                 raise KeyError("token")
             gate.wait()
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    with pooling(redis_url, fail) as (server, _):
+    with refusing_threads(LOOKS, 1) as left, pooling(redis_url, fail) as (server, _):
         stream = server.open(one(made.uuid))
         assert stream.at(0).state["job"]["status"] == "working"
         pass_time(store, 20)
-        wait_for(lambda: refused)
+        wait_for(lambda: left == [0])
         server.pass_time(1)
         wait_for(lambda: f"members of the batch {made.uuid} cannot" in caplog.text)
         server.pass_time(1)
         gate.wait_for_job()
-        job = put(store, "queued")
-        other = server.open(one(job))
         for _ in range(3):
             server.pass_time(1)
-        load_job(store, job).cancel()
-        assert statuses(other.wait()) == ["queued", "cancelled"]
+        assert see_an_end(server, store) == ["queued", "cancelled"]
         # The second look goes on, so no third one has begun.
         assert len(looks) == 2
         gate.open()
