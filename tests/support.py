@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import multiprocessing
 import os
 import random
 import signal
@@ -76,6 +77,25 @@ def frozen_process(pid: int) -> Iterator[None]:
 def frozen(server: EmbeddedServer) -> contextlib.AbstractContextManager[None]:
     """Freeze a server: it keeps its connections and answers nothing."""
     return frozen_process(server.pid)
+
+
+def in_child(act: Callable[[], str]) -> str:
+    """Return what a function returns in a forked child."""
+    ours, theirs = multiprocessing.get_context("fork").Pipe(duplex=False)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            said = act()
+        except BaseException as e:
+            said = f"{type(e).__name__}: {e}"
+        theirs.send(said)
+        os._exit(0)
+    theirs.close()
+    assert ours.poll(30)
+    said = ours.recv()
+    ours.close()
+    os.waitpid(pid, 0)
+    return str(said)
 
 
 def lack(reason: str) -> NoReturn:

@@ -2,13 +2,12 @@
 
 import contextlib
 import gc
-import multiprocessing
 import os
 import socket
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -20,11 +19,18 @@ from pyramid_jobstate.asgi import asgi_app
 from tests.asgi import FEEDS, LINKS, Server, pushing, serving
 from tests.jobs import Gate
 from tests.running import Runs
-from tests.support import load_job, wait_for
-from tests.web.streaming import flagged, follow, one, pooling, put, report, wait_until
+from tests.support import in_child, wait_for
+from tests.web.streaming import (
+    flagged,
+    follow,
+    one,
+    pooling,
+    put,
+    report,
+    see_an_end,
+    wait_until,
+)
 from tests.webapp import make_config
-
-ENDED = "The job streams of this process end. Clients reconnect."
 
 
 @pytest.fixture
@@ -82,7 +88,8 @@ def test_failure_ends_all_streams_and_the_next_is_served(
         # The thread may not have come to its log yet.
         wait_until(True, lambda: any(r.exc_info for r in caplog.records))
         errors = [r for r in caplog.records if r.exc_info]
-        assert [r.getMessage() for r in errors] == [ENDED]
+        ended = "The job streams of this process end. Clients reconnect."
+        assert [r.getMessage() for r in errors] == [ended]
         assert errors[0].exc_info is not None
         assert errors[0].exc_info[1] is error
         report(run, -number, follow(server, run, number))
@@ -156,25 +163,6 @@ def test_streams_that_come_and_go_leave_nothing(
 # Forks
 
 
-def in_child(act: Callable[[], str]) -> str:
-    """Return what a function returns in a forked child."""
-    ours, theirs = multiprocessing.get_context("fork").Pipe(duplex=False)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            said = act()
-        except BaseException as e:
-            said = f"{type(e).__name__}: {e}"
-        theirs.send(said)
-        os._exit(0)
-    theirs.close()
-    assert ours.poll(30)
-    said = ours.recv()
-    ours.close()
-    os.waitpid(pid, 0)
-    return str(said)
-
-
 def addresses() -> set[str]:
     """Return the own addresses of the sockets of this process."""
     found = set()
@@ -186,15 +174,6 @@ def addresses() -> set[str]:
             host, port, *_ = sock.getsockname()
             found.add(f"{host}:{port}")
     return found
-
-
-def see_an_end(server: Server, redis_url: str) -> str:
-    """Cancel a job, and return how its stream ends."""
-    store = JobStore(redis_url)
-    job = put(store, "queued")
-    stream = server.watch(one(job))
-    load_job(store, job).cancel()
-    return str(stream.wait().events[-1].state["job"]["status"])
 
 
 @pytest.mark.system
@@ -210,9 +189,9 @@ def test_forked_child_has_streams_of_its_own(
 
         def look_early() -> str:
             with serving(asgi_app(server.config.make_wsgi_app())) as own:
-                return see_an_end(own, redis_url)
+                return str(see_an_end(own, JobStore(redis_url)))
 
-        assert in_child(look_early) == "cancelled"
+        assert in_child(look_early) == "['queued', 'cancelled']"
         stream, other = follow(server, run), follow(server, run, 2)
         (link,) = flagged(client, *others)
         assert link["addr"] in addresses()
@@ -225,8 +204,8 @@ def test_forked_child_has_streams_of_its_own(
                 began = first.at(0).state["n"], second.at(0).state["n"]
                 wait_for(lambda: len(flagged(mine, *others)) == 2)
                 first.go().wait()
-                return f"{has_link} {began} {see_an_end(own, redis_url)}"
+                return f"{has_link} {began} {see_an_end(own, JobStore(redis_url))}"
 
-        assert in_child(look) == "False (2, 2) cancelled"
+        assert in_child(look) == "False (2, 2) ['queued', 'cancelled']"
         report(run, 5, stream, other)
         wait_for(lambda: len(flagged(client, *others)) == 1)

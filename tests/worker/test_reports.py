@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
 import threading
 import time
@@ -19,7 +18,7 @@ from pyramid_jobstate import JobError, JobStore
 from pyramid_jobstate.testing import pass_time, put_job
 from tests.faulty import FaultyProxy
 from tests.jobs import RunMarathon, job_actor, working
-from tests.support import PACKAGE, load_job, wait_for
+from tests.support import PACKAGE, in_child, load_job, wait_for
 from tests.worker.conftest import Logged
 from tests.worker.floors import Chore, Ear, Floor, Held, MakeFloor
 
@@ -31,15 +30,6 @@ def in_thread(call: Callable[[], object]) -> threading.Thread:
 
 
 # What is written when.
-
-
-def test_start_is_stored_when_the_actor_is_called(make_floor: MakeFloor) -> None:
-    """A viewer sees a job working from its first line on."""
-    floor = make_floor(interval=60)
-    held = floor.begin(job_owner="alice")
-    state = held.load()
-    assert (state.status, state.attempt, state.owner) == ("working", 1, "alice")
-    assert state.job_params == {"name": ""}
 
 
 def test_end_is_stored_before_the_message_is_acknowledged(
@@ -330,7 +320,6 @@ CALLS: dict[str, tuple[Callable[[Any], Callable[[], object]], dict[str, Any]]] =
 
 
 def seen(held: Held, names: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a viewer reads of a job."""
     state = held.load()
     progress = state.progress and state.progress[:3]
     found = {"message": state.message, "progress": progress, "log": state.log}
@@ -435,8 +424,9 @@ def test_job_may_fork(make_floor: MakeFloor, logged: Logged) -> None:
     held.job_state.set_progress_metric("miles", 1)
     assert held.job_state.flush(10)
     held.job_state.set_message("of the parent")
+    found: list[Any] = []
 
-    def child() -> None:
+    def child() -> str:
         with pytest.raises(RuntimeError, match="runs in another process"):
             held.job_state.set_progress_metric("miles", 2)
         assert not held.job_state.flush()
@@ -451,24 +441,16 @@ def test_job_may_fork(make_floor: MakeFloor, logged: Logged) -> None:
         sent: Any = childs.send()
         with working(broker):
             wait_for(lambda: load_job(floor.store, sent.message_id).is_success)
+        return "done"
 
     def fork(job_state: Chore) -> None:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                child()
-                os._exit(0)
-            finally:
-                os._exit(1)
-        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-        seen.append(held.load())
+        found.extend([in_child(child), held.load()])
         job_state.set_progress_metric("miles", 4)
 
-    codes: list[int] = []
-    seen: list[Any] = []
     held.end(fork)
-    assert codes == [0]
-    assert (seen[0].status, seen[0].message) == ("working", None)
+    said, state = found
+    assert said == "done"
+    assert (state.status, state.message) == ("working", None)
     jobs = floor.store.list(status="success").items
     (childs,) = [job for job in jobs if job.uuid != held.uuid]
     assert childs.progress_metrics == {"miles": 3}
@@ -477,9 +459,9 @@ def test_job_may_fork(make_floor: MakeFloor, logged: Logged) -> None:
     assert not logged()
 
 
-def test_time_left_is_reckoned_at_the_pace_so_far(make_floor: MakeFloor) -> None:
+def test_time_left_is_reckoned_at_the_pace_so_far(floor: Floor) -> None:
     """It is unknown until some of a known total is done. A new loop begins anew."""
-    held = make_floor().begin()
+    held = floor.begin()
     ends = iter(range(10**6))
 
     def eta(done: float, total: float | None) -> Any:
