@@ -41,7 +41,6 @@ def place(request: pytest.FixtureRequest, redis_url: str) -> tuple[str, RedisBro
 
 @pytest.fixture
 def alice(app: TestApp) -> JobStates:
-    """The job_states of a request of Alice's."""
     states: JobStates = make_request(app.app, "alice").job_states
     return states
 
@@ -57,7 +56,7 @@ def stub(redis_url: str) -> dramatiq.Broker:
 @pytest.fixture
 def make_floor(request: pytest.FixtureRequest, store: JobStore) -> Iterator[MakeFloor]:
     """Makes floors, whose jobs end with the test. Viewers read `store`."""
-    for name in {"relay", "proxy"}.intersection(request.fixturenames):
+    for name in {"relay", "proxy", "named"}.intersection(request.fixturenames):
         # They go after the floors, which have to write the last ends.
         request.getfixturevalue(name)
     floors: list[Floor] = []
@@ -95,13 +94,21 @@ def slow(relay: Relay) -> JobStore:
 
 @pytest.fixture
 def relay(redis_url: str) -> Iterator[Relay]:
-    """A relay to the store, which may freeze."""
     with relaying(redis_url) as relay:
         yield relay
 
 
 @pytest.fixture
 def proxy(redis_url: str) -> Iterator[FaultyProxy]:
-    """A proxy to the store, which may lose requests and replies."""
     with faulty(redis_url) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def named(client: redis.Redis, redis_url: str) -> Iterator[str]:
+    """The URL of a user of the server who may do everything at first."""
+    client.acl_setuser(
+        "worker", enabled=True, passwords=["+word"], categories=["+@all"], keys=["*"]
+    )
+    yield redis_url.replace("redis://", "redis://worker:word@")
+    client.acl_deluser("worker")

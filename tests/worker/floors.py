@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import dramatiq
 import redis
@@ -32,8 +33,6 @@ MakeFloor = Callable[..., "Floor"]
 
 
 class Chore(JobState):
-    """The kind of job on a floor."""
-
     public_params = ("name",)
 
 
@@ -60,7 +59,6 @@ class Held:
         return self.message.message_id
 
     def run(self, job_state: Chore) -> object:
-        """Do what the actor does."""
         self.job_state = job_state
         self.begun.set()
         assert self._opened.wait(60)
@@ -136,7 +134,7 @@ class Floor:
       errand: An actor that is not tried again.
       stubborn: One that is tried three times.
       ran: How often a job ran for each argument.
-      scripts: What a job does, by its argument.
+      scripts: What a job does, by its argument. With "fails" it does.
     """
 
     def __init__(
@@ -152,7 +150,7 @@ class Floor:
         self.middleware = JobStateMiddleware(self.own, **{"interval": 0.01, **options})
         self.broker.add_middleware(self.middleware)
         self.ran: Counter[str] = Counter()
-        self.scripts: dict[str, Script] = {}
+        self.scripts: dict[str, Script] = {"fails": lambda _: fail(ValueError("No"))}
         self._held: dict[str, list[Held]] = {}
         self._next: dict[str, Held] = {}
         self._settling = Settling()
@@ -189,7 +187,6 @@ class Floor:
     # Workers.
 
     def new_worker(self) -> dramatiq.Worker:
-        """Start one worker more."""
         worker = dramatiq.Worker(
             self.broker, worker_timeout=20, worker_threads=self._threads
         )
@@ -213,7 +210,6 @@ class Floor:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Have a worker at work."""
         self.start()
         try:
             yield
@@ -307,7 +303,6 @@ class Floor:
         return None if job is None else str(job.uuid)
 
     def send_batch(self, *names: str, actor: Any = None, **options: Any) -> Batch:
-        """Send a batch of errands from a request."""
         request = self.request()
         with request.tm, request.job_states.batch() as batch:
             for name in names:
@@ -385,16 +380,14 @@ def standing_still(
             assert opened.wait(60)
         return enqueue(message, **options)
 
-    broker: Any = floor.broker
-    broker.enqueue = stand_still
-    thread.start()
-    try:
-        assert reached.wait(20)
-        yield
-    finally:
-        opened.set()
-        thread.join()
-        broker.enqueue = enqueue
+    with mock.patch.object(floor.broker, "enqueue", stand_still):
+        thread.start()
+        try:
+            assert reached.wait(20)
+            yield
+        finally:
+            opened.set()
+            thread.join()
 
 
 def records(client: redis.Redis) -> set[bytes]:
@@ -406,11 +399,3 @@ def records(client: redis.Redis) -> set[bytes]:
 def evict(client: redis.Redis) -> None:
     """Have a full server drop all that it holds beside the jobs themselves."""
     client.delete(*set(client.keys()) - records(client))
-
-
-def spoil(client: redis.Redis, *kinds: str) -> None:
-    """Write foreign text into all keys of some types, except those of the jobs."""
-    for key in set(client.keys()) - records(client):
-        kind: Any = client.type(key)
-        if kind.decode() in kinds:
-            client.set(key, "text of another program")

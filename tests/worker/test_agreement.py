@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -18,37 +18,12 @@ from tests.lost import disagreements, keys_of, take_over
 from tests.support import wait_for
 from tests.trips import dying, met
 from tests.web.databases import Manager
-from tests.worker.floors import Floor, fail
-
-MakeFloor = Callable[..., Floor]
-
-
-@contextlib.contextmanager
-def agreeing(url: str) -> Iterator[list[object]]:
-    """Compare lists and records before every round trip of any thread. Yields what was
-    found, an item for each time.
-    """
-    found: list[object] = []
-    here, checker = threading.local(), redis.Redis.from_url(url)
-
-    def meet(connection: Any, go: Callable[[], Any]) -> Any:
-        here.is_checking = True
-        found.append(disagreements(checker))
-        here.is_checking = False
-        return go()
-
-    with met(meet, lambda: not getattr(here, "is_checking", False)):
-        yield found
-    found.append(disagreements(checker))
-    checker.close()
+from tests.worker.floors import Floor, MakeFloor, fail
 
 
 def live(floor: Floor) -> None:
     """Have jobs go through all that may happen to them."""
-    floor.scripts |= {
-        "fails": lambda job_state: fail(ValueError("No")),
-        "reports": lambda job_state: job_state.set_message("on it"),
-    }
+    floor.scripts["reports"] = lambda job_state: job_state.set_message("on it")
     failed = floor.post("fails", job_owner="alice")
     floor.post("reports")
     cancelled, deleted = floor.post("c"), floor.post("d", job_owner="alice")
@@ -92,14 +67,24 @@ def live(floor: Floor) -> None:
 
 
 def test_lists_agree_with_records_after_every_command(
-    make_floor: MakeFloor, redis_url: str
+    floor: Floor, client: redis.Redis
 ) -> None:
     """Whatever happens to jobs, batches and pipelines, no command leaves a job without
     a place, or in one where its record does not say.
     """
-    floor = make_floor()
-    with agreeing(redis_url) as found:
+    found: list[object] = []
+    here = threading.local()
+
+    def meet(connection: Any, go: Callable[[], Any]) -> Any:
+        here.is_checking = True
+        found.append(disagreements(client))
+        here.is_checking = False
+        return go()
+
+    # Before every round trip of any thread.
+    with met(meet, lambda: not getattr(here, "is_checking", False)):
         live(floor)
+    found.append(disagreements(client))
     assert len(found) > 100
     assert [each for each in found if each] == []
 
@@ -120,7 +105,6 @@ def test_members_of_a_lost_batch_are_listed_as_jobs_of_their_own(
     floor: Floor, client: redis.Redis
 ) -> None:
     """Whatever their messages say, and however often they are tried."""
-    floor.scripts["fails"] = lambda job_state: fail(ValueError("No"))
     batch = floor.send_batch("fails", actor=floor.stubborn)
     client.delete(*[key for key in keys_of(client) if batch.uuid in key])
     floor.work()
@@ -130,10 +114,9 @@ def test_members_of_a_lost_batch_are_listed_as_jobs_of_their_own(
 
 
 def test_death_between_two_commands_leaves_lists_that_agree(
-    make_floor: MakeFloor, client: redis.Redis
+    floor: Floor, client: redis.Redis
 ) -> None:
     """The same if a sender dies at any time."""
-    floor = make_floor()
     for number in range(1, 30):
         with dying(number) as has_died:
             floor.post("a", job_owner="alice")
@@ -146,11 +129,9 @@ def test_death_between_two_commands_leaves_lists_that_agree(
 
 
 def test_full_server_takes_each_change_whole_or_not_at_all(
-    make_floor: MakeFloor, client: redis.Redis
+    floor: Floor, client: redis.Redis
 ) -> None:
     """Whatever it refuses, records and lists agree. All goes on when it has room."""
-    floor = make_floor()
-    floor.scripts["fails"] = lambda job_state: fail(ValueError("No"))
     failed, waits, ends = (floor.post(name) for name in ("fails", "w", "e"))
     batch = floor.send_batch("a", "fails")
     floor.work()
@@ -183,44 +164,33 @@ def test_full_server_takes_each_change_whole_or_not_at_all(
 
 
 def test_two_patterns_cover_all_keys_of_a_namespace(
-    make_floor: MakeFloor, client: redis.Redis, redis_url: str
+    make_floor: MakeFloor, client: redis.Redis, named: str
 ) -> None:
     """A user of the server who may touch those alone has all that jobs need."""
-    client.acl_setuser(
-        "worker",
-        enabled=True,
-        passwords=["+word"],
-        categories=["+@all"],
-        keys=["jobstate:*", "{jobstate:*"],
-    )
-    floor = make_floor(JobStore(redis_url.replace("redis://", "redis://worker:word@")))
+    keys = ["jobstate:*", "{jobstate:*"]
+    client.acl_setuser("worker", enabled=True, reset_keys=True, keys=keys)
+    floor = make_floor(JobStore(named))
     floor.store = floor.own
-    try:
-        live(floor)
-        assert disagreements(client) == set()
-    finally:
-        client.acl_deluser("worker")
+    live(floor)
+    assert disagreements(client) == set()
 
 
 def test_job_comes_through_whatever_is_refused_of_its_lists(
-    make_floor: MakeFloor, client: redis.Redis, redis_url: str
+    make_floor: MakeFloor, client: redis.Redis, named: str
 ) -> None:
     """If a user of the server may not run one of the commands that write lists, or
-    another program uses any of their keys, jobs are sent, run and end all the same; so
-    do the members of a batch.
+    another program uses any of their keys, jobs are sent, run, report and end all the
+    same; so do the members of a batch.
     """
-    client.acl_setuser(
-        "worker", enabled=True, passwords=["+word"], categories=["+@all"], keys=["*"]
-    )
-    store = JobStore(redis_url.replace("redis://", "redis://worker:word@"))
-    floor = make_floor(store)
-    floor.scripts["fails"] = lambda job_state: fail(ValueError("No"))
+    floor = make_floor(JobStore(named))
+    floor.scripts["a"] = lambda job_state: job_state.set_message("one")
 
     def come_through() -> None:
         sent = [floor.post(name, job_owner="alice") for name in ("a", "fails")]
         batch = floor.send_batch("a", "fails")
         floor.work()
         assert floor.statuses(*sent) == ["success", "error"]
+        assert floor.load(sent[0].message_id).message == "one"
         assert floor.counts(batch) == {"success": 1, "error": 1}
 
     come_through()
@@ -234,4 +204,3 @@ def test_job_comes_through_whatever_is_refused_of_its_lists(
         come_through()
         client.delete(key)
     come_through()
-    client.acl_deluser("worker")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,26 +11,15 @@ import redis
 from pyramid_jobstate import JobStore
 from tests.support import wait_for
 from tests.worker.conftest import Logged
-from tests.worker.floors import MakeFloor, spoil
-
-
-@pytest.fixture
-def named(client: redis.Redis, redis_url: str) -> Iterator[str]:
-    """The URL of a user of the server who may do everything at first."""
-    client.acl_setuser(
-        "worker", enabled=True, passwords=["+word"], categories=["+@all"], keys=["*"]
-    )
-    yield redis_url.replace("redis://", "redis://worker:word@")
-    client.acl_deluser("worker")
+from tests.worker.floors import Floor, MakeFloor
 
 
 def test_poisoned_record_does_not_hold_up_the_others(
-    make_floor: MakeFloor, client: redis.Redis, logged: Logged
+    floor: Floor, client: redis.Redis, logged: Logged
 ) -> None:
     """A job whose key holds text of another program is given up with a warning, and so
     is its next run. The other jobs are recorded as usual, and their ends waited for.
     """
-    floor = make_floor()
     held, poisoned = floor.begin(), floor.begin()
     client.set(f"jobstate:{poisoned.uuid}", "a string")
     poisoned.job_state.set_message("one")
@@ -47,24 +35,11 @@ def test_poisoned_record_does_not_hold_up_the_others(
     assert "WRONGTYPE" in first and "WRONGTYPE" in second
 
 
-def test_poisoned_lists_hold_up_no_job(
-    make_floor: MakeFloor, client: redis.Redis
-) -> None:
-    """Foreign text in place of a list costs the places in it, but no report."""
-    floor = make_floor()
-    floor.begin(job_owner="alice")
-    spoil(client, "zset")
-    held = floor.begin(job_owner="alice")
-    held.job_state.set_message("one")
-    held.end()
-    assert (held.load().status, held.load().message) == ("success", "one")
-
-
 def test_full_server_is_told_later(
-    make_floor: MakeFloor, client: redis.Redis, logged: Logged
+    floor: Floor, client: redis.Redis, logged: Logged
 ) -> None:
     """What a full server refuses is written when it has room again."""
-    held = make_floor().begin()
+    held = floor.begin()
     client.config_set("maxmemory", 1)
     try:
         held.job_state.set_progress_metric("miles", 3)
