@@ -15,7 +15,7 @@ from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Interrupt
 from dramatiq.middleware.threading import raise_thread_exception
 
-from pyramid_jobstate import JobCancelled, JobStore
+from pyramid_jobstate import JobStore
 from pyramid_jobstate.testing import away, pass_time
 from tests.faulty import FaultyProxy
 from tests.relay import Relay
@@ -159,18 +159,6 @@ def test_start_that_is_written_late_does_not_take_over(
 
 
 # A cancel.
-
-
-def test_running_job_hears_of_its_cancel(make_floor: MakeFloor) -> None:
-    """A report brings it, long before a beat. Any exception then is the cancel."""
-    held = make_floor(heartbeat=3600).begin()
-    assert held.load().cancel()
-    wait_for(lambda: held.job_state.cancel_requested)
-    with pytest.raises(JobCancelled):
-        held.job_state.set_message("one")
-    held.end(ValueError("It has stopped."))
-    assert held.load().status == "cancelled"
-    assert held.load().error == (None, "The job was cancelled.")
 
 
 def test_silent_job_hears_of_its_cancel_at_once(

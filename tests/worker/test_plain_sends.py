@@ -149,7 +149,7 @@ def test_message_that_cannot_be_encoded_leaves_no_job(
     assert client.keys("jobstate*") == []
 
 
-def test_worker_that_is_faster_than_the_senders_hook_wins(redis_url: str) -> None:
+def test_worker_that_is_faster_than_the_senders_hook_wins(broker: RedisBroker) -> None:
     """A job that has begun before its sender hears from the broker keeps its status."""
     gate = Gate()
 
@@ -157,7 +157,6 @@ def test_worker_that_is_faster_than_the_senders_hook_wins(redis_url: str) -> Non
         def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
             gate.wait_for_job()
 
-    broker = make_broker(redis_url)
     # These hooks run in reverse.
     broker.add_middleware(Slow())
 
