@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import dramatiq
 import pytest
@@ -63,7 +64,6 @@ def end_sending(held: Held, *names: str) -> list[str]:
 
 
 def fraction_of(floor: Floor, batch: Batch) -> float | None:
-    """Return where the bar of a batch stands."""
     progress = floor.batch(batch.uuid).progress
     return progress and progress.fraction
 
@@ -280,20 +280,14 @@ def test_store_that_is_away_raises_in_the_actor(
     assert floor.ran == {"a": 1, "x": 1}
 
 
-def test_broker_that_refuses_a_member(
-    make_floor: MakeFloor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_broker_that_refuses_a_member(make_floor: MakeFloor) -> None:
     """It has failed, and is sent when the job tries again."""
     floor = make_floor(threads=1)
     batch, held = begin_batch(floor)
-
-    def refuse(*args: Any, **options: Any) -> Any:
-        raise ConnectionError("away")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(floor.broker, "enqueue", refuse)
-        with pytest.raises(ConnectionError, match="away"):
-            send(held, "x")
+    error = ConnectionError("away")
+    away = mock.patch.object(floor.broker, "enqueue", side_effect=error)
+    with away, pytest.raises(ConnectionError, match="away"):
+        send(held, "x")
     assert floor.counts(batch) == {"working": 1, "error": 1}
     send(held, "x")
     assert floor.counts(batch) == {"working": 1, "queued": 1}
