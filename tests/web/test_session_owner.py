@@ -103,13 +103,11 @@ def config(redis_url: str, global_broker: Broker) -> Configurator:
 
 @pytest.fixture
 def new_visitor(config: Configurator) -> Visitors:
-    """Returns a new visitor of the application."""
     app = config.make_wsgi_app()
     return lambda: TestApp(app)
 
 
 def owners(store: JobStore) -> set[Any]:
-    """Return the owners of all jobs and batches."""
     return {job.owner for job in store.list().items}
 
 

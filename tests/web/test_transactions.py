@@ -71,7 +71,6 @@ def either_config(redis_url: str, request: pytest.FixtureRequest) -> Configurato
 
 @pytest.fixture
 def implicit(redis_url: str) -> Configurator:
-    """The configurator of an application with the thread's manager."""
     return make_tm_config(redis_url, IMPLICIT)
 
 

@@ -243,16 +243,6 @@ def test_expired_record_is_not_created_again(
 # Shutdown.
 
 
-class Stopping(Middleware):
-    """Notes that a worker has stopped, and is about to write what is left."""
-
-    def __init__(self) -> None:
-        self.begun = threading.Event()
-
-    def after_worker_shutdown(self, broker: Any, worker: Any) -> None:
-        self.begun.set()
-
-
 def end_all(jobs: list[Held]) -> None:
     for held in jobs:
         held.leave()
@@ -264,8 +254,13 @@ def test_worker_that_stops_waits_for_a_store_that_comes_back(
     make_floor: MakeFloor, proxy: FaultyProxy, logged: Logged
 ) -> None:
     """Ends that could not be written are written at its shutdown."""
-    floor, stopping = make_floor(JobStore(proxy.url)), Stopping()
-    floor.broker.add_middleware(stopping)
+    floor, stopping = make_floor(JobStore(proxy.url)), threading.Event()
+
+    class Stopping(Middleware):
+        def after_worker_shutdown(self, broker: Any, worker: Any) -> None:
+            stopping.set()
+
+    floor.broker.add_middleware(Stopping())
     jobs = [floor.begin() for _ in range(3)]
     proxy.judge = lambda request: "refuse"
     for number, held in enumerate(jobs):
@@ -273,7 +268,7 @@ def test_worker_that_stops_waits_for_a_store_that_comes_back(
     end_all(jobs)
     stopped = threading.Thread(target=floor.stop, daemon=True)
     stopped.start()
-    assert stopping.begun.wait(10)
+    assert stopping.wait(10)
     refused = proxy.faults["refuse"]
     # It tries more than once.
     wait_for(lambda: proxy.faults["refuse"] > refused + 4)

@@ -115,27 +115,25 @@ def test_message_that_is_refused_and_put_back_waits(redis_url: str, order: str) 
     assert seen == waiting
 
 
-class Limiter(Middleware):
-    """Puts the first deliveries back for a while, and skips them."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-
-    def before_process_message(self, broker: Any, message: Any) -> None:
-        self.seen.append(message.message_id)
-        if len(self.seen) < 3:
-            broker.enqueue(message, delay=60_000)
-            raise SkipMessage("not now")
-
-
 @pytest.mark.parametrize("order", ["before", "after", "first"])
 def test_message_that_a_limiter_puts_back_waits(
     redis_url: str, alice: JobStates, order: str
 ) -> None:
     """It is not finished, and the next step waits, wherever the limiter stands."""
     broker = make_broker(redis_url, before=AgeLimit if order == "first" else None)
+    seen: list[str] = []
+
+    class Limiter(Middleware):
+        """Puts the first deliveries back for a while, and skips them."""
+
+        def before_process_message(self, broker: Any, message: Any) -> None:
+            seen.append(message.message_id)
+            if len(seen) < 3:
+                broker.enqueue(message, delay=60_000)
+                raise SkipMessage("not now")
+
     where: Any = None if order == "after" else JobStateMiddleware
-    broker.add_middleware(limiter := Limiter(), before=where)
+    broker.add_middleware(Limiter(), before=where)
     broker.add_middleware(alarm := Alarm())
     over: list[Any] = []
     run_marathon = idle_actor(broker)
@@ -144,7 +142,7 @@ def test_message_that_a_limiter_puts_back_waits(
 
     def delivered(times: int) -> bool:
         over.extend(alice[job.uuid] for job in sent)
-        return len(limiter.seen) >= times
+        return len(seen) >= times
 
     with working(broker):
         sent = alice.send_immediately(pipe)
