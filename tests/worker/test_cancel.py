@@ -10,20 +10,19 @@ import pytest
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import AsyncIO
 from dramatiq.results import ResultFailure, Results
-from dramatiq.results.backends import RedisBackend
+from dramatiq.results.backends import StubBackend
 
-from pyramid_jobstate import JobCancelled, JobError, JobState, JobStateMiddleware
+from pyramid_jobstate import JobCancelled, JobError, JobState
 from tests.jobs import (
     Alarm,
-    Gate,
     job_actor,
-    load,
     make_broker,
     messages,
     wait_until,
     working,
 )
 from tests.support import wait_for
+from tests.worker.floors import Floor, MakeFloor
 
 CANCELLED = JobError(None, "The job was cancelled.")
 
@@ -96,90 +95,66 @@ def test_cancelled_job_ends_quietly(
     assert len(messages(caplog, "dramatiq.worker")) == 2
 
 
-def test_exception_before_the_job_heard_of_it_is_a_cancel(redis_url: str) -> None:
+def test_exception_before_the_job_heard_of_it_is_a_cancel(
+    make_floor: MakeFloor,
+) -> None:
     """A job that fails before it hears of its cancel is cancelled, and not retried."""
-    middleware = JobStateMiddleware(url=redis_url, interval=10)
-    broker = make_broker(redis_url, middleware)
-    gate = Gate()
-    runs = []
-
-    @dramatiq.actor(broker=broker, min_backoff=50, max_backoff=60, job_state=True)
-    def run_marathon() -> None:
-        runs.append(1)
-        gate.wait()
-        raise ValueError("secret")
-
-    with working(broker):
-        message = run_marathon.send()
-        gate.wait_for_job()
-        assert load(broker, message).cancel()
-        gate.open()
-        state = wait_until(broker, message, "cancelled", "retrying", "error")
-        assert (state.status, state.error) == ("cancelled", CANCELLED)
-        wait_for(lambda: broker.do_qsize("default.DQ") == 0)
-        broker.join("default", timeout=20_000)
-    assert runs == [1]
-    assert load(broker, message).status == "cancelled"
+    floor = make_floor(interval=10)
+    held = floor.begin(max_retries=1, min_backoff=50, max_backoff=60)
+    assert held.load().cancel()
+    held.end(ValueError("secret"))
+    assert (held.load().status, held.load().error) == ("cancelled", CANCELLED)
+    wait_for(floor.is_idle)
+    assert floor.ran == {"": 1}
+    assert held.load().status == "cancelled"
 
 
-def test_job_that_shields_itself_is_a_success(broker: RedisBroker) -> None:
+def test_job_that_shields_itself_is_a_success(floor: Floor) -> None:
     """A job that returns normally after its cancel ends as a success."""
 
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: JobState) -> None:
-        try:
+    def shield(job_state: JobState) -> None:
+        with pytest.raises(JobCancelled):
             report_for_ever(job_state)
-        except JobCancelled:
-            job_state.set_progress_metric("shielded", True)
+        job_state.set_progress_metric("shielded", True)
 
-    with working(broker):
-        message = run_marathon.send()
-        wait_until(broker, message, "working").cancel()
-        state = wait_until(broker, message, "success", "cancelled")
-    assert state.status == "success"
-    assert state.progress_metrics["shielded"] is True
+    held = floor.begin()
+    assert held.load().cancel()
+    held.end(shield)
+    assert held.load().status == "success"
+    assert held.load().progress_metrics["shielded"] is True
 
 
 def test_waiting_job_never_begins(
-    broker: RedisBroker, caplog: pytest.LogCaptureFixture
+    floor: Floor, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Queued or delayed, it is skipped: no actor, callback or log line comes of it."""
-    ran: list[str] = []
+    called: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @dramatiq.actor(broker=floor.broker)
     def call_back(*args: Any) -> None:
-        ran.append("callback")
+        called.append(args)
 
-    @dramatiq.actor(broker=broker, job_state=True, on_success=call_back.actor_name)
-    def run_marathon() -> None:
-        ran.append("actor")
-
-    sent = [run_marathon.send_with_options(delay=delay) for delay in (None, 200)]
-    for message in sent:
-        assert load(broker, message).cancel()
-        assert load(broker, message).status == "cancelled"
-    with working(broker):
-        wait_for(lambda: broker.do_qsize("default.DQ") == 0)
-        broker.join("default", timeout=20_000)
-    assert [load(broker, message).status for message in sent] == ["cancelled"] * 2
-    assert ran == messages(caplog, "pyramid_jobstate") == []
+    sent = [floor.message(on_success="call_back") for _ in range(2)]
+    for message, delay in zip(sent, (None, 200), strict=True):
+        floor.broker.enqueue(message, delay=delay)
+        assert floor.load(message.message_id).cancel()
+    assert floor.statuses(*sent) == ["cancelled"] * 2
+    floor.work()
+    assert floor.statuses(*sent) == ["cancelled"] * 2
+    assert not floor.ran
+    assert called == messages(caplog, "pyramid_jobstate") == []
 
 
-def test_cancelled_job_has_no_result(broker: RedisBroker, redis_url: str) -> None:
+def test_cancelled_job_has_no_result(floor: Floor) -> None:
     """The result of a cancelled job reads as a failure."""
-    backend = RedisBackend(url=redis_url)
-    broker.add_middleware(Results(backend=backend))
-
-    @job_actor(broker=broker, store_results=True)
-    def run_marathon(*, job_state: JobState) -> None:
-        report_for_ever(job_state)
-
-    with working(broker):
-        message = run_marathon.send()
-        wait_until(broker, message, "working").cancel()
-        wait_until(broker, message, "cancelled")
-        with pytest.raises(ResultFailure):
-            message.get_result(backend=backend, block=True, timeout=2000)
+    backend = StubBackend()
+    floor.broker.add_middleware(Results(backend=backend))
+    held = floor.begin(store_results=True)
+    assert held.load().cancel()
+    held.end(report_for_ever)
+    assert held.load().status == "cancelled"
+    with pytest.raises(ResultFailure):
+        held.message.get_result(backend=backend, block=True, timeout=2000)
 
 
 def test_async_job_stops_and_cleans_up(
@@ -222,25 +197,18 @@ def test_async_job_stops_and_cleans_up(
     assert not [r for r in caplog.records if r.exc_info]
 
 
-def test_retry_that_was_cancelled_keeps_what_the_first_try_said(
-    broker: RedisBroker,
-) -> None:
+def test_retry_that_was_cancelled_keeps_what_the_first_try_said(floor: Floor) -> None:
     """It never begins again, and keeps the reports, attempt and start of its run."""
-    broker.add_middleware(alarm := Alarm())
-
-    @job_actor(broker=broker, min_backoff=60_000)
-    def run_marathon(*, job_state: JobState) -> None:
-        job_state.set_progress_metric("attempt", job_state.attempt)
-        raise ValueError("a cramp")
-
-    with working(broker):
-        message = run_marathon.send()
-        first = wait_until(broker, message, "retrying")
-        assert first.cancel()
-        alarm.ring()
-        wait_for(lambda: broker.do_qsize("default.DQ") == 0)
-        broker.join("default", timeout=20_000)
-    state = load(broker, message)
+    floor.broker.add_middleware(alarm := Alarm())
+    held = floor.begin(max_retries=1, min_backoff=60_000)
+    held.job_state.set_progress_metric("attempt", held.job_state.attempt)
+    held.end(ValueError("a cramp"))
+    first = held.load()
+    assert first.status == "retrying" and first.cancel()
+    alarm.ring()
+    wait_for(floor.is_idle)
+    state = held.load()
     assert (state.status, state.error, state.attempt) == ("cancelled", CANCELLED, 1)
     assert state.progress_metrics == {"attempt": 1}
     assert state.started_at == first.started_at
+    assert floor.ran == {"": 1}

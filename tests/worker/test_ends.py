@@ -8,7 +8,7 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import AgeLimit, CurrentMessage, Retries, SkipMessage
+from dramatiq.middleware import AgeLimit, Retries, SkipMessage
 from dramatiq.middleware.time_limit import TimeLimit
 from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import RedisBackend
@@ -20,11 +20,10 @@ from tests.jobs import (
     job_actor,
     load,
     make_broker,
-    store_of,
     wait_until,
     working,
 )
-from tests.worker.floors import idle_actor
+from tests.worker.floors import Floor, idle_actor
 
 #: The stored type of the exception with which a message is skipped.
 SKIPPED = "dramatiq.middleware.middleware.SkipMessage"
@@ -129,29 +128,22 @@ class Unspeakable(SyntaxError):
         raise RuntimeError
 
 
-def test_error_is_kept_short(
-    broker: RedisBroker, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_error_is_kept_short(floor: Floor, caplog: pytest.LogCaptureFixture) -> None:
     """An exception's text is cut to a thousand characters, and is empty if str()
     fails. Of a traceback the end is kept. An actor that raises SkipMessage has
     cancelled itself.
     """
     caplog.set_level(logging.CRITICAL + 1, "dramatiq")
-    errors = [Unspeakable(), ValueError("é" * 9000), SkipMessage()]
-
-    @dramatiq.actor(broker=broker, max_retries=0, job_state=True)
-    def run_marathon(number: int) -> None:
-        raise errors[number]
-
-    with working(broker):
-        sent = [run_marathon.send(number) for number in range(3)]
-        states = [wait_until(broker, message, "error", "cancelled") for message in sent]
-    assert [(state.status, state.error) for state in states] == [
+    jobs = []
+    for error in Unspeakable(), ValueError("é" * 9000), SkipMessage():
+        jobs.append(floor.begin())
+        jobs[-1].end(error)
+    assert [(held.load().status, held.load().error) for held in jobs] == [
         ("error", JobError(f"{__name__}.Unspeakable", "")),
         ("error", JobError("ValueError", "é" * 1000)),
         ("cancelled", JobError(SKIPPED, "")),
     ]
-    traces = [store_of(broker).failures(job.uuid).traceback for job in states[:2]]
+    traces = [floor.store.failures(held.uuid).traceback for held in jobs[:2]]
     assert traces == ["", "é" * 2047 + "\n"]
 
 
@@ -202,31 +194,25 @@ def test_result_is_stored_before_the_job_ends(
                 message.get_result(backend=backend, block=True, timeout=1000)
 
 
-def test_job_that_puts_itself_back_is_due_from_then_on(redis_url: str) -> None:
+def test_job_that_puts_itself_back_is_due_from_then_on(floor: Floor) -> None:
     """`due_at` counts from when the message was put back, not from the run's end."""
-    broker = make_broker(redis_url, others=(CurrentMessage(),))
-    gate = Gate()
     times = []
 
     def note_time() -> None:
         times.append(datetime.datetime.now(datetime.UTC))
 
-    @dramatiq.actor(broker=broker, job_state=True)
-    def run_marathon() -> None:
-        message: Any = CurrentMessage.get_current_message()
+    def put_back(job_state: JobState) -> None:
         note_time()
-        broker.enqueue(message.copy(), delay=60_000)
+        floor.broker.enqueue(held.message.copy(), delay=60_000)
         note_time()
-        gate.wait()
-
-    with working(broker):
-        message = run_marathon.send()
-        gate.wait_for_job()
         threading.Event().wait(0.1)
         note_time()
-        gate.open()
-        state: Any = wait_until(broker, message, "retrying")
-        note_time()
+
+    held = floor.begin()
+    held.end(put_back)
+    state = held.load()
+    note_time()
+    assert state.status == "retrying"
     before, after, opened, seen = times
     # The time counts on until the end of the run is written.
     late = state.due_at - datetime.timedelta(seconds=60)

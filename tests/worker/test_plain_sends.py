@@ -1,13 +1,14 @@
 """Jobs that are sent by Dramatiq's own send(), without a request."""
 
-import threading
 from typing import Any
+from unittest import mock
 
 import dramatiq
 import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
+from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
@@ -18,15 +19,13 @@ from tests.jobs import (
     RunMarathon,
     job_actor,
     load,
-    make_broker,
-    store_of,
     wait_until,
     working,
 )
 from tests.support import load_job, wait_for
 from tests.trips import counting_trips
 from tests.worker.conftest import Logged
-from tests.worker.floors import idle_actor
+from tests.worker.floors import Floor, MakeFloor, failed, idle_actor
 
 # Parameters.
 
@@ -86,17 +85,13 @@ def test_job_is_queued_before_its_message_is_visible(redis_url: str) -> None:
     assert seen[0].attempt == 0 and seen[0].queued_at and seen[0].due_at is None
 
 
-def test_owner_that_cannot_be_one_owns_nothing(
-    broker: RedisBroker, logged: Logged
-) -> None:
+def test_owner_that_cannot_be_one_owns_nothing(floor: Floor, logged: Logged) -> None:
     """The job runs, for nobody, and a warning names the owner."""
-    run_marathon = idle_actor(broker)
     owners: list[Any] = [float("nan"), True, ["a"]]
-    sent = [run_marathon.send_with_options(job_owner=owner) for owner in owners]
-    assert [load(broker, message).owner for message in sent] == [None] * 3
-    with working(broker):
-        for message in sent:
-            wait_until(broker, message, "success")
+    sent = [floor.post(job_owner=owner) for owner in owners]
+    assert [floor.load(message.message_id).owner for message in sent] == [None] * 3
+    floor.work()
+    assert floor.statuses(*sent) == ["success"] * 3
     said = [m for m in logged() if "has no owner" in m]
     for owner in owners:
         assert any(f"not {owner!r}." in line for line in said), owner
@@ -119,20 +114,14 @@ def test_delayed_job_says_when_it_is_due(broker: RedisBroker) -> None:
 
 
 def test_message_whose_id_is_no_uuid_is_not_tracked(
-    broker: RedisBroker, client: redis.Redis, logged: Logged
+    floor: Floor, client: redis.Redis, logged: Logged
 ) -> None:
     """Its actor gets a detached JobState, with one warning for all such messages."""
-    ran = threading.Semaphore(0)
-
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: JobState) -> None:
-        job_state.set_progress_metric("x", 1)
-        ran.release()
-
-    with working(broker):
-        for number in range(2):
-            broker.enqueue(run_marathon.message().copy(message_id=f"n{number}"))
-            assert ran.acquire(timeout=5)
+    floor.scripts["a"] = lambda job_state: job_state.set_progress_metric("x", 1)
+    for number in range(2):
+        floor.broker.enqueue(floor.message("a").copy(message_id=f"n{number}"))
+    floor.work()
+    assert floor.ran == {"a": 2}
     assert client.keys("jobstate*") == []
     assert logged() == [
         "Messages whose id is not a uuid are not tracked, such as 'n0'."
@@ -140,12 +129,11 @@ def test_message_whose_id_is_no_uuid_is_not_tracked(
 
 
 def test_message_that_cannot_be_encoded_leaves_no_job(
-    stub: dramatiq.Broker, client: redis.Redis
+    floor: Floor, client: redis.Redis
 ) -> None:
     """The sender is told, and nothing is stored."""
-    run_marathon = idle_actor(stub)
     with pytest.raises(TypeError, match="not JSON serializable"):
-        run_marathon.send(object())
+        floor.errand.send(object())
     assert client.keys("jobstate*") == []
 
 
@@ -171,24 +159,18 @@ def test_worker_that_is_faster_than_the_senders_hook_wins(broker: RedisBroker) -
         wait_until(broker, message, "success")
 
 
-def test_job_that_the_broker_refuses_reads_stalled(
-    stub: dramatiq.Broker, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_job_that_the_broker_refuses_reads_stalled(floor: Floor) -> None:
     """It does not read queued for ever. Others do for as long as they wait."""
-    run_marathon = idle_actor(stub)
-    accepted, refused = run_marathon.send(), run_marathon.message()
-
-    def refuse(message: Any, *args: Any) -> None:
-        raise dramatiq.errors.ConnectionClosed("away")
-
-    monkeypatch.setattr(stub.queues["default"], "put", refuse)
-    with pytest.raises(dramatiq.errors.ConnectionClosed):
-        stub.enqueue(refused)
-    assert load(stub, refused).status == "queued"
-    pass_time(store, store.stalled_after + 1)
-    assert load(stub, refused).status == "stalled"
-    assert load(stub, refused).is_working
-    assert load(stub, accepted).status == "queued"
+    accepted, refused = floor.post(), floor.message()
+    away = mock.patch.object(
+        floor.broker.queues["default"], "put", side_effect=ConnectionClosed("away")
+    )
+    with away, pytest.raises(ConnectionClosed):
+        floor.broker.enqueue(refused)
+    assert floor.statuses(refused) == ["queued"]
+    pass_time(floor.store, floor.store.stalled_after + 1)
+    assert floor.statuses(refused, accepted) == ["stalled", "queued"]
+    assert floor.load(refused.message_id).is_working
 
 
 def test_job_of_a_stub_broker_has_ended_after_its_joins(stub: dramatiq.Broker) -> None:
@@ -212,69 +194,52 @@ def test_job_of_a_stub_broker_has_ended_after_its_joins(stub: dramatiq.Broker) -
 
 
 def test_send_without_the_store_goes_out(
-    redis_url: str, own: JobStore, logged: Logged
+    make_floor: MakeFloor, own: JobStore, logged: Logged
 ) -> None:
     """One warning tells of all. Later their jobs appear as they start or are sent."""
-    broker = make_broker(redis_url, JobStateMiddleware(own))
-
-    @job_actor(broker=broker)
-    def run_marathon(miles: int, *, job_state: JobState) -> None:
-        job_state.set_progress_metric("miles_run", miles)
-
+    floor = make_floor(own)
+    floor.scripts["a"] = lambda job_state: job_state.set_message("a")
     with away(own):
-        sent = [run_marathon.send(i) for i in range(3)]
+        sent = [floor.post("a") for _ in range(3)]
     assert len(logged()) == 1
-    ids = [message.message_id for message in sent]
-    with working(broker):
-        wait_for(lambda: all(job and job.is_success for job in own.load_many(ids)))
-    for number, job in enumerate(own.load_many(ids)):
-        assert job is not None and job.owner is None
-        assert job.progress_metrics == {"miles_run": number}
+    floor.work()
+    for message in sent:
+        job = floor.load(message.message_id)
+        assert (job.status, job.owner, job.message) == ("success", None, "a")
     with away(own):
-        run_marathon.send(4)
+        floor.post()
     assert len(logged()) == 2
 
     def is_recorded() -> bool:
-        return own.load(run_marathon.send(5).message_id) is not None
+        return floor.store.load(floor.post().message_id) is not None
 
     wait_for(is_recorded)
     assert is_recorded() and is_recorded()
 
 
 def test_send_that_the_store_refuses_is_logged(
-    stub: dramatiq.Broker, client: redis.Redis, logged: Logged
+    floor: Floor, client: redis.Redis, logged: Logged
 ) -> None:
     """A full server keeps no message from its actor, and the next send asks again."""
-    run_marathon = idle_actor(stub)
     client.config_set("maxmemory", 1)
     try:
-        message = run_marathon.send()
+        message = floor.post()
     finally:
         client.config_set("maxmemory", 0)
     (said,) = logged()
     assert said.startswith("The store refused to note that a job is sent.")
-    assert load(stub, run_marathon.send()).status == "queued"
-    with working(stub):
-        wait_for(lambda: store_of(stub).load(message.message_id))
-        wait_until(stub, message, "success")
+    assert floor.statuses(floor.post()) == ["queued"]
+    floor.work()
+    assert floor.statuses(message) == ["success"]
 
 
-def test_job_put_back_by_an_operator_is_queued(stub: dramatiq.Broker) -> None:
+def test_job_put_back_by_an_operator_is_queued(floor: Floor) -> None:
     """A failed job whose message is put back reads queued, and runs again."""
-    fails = [True, False]
-
-    @dramatiq.actor(broker=stub, max_retries=0, job_state=True)
-    def run_marathon() -> None:
-        if fails.pop(0):
-            raise ValueError
-
-    with working(stub):
-        message = run_marathon.send()
-        wait_until(stub, message, "error")
-    stub.enqueue(message)
-    assert load(stub, message).status == "queued"
-    with working(stub):
-        assert wait_until(stub, message, "success", "error").status == "success"
+    (message,) = failed(floor)
+    floor.broker.enqueue(message)
+    assert floor.statuses(message) == ["queued"]
+    floor.work()
+    assert floor.statuses(message) == ["success"]
 
 
 def test_job_costs_two_round_trips_and_four_scripts(
