@@ -19,7 +19,7 @@ from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, StoreUnavai
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import away, outbox, pass_time, run_jobs
 from tests.faulty import FaultyProxy, Moment, faulty
-from tests.jobs import Gate, messages, working
+from tests.jobs import messages, working
 from tests.lost import keys_without_end
 from tests.support import load_job, wait_for
 from tests.web.databases import Manager, fail
@@ -222,28 +222,6 @@ def test_a_shared_job_belongs_to_everybody(desk: UniqueDesk, nightly: Any) -> No
     assert desk.state(jobs[1], "bob")["job"]["cancellable"]
     assert desk.find(nightly, None, shared=True).uuid == jobs[0].uuid
     assert desk.find(nightly, None) is None
-
-
-def test_a_stalled_run_is_under_way(
-    redis_url: str, client: redis.Redis, set_broker: Callable[[Any], None]
-) -> None:
-    """Dramatiq delivers its message again."""
-    store = JobStore(redis_url, stalled_after=300)
-    broker = make_broker(redis_url, JobStateMiddleware(store, heartbeat=600))
-    set_broker(broker)
-    desk, gate = make_desk(UniqueDesk, redis_url, client, broker), Gate()
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def wait(miles: int) -> None:
-        gate.wait()
-
-    first = desk.press(actor=wait)
-    with working(broker):
-        gate.wait_for_job()
-        pass_time(store, 301)
-        assert desk.status(first) == "stalled"
-        assert desk.press(actor=wait).uuid == first.uuid
-        gate.open()
 
 
 # Bad input.

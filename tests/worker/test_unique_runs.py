@@ -96,6 +96,17 @@ def test_job_that_is_tried_again_is_under_way(floor: Floor) -> None:
     assert floor.press() != held.uuid
 
 
+def test_stalled_run_is_under_way(make_floor: MakeFloor) -> None:
+    """Dramatiq delivers its message again."""
+    floor = make_floor(heartbeat=3600)
+    held = press(floor)
+    floor.start()
+    held.wait()
+    pass_time(floor.store, 16)
+    assert held.reads("stalled")
+    assert is_under_way(floor, held.uuid)
+
+
 def test_late_run_is_stopped_if_another_job_is_under_way(
     make_floor: MakeFloor, own: JobStore, logged: Logged
 ) -> None:
