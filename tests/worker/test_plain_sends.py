@@ -7,15 +7,13 @@ import dramatiq
 import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware
 
-from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import away, pass_time
 from tests.jobs import (
     Alarm,
-    Gate,
     RunMarathon,
     job_actor,
     load,
@@ -65,21 +63,17 @@ def test_params_leave_out_what_cannot_be_stored(stub: dramatiq.Broker) -> None:
 # Sending.
 
 
-def test_job_is_queued_before_its_message_is_visible(redis_url: str) -> None:
+def test_job_is_queued_before_its_message_is_visible(floor: Floor) -> None:
     """Its owner is the one that the send names."""
     seen: list[JobState] = []
 
-    class Looking(StubBroker):
-        def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
-            super().emit_before(signal, *args, **kwargs)
-            if signal == "enqueue":
-                seen.append(load(self, args[0]))
+    class Looking(Middleware):
+        def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+            seen.append(floor.load(message.message_id))
 
-    broker = Looking()
-    broker.add_middleware(JobStateMiddleware(url=redis_url))
-    run_marathon = idle_actor(broker, job_state=RunMarathon)
-    run_marathon.send(26)
-    run_marathon.send_with_options(args=(26,), job_owner="alice")
+    floor.broker.add_middleware(Looking())
+    floor.post()
+    floor.post(job_owner="alice")
     assert [state.status for state in seen] == ["queued"] * 2
     assert [state.owner for state in seen] == [None, "alice"]
     assert seen[0].attempt == 0 and seen[0].queued_at and seen[0].due_at is None
@@ -137,26 +131,21 @@ def test_message_that_cannot_be_encoded_leaves_no_job(
     assert client.keys("jobstate*") == []
 
 
-def test_worker_that_is_faster_than_the_senders_hook_wins(broker: RedisBroker) -> None:
+def test_worker_that_is_faster_than_the_senders_hook_wins(floor: Floor) -> None:
     """A job that has begun before its sender hears from the broker keeps its status."""
-    gate = Gate()
+    held = floor.hold(floor.message())
 
     class Slow(Middleware):
         def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
-            gate.wait_for_job()
+            held.wait()
 
     # These hooks run in reverse.
-    broker.add_middleware(Slow())
-
-    @dramatiq.actor(broker=broker, job_state=RunMarathon)
-    def run_marathon() -> None:
-        gate.wait()
-
-    with working(broker):
-        message = run_marathon.send()
-        assert load(broker, message).status == "working"
-        gate.open()
-        wait_until(broker, message, "success")
+    floor.broker.add_middleware(Slow())
+    floor.start()
+    floor.broker.enqueue(held.message)
+    assert held.load().status == "working"
+    held.end()
+    assert held.load().status == "success"
 
 
 def test_job_that_the_broker_refuses_reads_stalled(floor: Floor) -> None:
