@@ -20,6 +20,7 @@ from pyramid_jobstate import JobStore, embedded
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.testing import release_broker
 from tests import chromium
+from tests.faulty import FaultyProxy, faulty
 from tests.jobs import messages
 from tests.support import lack
 from tests.web.operating import Marathons
@@ -102,6 +103,13 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 def store(client: redis.Redis) -> JobStore:
     """A store in the empty database at `redis_url`."""
     return JobStore(client)
+
+
+@pytest.fixture
+def proxy(redis_url: str) -> Iterator[FaultyProxy]:
+    """A proxy to the store, which may lose requests and replies."""
+    with faulty(redis_url) as proxy:
+        yield proxy
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -18,7 +18,7 @@ from pyramid.request import Request
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, StoreUnavailable
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import away, outbox, pass_time, run_jobs
-from tests.faulty import FaultyProxy, Moment, faulty
+from tests.faulty import FaultyProxy, Moment
 from tests.jobs import messages, working
 from tests.lost import keys_without_end
 from tests.support import load_job, wait_for
@@ -132,12 +132,6 @@ def crash(global_broker: Broker) -> Any:
 @pytest.fixture
 def desk(redis_url: str, client: redis.Redis, global_broker: Broker) -> UniqueDesk:
     return make_desk(UniqueDesk, redis_url, client, global_broker)
-
-
-@pytest.fixture
-def proxy(redis_url: str) -> Iterator[FaultyProxy]:
-    with faulty(redis_url) as proxy:
-        yield proxy
 
 
 @pytest.fixture

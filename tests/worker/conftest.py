@@ -14,7 +14,6 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobStateMiddleware, JobStore
 from pyramid_jobstate.resources import JobStates
-from tests.faulty import FaultyProxy, faulty
 from tests.jobs import make_broker, messages
 from tests.relay import Relay, relaying
 from tests.webapp import make_request
@@ -96,12 +95,6 @@ def slow(relay: Relay) -> JobStore:
 def relay(redis_url: str) -> Iterator[Relay]:
     with relaying(redis_url) as relay:
         yield relay
-
-
-@pytest.fixture
-def proxy(redis_url: str) -> Iterator[FaultyProxy]:
-    with faulty(redis_url) as proxy:
-        yield proxy
 
 
 @pytest.fixture
