@@ -27,6 +27,7 @@ from webtest import TestApp
 from pyramid_jobstate import JobStateMiddleware, JobStore
 from tests.jobs import messages
 from tests.web.reading import put
+from tests.web.streaming import OwnPool
 from tests.webapp import (
     NOWHERE,
     get,
@@ -280,10 +281,6 @@ def test_start_is_logged(said: Callable[[], list[str]]) -> None:
 
 
 # The stores of the web side and of the middleware.
-
-
-class OwnPool(redis.ConnectionPool):
-    """A class of pools of the application's own."""
 
 
 def private_stores() -> Iterator[tuple[JobStore, JobStore]]:
