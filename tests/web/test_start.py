@@ -275,9 +275,10 @@ def test_start_is_logged(said: Callable[[], list[str]]) -> None:
         (owner, ["'races'", "/api/jobs. ", "role_of(request)"]),
     ]
     for given, words in cases:
-        start(configured(prefix="api", **given))
+        start(config := configured(prefix="api", **given))
         (line,) = said()
         assert all(word in line for word in words), line
+    assert make_request(config, "alice").job_states.current_owner == "role:alice"
 
 
 # The stores of the web side and of the middleware.
