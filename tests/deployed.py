@@ -34,7 +34,7 @@ PATIENCE = 60.0
 #: Where the README has the application.
 HOME = "/srv/myapp"
 
-#: The commands in the environment of the application that are those of this one.
+#: The commands that the environment of the application shares with this one.
 COMMANDS = "pserve proutes gunicorn granian hypercorn uvicorn dramatiq"
 
 WEB, WORKER, PUSH = (f"myapp-{name}.service" for name in ("web", "worker", "push"))

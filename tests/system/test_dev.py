@@ -16,7 +16,8 @@ from tests.cliapp import PATIENCE, Folder
 from tests.processes import Process
 from tests.support import descendants, free_ports, is_alive, wait_for
 
-#: As a shell starts the background commands of a script, and a stubborn one all.
+#: Starts a command as a shell starts those in the background of a script, with SIGINT
+#: ignored, and here with SIGTERM ignored as well.
 IGNORING = ["sh", "-c", 'trap "" INT TERM; exec "$0" "$@"']
 
 READY = r"pjobs  \| The worker is ready\."

@@ -47,6 +47,7 @@ SERVERS = {
 #: Where the commands of the WSGI servers and of Dramatiq are.
 BIN = Path(sys.executable).parent
 
+#: An application that sends jobs, and their actors.
 APP_OF_JOBS = "bench.matrix.app"
 GUNICORN = f"gunicorn --bind 127.0.0.1:{{port}} --workers 2 {APP_OF_JOBS}:make_app()"
 WORKER = f"{APP_OF_JOBS} --processes 1"

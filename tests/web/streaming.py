@@ -153,8 +153,11 @@ def pooling(
 
 @contextlib.contextmanager
 def refusing_threads(name: str, times: int) -> Iterator[list[int]]:
-    """Have threads whose names begin so not start, so many times. Give how often they
-    still will not.
+    """Keep threads from starting a number of times, and yield how many of these times
+    are left.
+
+    Parameters:
+      name: What the names of the threads begin with.
     """
     start, left = threading.Thread.start, [times]
 

@@ -453,7 +453,7 @@ def test_outbox_shows_what_a_batch_would_send(
 
 
 def test_members_are_listed_in_the_order_of_their_sending(desk: BatchDesk) -> None:
-    """Some at a time, and by their status. What is no batch is unknown."""
+    """The list has pages, and may be of one status. A job that is no batch has none."""
     batch = desk.put("queued", "success", "error", "error", "error")
     uuids = [job.uuid for job in desk.members(batch)]
     for query, found in ("&limit=3", uuids), ("&limit=2&status=error", uuids[2:]):
