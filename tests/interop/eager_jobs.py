@@ -1,5 +1,6 @@
 """The actor of the application whose jobs run in the web process, and its view."""
 
+import contextlib
 import os
 from typing import Any
 
@@ -9,7 +10,7 @@ from dramatiq_eager_broker import EagerBroker
 from pyramid.config import Configurator
 from pyramid.request import Request
 
-from pyramid_jobstate import JobStateMiddleware
+from pyramid_jobstate import JobStateMiddleware, current_job_state
 
 broker = EagerBroker([middleware() for middleware in default_middleware])
 broker.add_middleware(JobStateMiddleware(url=os.environ["REDIS_URL"]))
@@ -24,8 +25,18 @@ def run_leg(miles: int, fails: bool, *, job_state: Any = None) -> None:
         raise ValueError("a blister")
 
 
+@dramatiq.actor(max_retries=0)
+def run_relay(fails: bool, *, job_state: Any = None) -> None:
+    with contextlib.suppress(ValueError):
+        run_leg.send(2, fails)
+    job_state.set_progress_metric("goes_on", current_job_state() is job_state)
+
+
 def view(request: Request) -> Any:
-    return request.job_states.send(run_leg, 2, "fails" in request.params)
+    fails = "fails" in request.params
+    if "relay" in request.params:
+        return request.job_states.send(run_relay, fails)
+    return request.job_states.send(run_leg, 2, fails)
 
 
 def includeme(config: Configurator) -> None:

@@ -27,7 +27,8 @@ def eager_app(interop_broker: Any) -> TestApp:
 @pytest.mark.parametrize("fail_fast", [True, False])
 def test_job_ends(eager_app: TestApp, interop_broker: Any, fail_fast: bool) -> None:
     """A job that has run reads `success`, with its last values, or `error`, whether or
-    not the exception reaches its sender. It is protected like any other.
+    not the exception reaches its sender. It is protected like any other. A job goes on
+    reporting after another that it has sent.
     """
     interop_broker.fail_fast = fail_fast
     for run, status in ("/run", "success"), ("/run?fails=1", "error"):
@@ -37,3 +38,7 @@ def test_job_ends(eager_app: TestApp, interop_broker: Any, fail_fast: bool) -> N
         state = get(eager_app, path, "alice").json
         assert (state["job"]["status"], state["miles_run"]) == (status, 2)
         assert get(eager_app, path, "bob").status_code == 403
+        relay = f"/run?relay=1&{run.partition('?')[2]}"
+        uuid = ask(eager_app, "POST", relay, "alice").json["job"]["uuid"]
+        state = get(eager_app, f"/job_state/{uuid}", "alice").json
+        assert (state["job"]["status"], state["goes_on"]) == ("success", True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_a_job_that_fails(broker: RabbitmqBroker, redis_url: str) -> None:
     """Between two attempts a job reads retrying, and no values of one remain in the
     next. When its retries are used up, it is an error, and the broker keeps its
     message. It runs again for an operator, and the rejected message does not. Neither
-    do jobs that were cancelled while they waited.
+    do jobs that were cancelled, while they waited or while they ran.
     """
     broker.add_middleware(alarm := Alarm())
     attempts: list[int] = []
@@ -66,6 +67,11 @@ def test_a_job_that_fails(broker: RabbitmqBroker, redis_url: str) -> None:
         job_state.set_progress_metric(f"try {len(attempts)}", True)
         if len(attempts) < 3:
             raise ValueError("a cramp")
+
+    @job_actor(broker=broker)
+    def run_on(*, job_state: Any) -> None:
+        for _ in job_state.track(range(100_000)):
+            time.sleep(0.001)
 
     for delay in None, 300:
         cancelled = run_marathon.send_with_options(delay=delay)
@@ -81,7 +87,10 @@ def test_a_job_that_fails(broker: RabbitmqBroker, redis_url: str) -> None:
         assert (state.status, state.error) == ("error", ("ValueError", "a cramp"))
         assert state.progress_metrics == {"try 2": True}
         broker.join("default", timeout=20_000)
-        wait_for(lambda: counts(broker) == (0, 3))
+        running = run_on.send()
+        assert wait_until(broker, running, "working").cancel()
+        wait_until(broker, running, "cancelled")
+        wait_for(lambda: counts(broker) == (0, 4))
         assert rerun(JobStore(redis_url), broker, message.message_id)
         wait_until(broker, message, "success", timeout=PATIENCE)
         # As an operator of RabbitMQ moves it back: no hook tells of it.

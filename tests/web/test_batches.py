@@ -452,6 +452,17 @@ def test_outbox_shows_what_a_batch_would_send(
 # What viewers are told.
 
 
+def test_batch_is_cancelled_by_a_request(desk: BatchDesk) -> None:
+    """Members that wait are cancelled at once, and say so to their viewers."""
+    batch = desk.put("success", "queued", "working")
+    answer = act(desk.app, f"/job_state/{batch.uuid}/cancel", "alice")
+    assert (answer.status_int, answer.json["job"]["status"]) == (202, "cancelling")
+    assert desk.counts(batch) == {"success": 1, "cancelled": 1, "working": 1}
+    (member,) = desk.uuids(batch, "&status=cancelled")
+    state = get(desk.app, f"/job_state/{member}", "alice").json["job"]
+    assert state["error"] == {"message": "The job was cancelled."}
+
+
 def test_members_are_listed_in_the_order_of_their_sending(desk: BatchDesk) -> None:
     """The list has pages, and may be of one status. A job that is no batch has none."""
     batch = desk.put("queued", "success", "error", "error", "error")
@@ -465,7 +476,8 @@ def test_members_are_listed_in_the_order_of_their_sending(desk: BatchDesk) -> No
         assert desk.listed(batch, rest).json["cursor"] is None
     for query in "&status=lost", "&cursor=e1.x":
         assert desk.listed(batch, query).status_int == 400, query
-    assert get(desk.app, f"/job_state?batch={uuids[0]}", "alice").status_int == 404
+    for none in uuids[0], "x":
+        assert get(desk.app, f"/job_state?batch={none}", "alice").status_int == 404
 
 
 def test_rights_of_members(desk: BatchDesk) -> None:

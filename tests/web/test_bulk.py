@@ -52,6 +52,22 @@ def test_clear_deletes_ended_jobs(operated: TestApp, store: JobStore) -> None:
         assert found == gone, query
 
 
+def test_acts_leave_other_kinds_alone(
+    operated: TestApp, store: JobStore, marathons: Marathons
+) -> None:
+    """Of all jobs, each act is done with those of the kind that it names."""
+    for name, status in REQUESTS:
+        job, other = (
+            put(store, "bob", cls=cls, status=status)[0]
+            for cls in (RunMarathon, JobState)
+        )
+        answer = act(operated, f"/job_state/{name}", kind="RunMarathon", all=1)
+        assert answer.json == {"done": 1, "refused": 0, "cursor": None}, name
+        after = {"clear": None, "cancel": "cancelled", "rerun": "queued"}[name]
+        assert statuses(store, job, other) == [after, status]
+        store.client.flushdb()
+
+
 def test_cursor_leads_to_the_other_jobs(operated: TestApp, store: JobStore) -> None:
     """The cursor leads to jobs that were sent before; with limit=0, to all of them."""
     jobs = put(store, *"abcde", status="queued")

@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
-from pyramid.authorization import Allow, Deny, Everyone
+import redis
+from pyramid.authorization import Allow, Authenticated, Deny, Everyone
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate import Batch, JobState, JobStore
+from pyramid_jobstate.testing import put_batch
 from tests.jobs import RunMarathon
 from tests.support import key_of
 from tests.web.operating import (
@@ -21,7 +23,7 @@ from tests.web.operating import (
 )
 from tests.web.paging import paged_app
 from tests.web.reading import FORBIDDEN
-from tests.webapp import ADMIN, Root, ask, get, make_app, make_config
+from tests.webapp import ADMIN, Root, ask, get, make_app, make_config, make_request
 
 SECRET = "hush-4711"
 
@@ -239,3 +241,41 @@ def test_acl_of_a_class_may_use_the_parameters(app: TestApp, store: JobStore) ->
         assert get(app, "/job_state", user).json["items"] == [], user
         assert act(app, f"/job_state/{job}/cancel", user).status_code == after, user
     assert uuids_of(get(app, "/job_state?owner=alice", ADMIN).json["items"]) == [job]
+
+
+def test_strange_record_has_only_the_lineages_rights(
+    app: TestApp, store: JobStore, client: redis.Redis
+) -> None:
+    """The root alone decides about an unknown kind, and what cannot be parsed."""
+    kinds: list[tuple[str, Any]] = [("kind", "NeverImported"), ("kind", b"\xff")]
+    for field, value in [*kinds, ("owner", '["bob"]'), ("owner", "true")]:
+        (job,) = put(store, "alice", cls=RunMarathon)
+        client.hset(key_of(store, job), field, value)
+        path = f"/job_state/{job}"
+
+        for user in "bob", "alice", ADMIN:
+            read, done = (200, 202) if user == ADMIN else (403, 403)
+            assert get(app, path, user).status_code == read, value
+            assert act(app, f"{path}/cancel", user).status_code == done, value
+        assert get(app, "/job_state", "alice").json["items"] == []
+    batch = put_batch(store, Batch, ["queued"], owner="alice").uuid
+    client.hset(key_of(store, batch), "kind", "NeverImported")
+    for user, read in ("alice", 403), (ADMIN, 200):
+        assert get(app, f"/job_state/{batch}", user).status_code == read
+
+
+def test_user_named_like_everybody_owns_nothing(
+    redis_url: str, marathons: Marathons
+) -> None:
+    """If somebody could choose such a userid, everybody would own their jobs. Instead,
+    these have no owner.
+    """
+    config = make_config(redis_url)
+    app = make_app(config)
+    for name in Everyone, Authenticated:
+        job_states = make_request(config, name).job_states
+        job = job_states.send_immediately(marathons.run_marathon, 1)
+        path = f"/job_state/{job.uuid}"
+        for user in "bob", name:
+            assert get(app, path, user).status_code == 403
+        assert get(app, "/job_state", name).json["items"] == []
