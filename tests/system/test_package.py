@@ -9,6 +9,9 @@ from tests.processes import run_python
 WORKER = """
 import sys
 
+# Dramatiq imports it where it is installed, and it imports packages of Zope.
+sys.modules["gevent"] = None
+
 import dramatiq
 from dramatiq.brokers.stub import StubBroker
 from pyramid_jobstate import JobState, JobStateMiddleware
