@@ -164,6 +164,16 @@ def test_answer_is_that_under_waitress(ports: dict[str, int], server: str) -> No
         assert found == expected, name
 
 
+def test_scheme_of_a_trusted_proxy() -> None:
+    """With uvicorn's proxy headers, URLs have the scheme that the proxy names."""
+    app = make_views()
+    for trusted, scheme in (("127.0.0.1", "https"), ("192.0.2.1", "http")):
+        options = {"proxy_headers": True, "forwarded_allow_ips": trusted}
+        with serving(asgi_app(app), **options) as port:
+            answer = ask(port, "GET /environ\nX-Forwarded-Proto: https")
+        assert json.loads(answer.body)["wsgi.url_scheme"] == scheme
+
+
 # What no client of uvicorn's can send
 
 

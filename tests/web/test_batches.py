@@ -464,7 +464,7 @@ def test_batch_is_cancelled_by_a_request(desk: BatchDesk) -> None:
 
 
 def test_members_are_listed_in_the_order_of_their_sending(desk: BatchDesk) -> None:
-    """The list has pages, and may be of one status. A job that is no batch has none."""
+    """Members come in pages, also those of one status. Any other uuid is a 404."""
     batch = desk.put("queued", "success", "error", "error", "error")
     uuids = [job.uuid for job in desk.members(batch)]
     for query, found in ("&limit=3", uuids), ("&limit=2&status=error", uuids[2:]):

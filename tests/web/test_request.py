@@ -474,8 +474,8 @@ def test_applications_that_share_a_broker_keep_their_jobs_apart(
 ) -> None:
     """A job's request belongs to the application that has sent the job. Applications of
     one package and base URL, or without a URL of the same settings, count as one, and
-    the last one made runs its jobs. Where there were several, a job that names none is
-    refused.
+    the last one made runs its jobs. Where there were several, a job is refused that
+    names none, or one that was dropped.
     """
     registries = []
 
@@ -505,6 +505,13 @@ def test_applications_that_share_a_broker_keep_their_jobs_apart(
             wait_until(broker, send(config), "success")
         for message in send(first), tell.send():
             assert_refused(message)
+    gone = make_app_config(events, **{"jobstate.base_url": "http://gone"})
+    message = send(gone)
+    del gone
+    make_app_config(events, **shops)
+    gc.collect()
+    with working(broker):
+        assert_refused(message)
     # Registries are dicts, and all equal.
     expected = [config.registry for config in (again, admin, new, new, other)]
     assert list(map(id, registries)) == list(map(id, expected))

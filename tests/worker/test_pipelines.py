@@ -229,6 +229,18 @@ def test_step_that_is_not_tracked_does_no_harm(
     assert not [r for r in caplog.records if "Unexpected" in r.getMessage()]
 
 
+def test_groups_and_their_pipelines_succeed(
+    broker: Broker, alice: JobStates, step: Any, ended: Any
+) -> None:
+    """A failing member ends only its own pipeline, and both may be nested."""
+    inner = group([step.message(3), step.message(4) | step.message(5)])
+    steps = step.message(13) | step.message(2)
+    sent = alice.send_immediately(group([step.message(1), steps, inner]))
+    with working(broker):
+        jobs = ended(sent)
+    assert outcome(jobs) == [GOOD, BAD, NOT_RUN, GOOD, GOOD, GOOD]
+
+
 def test_completion_callback_is_a_job_of_the_senders(
     broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:
