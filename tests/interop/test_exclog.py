@@ -12,7 +12,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from tests.interop.contract import Contract
 from tests.interop.support import Site, away, need
 from tests.jobs import messages
-from tests.readme import README
+from tests.readme import DOCUMENTS
 
 need("pyramid_exclog")
 
@@ -65,7 +65,7 @@ class TestExclog(Contract):
         self, interop_broker: Any, interop_server: EmbeddedServer, caplog: Any
     ) -> None:
         """StoreUnavailable in a view is logged, but not with the README's setting."""
-        (value,) = re.findall(r"^  exclog\.ignore =\n((?: {6}.*\n)+)", README, re.M)
+        (value,) = re.findall(r"^  exclog\.ignore =\n((?: {6}.*\n)+)", DOCUMENTS, re.M)
         for settings, count in ({}, 1), ({"exclog.ignore": value}, 0):
             site = make_site(**settings)
             caplog.clear()

@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from tests.readme import README
+from tests.readme import page
 
 HERE = Path(__file__).parent
 #: The modules that a reader copies, by the row of the README's table.
@@ -31,8 +31,8 @@ def test_few_lines_are_needed() -> None:
     """The README lists exactly the applications tested here. A plugin's lines count in
     full, and so does the one that enables it; the others need only the include.
     """
-    section = README.partition("Use it in other applications\n---")[2]
-    table = section.partition("lines\n")[2].partition("\n\n")[0]
+    text = page("howto/other-applications")
+    table = text.partition("lines\n")[2].partition("\n\n")[0]
     rows = dict(re.findall(r"^([\w-]+) +([0-9]+) ", table, re.MULTILINE))
     assert rows.keys() == PLUGINS.keys() | APPLICATIONS.keys()
     for name, module in PLUGINS.items():

@@ -34,7 +34,7 @@ from tests.deployed import (
     status,
 )
 from tests.processes import fetch
-from tests.readme import README, snippets
+from tests.readme import page, snippets
 from tests.support import wait_for
 
 
@@ -130,7 +130,7 @@ def test_units_leave_time_to_stop() -> None:
     assert option("KillMode", unit) == "mixed"
     args = dramatiq.cli.make_argument_parser().parse_args(["module"])
     assert args.worker_shutdown_timeout == 10 * 60 * 1000
-    assert "(10 minutes if unset)" in README
+    assert "(10 minutes if unset)" in page("howto/deploy")
     assert "notify_shutdown" in ShutdownNotifications().actor_options
 
 

@@ -17,7 +17,7 @@ from playwright.sync_api import Page
 from pyramid_jobstate import JobStore
 from tests.asgi import EVENTS
 from tests.deployed import PUSH, SITE, Browser, Host, nginx
-from tests.readme import README, snippets
+from tests.readme import DOCUMENTS, snippets
 from tests.support import wait_for
 from tests.web.reading import put
 
@@ -64,7 +64,7 @@ def test_command_of_the_readme_streams(host: Host, server: str) -> None:
         if text.startswith("# myapp/asgi.py") and f"for {server}" in text:
             module = host.folder / "myapp/asgi.py"
             module.write_text(module.read_text("utf-8") + text, "utf-8")
-    (line,) = re.findall(r"``(proxy_set_header X-Forwarded-Host \$host;)``", README)
+    (line,) = re.findall(r"``(proxy_set_header X-Forwarded-Host \$host;)``", DOCUMENTS)
     site = host.files[SITE].replace("location / {", f"location / {{ {line}")
     with (
         host.redis() as client,

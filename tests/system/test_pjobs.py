@@ -22,7 +22,7 @@ from pyramid_jobstate.testing import pass_time
 from tests.cliapp import PATIENCE, PJOBS
 from tests.jobs import Gate, RunMarathon, job_actor
 from tests.operated import put
-from tests.readme import README, snippets
+from tests.readme import page, snippets
 from tests.running import Run, Runs, running
 from tests.support import wait_for, write
 from tests.terminal import Terminal
@@ -68,8 +68,11 @@ TIMES = (
     (r"\b\d+ s\b", "SPAN"),
 )
 
-#: The uuids in the README, by their beginnings.
-UUIDS = {uuid[:4]: uuid for uuid in re.findall(r"[0-9a-f]{8}(?:-\w+){4}", README)}
+#: The uuids in the documentation, by their beginnings.
+UUIDS = {
+    uuid[:4]: uuid
+    for uuid in re.findall(r"[0-9a-f]{8}(?:-\w+){4}", page("howto/operate"))
+}
 UUIDS |= {name[:4]: name + UUIDS["4f6c"][8:] for name in ("9a410c7d", "c3d2a9f0")}
 
 

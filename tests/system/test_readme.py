@@ -24,7 +24,7 @@ from pyramid_jobstate import JobStore, Progress, testing
 from tests.jobs import RunMarathon
 from tests.pollserver import PollServer
 from tests.processes import Process, run_python
-from tests.readme import README, snippets
+from tests.readme import DOCUMENTS, README, page, snippets
 from tests.support import ROOT, wait_for
 from tests.webapp import get, made_config, make_app, make_config, make_request
 
@@ -207,7 +207,7 @@ def myapp(tmp_path: Path, redis_url: str) -> MyApp:
 @pytest.fixture
 def worker(myapp: MyApp) -> Iterator[None]:
     """The README's worker, with one process."""
-    (shown,) = re.findall(r"^  (dramatiq .+)$", README, re.MULTILINE)
+    (shown,) = re.findall(r"^  (dramatiq .+)$", DOCUMENTS, re.MULTILINE)
     with myapp.start("-m", *shown.split(), "-p", "1", "-t", "2"):
         yield
 
@@ -413,7 +413,7 @@ def test_json_of_the_readme_has_the_real_names(app: TestApp, store: JobStore) ->
 
 def test_settings_of_the_readme_are_the_real_ones(redis_url: str) -> None:
     """The README lists exactly the settings that exist, with their defaults."""
-    table = README.partition("Settings\n---")[2].split("\n\n")[1]
+    table = page("reference/settings").split("\n\n")[1]
     rows = re.findall(r"^``(jobstate\.\w+)``(.*(?:\n .*)*)", table, re.MULTILINE)
     with pytest.raises(ConfigurationError) as info:
         make_app(make_config(redis_url, settings={"jobstate.nothing": "1"}))
@@ -439,8 +439,7 @@ def test_names_of_the_readme_exist() -> None:
         members.update(dir(importlib.import_module(f"pyramid_jobstate{module}")))
     members.update(dir(pyramid_jobstate.resources.JobStates))
     members.update(["uuid"])
-    section = README.partition("Report progress from an actor\n---")[2]
-    section = section.partition("Use a request in an actor\n---")[0]
+    section = page("howto/report") + page("howto/result")
     named = set(re.findall(r"``(?:job_state\.)?(\w+)(?:\([^`]*)?``", section))
     named -= {"job_state", "True", "async"}
     assert not {name for name in named if name not in members}

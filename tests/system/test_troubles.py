@@ -16,11 +16,10 @@ from dramatiq.brokers.redis import RedisBroker
 
 from pyramid_jobstate import JobStore
 from tests.deployed import WEB, WORKER, Host, files, get, metric, nginx, send, status
-from tests.readme import README
+from tests.readme import page
 from tests.support import PACKAGE, UUID, frozen_process, load_job, wait_for
 
-CHAPTER = README.partition("When it does not work\n---")[2]
-CHAPTER = CHAPTER.partition("Use it in other applications\n---")[0]
+CHAPTER = page("howto/troubleshoot")
 
 #: The beginnings of commands and settings, which are not quotations.
 OTHERS = re.compile(r"(redis-cli|proutes|dramatiq|pjobs) |[\w.]+ = ")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from tests.readme import README, snippets
+from tests.readme import DOCUMENTS, snippets
 from tests.system.firsthour.projects import PACKAGE, Project
 
 #: The comment that begins a block, in Python, in an ini file or in a template.
@@ -54,8 +54,8 @@ def adapted(block: Block, texts: Mapping[str, str]) -> Block:
 
 
 def section(title: str) -> str:
-    """Return a section of the README, without its subsections."""
-    parts = re.split(r"^(.+)\n[-~]{4,}\n", README, flags=re.MULTILINE)
+    """Return a section of the documents, without its subsections."""
+    parts = re.split(r"^(.+)\n[-=~]{4,}\n", DOCUMENTS, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))[title]
 
 
