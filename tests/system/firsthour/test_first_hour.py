@@ -128,8 +128,9 @@ def test_recipe_is_short() -> None:
     )
     del one[""], other[""]
     assert one.total() <= 24
-    # Lines that the README prints once for both count once.
-    assert (one | other).total() <= 28
+    # Lines that are the same for both count once. The form is not: its address is an
+    # expression of the template's language.
+    assert (one | other).total() <= 29
 
 
 @pytest.mark.parametrize("project", BOTH, indirect=True)
