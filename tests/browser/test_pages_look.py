@@ -287,13 +287,13 @@ COLOURS = {
 
 
 def test_colours_of_a_layout_win(pages: Pages, redis_url: str, store: JobStore) -> None:
-    """A layout sets each colour with a custom property."""
+    """A layout sets each colour with a custom property, of pages and elements alike."""
     # Another test's application may remember its chart.
     pages.serve(paged_config(redis_url))
     fill(store)
     pages.visit()
     wanted = {name: f"rgb({n}, 99, 7)" for n, name in enumerate(COLOURS)}
-    style = "".join(f"--jobstate-{name}: {text};" for name, text in wanted.items())
+    style = "".join(f"--job-state-{name}: {text};" for name, text in wanted.items())
     pages.page.evaluate(
         """(style) => {
             document.body.className = "";
@@ -304,6 +304,8 @@ def test_colours_of_a_layout_win(pages: Pages, redis_url: str, store: JobStore) 
     for name, (place, what) in COLOURS.items():
         found = pages.page.locator(place).first
         expect(found).to_have_css(what, wanted[name])
+    foot = pages.page.locator("job-state [part=foot]").first
+    expect(foot).to_have_css("color", wanted["muted"])
 
 
 @pytest.mark.system
