@@ -31,7 +31,7 @@ declare namespace JobState {
    * hidden, it polls once a minute for pollers with `whileHidden`, and not at all for others.
    *
    * ```js
-   * JobState.startPolling({
+   * JobState.follow({
    *   jobUuid,
    *   update: (d) => { miles.textContent = d.miles_run; },
    *   success: () => location.reload(),
@@ -42,10 +42,14 @@ declare namespace JobState {
    *
    * @throws TypeError that names an invalid option
    */
-  function startPolling<Metrics extends object = AnyMetrics>(
+  function follow<Metrics extends object = AnyMetrics>(
     options: PollingOptions<Metrics>
   ): Poller<Metrics>;
 
+  /** The same function as {@link follow}, by the name that it had before it streamed. */
+  const startPolling: typeof follow;
+
+  /** What {@link follow} takes: which job, and what to call. */
   type PollingOptions<Metrics extends object = AnyMetrics> = JobAddress & {
     /**
      * Milliseconds from an answer to the next request: 1000 by default, at least 50.

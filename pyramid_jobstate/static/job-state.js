@@ -2,7 +2,7 @@
  * job-state.js: the browser side of pyramid_jobstate.
  *
  *   <job-state src="/job_state/…/"></job-state>
- *   JobState.startPolling({jobUuid, update, success, error, lost})
+ *   JobState.follow({jobUuid, update, success, error, lost})
  *
  * A classic script without dependencies that defines window.JobState, the element
  * and nothing else. job-state.d.ts beside this file documents every option, callback,
@@ -117,7 +117,7 @@ function mountOf({ origin, pathname }) {
 }
 
 /** Follow one job. See job-state.d.ts. */
-function startPolling(options) {
+function follow(options) {
   const { place, period, csrf, signal } = checkOptions(options);
   const watch = new Watch(options, period);
   const stop = () => watch.end("stopped");
@@ -786,7 +786,7 @@ const TYPES = {
 
 function checkOptions(options) {
   const check = (valid, message) => {
-    if (!valid) throw new TypeError(`JobState.startPolling: ${message}`);
+    if (!valid) throw new TypeError(`JobState.follow: ${message}`);
   };
   check(options && typeof options === "object", "an object of options is needed");
   const { jobUuid, url, csrfToken, signal, crossOrigin } = options;
@@ -1242,7 +1242,7 @@ class JobStateElement extends HTMLElement {
       attempt(() => notify(job, (data.job_state === "success" && text) || usual()));
     };
     try {
-      this._poller = startPolling({
+      this._poller = follow({
         url: this.src,
         pollingPeriod: this.period,
         csrfToken: this.getAttribute("csrf-token"),
@@ -1535,7 +1535,8 @@ for (const name of PROPERTIES) {
 
 // A page may load this script twice. The elements belong to the first copy.
 if (!customElements.get("job-state")) {
-  window.JobState = { startPolling, askToNotify, labels: {}, setLabels, JobStateElement };
+  const startPolling = follow; // as the function was called before it streamed
+  window.JobState = { follow, startPolling, askToNotify, labels: {}, setLabels, JobStateElement };
   customElements.define("job-state", JobStateElement);
 }
 })();

@@ -228,7 +228,7 @@ WRONG = {
 
 
 CATCH = """() => {{
-    try {{ JobState.startPolling({}); }}
+    try {{ JobState.follow({}); }}
     catch (error) {{ return error instanceof TypeError && error.message; }}
 }}"""
 
@@ -236,8 +236,8 @@ CATCH = """() => {{
 def test_wrong_arguments_are_type_errors(polling: Polling) -> None:
     """They name the call. A base URL of another origin in the tag raises one, too."""
     found = {o: polling.page.evaluate(CATCH.format(o)) for o in WRONG}
-    assert found == {o: f"JobState.startPolling: {w}" for o, w in WRONG.items()}
+    assert found == {o: f"JobState.follow: {w}" for o, w in WRONG.items()}
     assert polling.server.seen("a") == []
     polling.open_with("", tag("src=/job-state.js data-base-url=http://a.test/jobs"))
     message = polling.page.evaluate(CATCH.format("{ jobUuid: 'job' }"))
-    assert message == f"JobState.startPolling: baseUrl {ELSEWHERE}"
+    assert message == f"JobState.follow: baseUrl {ELSEWHERE}"

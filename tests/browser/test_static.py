@@ -122,7 +122,7 @@ NAMES = """(object) => Object.getOwnPropertyNames(object)
 OPTIONS = """(jobUuid) => {
   const names = new Set();
   const get = (options, name) => (names.add(name), options[name]);
-  JobState.startPolling(new Proxy({ jobUuid }, { get }));
+  JobState.follow(new Proxy({ jobUuid }, { get }));
   return [...names];
 }"""
 
@@ -133,7 +133,9 @@ def test_types_are_those_of_the_script(
     """job-state.d.ts declares the names that the script and the JSON of a job have."""
     text = (STATIC / "job-state.d.ts").read_text("utf-8")
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
-    _, *parts = re.split(r"^  (?:function|let|class|type|interface) ", text, flags=re.M)
+    _, *parts = re.split(
+        r"^  (?:function|const|let|class|type|interface) ", text, flags=re.M
+    )
     member = re.compile(r"^ +(?:readonly )?(\w+)[?(:]", re.M)
     members = {
         re.split(r"\W", part, maxsplit=1)[0]: {*member.findall(part)} for part in parts
@@ -146,15 +148,16 @@ def test_types_are_those_of_the_script(
     def names(expression: str) -> set[str]:
         return set(site.page.evaluate(f"({NAMES})({expression})"))
 
-    values = re.findall(r"^  (?:function|let|class) (\w+)", text, re.M)
+    values = re.findall(r"^  (?:function|const|let|class) (\w+)", text, re.M)
     assert names("JobState") == {*values}
+    assert site.page.evaluate("JobState.startPolling === JobState.follow")
     found = "document.querySelector('job-state')"
     shown = names(found) | names("JobState.JobStateElement.prototype")
     assert shown == members["JobStateElement"]
     assert names(f"{found}.data") == members["JobData"]
     assert names(f"{found}.data.job") == members["Job"] - {"counts", "members"}
     assert names(f"{found}.data.job.progress") == members["Progress"]
-    poller = f"JobState.startPolling({{ jobUuid: '{job}' }})"
+    poller = f"JobState.follow({{ jobUuid: '{job}' }})"
     assert names(poller) == members["Poller"]
     options = members["PollingOptions"] | members["JobAddress"]
     # A poller looks at this one in a hidden tab.
