@@ -6,7 +6,7 @@
  */
 declare namespace JobState {
   /**
-   * Follow one job until it ends.
+   * Follow one job until it ends: the callbacks get its states. Times are in milliseconds.
    *
    * Polls at once. If the answer offers a stream (`JobState-Stream: 1`), the server then
    * sends each new state as it arrives; otherwise the poller asks again `pollingPeriod`
@@ -59,7 +59,7 @@ declare namespace JobState {
 
     /**
      * Also poll while the tab is hidden, once a minute: browsers allow hidden tabs no more.
-     * Otherwise the poller sleeps until the tab shows.
+     * By default, the poller sleeps until the tab shows.
      */
     whileHidden?: boolean;
 
@@ -92,7 +92,7 @@ declare namespace JobState {
      */
     lost?: ((reason: Reason) => void) | null;
 
-    /** The token that cancel() sends. */
+    /** The token that cancel() sends, if the application checks CSRF tokens. */
     csrfToken?: string | null;
 
     /**
@@ -105,8 +105,8 @@ declare namespace JobState {
     signal?: AbortSignal | null;
 
     /**
-     * Allow a URL of another origin, and send it its cookies. That server must allow it by
-     * CORS, with credentials. Unless it also sends
+     * Allow a URL of another origin, which is a TypeError by default, and send it its
+     * cookies. That server must allow it by CORS, with credentials. Unless it also sends
      * `Access-Control-Expose-Headers: JobState-Stream`, the page does not see the offer of
      * a stream, and polls.
      */
@@ -137,6 +137,7 @@ declare namespace JobState {
         baseUrl?: string;
       };
 
+  /** What {@link follow} returns: one caller's hold on one job. */
   interface Poller<Metrics extends object = AnyMetrics> {
     /**
      * Stop following the job: abort its request in flight, or close its stream, unless other
@@ -225,7 +226,15 @@ declare namespace JobState {
    */
   let labels: Labels;
 
-  /** Set the words for elements in one language (their `lang`, or that of the page). */
+  /**
+   * Set the words for elements in one language (their `lang`, or that of the page), such as
+   * `de` or `de-AT`. An element in `de-AT` takes those of `de` if `de-AT` has none. Words that
+   * are left out stay as they were. Elements that show already are drawn anew.
+   *
+   * ```js
+   * JobState.setLabels("de", { working: "Läuft", left: "noch {time}" });
+   * ```
+   */
   function setLabels(language: string, labels: Labels): void;
 
   /**
@@ -235,6 +244,7 @@ declare namespace JobState {
    */
   type Labels = { [Name in Label]?: string };
 
+  /** The names of the words. */
   type Label =
     // the title of a job without one
     | "job"
@@ -306,52 +316,31 @@ declare namespace JobState {
    * starts, in the viewer's zone and language. The text counts on by itself, by
    * {@link Poller.now}; screen readers are told the state only.
    *
-   * With the attribute `notify`, a hidden page polls once a minute. When the job ends in it, a
-   * bullet stands before `document.title` until the page shows. If the viewer has already
-   * given permission (see {@link askToNotify}), the browser also shows a notification: one
-   * for each job, whatever the number of elements, and tabs replace each other's. Its text
-   * is the value of the attribute if the job succeeds, and otherwise, or without a value,
-   * the job's title and the word for its state. A job that had ended before the page first
-   * showed it is not news.
-   *
    * A batch says how many of its jobs are over and how many of them failed or were cancelled
    * ("118 of 120 jobs, 2 failed"), and below that how many succeeded, failed, were cancelled,
    * run, wait or are tried again, zeros left out. The bar is parted by how they ended, and by
    * what the others have done. A share is never too small to be seen.
    *
-   * With the attribute `compact`, it takes one line, 2.5 em high, without the log, the link to
-   * the result and the line of counts.
-   *
-   * Events, which bubble out of shadow roots: `job-state:update`, `job-state:success` and
-   * `job-state:error`, with the data as `detail`, and `job-state:lost`, with the reason.
-   *
-   * Parts for `::part()`: job, head, icon, ring, sign, title, percent, cancel, bar, fill,
-   * foot, status, details, left, message, notice, result, log. Those of batches: share-success,
-   * share-error and share-cancelled in the bar, counts, and in it count-success, count-error,
-   * count-cancelled, count-working, count-queued and count-retrying. Custom properties:
-   * `--job-state-accent`, `-success`, `-warning`, `-error`, `-track`, `-muted` (colours),
-   * `-bar-height`, `-radius`. The shares and counts of a batch take the colours of the states;
-   * `-muted` is that of cancelled and waiting jobs. Unless they are set, text has the page's colour, and the
-   * other colours are derived from it, so the element needs no setting for light and dark.
-   * Sizes follow the font. The element keeps its `state` in an attribute, for selectors.
+   * Unless custom properties set them, text has the page's colour, and the other colours are
+   * derived from it, so the element needs no setting for light and dark. Sizes follow the
+   * font. What the element takes and has: {@link ElementAttributes}, {@link ElementEvents},
+   * {@link Part} and {@link CustomProperty}.
    */
   class JobStateElement extends HTMLElement {
-    /**
-     * Attribute `src`: what `request.resource_url(job_state)` returns. Once the job has ended,
-     * the element asks again only when `src` changes.
-     */
+    /** Attribute `src`; empty without one. */
     src: string;
     /** Attribute `period`: milliseconds between polls, 1000 by default. */
     period: number;
-    /** Attribute `cancellable`: show a cancel button to viewers who may cancel the job. */
+    /** Attribute `cancellable`: show a cancel button. */
     cancellable: boolean;
-    /** Attribute `log`: show the last lines of the job's log. */
+    /** Attribute `log`: show the job's log. */
     log: boolean;
     /**
      * The last data. Setting it shows it, without an event. An element outside the page is
      * drawn when it is inserted.
      */
     data: JobData | null;
+    /** What it shows, as in its attribute `state`. */
     readonly state: State;
     /**
      * How the last event arrived; null before a job's first event. Kept after the job ends.
@@ -359,18 +348,126 @@ declare namespace JobState {
     readonly transport: Transport | null;
     /**
      * Like {@link Poller.cancel}; also resolves to false while an earlier call waits for its
-     * answer, or if the element follows no job. Sends the attribute `csrf-token` in the
-     * header that the attribute `csrf-header` names, by default X-CSRF-Token.
+     * answer, or if the element follows no job.
      */
     cancel(): Promise<boolean>;
   }
 
+  /**
+   * The attributes of `<job-state>`. All may change at any time. Those that are boolean are
+   * on if they stand there, whatever their value.
+   */
+  interface ElementAttributes extends LabelAttributes {
+    /**
+     * The URL of the job: what `request.resource_url(job_state)` returns. Once the job has
+     * ended, the element asks again only when `src` changes.
+     */
+    src?: string;
+    /** Milliseconds between polls: 1000 by default, at least 50. */
+    period?: number;
+    /** Show a cancel button to viewers who may cancel the job. */
+    cancellable?: boolean;
+    /** Show the last lines of the job's log, 20 at most. */
+    log?: boolean;
+    /** Take one line, 2.5 em high, without the log, the link to the result and the counts. */
+    compact?: boolean;
+    /**
+     * Tell of the job's end in a hidden tab, which then polls once a minute. A bullet stands
+     * before `document.title` until the page shows. If the viewer has already given
+     * permission (see {@link askToNotify}), the browser also shows a notification: one for
+     * each job, whatever the number of elements, and tabs replace each other's. Its text is
+     * the value of the attribute if the job succeeds, and otherwise, or without a value, the
+     * job's title and the word for its state. A job that had ended before the page first
+     * showed it is not news.
+     */
+    notify?: boolean | string;
+    /** The token that a cancel sends, if the application checks CSRF tokens. */
+    "csrf-token"?: string;
+    /** The header for the token: X-CSRF-Token by default. */
+    "csrf-header"?: string;
+    /** Allow a `src` of another origin: see `crossOrigin` in {@link PollingOptions}. */
+    "cross-origin"?: boolean;
+    /** The language of words, numbers and times: by default, that around the element. */
+    lang?: string;
+  }
+
+  /** Words for one element, such as `label-working="Baking"`; `label-job` is its title. */
+  type LabelAttributes = { [Name in Label as `label-${Name}`]?: string };
+
+  /** The events of `<job-state>`. They bubble, out of shadow roots as well. */
   interface ElementEvents {
+    /** A state was received, perhaps the same as before. The last one, too. */
     "job-state:update": CustomEvent<JobData>;
+    /** The job has succeeded. */
     "job-state:success": CustomEvent<JobData>;
+    /** The job has failed or was cancelled: `detail.job.status` says which. */
     "job-state:error": CustomEvent<JobData>;
+    /**
+     * The job cannot be seen, for now or, with `detail.final`, until `src` is set again.
+     * Fires once for each outage.
+     */
     "job-state:lost": CustomEvent<Reason>;
   }
+
+  /** The parts of an element, for `::part()`. */
+  type Part =
+    // all that it draws
+    | "job"
+    // the line of icon, title, percentage and cancel button
+    | "head"
+    // the icon of the state: a circle, and a sign in it
+    | "icon"
+    | "ring"
+    | "sign"
+    | "title"
+    | "percent"
+    // the cancel button
+    | "cancel"
+    // the bar, and how far it is filled
+    | "bar"
+    | "fill"
+    // of a batch's bar: how the members that are over ended
+    | "share-success"
+    | "share-error"
+    | "share-cancelled"
+    // the line of status, details and the time left
+    | "foot"
+    | "status"
+    | "details"
+    | "left"
+    // of a batch: the line of the numbers of its members, and each number
+    | "counts"
+    | `count-${keyof MemberCounts}`
+    // what the job says of itself
+    | "message"
+    // why it failed, was cancelled, could not be cancelled or cannot be seen
+    | "notice"
+    // the link to the result
+    | "result"
+    | "log";
+
+  /**
+   * The custom properties that an element takes, on itself or above. Colours that a page sets
+   * are used as they are. The pages of pyramid_jobstate take some of them, too, and others:
+   * see job-state-pages.css.
+   */
+  type CustomProperty =
+    // running jobs, the focus and the link to the result: a blue by default
+    | "--job-state-accent"
+    // jobs and members of a batch that have succeeded: a green
+    | "--job-state-success"
+    // jobs that are tried again, stalled, being cancelled or out of touch: an amber
+    | "--job-state-warning"
+    // jobs that have failed or are out of reach, and why: a red
+    | "--job-state-error"
+    // jobs that wait or were cancelled, and text below the bar: by default, the text's colour
+    | "--job-state-muted"
+    // the empty part of the bar, and the border of the log: the text's colour at 16 %
+    | "--job-state-track"
+    // the height of the bar: .375em
+    | "--job-state-bar-height"
+    // the radius of its corners: 99em, so that its ends are round
+    | "--job-state-radius";
 
   /** The JSON of a job: every metric at the top level, and two reserved names. */
   type JobData<Metrics extends object = AnyMetrics> = Metrics & {
@@ -384,10 +481,14 @@ declare namespace JobState {
     [name: string]: any;
   }
 
+  /** What every job has, whatever its metrics. */
   interface Job {
     uuid: string;
+    /** The `kind` of the job's class: by default, the name of the class. */
     kind: string;
+    /** The heading for viewers, in their language. */
     title: string;
+    /** The last three are ends. */
     status:
       | "queued"
       | "working"
@@ -397,9 +498,11 @@ declare namespace JobState {
       | "success"
       | "error"
       | "cancelled";
+    /** Where to ask for the job, for people too if the application has the pages. */
     url: string;
     /** The parameters that the job's class lists in `public_params`. */
     params: { [name: string]: any };
+    /** How far the job has come; null before it has reported any progress. */
     progress: Progress | null;
     /** Batches only: how many of the members are what. */
     counts?: MemberCounts;
@@ -407,28 +510,36 @@ declare namespace JobState {
     members?: string;
     /** The innermost phase that is open. */
     phase: Phase | null;
+    /** What the job last said of itself. */
     message: string | null;
-    /** The last lines of the job's log. */
+    /** The last lines of the job's log, 20 at most. */
     log: string[];
     /** 1 for the first run. */
     attempt: number;
-    /** Times are ISO 8601 in UTC, as `new Date()` takes them. */
+    /** When the job was sent. Times are ISO 8601 in UTC, as `new Date()` takes them. */
     queued_at: string | null;
+    /** When it is due, if it was delayed or is tried again, and has not started since. */
     due_at: string | null;
+    /** When its newest run began. */
     started_at: string | null;
+    /** When it last changed or reported. */
     updated_at: string | null;
+    /** When it ended. */
     finished_at: string | null;
     /** Whether the job has not ended and this viewer may cancel it. */
     cancellable: boolean;
+    /** Why it failed, is tried again or was cancelled, in words for viewers. */
     error: { message: string } | null;
     /** Where the job's result is, if it succeeded and has one. */
     result: { url: string } | null;
   }
 
+  /** How many members of a batch have which status. */
   type MemberCounts = {
     [Status in Exclude<Job["status"], "stalled" | "cancelling">]: number;
   };
 
+  /** A phase of a job that reports its work in several loops. */
   interface Phase {
     name: string;
     /** The names of the open phases, from the outermost one to this. */
@@ -437,11 +548,13 @@ declare namespace JobState {
     fraction: number | null;
   }
 
+  /** How far a job has come. */
   interface Progress {
     /** What the current loop has done. */
     done: number;
     /** null if unknown. */
     total: number | null;
+    /** What is counted, such as "miles"; null if the job does not say. */
     unit: string | null;
     /** How far the whole job has come, from 0 to 1. */
     fraction: number | null;
@@ -472,6 +585,7 @@ declare namespace JobState {
     reason: string | null;
   }
 
+  /** Why a job or one of its runs failed, for operators. */
   interface JobError {
     /** The qualified name of the exception, or null for a reason that is not one. */
     type: string | null;
@@ -480,6 +594,7 @@ declare namespace JobState {
 
   /** The JSON of a request that acts on many jobs. */
   interface BulkResult {
+    /** How many jobs it acted on. */
     done: number;
     /** How many matching jobs it left alone, if the viewer may list all jobs. */
     refused?: number;

@@ -127,19 +127,22 @@ OPTIONS = """(jobUuid) => {
 }"""
 
 
+def declarations() -> dict[str, str]:
+    """Return what job-state.d.ts declares in JobState, by name, without comments."""
+    text = (STATIC / "job-state.d.ts").read_text("utf-8")
+    text = re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.S).partition("\n}\n")[0]
+    start = re.compile(r"^  (?=(?:function|const|let|class|type|interface) )", re.M)
+    _, *parts = start.split(text)
+    return {re.split(r"\W+", part, maxsplit=2)[1]: part for part in parts}
+
+
 def test_types_are_those_of_the_script(
     site: Site, redis_url: str, store: JobStore
 ) -> None:
     """job-state.d.ts declares the names that the script and the JSON of a job have."""
-    text = (STATIC / "job-state.d.ts").read_text("utf-8")
-    text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
-    _, *parts = re.split(
-        r"^  (?:function|const|let|class|type|interface) ", text, flags=re.M
-    )
     member = re.compile(r"^ +(?:readonly )?(\w+)[?(:]", re.M)
-    members = {
-        re.split(r"\W", part, maxsplit=1)[0]: {*member.findall(part)} for part in parts
-    }
+    declared = declarations()
+    members = {name: {*member.findall(part)} for name, part in declared.items()}
     job = put_job(store, RunMarathon, progress=Progress(1, 2), owner="alice").uuid
     site.markup = lambda request: tag(request) + element(request, job)
     site.open(make_config(redis_url))
@@ -148,8 +151,9 @@ def test_types_are_those_of_the_script(
     def names(expression: str) -> set[str]:
         return set(site.page.evaluate(f"({NAMES})({expression})"))
 
-    values = re.findall(r"^  (?:function|const|let|class) (\w+)", text, re.M)
-    assert names("JobState") == {*values}
+    types = ("type ", "interface ")
+    values = {name for name, part in declared.items() if not part.startswith(types)}
+    assert names("JobState") == values
     assert site.page.evaluate("JobState.startPolling === JobState.follow")
     found = "document.querySelector('job-state')"
     shown = names(found) | names("JobState.JobStateElement.prototype")
@@ -163,3 +167,28 @@ def test_types_are_those_of_the_script(
     # A poller looks at this one in a hidden tab.
     options.remove("whileHidden")
     assert set(site.page.evaluate(OPTIONS, job)) == options
+
+
+def test_types_name_what_an_element_takes(
+    site: Site, redis_url: str, store: JobStore
+) -> None:
+    """job-state.d.ts names the element's attributes, parts and custom properties."""
+    job = put_job(store, RunMarathon, owner="alice").uuid
+    site.markup = lambda request: tag(request) + element(request, job)
+    site.open(make_config(redis_url))
+    site.wait_for_element("working")
+    declared = declarations()
+    attributes = re.findall(
+        r'^    "?([\w-]+)"?\?:', declared["ElementAttributes"], re.M
+    )
+    observed = site.page.evaluate("JobState.JobStateElement.observedAttributes")
+    assert {*attributes} == {n for n in observed if not n.startswith("label-")}
+    parts = site.page.evaluate(
+        """[...document.querySelector("job-state").shadowRoot.querySelectorAll("[part]")]
+        .map((node) => node.part.value)"""
+    )
+    named = re.findall(r'"([\w-]+)"', declared["Part"])
+    assert {*named} == {part for part in parts if not part.startswith("count-")}
+    sheet = (STATIC / "job-state.css").read_text("utf-8")
+    properties = re.findall(r'"([\w-]+)"', declared["CustomProperty"])
+    assert {*properties} == {*re.findall(r"--job-state-[\w-]+", sheet)}
