@@ -200,15 +200,17 @@ def page(browser: Browser, console_errors: list[str]) -> Iterator[Page]:
 
 @pytest.fixture(scope="session")
 def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory that holds axe-core and acorn, newly installed if need be."""
+    """The directory that holds these packages, newly installed if need be."""
+    packages = {"axe-core": "4", "acorn": "8", "typescript": "5"}
     npm = shutil.which("npm") or lack("npm is missing, which brings axe-core")
     root = subprocess.run([npm, "root"], capture_output=True, text=True, check=True)
     found = Path(root.stdout.strip())
-    if (found / "axe-core").is_dir() and (found / "acorn").is_dir():
+    if all((found / name).is_dir() for name in packages):
         return found
     home = tmp_path_factory.mktemp("node")
-    command = [npm, "install", "--no-audit", "--no-fund", "axe-core@4", "acorn@8"]
+    wanted = [f"{name}@{version}" for name, version in packages.items()]
+    command = [npm, "install", "--no-audit", "--no-fund", *wanted]
     done = subprocess.run([*command, "--prefix", home], capture_output=True, text=True)
     if done.returncode:
-        lack(f"npm could not install axe-core: {done.stderr[-200:]}")
+        lack(f"npm could not install {wanted}: {done.stderr[-200:]}")
     return home / "node_modules"

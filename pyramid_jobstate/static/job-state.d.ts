@@ -1,8 +1,19 @@
 /**
  * Types of job-state.js, a classic script that defines the global `JobState` and the
- * element `<job-state>`. The style sheet of the element is the `data-styles` of the script
- * tag, or else job-state.css beside the script, with the script's query. A module cannot
- * see its script tag: it uses `/job_state/static/job-state.css`.
+ * element `<job-state>`, and of job-state.mjs, the same as an ES module. The module exports
+ * what the global has, by name and as a whole by default:
+ *
+ * ```js
+ * import JobState, { follow } from "/job_state/static/job-state.mjs";
+ * ```
+ *
+ * A page may load both: the first defines the element and the global, and the other one uses
+ * them.
+ *
+ * The style sheet of the element is the `data-styles` of the script tag, or else
+ * job-state.css beside the script or module, with its query. The tag of a module has no
+ * `data-` attributes that it could see. job-state.js sees none either if it is imported, nor
+ * where it lies: it uses `/job_state/static/job-state.css`.
  */
 declare namespace JobState {
   /**
@@ -118,8 +129,8 @@ declare namespace JobState {
     | {
         jobUuid: string;
         /**
-         * Default: the script tag's `data-base-url`, or else the location of the script
-         * (`…/static/job-state.js` on the page's origin, or a longer name such as
+         * Default: the script tag's `data-base-url`, or else the location of the script or
+         * module (`…/static/job-state.js` on the page's origin, or a longer name such as
          * `job-state-3f2a91.js`), or else `/job_state`.
          */
         baseUrl?: string;

@@ -4,9 +4,9 @@
  *   <job-state src="/job_state/…/"></job-state>
  *   JobState.follow({jobUuid, update, success, error, lost})
  *
- * A classic script without dependencies that defines window.JobState, the element
- * and nothing else. job-state.d.ts beside this file documents every option, callback,
- * attribute and event.
+ * A script without dependencies that defines window.JobState, the element and nothing
+ * else. job-state.mjs is the same as an ES module. job-state.d.ts beside this file documents
+ * every option, callback, attribute and event.
  */
 (() => {
 "use strict";
@@ -112,7 +112,7 @@ const defaultBaseUrl = baseUrl || mountOf(home) || "/job_state";
 
 /** Where the application serves its jobs, if the script lies in the folder beside them. */
 function mountOf({ origin, pathname }) {
-  const match = /^(.+)\/static\/job-state([-.][^/]*)?\.js$/.exec(pathname);
+  const match = /^(.+)\/static\/job-state([-.][^/]*)?\.m?js$/.exec(pathname);
   return origin === self.origin && match ? match[1] : null;
 }
 
@@ -1533,7 +1533,7 @@ for (const name of PROPERTIES) {
   });
 }
 
-// A page may load this script twice. The elements belong to the first copy.
+// A page may load this script twice, or its module, too. The elements belong to the first.
 if (!customElements.get("job-state")) {
   const startPolling = follow; // as the function was called before it streamed
   window.JobState = { follow, startPolling, askToNotify, labels: {}, setLabels, JobStateElement };

@@ -97,6 +97,29 @@ def test_script_without_an_address_uses_the_usual_ones(polling: Polling) -> None
     assert done["outcome"] == "success"
 
 
+#: Loads a module, and says whether it exports what the page has already.
+IMPORT = """async (url) => {
+    const module = await import(url);
+    const found = [module.default, module.follow, module.JobStateElement];
+    const { follow } = JobState;
+    const expected = [JobState, follow, customElements.get("job-state")];
+    return found.every((value, i) => value === expected[i]);
+}"""
+
+
+def test_script_and_module_share_what_a_page_has(polling: Polling) -> None:
+    """A page may load both, in any order and more than once. The first one defines the
+    element and the global, which the others use.
+    """
+    script, module = tag("src=/job-state.js"), tag("type=module src=/job-state.mjs?a")
+    deferred = tag("defer src=/job-state.js")
+    for first, other in (script, module), (module, deferred), (module, module):
+        polling.open_with("", first + other)
+        for query in "", "?a", "?b":
+            url = f"{polling.server.url}/job-state.mjs{query}"
+            assert polling.page.evaluate(IMPORT, url), (first, other)
+
+
 # Other sites
 
 
@@ -111,6 +134,29 @@ def test_script_from_elsewhere_asks_the_site_of_the_page(
     done = polling.page.evaluate("JobState.startPolling({ jobUuid: 'job' }).done")
     assert done["outcome"] == "success"
     assert len(polling.server.seen("job")) == 1
+
+
+def test_module_from_elsewhere_asks_the_site_of_the_page(
+    polling: Polling, elsewhere: PollServer
+) -> None:
+    """Its styles come from where it lies, and its jobs from the page's own site."""
+    source = (STATIC / "job-state.mjs").read_text("utf-8")
+    for name, kind, body in (
+        ("job-state.mjs", "text/javascript", source),
+        ("job-state.css", "text/css", ""),
+    ):
+        headers = {"Content-Type": kind, "Access-Control-Allow-Origin": "*"}
+        elsewhere.answer(name, Answer(body=body, headers=headers), below="/app/static")
+    polling.server.answer("job", success())
+    polling.page.goto(polling.server.url + "/empty")
+    script = elsewhere.url + "/app/static/job-state.mjs?v=1"
+    polling.page.add_script_tag(url=script, type="module")
+    done = polling.page.evaluate("JobState.follow({ jobUuid: 'job' }).done")
+    assert done["outcome"] == "success"
+    polling.page.evaluate(APPEND)
+    wait_for(lambda: elsewhere.seen("job-state.css", below="/app/static"))
+    [sheet] = elsewhere.seen("job-state.css", below="/app/static")
+    assert sheet.path == "/app/static/job-state.css?v=1"
 
 
 def test_base_of_another_site_is_not_followed(
@@ -166,6 +212,31 @@ def test_only_a_script_says_where_jobs_are(polling: Polling) -> None:
         polling.wait("job", "success")
     asked = {request.path for request in polling.server.requests(below="/forged")}
     assert asked <= {"/forged/x"}  # by the forged element itself
+
+
+def test_nothing_but_its_own_address_says_where_a_module_lies(
+    polling: Polling, elsewhere: PollServer
+) -> None:
+    """Neither elements of a name nor a <base> nor its tag change where it looks."""
+    attributes = "data-base-url=/forged data-styles=/forged/x.css"
+    module = f"{polling.server.url}/app/static/job-state.mjs"
+    polling.server.answer("job", success(), below="/app")
+    polling.server.answer("static/job-state.css", Answer(), below="/app")
+    for count, markup in enumerate(
+        (
+            *(forged.format(f"{attributes} src=/forged/x") for forged in FORGED),
+            f"<a name=JobState id=JobState href={elsewhere.url}></a>" * 2,
+            f"<base href={elsewhere.url}/app/static/>",
+        )
+    ):
+        polling.open_with(markup, tag(f"type=module src={module} {attributes}"))
+        polling.page.evaluate(APPEND)
+        polling.wait_for_more("/app/static/job-state.css", count)
+        polling.follow("job")
+        polling.wait("job", "success")
+    asked = {request.path for request in polling.server.requests(below="/forged")}
+    assert asked <= {"/forged/x"}  # by the forged element itself
+    assert elsewhere.requests(below="/") == []
 
 
 #: What the script uses of the page.

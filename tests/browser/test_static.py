@@ -5,13 +5,17 @@ below prefixes, as a module, with CSRF checks.
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page
 from pyramid.csrf import get_csrf_token
 from pyramid.response import Response
+from pyramid.static import QueryStringConstantCacheBuster
 
 from pyramid_jobstate import JobStore, Progress
 from pyramid_jobstate.testing import put_job
@@ -21,6 +25,7 @@ from tests.pollserver import STATIC
 from tests.webapp import make_config, mounted_root
 
 SCRIPT = "pyramid_jobstate:static/job-state.js"
+MODULE = "pyramid_jobstate:static/job-state.mjs"
 
 
 @pytest.fixture
@@ -59,8 +64,9 @@ def test_page_below_a_prefix_has_nothing_to_configure(
 
 @pytest.mark.system
 def test_modules_follow_jobs(site: Site, redis_url: str, store: JobStore) -> None:
-    """A module polls at /job_state, since it does not know its tag, or below baseUrl.
-    One that follows a tag with `defer` uses that one's script and base URL.
+    """The script polls at /job_state if it is imported, since it does not know its tag,
+    or below baseUrl. A module that follows a tag with `defer` uses that one's script
+    and base URL.
     """
     job = put_job(store, RunMarathon, "success", owner="alice").uuid
     config = make_config(redis_url, root_factory=mounted_root)
@@ -94,6 +100,40 @@ def test_modules_follow_jobs(site: Site, redis_url: str, store: JobStore) -> Non
     site.page.reload()
     assert site.page.evaluate("end")["outcome"] == "success"
     assert site.polls() == {"/jobs"}
+
+
+def test_module_finds_jobs_and_styles_beside_itself(
+    site: Site, redis_url: str, store: JobStore
+) -> None:
+    """A module that is imported below a prefix needs no baseUrl. Its query is that of
+    the style sheet.
+    """
+    job = put_job(store, RunMarathon, "success", owner="alice").uuid
+
+    def source(request: Any) -> Response:
+        url = request.static_path(MODULE)
+        follow = f'window.end = follow({{ jobUuid: "{job}" }}).done'
+        text = f'import {{ follow }} from "{url}"; {follow};'
+        return Response(text, content_type="text/javascript")
+
+    config = make_config(redis_url)
+    config.add_cache_buster(
+        "pyramid_jobstate:static", QueryStringConstantCacheBuster("7")
+    )
+    config.add_route("source", "/source.js")
+    config.add_view(source, route_name="source")
+    site.below = "/café"
+    site.markup = lambda request: (
+        f'<script type="module" src="{request.route_path("source")}"></script>'
+        + element(request, job)
+    )
+    site.open(config, "team")
+    assert site.page.evaluate("end")["outcome"] == "success"
+    site.wait_for_element()
+    base = "/caf%C3%A9/team/job_state"
+    assert site.polls() == {base}
+    assert f"{base}/static/job-state.mjs?x=7" in site.asked
+    assert f"{base}/static/job-state.css?x=7" in site.asked
 
 
 @pytest.mark.system
@@ -192,3 +232,70 @@ def test_types_name_what_an_element_takes(
     sheet = (STATIC / "job-state.css").read_text("utf-8")
     properties = re.findall(r'"([\w-]+)"', declared["CustomProperty"])
     assert {*properties} == {*re.findall(r"--job-state-[\w-]+", sheet)}
+
+
+def test_module_exports_what_the_global_has(site: Site, redis_url: str) -> None:
+    """It exports each by its name, but for `labels`, which importers could not set, and
+    all by default. So do its types, which have all types, too.
+    """
+    site.markup = tag
+    site.open(make_config(redis_url))
+    names = site.page.evaluate(
+        """async (url) => {
+            const all = { ...JobState, default: JobState };
+            const exported = Object.entries(await import(url));
+            return exported.map(([name, value]) => value === all[name] && name);
+        }""",
+        f"{site.url}/job_state/static/job-state.mjs",
+    )
+    found = site.page.evaluate("Object.keys(JobState)")
+    assert {*names} == {"default", *found} - {"labels"}
+    text = (STATIC / "job-state.d.mts").read_text("utf-8")
+    exported = re.findall(r"^export import (\w+) = JobState\.(\w+);$", text, re.M)
+    assert [one for one, other in exported if one != other] == []
+    assert {one for one, _ in exported} == declarations().keys() - {"labels"}
+
+
+#: TypeScript of applications. Each line below `@ts-expect-error` must be refused.
+CLASSIC = """/// <reference path="./job-state.d.ts" />
+JobState.follow({ jobUuid: "a", lost: ({ code, final }) => code });
+JobState.labels = { working: "Baking" };
+// @ts-expect-error
+JobState.follow({ jobUuid: 1 });
+document.querySelector("job-state")!.cancel();
+"""
+IMPORTING = """import JobState, { JobStateElement } from "./job-state.mjs";
+import { follow, setLabels } from "./job-state.mjs";
+import type { ElementAttributes, JobData, Part } from "./job-state.mjs";
+interface Metrics { miles_run: number }
+const { done } = follow<Metrics>({ url: "/a", update: (data) => data.miles_run + 1 });
+done.then((end) => end.outcome === "success" && end.data.miles_run.toFixed());
+// @ts-expect-error
+follow({ jobUuid: "a", pollingPerod: 500 });
+setLabels("de", { "count-error": "{number} fehlgeschlagen" });
+JobState.labels = window.JobState.labels;
+const attributes: ElementAttributes = { src: "/a", "label-working": "Baking" };
+// @ts-expect-error
+const wrong: ElementAttributes = { "label-baking": "Baking" };
+const part: Part = "count-queued";
+const title = (data: JobData): string => data.job.title;
+new JobStateElement().addEventListener("job-state:lost", ({ detail }) => detail.code);
+"""
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("resolution", ["nodenext", "bundler"])
+def test_types_compile(node_modules: Path, tmp_path: Path, resolution: str) -> None:
+    """TypeScript knows the global and the exports, and refuses what is not there."""
+    for path in STATIC.glob("job-state.d.*"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "classic.ts").write_text(CLASSIC)
+    (tmp_path / "importing.mts").write_text(IMPORTING)
+    options = "--noEmit --strict --target es2020 --lib es2020,dom --module"
+    module = "nodenext" if resolution == "nodenext" else "esnext"
+    command = [str(node_modules / ".bin" / "tsc"), *options.split(), module]
+    command += ["--moduleResolution", resolution, "classic.ts", "importing.mts"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("", 0)
