@@ -165,23 +165,39 @@ class JobState:
 
     @property
     def is_working(self) -> bool:
-        """Whether the job has not ended."""
+        """Whether the job has not ended, even if no worker has begun it: its status is
+        queued, working, retrying, stalled or cancelling.
+        """
         return not self.is_finished
 
     @property
+    def is_finished(self) -> bool:
+        """Whether the job has ended: its status is success, error or cancelled."""
+        return self.status in FINISHED
+
+    @property
     def is_success(self) -> bool:
-        """Whether the job has succeeded."""
+        """Whether the job has succeeded: its status is success."""
         return self.status == "success"
 
     @property
     def is_error(self) -> bool:
-        """Whether the job has failed or was cancelled."""
+        """Whether the job has ended without success: its status is error or cancelled.
+        To tell these apart, use :attr:`has_failed` and :attr:`is_cancelled`.
+        """
         return self.is_finished and not self.is_success
 
     @property
-    def is_finished(self) -> bool:
-        """Whether the job has ended."""
-        return self.status in FINISHED
+    def has_failed(self) -> bool:
+        """Whether the job has failed: its status is error."""
+        return self.status == "error"
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the job was cancelled and has ended: its status is cancelled. Until
+        then, see :attr:`cancel_requested`.
+        """
+        return self.status == "cancelled"
 
     @property
     def actor(self) -> str:

@@ -88,7 +88,7 @@ def test_nothing_reads_where_nothing_is_stored(store: JobStore) -> None:
 
 
 def test_job_is_working_until_it_has_ended(store: JobStore) -> None:
-    """Then it is a success or an error."""
+    """Then it is a success or an error, which has failed or was cancelled."""
     for status in STATUSES:
         state = put_job(store, status=status)
         assert state.status == status
@@ -96,6 +96,8 @@ def test_job_is_working_until_it_has_ended(store: JobStore) -> None:
         assert state.is_finished is (status in FINISHED)
         assert state.is_success is (status == "success")
         assert state.is_error is (status in ("error", "cancelled"))
+        assert state.has_failed is (status == "error")
+        assert state.is_cancelled is (status == "cancelled")
 
 
 def test_silent_job_reads_stalled(store: JobStore) -> None:
