@@ -438,7 +438,7 @@ def rerun_jobs(store: JobStore, args: argparse.Namespace, output: Output) -> int
     def send(job: JobState) -> None:
         try:
             if args.dry_run:
-                is_sent = record_of(job).has_failed
+                is_sent = record_of(job).is_failed_or_lost
                 reason = why_not_repeatable(store, broker, job)
                 if is_sent and reason:
                     raise NotRepeatable(reason)

@@ -209,7 +209,7 @@ class Record:
         return self.status in FINISHED
 
     @property
-    def has_failed(self) -> bool:
+    def is_failed_or_lost(self) -> bool:
         """Whether the job has failed, or was about to run again when the process died
         that was sending it.
         """

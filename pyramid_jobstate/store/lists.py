@@ -27,7 +27,8 @@ from .scripts import Calls, Lives, Runner, has_tag
 if TYPE_CHECKING:
     from .reader import Reader
 
-#: Stands for a status in the filter of jobs that may run again: see Record.has_failed.
+#: Stands for a status in the filter of jobs that may run again: see
+#: Record.is_failed_or_lost.
 FAILED_OR_LOST = "failed or lost"
 
 #: The set of the jobs that are being sent.
@@ -169,7 +170,7 @@ def has_status(record: Record, status: str) -> bool:
     """
     if status == FAILED_OR_LOST:
         # A batch does not run again, but its jobs do.
-        return record.has_failed and not record.is_batch
+        return record.is_failed_or_lost and not record.is_batch
     return (record.stored_status if record.is_batch else record.status) == status
 
 

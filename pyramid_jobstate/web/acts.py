@@ -116,7 +116,7 @@ def rerun(context: JobState, request: Request) -> Response:
     uuid = record.uuid
     try:
         # A job that has not failed may have become an alias of another's.
-        is_sent = record.has_failed and container.rerun(context)
+        is_sent = record.is_failed_or_lost and container.rerun(context)
     except StoreUnavailable:
         raise
     except NotRepeatable as e:

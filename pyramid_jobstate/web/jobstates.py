@@ -316,7 +316,7 @@ class JobStates:
         if broker is not None:
             uuid = record_of(job_state).uuid
             return self.ask(lambda store: rerun(store, broker, uuid))
-        if not record_of(job_state).has_failed:
+        if not record_of(job_state).is_failed_or_lost:
             return False
         raise NotRepeatable(NO_BROKER)
 

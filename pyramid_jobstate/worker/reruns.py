@@ -74,7 +74,7 @@ def rerun(store: JobStore, broker: Broker, uuid: str) -> bool:
       Exception: What else the broker raises. The job stays as it was.
     """
     record = store.records.record(uuid)
-    if record is None or not record.has_failed:
+    if record is None or not record.is_failed_or_lost:
         return False
     # It may have been asked for by the uuid of an alias.
     uuid = record.uuid
@@ -82,7 +82,7 @@ def rerun(store: JobStore, broker: Broker, uuid: str) -> bool:
         message, steps = message_of(store, broker, record)
     except NotRepeatable:
         record = store.records.record(uuid)
-        if record is None or not record.has_failed:
+        if record is None or not record.is_failed_or_lost:
             # Somebody was faster, and the message is gone.
             return False
         raise
@@ -290,7 +290,7 @@ def why_not_repeatable(
       redis.exceptions.RedisError: The store does not answer.
     """
     record = record_of(job_state)
-    if not record.has_failed:
+    if not record.is_failed_or_lost:
         return "The job has not failed."
     if broker is None:
         return NO_BROKER
