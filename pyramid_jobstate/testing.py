@@ -603,7 +603,9 @@ class _Put:
         if status != "queued":
             self._run.set_metrics(metrics or {})
             if progress is not None:
-                self._run.set_progress(*progress[:3], None)
+                self._run.set_progress(
+                    progress.done, progress.total, progress.unit, None
+                )
             self._run.set_message(message)
             for line in log:
                 self._run.append_log(line)

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 import pytest
 
-from pyramid_jobstate import JobState, JobStore, embedded
+from pyramid_jobstate import JobState, JobStore, Progress, embedded
 from pyramid_jobstate.embedded import EmbeddedServer
 
 T = TypeVar("T")
@@ -49,6 +49,13 @@ def load_job(store: JobStore, uuid: str) -> JobState:
     state = store.load(uuid)
     assert state is not None
     return state
+
+
+def counted(progress: Progress | None) -> tuple[float, float | None, str | None] | None:
+    """Return what a progress counts, without what is computed of it."""
+    if progress is None:
+        return None
+    return progress.done, progress.total, progress.unit
 
 
 def wait_for(condition: Callable[[], T | None], timeout: float = 20.0) -> T:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..job import Batch, JobState, is_uuid, iso_time, record_of
+from ..job import Batch, JobState, is_uuid, iso_time, progress_json, record_of
 from ..store import Failures, JobStore, Try, newest_uuids
 from .terminal import (
     CouldNot,
@@ -168,7 +168,7 @@ def as_json(job: JobState) -> dict[str, Any]:
         "owner": job.owner,
         "attempt": job.attempt,
         **{name: iso_time(moment) for name, moment in times(job).items()},
-        "progress": progress and {**progress._asdict(), "fraction": progress.fraction},
+        "progress": progress and progress_json(progress),
         **batch_as_json(job),
         "message": job.message,
         "metrics": job.progress_metrics,

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..job import JobError, PartOfProgress, Progress, dumps
+from ..job import JobError, Progress, dumps
 
 #: What may act on a terminal, end a line or reorder the text around it: C0 and C1
 #: controls, DEL, separators of lines, invisible and bidirectional formats, tags and
@@ -106,9 +106,9 @@ def progress_text(progress: Progress | None) -> str:
         return ""
     share = percent(progress)
     words = [] if share is None else [f"{share}%"]
-    if isinstance(progress, PartOfProgress):
+    if progress.phase is not None:
         words += [f"{short(name)}:" for name in progress.phase.names[-1:]]
-        if progress[:3] == (0, None, None):
+        if (progress.done, progress.total, progress.unit) == (0, None, None):
             # Nothing is counted yet.
             return " ".join(words).rstrip(":")
     words.append(number(progress.done))

@@ -7,7 +7,7 @@ This wing may import the standard library, translationstring and
 from .batch import Batch
 from .members import MemberSender, check_actor, check_key, check_weight, member_uuid
 from .once import Once
-from .progress import PartOfProgress, Phase, Progress, in_phase, share_of
+from .progress import Phase, Progress, progress_json, share_of
 from .record import (
     ALIAS,
     BATCH_MARK,
@@ -121,7 +121,6 @@ __all__ = [
     "NewBatch",
     "NewJob",
     "Once",
-    "PartOfProgress",
     "Phase",
     "Progress",
     "Record",
@@ -141,7 +140,6 @@ __all__ = [
     "encode_params",
     "filled",
     "identity_of",
-    "in_phase",
     "is_link",
     "is_number",
     "is_owner",
@@ -155,6 +153,7 @@ __all__ = [
     "parse_int",
     "parse_json",
     "parse_time",
+    "progress_json",
     "record_of",
     "run_of",
     "sentence_of",

@@ -6,7 +6,7 @@ import types
 from typing import Any, Self
 
 from .members import Block, SendsMembers
-from .progress import Progress
+from .progress import Phase, Progress
 from .record import (
     BATCH_MARK,
     CANCELLED,
@@ -34,22 +34,6 @@ WAITING = ("queued", "retrying")
 
 #: The fields that count the members that are over.
 OVER = ("n:s", "n:e", "n:c")
-
-
-class BatchProgress(Progress):
-    """The progress of a batch: how many of its members are over, and how much of the
-    work is done, by the weights of the members.
-
-    Attributes:
-      share: The share that is done.
-    """
-
-    share: float
-
-    @property
-    def fraction(self) -> float:
-        """The share that is done, from 0 to 1."""
-        return self.share
 
 
 class Batch(SendsMembers, JobState):
@@ -119,9 +103,8 @@ class Batch(SendsMembers, JobState):
             for name in ("sum", "held")
         )
         eta = None if self.is_finished else self._eta(done)
-        progress = BatchProgress(over, self.size, "jobs", eta)
-        progress.share = 1.0 if self.is_finished else max(done, held)
-        return progress
+        share = 1.0 if self.is_finished else max(done, held)
+        return Progress(over, self.size, "jobs", eta, Phase(share, 0.0))
 
     def _eta(self, share: float) -> float | None:
         """Return the seconds to the end at the pace since the beginning."""

@@ -2,73 +2,63 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from .values import AMOUNTS, MAX_AMOUNT, parse_json
 
 
-class Progress(NamedTuple):
-    """How far a job has come.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Phase:
+    """Where the current loop of a job lies on its bar.
+
+    Attributes:
+      base: Where it begins, as a share of the whole bar, from 0 to 1.
+      span: Its share of the whole bar, from 0 to 1.
+      names: The names of the open phases, from the outermost one to the innermost.
+    """
+
+    base: float
+    span: float
+    names: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job has come. Two are equal if they count the same, in any phase.
 
     Attributes:
       done: How much is done, in `unit`.
       total: How much there is to do, or None if unknown.
-      unit: What is counted, such as "rows".
+      unit: What is counted, such as "rows", or None.
       eta: The worker's estimate of the seconds from `updated_at` to the end, or None.
+      phase: Where on the bar lies what is counted, or None if that is the whole bar. Of
+        a batch, it says how far the bar has come by the weights of the members.
     """
 
     done: float
     total: float | None = None
     unit: str | None = None
     eta: float | None = None
+    phase: Phase | None = dataclasses.field(default=None, compare=False)
 
     @property
     def fraction(self) -> float | None:
-        """The share that is done, from 0 to 1, or None if the total is unknown."""
-        if self.total is None:
-            return None
-        return min(self.done / self.total, 1.0) if self.total else 1.0
+        """The share of the bar that is filled, from 0 to 1, or None if it is unknown:
+        without a phase and a total.
+        """
+        share = share_done(self.done, self.total)
+        if self.phase is None:
+            return share
+        return min(self.phase.base + self.phase.span * (share or 0), 1.0)
 
 
-class Phase(NamedTuple):
-    """Where the current loop of a job lies on its bar.
-
-    Attributes:
-      base: Where it begins, as a share of the whole bar.
-      span: Its share of the whole bar.
-      names: The names of the open phases, from the outermost one to the innermost.
-    """
-
-    base: float
-    span: float
-    names: tuple[str, ...]
-
-
-class PartOfProgress(Progress):
-    """The progress of a job that has phases: what its current loop counts, and how far
-    the whole job has come.
-
-    Attributes:
-      phase: Where the loop lies on the bar.
-    """
-
-    phase: Phase
-
-    @property
-    def fraction(self) -> float:
-        """The share of the whole job that is done, from 0 to 1."""
-        share = super().fraction or 0
-        return min(self.phase.base + self.phase.span * share, 1.0)
-
-
-def in_phase(progress: Progress, phase: Phase | None) -> Progress:
-    """Return the progress of a loop as that of its job."""
-    if phase is None:
-        return progress
-    found = PartOfProgress(*progress)
-    found.phase = phase
-    return found
+def share_done(done: float, total: float | None) -> float | None:
+    """Return the share that is done of what is counted, or None if that is unknown."""
+    if total is None:
+        return None
+    return min(done / total, 1.0) if total else 1.0
 
 
 def phase_of(progress: Progress | None) -> dict[str, Any] | None:
@@ -77,23 +67,42 @@ def phase_of(progress: Progress | None) -> dict[str, Any] | None:
     Parameters:
       progress: The progress of the job.
     """
-    if not isinstance(progress, PartOfProgress) or not progress.phase.names:
+    if progress is None or progress.phase is None or not progress.phase.names:
         return None
     names = progress.phase.names
-    share = Progress(*progress).fraction
+    share = share_done(progress.done, progress.total)
     return {"name": names[-1], "path": [*names], "fraction": share}
 
 
 def share_of(report: Mapping[str, Any]) -> float:
     """Return how much of a job is done by the report of its run, from 0 to 1."""
-    if "progress" not in report:
-        return 0.0
+    return progress_of(report).fraction or 0.0 if "progress" in report else 0.0
+
+
+def progress_of(report: Mapping[str, Any]) -> Progress:
+    """Return the progress in the report of a run."""
+    done, total, unit = report["progress"]
     phase = report.get("phase")
-    progress = in_phase(Progress(*report["progress"]), phase and Phase(*phase))
-    return progress.fraction or 0.0
+    return Progress(done, total, unit, phase=phase and Phase(*phase))
 
 
-def parse_progress(text: str | None) -> Progress | None:
+def progress_json(progress: Progress) -> dict[str, Any]:
+    """Return the JSON of how far a job has come."""
+    return {
+        "done": progress.done,
+        "total": progress.total,
+        "unit": progress.unit,
+        "eta": progress.eta,
+        "fraction": progress.fraction,
+    }
+
+
+def parse_progress(text: str | None, phase: str | None) -> Progress | None:
+    """Return a progress as it is stored, or None.
+
+    Parameters:
+      phase: The phase as it is stored, or None.
+    """
     value = parse_json(text)
     if not isinstance(value, list) or len(value) != 4:
         return None
@@ -104,10 +113,12 @@ def parse_progress(text: str | None) -> Progress | None:
         and (unit is None or isinstance(unit, str))
         and (eta is None or is_amount(eta))
     )
-    return Progress(done, total, unit, eta) if is_valid else None
+    return Progress(done, total, unit, eta, parse_phase(phase)) if is_valid else None
 
 
 def parse_phase(text: str | None) -> Phase | None:
+    if text is None:
+        return None
     match parse_json(text):
         case [base, span, [*names]]:
             shares = (base, span)

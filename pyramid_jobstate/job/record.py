@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
-from .progress import Progress, in_phase, parse_phase, parse_progress
+from .progress import Progress, parse_progress
 from .values import (
     dumps,
     parse_all,
@@ -278,10 +278,7 @@ class Record:
 
     @property
     def progress(self) -> Progress | None:
-        progress = parse_progress(self._fields.get("progress"))
-        if progress is None or "phase" not in self._fields:
-            return progress
-        return in_phase(progress, parse_phase(self._fields["phase"]))
+        return parse_progress(self._fields.get("progress"), self._fields.get("phase"))
 
     @property
     def message(self) -> str | None:

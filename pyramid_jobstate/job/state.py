@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar, overload
 from ..errors import StoreUnavailable
 from .members import MemberSender, OwnBatch
 from .once import Once
-from .progress import Phase, Progress, in_phase, phase_of
+from .progress import Progress, phase_of, progress_json, progress_of
 from .record import FINISHED, JobError, JobInfo, Record
 from .run import NO_RUN, AsyncSteps, Run, check_phase
 from .texts import FAILED, REASONS, SKIPPED, humanized, sentence_of, translated
@@ -254,11 +254,9 @@ class JobState:
         report: Any = self._run.report.copy()
         if "progress" not in report:
             return self._record.progress
-        progress = Progress(*report["progress"])
-        if "phase" not in report:
-            return progress
-        self._run.phases.hold(report)
-        return in_phase(progress, Phase(*report["phase"]))
+        if "phase" in report:
+            self._run.phases.hold(report)
+        return progress_of(report)
 
     @property
     def message(self) -> str | None:
@@ -435,14 +433,7 @@ class JobState:
             "status": self.status,
             "url": url,
             "params": {k: params[k] for k in public if k in params},
-            "progress": progress
-            and {
-                "done": progress.done,
-                "total": progress.total,
-                "unit": progress.unit,
-                "eta": progress.eta,
-                "fraction": progress.fraction,
-            },
+            "progress": progress and progress_json(progress),
             "phase": phase_of(progress),
             "message": self.message,
             "log": self.log,

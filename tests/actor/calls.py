@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from pyramid_jobstate import JobState
+from tests.support import counted
 
 #: The most bytes of one value as JSON, and of all metrics of a job.
 VALUE, JOB = 16 * 1024, 256 * 1024
@@ -34,7 +35,7 @@ CALLS: dict[str, tuple[Callable[[JobState], Any], Callable[[JobState], Any]]] = 
     ),
     "set_progress": (
         lambda j: j.set_progress((j.progress.done if j.progress else 0) + 1, 9, "rows"),
-        lambda j: j.progress and j.progress[:3],
+        lambda j: counted(j.progress),
     ),
     "set_progress with a message": (
         lambda j: j.set_progress(8, 9, "rows", f"{j.message}+"),
@@ -42,7 +43,7 @@ CALLS: dict[str, tuple[Callable[[JobState], Any], Callable[[JobState], Any]]] = 
     ),
     "track": (
         lambda j: list(j.track(range(len(j.log) + 2), 30)),
-        lambda j: j.progress and j.progress[:3],
+        lambda j: counted(j.progress),
     ),
     "phase": (
         lambda j: j.phase("Reading", 1).__enter__(),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pyramid_jobstate import JobState
+from pyramid_jobstate import JobState, Progress
 from tests.actor.calls import NAN, VALUE
 from tests.actor.conftest import RunJob
 
@@ -257,5 +257,5 @@ def test_bad_texts_are_refused(job_state: JobState) -> None:
     for what, call in calls[:3]:
         with pytest.raises(ValueError, match=rf"^The {what}.* takes 16386 bytes"):
             call("x" * VALUE)
-    assert job_state.progress == (0, 1, "rows", None)
+    assert job_state.progress == Progress(0, 1, "rows")
     assert (job_state.message, job_state.log) == ("Before", ["before"])

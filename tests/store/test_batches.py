@@ -23,7 +23,7 @@ from tests.jobs import messages
 from tests.lost import keys_of, losing, take_over, turn_clock_back
 from tests.store.bed import Bed, cancel_between_calls, counts_of, loaded
 from tests.store.jobs import pages, uuids_of
-from tests.support import key_of, load_job, wait_for
+from tests.support import counted, key_of, load_job, wait_for
 from tests.trips import counting_trips
 
 MakeBed = Callable[..., Bed]
@@ -91,7 +91,7 @@ def test_bar_follows_from_the_members(store: JobStore) -> None:
     ]
     for members, done, fraction in cases:
         progress = put_batch(store, Batch, members).progress
-        assert progress[:3] == (done, len(members), "jobs")
+        assert progress == Progress(done, len(members), "jobs", progress.eta)
         assert progress.fraction == pytest.approx(fraction, abs=1e-4), members
 
 
@@ -204,7 +204,7 @@ def test_cancel_of_a_batch_that_waits(store: JobStore) -> None:
     assert batch.cancel()
     batch = loaded(store, batch.uuid)
     assert (batch.status, batch.error) == ("cancelled", CANCELLED)
-    assert batch.progress[:2] == (3, 3) and batch.progress.fraction == 1
+    assert counted(batch.progress) == (3, 3, "jobs") and batch.progress.fraction == 1
     assert not batch.cancel()
     for uuid in waiting, retrying:
         found = load_job(store, uuid)
@@ -247,7 +247,9 @@ def test_cancel_of_a_batch_that_runs(bed: Bed) -> None:
     assert bed.load().cancel()
     batch = bed.load()
     assert (batch.status, batch.cancel_requested) == ("cancelling", True)
-    assert batch.progress[:2] == (1, 3) and batch.progress.fraction == 1 / 3
+    assert (
+        counted(batch.progress) == (1, 3, "jobs") and batch.progress.fraction == 1 / 3
+    )
     assert bed.counts() == {"working": 1, "cancelled": 1, "success": 1}
     with pytest.raises(JobCancelled):
         bed.act(0, hear)
@@ -274,7 +276,7 @@ def test_cancelled_batch_of_dead_workers_ends(store: JobStore) -> None:
     assert loaded(store, batch.uuid).status == "stalled"
     assert loaded(store, batch.uuid).cancel()
     ended = loaded(store, batch.uuid)
-    assert ended.status == "cancelled" and ended.progress[:2] == (3, 3)
+    assert ended.status == "cancelled" and counted(ended.progress) == (3, 3, "jobs")
     assert not ended.cancel()
     assert counts_of(store, batch.uuid) == {"success": 1, "cancelled": 2}
     statuses = [job.status for job in store.members(batch.uuid).items]

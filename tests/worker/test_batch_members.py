@@ -65,7 +65,7 @@ def end_sending(held: Held, *names: str) -> list[str]:
 
 def fraction_of(floor: Floor, batch: Batch) -> float | None:
     progress = floor.batch(batch.uuid).progress
-    return progress and progress.fraction
+    return None if progress is None else progress.fraction
 
 
 def worked(floor: Floor, batch: Batch) -> Batch:
