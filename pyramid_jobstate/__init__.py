@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import JobCancelled, NotRepeatable, NotUnique, StoreUnavailable
-from .job import Batch, JobError, JobState, Progress, current_job_state
-from .store import BulkResult, Counts, JobStore
+from .errors import (
+    ActorError,
+    JobCancelled,
+    NotRepeatable,
+    NotUnique,
+    StoreUnavailable,
+)
+from .job import (
+    Batch,
+    JobError,
+    JobState,
+    OwnBatch,
+    Phase,
+    Progress,
+    current_job_state,
+)
+from .store import Bucket, BulkResult, Counts, Failures, JobStore, Page, Try
 from .worker import JobStateMiddleware, rerun, rerun_all
 
 if TYPE_CHECKING:
@@ -15,9 +29,12 @@ if TYPE_CHECKING:
     from .web import RequestMiddleware
 
 __all__ = [
+    "ActorError",
     "Batch",
+    "Bucket",
     "BulkResult",
     "Counts",
+    "Failures",
     "JobCancelled",
     "JobError",
     "JobState",
@@ -25,9 +42,13 @@ __all__ = [
     "JobStore",
     "NotRepeatable",
     "NotUnique",
+    "OwnBatch",
+    "Page",
+    "Phase",
     "Progress",
     "RequestMiddleware",
     "StoreUnavailable",
+    "Try",
     "current_job_state",
     "includeme",
     "rerun",

@@ -5,7 +5,14 @@ This wing may import the standard library, translationstring and
 """
 
 from .batch import Batch
-from .members import MemberSender, check_actor, check_key, check_weight, member_uuid
+from .members import (
+    MemberSender,
+    OwnBatch,
+    check_actor,
+    check_key,
+    check_weight,
+    member_uuid,
+)
 from .once import Once
 from .progress import Phase, Progress, progress_json, share_of
 from .record import (
@@ -121,6 +128,7 @@ __all__ = [
     "NewBatch",
     "NewJob",
     "Once",
+    "OwnBatch",
     "Phase",
     "Progress",
     "Record",
