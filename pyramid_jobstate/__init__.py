@@ -13,6 +13,7 @@ from .errors import (
 )
 from .job import (
     Batch,
+    Counts,
     JobError,
     JobState,
     OwnBatch,
@@ -20,7 +21,7 @@ from .job import (
     Progress,
     current_job_state,
 )
-from .store import Bucket, BulkResult, Counts, Failures, JobStore, Page, Try
+from .store import Bucket, BulkResult, Failures, JobStore, Page, Try
 from .worker import JobStateMiddleware, rerun, rerun_all
 
 if TYPE_CHECKING:

@@ -37,6 +37,8 @@ except ImportError as e:
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+__all__ = ["asgi_app"]
+
 AsgiApplication = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 

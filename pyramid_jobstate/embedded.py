@@ -33,6 +33,8 @@ import weakref
 from collections.abc import Sequence
 from typing import IO, Self
 
+__all__ = ["EmbeddedServer", "find_binary"]
+
 #: Below the ports that systems assign to outgoing connections: a client that keeps
 #: reconnecting to a stopped server could otherwise occupy the server's own port.
 PORTS = range(20000, 32768)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from pyramid.router import Router
 
 
+__all__ = ["job_outbox", "job_store", "jobstate_server", "run_jobs"]
+
+
 @pytest.fixture(scope="session")
 def jobstate_server() -> Iterator[EmbeddedServer]:
     """A real Redis-compatible server, private to this test session."""

@@ -15,6 +15,7 @@ The pytest fixtures are in :mod:`pyramid_jobstate.fixtures`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
 import secrets
@@ -22,7 +23,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dramatiq import Message
 from redis import Redis
@@ -97,7 +98,8 @@ __all__ = [
 AnyJobState = TypeVar("AnyJobState", bound=JobState)
 
 
-class Sent(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sent:
     """A message that a view has sent.
 
     Attributes:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ..job import Batch, JobState
-from ..store import Bucket, Counts, JobStore, kind_texts
+from ..job import Batch, Counts, JobState
+from ..store import Bucket, JobStore, kind_texts
 from .arguments import Operation, add_members
 from .terminal import DONE, Output, number, short, span
 
@@ -106,9 +107,9 @@ def _rank(tally: Tally) -> tuple[Any, ...]:
 
 
 def _as_json(tally: Tally, seconds: float) -> dict[str, Any]:
-    ended = tally.ended._asdict()
+    ended = dataclasses.asdict(tally.ended)
     del ended["start"]
-    return {**tally.counts._asdict(), "ended": {"seconds": seconds, **ended}}
+    return {**dataclasses.asdict(tally.counts), "ended": {"seconds": seconds, **ended}}
 
 
 INFO = Operation(

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..job import Batch, JobState, is_uuid, iso_time, progress_json, record_of
+from ..job import (
+    Batch,
+    JobState,
+    is_uuid,
+    iso_time,
+    member_counts,
+    progress_json,
+    record_of,
+)
 from ..store import Failures, JobStore, Try, newest_uuids
 from .terminal import (
     CouldNot,
@@ -129,19 +138,22 @@ def counted(batch: Batch, statuses: Sequence[str] = tuple(WORDS)) -> list[str]:
     zeros.
     """
     counts = batch.counts
-    return [f"{number(counts[s])} {WORDS[s]}" for s in statuses if counts[s]]
+    numbers = {status: getattr(counts, status) for status in statuses}
+    return [f"{number(n)} {WORDS[status]}" for status, n in numbers.items() if n]
 
 
 def bad_counts(job: JobState) -> tuple[int, ...]:
     """Return how many members have failed or were cancelled."""
-    return tuple(job.counts[s] for s in BAD) if isinstance(job, Batch) else ()
+    if not isinstance(job, Batch):
+        return ()
+    return tuple(getattr(job.counts, status) for status in BAD)
 
 
 def batch_as_json(job: JobState) -> dict[str, Any]:
     """Return the counts of a batch, or the uuid of the batch of a member."""
-    if isinstance(job, Batch):
-        return {"counts": job.counts}
     record = record_of(job)
+    if isinstance(job, Batch):
+        return {"counts": member_counts(record)}
     return {"batch": record.batch} if record.is_member else {}
 
 
@@ -173,7 +185,7 @@ def as_json(job: JobState) -> dict[str, Any]:
         "message": job.message,
         "metrics": job.progress_metrics,
         "params": job.job_params,
-        "error": error and error._asdict(),
+        "error": error and dataclasses.asdict(error),
         "log": job.log,
     }
 
@@ -187,7 +199,7 @@ def failures_as_json(job: JobState, failures: Failures) -> dict[str, Any]:
             {
                 "started_at": iso_time(each.started_at),
                 "ended_at": iso_time(each.ended_at),
-                "error": each.error and each.error._asdict(),
+                "error": each.error and dataclasses.asdict(each.error),
             }
             for each in failures.tries
         ],

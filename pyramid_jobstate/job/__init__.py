@@ -4,7 +4,7 @@ This wing may import the standard library, translationstring and
 :mod:`pyramid_jobstate.errors`, but not Redis, Dramatiq or Pyramid.
 """
 
-from .batch import Batch
+from .batch import Batch, member_counts
 from .members import (
     MemberSender,
     OwnBatch,
@@ -31,6 +31,7 @@ from .record import (
     UNFINISHED,
     UNKNOWN_ACTOR,
     UUID,
+    Counts,
     End,
     Failure,
     JobError,
@@ -40,6 +41,7 @@ from .record import (
     NewJob,
     Record,
     Update,
+    dump_error,
     is_uuid,
 )
 from .run import NO_RUN, RecordingRun, Run, last_notice
@@ -116,6 +118,7 @@ __all__ = [
     "UNKNOWN_ACTOR",
     "UUID",
     "Batch",
+    "Counts",
     "End",
     "Failure",
     "Guard",
@@ -143,6 +146,7 @@ __all__ = [
     "container_of",
     "current_job_state",
     "current_state",
+    "dump_error",
     "dumps",
     "encode_owner",
     "encode_params",
@@ -155,6 +159,7 @@ __all__ = [
     "iso_time",
     "job_state_of",
     "last_notice",
+    "member_counts",
     "member_uuid",
     "note_trouble",
     "parse_duration",

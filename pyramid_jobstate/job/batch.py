@@ -12,6 +12,7 @@ from .record import (
     CANCELLED,
     MEMBERS_CANCELLED,
     MEMBERS_FAILED,
+    Counts,
     JobError,
     Record,
 )
@@ -73,20 +74,9 @@ class Batch(SendsMembers, JobState):
         return self._record.text("allow") is not None
 
     @property
-    def counts(self) -> dict[str, int]:
-        """The number of members of each status: "queued", "working", "retrying",
-        "success", "error" and "cancelled".
-        """
-        number = self._record.number
-        counts = {
-            status: sum(map(number, fields)) for status, fields in COUNTED.items()
-        }
-        if self._record.text("stopped") is not None:
-            stopped = (*WAITING, "working") if self.is_finished else WAITING
-            for status in stopped:
-                counts["cancelled"] += counts[status]
-                counts[status] = 0
-        return counts
+    def counts(self) -> Counts:
+        """How many members have which status."""
+        return Counts(**member_counts(self._record))
 
     @property
     def progress(self) -> Progress:
@@ -144,7 +134,20 @@ class Batch(SendsMembers, JobState):
             members = f"{url.removesuffix(own)}?batch={self.uuid}"
         else:
             members = request.resource_url(states, query={"batch": self.uuid})
-        return {"counts": self.counts, "members": members}
+        return {"counts": member_counts(self._record), "members": members}
+
+
+def member_counts(record: Record) -> dict[str, int]:
+    """Return how many members of a batch have which status, as in its JSON."""
+    counts = {
+        status: sum(map(record.number, fields)) for status, fields in COUNTED.items()
+    }
+    if record.text("stopped") is not None:
+        stopped = (*WAITING, "working") if record.is_finished else WAITING
+        for status in stopped:
+            counts["cancelled"] += counts[status]
+            counts[status] = 0
+    return counts
 
 
 class UnknownBatch(Batch):

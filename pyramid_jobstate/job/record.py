@@ -28,6 +28,35 @@ FINISHED = ("success", "error", "cancelled")
 #: All statuses that a job reads as.
 STATUSES = UNFINISHED + FINISHED
 
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counts:
+    """How many jobs have which status, of those in a store or in a batch.
+
+    Of a store: Jobs whose records have expired count until a list shows it. Only the
+    thousand newest jobs of each status are examined for stalled ones. Members of a
+    cancelled batch count as queued until a worker skips them, and a silent batch counts
+    under the status that it had before.
+
+    Of a batch: `stalled` and `cancelling` are 0. Members that are stalled or being
+    cancelled count as working. Members of a cancelled batch that wait count as
+    cancelled.
+
+    Attributes:
+      queued, working, retrying, stalled: How many jobs have this status.
+      cancelling, success, error, cancelled: The same.
+    """
+
+    queued: int = 0
+    working: int = 0
+    retrying: int = 0
+    stalled: int = 0
+    cancelling: int = 0
+    success: int = 0
+    error: int = 0
+    cancelled: int = 0
+
+
 #: The status of a record that leads to the job of another uuid, which is under way in
 #: its place, and the field that names it.
 ALIAS, TARGET = "alias", "target"
@@ -57,7 +86,8 @@ def is_uuid(name: object) -> TypeGuard[str]:
     return isinstance(name, str) and UUID.fullmatch(name) is not None
 
 
-class JobError(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class JobError:
     """Why a job failed, is retried or was cancelled.
 
     Attributes:
@@ -201,7 +231,7 @@ class Record:
           stopped: When the batch was cancelled, as it is stored.
         """
         self.status, self.silent_at = "cancelled", None
-        error = dumps(CANCELLED)
+        error = dump_error(CANCELLED)
         self._fields = {**self._fields, "finished": stopped, "error": error}
 
     @property
@@ -328,6 +358,11 @@ class Record:
             "updated_at": parse(get("updated")),
             "finished_at": parse(get("finished")),
         }
+
+
+def dump_error(error: JobError) -> str:
+    """Return an error as it is stored."""
+    return dumps((error.type, error.message))
 
 
 def parse_error(text: str) -> JobError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 import time
@@ -37,7 +38,8 @@ _CURSOR = re.compile(
 )
 
 
-class BulkResult(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class BulkResult:
     """What a call did that acts on many jobs.
 
     Attributes:

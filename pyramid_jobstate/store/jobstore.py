@@ -10,6 +10,7 @@ from redis import Redis
 from ..job import (
     FINISHED,
     UNFINISHED,
+    Counts,
     JobState,
     Record,
     record_of,
@@ -21,7 +22,6 @@ from .lists import (
     MAX_BUCKETS,
     MAX_SPAN,
     Bucket,
-    Counts,
     Filter,
     Page,
     has_status,
@@ -139,7 +139,7 @@ class JobStore:
             for job in page.items
             if status is None or has_status(record_of(job), status)
         ]
-        return page._replace(items=fits)
+        return Page(fits, page.cursor)
 
     def members(
         self,

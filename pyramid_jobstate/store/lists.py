@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import datetime
 import itertools
 import re
@@ -14,6 +15,7 @@ from ..job import (
     FINISHED,
     STATUSES,
     UUID,
+    Counts,
     JobState,
     Record,
     dumps,
@@ -540,7 +542,8 @@ MAX_LIMIT = 200
 MAX_EXAMINED = 1000
 
 
-class Page(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Page:
     """A page of a list of jobs.
 
     Attributes:
@@ -663,26 +666,8 @@ MAX_BUCKETS = 1000
 MAX_SPAN = 1e9
 
 
-class Counts(NamedTuple):
-    """How many jobs have which status.
-
-    Jobs whose records have expired count until a list shows it. Only the thousand
-    newest jobs of each status are examined for stalled ones. Members of a cancelled
-    batch count as queued until a worker skips them, and a silent batch counts under
-    the status that it had before.
-    """
-
-    queued: int = 0
-    working: int = 0
-    retrying: int = 0
-    stalled: int = 0
-    cancelling: int = 0
-    success: int = 0
-    error: int = 0
-    cancelled: int = 0
-
-
-class Bucket(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bucket:
     """The jobs that ended in a period.
 
     Attributes:

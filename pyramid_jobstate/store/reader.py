@@ -6,6 +6,7 @@ skipped.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import logging
 import re
@@ -263,7 +264,8 @@ FIELDS = (
 LONG_AGO = datetime.datetime.min.replace(tzinfo=datetime.UTC)
 
 
-class Try(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Try:
     """A run of a job that failed.
 
     Attributes:
@@ -277,7 +279,8 @@ class Try(NamedTuple):
     error: JobError | None
 
 
-class Failures(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failures:
     """What operators read of a job's failures.
 
     Attributes:

@@ -23,7 +23,7 @@ from ..job import (
     JobInfo,
     NewJob,
     Update,
-    dumps,
+    dump_error,
 )
 from .connection import Client, Command, execute, text
 from .reader import checked, is_foreign, log_once, skip
@@ -333,7 +333,7 @@ class Calls:
         return Call.of(self._scripts["mark"], self.claim_key(identity), (uuid, ttl))
 
     def alias(self, uuid: str, target: str, ttl: int, sender: str) -> Call:
-        return self._call("alias", uuid, target, ttl, sender, dumps(NOT_SENT))
+        return self._call("alias", uuid, target, ttl, sender, dump_error(NOT_SENT))
 
     def touch(self, job: NewJob) -> Call:
         return self._call("touch", job.uuid, job.sender)
@@ -353,10 +353,10 @@ class Calls:
         return self._call("forget", job.uuid, job.sender)
 
     def cancel(self, uuid: str, info: JobInfo, word: str) -> Call:
-        return self._change("cancel", info, uuid, dumps(CANCELLED), word, 0)
+        return self._change("cancel", info, uuid, dump_error(CANCELLED), word, 0)
 
     def cancel_unsent(self, uuid: str, word: str) -> Call:
-        return self._call("cancel", uuid, dumps(NOT_SENT), word, 1)
+        return self._call("cancel", uuid, dump_error(NOT_SENT), word, 1)
 
     def start(self, update: Update, deadline: str, *, is_stopped: bool = False) -> Call:
         return self._change(
@@ -369,7 +369,7 @@ class Calls:
             int(update.cancelled),
             update.info.rerun or "",
             deadline,
-            dumps(CANCELLED) if is_stopped else "",
+            dump_error(CANCELLED) if is_stopped else "",
             *update.info.words(),
             # Else the report does.
             news=News(not (update.tells or update.end)),
@@ -389,7 +389,7 @@ class Calls:
             return self._change("record", update.info, uuid, *words, news=news)
         news = News(delay=millis(end.delay or 0), unsent=end.error == NOT_SENT)
         delay = "" if end.delay is None else millis(end.delay)
-        error = [] if end.error is None else [dumps(end.error)]
+        error = [] if end.error is None else [dump_error(end.error)]
         if update.dropped:
             return self._change(
                 "drop",
@@ -402,7 +402,7 @@ class Calls:
                 update.info.attempt,
                 end.status,
                 delay,
-                dumps(CANCELLED),
+                dump_error(CANCELLED),
                 *error,
                 news=news,
             )
@@ -418,7 +418,7 @@ class Calls:
             update.base,
             end.status,
             delay,
-            dumps(CANCELLED),
+            dump_error(CANCELLED),
             int(end.was_called),
             int(bool(failure)),
             *failure,

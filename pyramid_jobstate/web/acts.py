@@ -333,8 +333,8 @@ def act_on_many(context: JobStates, request: Request, act: BulkAct) -> Response:
         # The limit or the cursor is wrong.
         raise BadRequest(str(e)) from e
     if result.done:
-        done, refused, _ = result
-        log.info("%s %s %d of %s; %d were refused.", who, act.done, done, text, refused)
+        line = "%s %s %d of %s; %d were refused."
+        log.info(line, who, act.done, result.done, text, result.refused)
     return render_result(result, may_list=may_list)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,8 @@ if TYPE_CHECKING:
     from pyramid.config import Configurator
     from pyramid.request import Request
 
-    from ..store import Counts, Failures, JobStore
+    from ..job import Counts
+    from ..store import Failures, JobStore
 
     T = TypeVar("T")
 
@@ -184,7 +186,7 @@ def counts(context: JobStates, request: Request) -> Response:
         counted, kinds = context.ask(question)
     except ValueError as e:
         raise BadRequest(str(e)) from e
-    answer = {"counts": counted._asdict(), "kinds": [*kinds]}
+    answer = {"counts": dataclasses.asdict(counted), "kinds": [*kinds]}
     return render_state(request, encode(answer))
 
 
@@ -226,7 +228,7 @@ def inspection(context: JobState) -> dict[str, Any]:
 
 def error_of(error: JobError | None) -> dict[str, Any] | None:
     """Return an error with its whole text."""
-    return None if error is None else error._asdict()
+    return None if error is None else dataclasses.asdict(error)
 
 
 def show(context: JobState, request: Request) -> Response:

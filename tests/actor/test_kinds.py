@@ -90,7 +90,7 @@ def test_unknown_kind_has_no_rights(
     uuid = put_batch(store, members=["success"], owner="alice").uuid
     write(store, uuid, kind="Pack of dogs")
     batch = load_job(store, uuid)
-    assert isinstance(batch, Batch) and batch.counts["success"] == 1
+    assert isinstance(batch, Batch) and batch.counts.success == 1
     assert (batch.__acl__(), batch.kind, batch.owner) == ([], "Pack of dogs", "alice")
 
 

@@ -39,8 +39,8 @@ def put(
             member["error"] = JobError("ValueError", "wrong")
         members.append({**member, "actor": "run_marathon", "params": {"miles": 26}})
     batch = put_batch(store, ImportFiles, members, owner=owner, title=TITLE)
-    found, _ = store.members(batch.uuid, limit=100)
-    return batch.uuid, [job_state.uuid for job_state in found if job_state is not None]
+    found = store.members(batch.uuid, limit=100).items
+    return batch.uuid, [job_state.uuid for job_state in found]
 
 
 def tab_of(pages: Pages, name: str) -> Any:

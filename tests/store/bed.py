@@ -5,6 +5,7 @@ import contextlib
 import queue
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import dramatiq
@@ -41,7 +42,8 @@ def loaded(store: JobStore, uuid: str) -> Batch:
 
 def counts_of(store: JobStore, uuid: str) -> dict[str, int]:
     """Return how many members a batch counts of each status, but for none."""
-    return {status: n for status, n in loaded(store, uuid).counts.items() if n}
+    counts = asdict(loaded(store, uuid).counts)
+    return {status: n for status, n in counts.items() if n}
 
 
 def cancel_between_calls(store: JobStore) -> None:

@@ -103,8 +103,9 @@ def pages(
     cursor = None
     while cursor is not None or not found:
         between()
-        items, cursor = list_page(cursor)
-        found.append(uuids_of(items))
+        page = list_page(cursor)
+        cursor = page.cursor
+        found.append(uuids_of(page.items))
     return found
 
 

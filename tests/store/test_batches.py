@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import Any
 from unittest import mock
 
@@ -15,6 +16,7 @@ from pyramid_jobstate import (
     JobError,
     JobState,
     JobStore,
+    Page,
     Progress,
     rerun,
 )
@@ -23,7 +25,7 @@ from tests.jobs import messages
 from tests.lost import keys_of, losing, take_over, turn_clock_back
 from tests.store.bed import Bed, cancel_between_calls, counts_of, loaded
 from tests.store.jobs import pages, uuids_of
-from tests.support import counted, key_of, load_job, wait_for
+from tests.support import FINISHED, counted, key_of, load_job, wait_for
 from tests.trips import counting_trips
 
 MakeBed = Callable[..., Bed]
@@ -95,6 +97,17 @@ def test_bar_follows_from_the_members(store: JobStore) -> None:
         assert progress.fraction == pytest.approx(fraction, abs=1e-4), members
 
 
+def test_batch_counts_its_members(store: JobStore) -> None:
+    """The counts of a batch are those of a store. Members that are stalled, or are
+    being cancelled, count as working.
+    """
+    members = ["queued", "retrying", *FINISHED, *FINISHED]
+    members += ["working", "stalled", "cancelling"]
+    batch = put_batch(store, Batch, members)
+    known = Counts(queued=1, working=3, retrying=1, success=2, error=2, cancelled=2)
+    assert batch.counts == known
+
+
 def test_members_are_listed_in_order(store: JobStore) -> None:
     """The members of a batch are listed as they were sent, page by page, of all
     statuses or one. Those whose records are gone are left out.
@@ -110,7 +123,7 @@ def test_members_are_listed_in_order(store: JobStore) -> None:
     assert members_of(store, batch.uuid, status="cancelled") == uuids[7:]
     store.client.delete(key_of(store, uuids[0]))
     assert members_of(store, batch.uuid) == uuids[1:]
-    assert store.members(uuids[0]) == ([], None)
+    assert store.members(uuids[0]) == Page([], None)
 
 
 def test_members_are_not_among_their_owners_jobs(store: JobStore) -> None:
@@ -247,9 +260,8 @@ def test_cancel_of_a_batch_that_runs(bed: Bed) -> None:
     assert bed.load().cancel()
     batch = bed.load()
     assert (batch.status, batch.cancel_requested) == ("cancelling", True)
-    assert (
-        counted(batch.progress) == (1, 3, "jobs") and batch.progress.fraction == 1 / 3
-    )
+    assert counted(batch.progress) == (1, 3, "jobs")
+    assert batch.progress.fraction == 1 / 3
     assert bed.counts() == {"working": 1, "cancelled": 1, "success": 1}
     with pytest.raises(JobCancelled):
         bed.act(0, hear)
@@ -297,7 +309,7 @@ def test_cancelled_batch_stays_cancelled(make_bed: MakeBed) -> None:
     bed.settle()
     batch = bed.load()
     assert (batch.status, batch.finished_at) == ("cancelled", finished_at)
-    assert sum(batch.counts.values()) == 2
+    assert sum(astuple(batch.counts)) == 2
 
 
 def test_deleted_batch_leaves_its_members(make_bed: MakeBed) -> None:

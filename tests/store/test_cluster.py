@@ -8,7 +8,7 @@ import pytest
 import redis
 from redis import RedisCluster
 
-from pyramid_jobstate import JobState, JobStore, rerun
+from pyramid_jobstate import Counts, JobState, JobStore, rerun
 from pyramid_jobstate.testing import pass_time, put_job
 from tests.cluster import PRIMARIES, Cluster, cluster_of_one, running_cluster
 from tests.jobs import new_id
@@ -132,7 +132,7 @@ def test_statuses_are_listed_and_counted_on_a_cluster(cluster: Cluster) -> None:
             jobs = [put_job(store, Odd, status).uuid for _ in range(3)]
             found = store.list(status=status, kind=Odd.kind).items
             assert sorted(job.uuid for job in found) == sorted(jobs)
-        assert store.counts() == store.counts(Odd.kind) == (3,) * 8
+        assert store.counts() == store.counts(Odd.kind) == Counts(*[3] * 8)
         assert store.kinds() == [f"class:{Odd.kind}"]
         assert sum(bucket.error for bucket in store.throughput()) == 3
         if "{" in namespace:

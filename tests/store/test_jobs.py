@@ -11,7 +11,15 @@ from dramatiq.brokers.stub import StubBroker
 from pyramid.config import Configurator
 from redis.sentinel import Sentinel
 
-from pyramid_jobstate import Batch, BulkResult, JobError, JobStateMiddleware, JobStore
+from pyramid_jobstate import (
+    Batch,
+    BulkResult,
+    Counts,
+    JobError,
+    JobStateMiddleware,
+    JobStore,
+    Page,
+)
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import away, pass_time, put_batch
 from tests.faulty import faulty
@@ -217,8 +225,8 @@ def test_namespaces_share_a_server(client: redis.Redis) -> None:
     prefixes = (b"jobstate:", b"{jobstate:")
     assert all(key.startswith(prefixes) for key in client.scan_iter())
     assert other.load(uuid) is None
-    assert other.list() == ([], None)
-    assert other.kinds() == [] and sum(other.counts()) == 0
+    assert other.list() == Page([], None)
+    assert other.kinds() == [] and other.counts() == Counts()
 
 
 def test_namespace_is_text_without_stray_braces() -> None:

@@ -11,7 +11,7 @@ import pytest
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.errors import ConnectionClosed
 
-from pyramid_jobstate import JobStateMiddleware, JobStore, rerun
+from pyramid_jobstate import JobError, JobStateMiddleware, JobStore, rerun
 from tests.jobs import Alarm, Gate, RunMarathon, job_actor, load, wait_until, working
 from tests.rabbitmq import RabbitMQ, find_binary
 from tests.support import lack, wait_for
@@ -80,11 +80,14 @@ def test_a_job_that_fails(broker: RabbitmqBroker, redis_url: str) -> None:
         message = run_marathon.send()
         state = wait_until(broker, message, "retrying")
         assert state.due_at and state.updated_at and state.due_at > state.updated_at
-        assert state.error == ("ValueError", "a cramp")
+        assert state.error == JobError("ValueError", "a cramp")
         assert state.progress_metrics == {"try 1": True}
         alarm.ring()
         state = wait_until(broker, message, "success", "error")
-        assert (state.status, state.error) == ("error", ("ValueError", "a cramp"))
+        assert (state.status, state.error) == (
+            "error",
+            JobError("ValueError", "a cramp"),
+        )
         assert state.progress_metrics == {"try 2": True}
         broker.join("default", timeout=20_000)
         running = run_on.send()

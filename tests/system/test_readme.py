@@ -370,7 +370,7 @@ while not (batch := store.load(uuid)).is_finished:
     time.sleep(0.05)
 worker.stop()
 assert (batch.kind, batch.title) == ("ImportAll", "Import of 3 files")
-assert batch.is_success and batch.counts["success"] == batch.size == 5
+assert batch.is_success and batch.counts.success == batch.size == 5
 assert [member.message for member in store.members(uuid).items] == [
     "Reading a.csv", "Reading large.csv", None, "Reading b.csv", "Reading c.csv"
 ]

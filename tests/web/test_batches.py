@@ -441,7 +441,7 @@ def test_outbox_shows_what_a_batch_would_send(
     box = outbox(config.registry)
     assert box.batches == [batch]
     assert [sent.job_state for sent in box.members(batch)] == jobs
-    assert batch.size == batch.counts["queued"] == 2
+    assert batch.size == batch.counts.queued == 2
     ran = run_jobs(config.registry)
     assert [job.uuid for job in ran[:2]] == [job.uuid for job in jobs]
     assert [job.actor for job in ran[2:]] == ["run_marathon"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -179,10 +180,10 @@ def test_timeline(
         ("cancelled 0 queued=0 finished=5000", "", "sent|5 s Cancelled"),
     ):
         found = [
-            tried._replace(started_at=time_at(int(begun)), ended_at=time_at(int(ended)))
+            replace(tried, started_at=time_at(int(begun)), ended_at=time_at(int(ended)))
             for begun, _, ended in (each.partition("-") for each in tries.split())
         ]
-        known = failures._replace(tries=tuple(found))
+        known = replace(failures, tries=tuple(found))
         monkeypatch.setattr(JobStore, "failures", lambda *args, known=known: known)
         monkeypatch.setattr(SelfTimed, "told", told(course))
         assert steps_of(visit(f"/job_state/{job}")) == steps.split("|")

@@ -12,7 +12,7 @@ from pyramid.authorization import Allow, Everyone
 from pyramid.request import Request
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStore, Progress, StoreUnavailable
+from pyramid_jobstate import JobState, JobStore, Page, Progress, StoreUnavailable
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon, messages
 from tests.running import Runs
@@ -152,7 +152,7 @@ def test_page_without_jobs(
     assert not page.has("table, [data-jobstate=acts], .jobstate-more")
     put(store, *["alice"] * 2)
     # A thousand jobs before it do not match.
-    nothing = store.list(limit=1)._replace(items=[])
+    nothing = Page([], store.list(limit=1).cursor)
     monkeypatch.setattr(JobStore, "list", lambda *args, **options: nothing)
     page = visit("/job_state?kind=RunMarathon")
     text = "No matching jobs so far. Older ones may match."

@@ -9,6 +9,7 @@ import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 from unittest import mock
 
@@ -321,7 +322,7 @@ class Floor:
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Return how many members have each status that any has."""
-        counts = self.batch(batch.uuid).counts
+        counts = asdict(self.batch(batch.uuid).counts)
         return {status: count for status, count in counts.items() if count}
 
     def statuses(self, *messages: Message[Any]) -> list[str]:

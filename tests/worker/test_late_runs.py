@@ -15,7 +15,7 @@ from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Interrupt
 from dramatiq.middleware.threading import raise_thread_exception
 
-from pyramid_jobstate import JobStore
+from pyramid_jobstate import JobError, JobStore
 from pyramid_jobstate.testing import away, pass_time
 from tests.faulty import FaultyProxy
 from tests.relay import Relay
@@ -41,7 +41,7 @@ def test_older_run_changes_nothing(make_floor: MakeFloor, logged: Logged) -> Non
     assert not old.job_state.flush(10)
     old.end(ValueError("a cramp"))
     (each,) = tries(old)
-    assert each.error == ("ValueError", "a cramp")
+    assert each.error == JobError("ValueError", "a cramp")
     assert (new.load().status, new.load().message) == ("working", "new")
     new.end()
     assert new.load().status == "success"
@@ -96,7 +96,7 @@ def test_failure_that_comes_with_a_late_report_is_among_the_tries(
         assert not old.settled.wait(0.2)
     assert old.settled.wait(10)
     (each,) = wait_for(lambda: tries(new))
-    assert each.error == ("ValueError", "a cramp")
+    assert each.error == JobError("ValueError", "a cramp")
     assert (new.load().status, new.load().message) == ("working", None)
     assert not logged(logging.ERROR)
 

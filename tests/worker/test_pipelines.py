@@ -81,7 +81,7 @@ def ended(alice: JobStates) -> Callable[..., list[JobState]]:
 
 
 def outcome(jobs: list[JobState]) -> list[tuple[str, str | None]]:
-    return [(j.status, j.error and j.error.message) for j in jobs]
+    return [(j.status, None if j.error is None else j.error.message) for j in jobs]
 
 
 CANCELLED = "The job was cancelled."

@@ -140,7 +140,7 @@ def test_tries_of_a_job_are_kept(floor: Floor) -> None:
     assert found.traceback.endswith("ValueError: a failed\n")
     assert "raise error" in found.traceback
     for each in found.tries:
-        assert each.error == ("ValueError", "a failed")
+        assert each.error == JobError("ValueError", "a failed")
         assert each.started_at is not None and each.ended_at is not None
         assert each.started_at <= each.ended_at
     starts = [each.started_at for each in found.tries if each.started_at]
@@ -322,7 +322,9 @@ def test_operator_who_died_is_followed_by_another(floor: Floor) -> None:
     answers: list[bool] = []
     with standing_still(floor, lambda: answers.append(again(floor, sent))):
         assert not again(floor, sent)
-        assert rerun_all(floor.store, floor.broker, everything=True) == (0, 0, None)
+        assert rerun_all(floor.store, floor.broker, everything=True) == BulkResult(
+            0, 0, None
+        )
         pass_time(floor.store, 16)
         assert floor.statuses(sent) == ["stalled"]
         with refusing(floor), pytest.raises(ConnectionClosed):
@@ -540,7 +542,7 @@ def test_members_that_were_never_sent_are_told(floor: Floor, logged: Logged) -> 
         assert rerun_all(floor.store, floor.broker, **do, limit=0).done == 0
         assert not logged()
         pass_time(floor.store, 20)
-        assert rerun_all(floor.store, floor.broker, **do) == (1, 0, None)
+        assert rerun_all(floor.store, floor.broker, **do) == BulkResult(1, 0, None)
         (said,) = logged()
         assert said == (
             f"1 of the jobs of batch {batch.uuid} were never sent, and cannot run "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from pyramid.request import Request
     from pyramid.response import Response
 
-    from ...store import Bucket, Counts, JobStore
+    from ...job import Counts
+    from ...store import Bucket, JobStore
     from ..jobstates import JobStates
     from .words import Words
 
@@ -214,7 +216,7 @@ def list_page(context: JobStates, request: Request) -> Response:
         for act in ACTS
         if act in bulk or any(act in row.permitted for row in rows)
     }
-    counts = {} if overview.counts is None else overview.counts._asdict()
+    counts = {} if overview.counts is None else dataclasses.asdict(overview.counts)
     title = words("jobs" if may_list else "own-jobs")
     values = {
         "words": words,

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyramid.csrf import get_csrf_token
 from pyramid.encode import urlencode
 
-from ...job import FINISHED, Batch, Guard, is_link
-from ...store import Counts
+from ...job import FINISHED, STATUSES, Batch, Guard, is_link
 from ..query import LOCALE, csrf_options
 from ..views import visible
 from .words import encode
@@ -261,7 +260,7 @@ def tabs_of(
             words.number(numbers[name]) if name in numbers else "",
             name == (status or "all"),
         )
-        for name in ("all", *Counts._fields)
+        for name in ("all", *STATUSES)
     ]
 
 
