@@ -74,10 +74,10 @@ class Container(Protocol):
     def permits(self, context: Any, permission: str, /) -> object:
         """Return a true value if the request has the permission on a job."""
 
-    def principals_of(self, owner: str | float, /) -> Sequence[str | float]:
+    def _principals_of(self, owner: str | float, /) -> Sequence[str | float]:
         """Return the principals that represent a job's owner in the request."""
 
-    def url_of(self, job_state: Any, /) -> str:
+    def _url_of(self, job_state: Any, /) -> str:
         """Return the URL of a job that the container has loaded."""
 
     def rerun(self, job_state: Any, /) -> bool:
@@ -414,7 +414,7 @@ class JobState:
         if owner is None:
             return []
         container = self._container
-        principals = (owner,) if container is None else container.principals_of(owner)
+        principals = (owner,) if container is None else container._principals_of(owner)
         return [(ALLOW, name, ("view_job", "cancel_job")) for name in principals]
 
     def __json__(self, request: Any) -> dict[str, Any]:
@@ -461,7 +461,7 @@ class JobState:
         """Return the URL of the job in the state that a request gets."""
         states = self._container
         if states is not None and states.request is request:
-            return states.url_of(self)
+            return states._url_of(self)
         url: str = request.resource_url(self)
         return url
 

@@ -25,6 +25,7 @@ from ..job import (
 from ..store import BulkResult, JobStore, check_empty
 from ..worker import BROKER_IS_AWAY, NO_BROKER, global_broker, rerun_all
 from .answers import come_back, render, render_nothing
+from .jobstates import ask
 from .permits import may_see, require
 from .query import (
     BadRequest,
@@ -68,8 +69,9 @@ def cancel(context: JobState, request: Request) -> Response:
     container, who = container_of(context), name_of(request)
     # That of the job, if it was asked for by the uuid of an alias.
     record = record_of(context)
-    is_cancelled = container.ask(
-        lambda store: store.records.cancel(record.uuid, record.info, may_follow=False)
+    is_cancelled = ask(
+        container,
+        lambda store: store.records.cancel(record.uuid, record.info, may_follow=False),
     )
     if is_cancelled:
         log.info(CANCELLED, who, record.uuid)
@@ -94,7 +96,7 @@ def delete(context: JobState, request: Request) -> Response:
     record = record_of(context)
     uuid = record.uuid
     # A job that has not ended may have become an alias of another's.
-    if record.is_finished and container.ask(lambda store: store.delete(uuid)):
+    if record.is_finished and ask(container, lambda store: store.delete(uuid)):
         log.info(DELETED, who, uuid)
         return render_nothing()
     if container.find(context.uuid) is None:
@@ -316,8 +318,8 @@ def act_on_many(context: JobStates, request: Request, act: BulkAct) -> Response:
     text = described("all jobs" if owner is None else whose, query, act.filters)
     acting = BulkRequest(context, act, who)
     try:
-        result = context.ask(
-            lambda store: act.run(store, acting, owner=owner, **options)
+        result = ask(
+            context, lambda store: act.run(store, acting, owner=owner, **options)
         )
     except NotRepeatable as e:
         return render({"error": str(e)}, 410)

@@ -154,7 +154,7 @@ class JobStates:
             job_state = self.find(uuid)
         except StoreUnavailable:
             if self._is_traversed_to(uuid):
-                return self.unread(uuid)
+                return unread(self, uuid)
             raise
         except KeyError as e:
             # Traversal would mistake it for an unknown job.
@@ -180,14 +180,6 @@ class JobStates:
         asked: str = self.request.path_info
         return asked == path or asked in [f"{path}/{name}" for name in JOB_VIEWS]
 
-    def unread(self, uuid: str) -> JobState:
-        """Return a job that the store could not read: see :class:`UnreadRecord`."""
-        # It takes the place of a Record, and raises when read.
-        job_state = JobState(cast("Record", UnreadRecord(uuid, self)))
-        set_store(job_state, self.store.records)
-        set_container(job_state, self)
-        return job_state
-
     def find(self, uuid: str) -> JobState | None:
         """Return a job, or None if it is unknown.
 
@@ -196,7 +188,7 @@ class JobStates:
         """
         if not is_uuid(uuid):
             return None
-        return self._adopt(self.ask(lambda store: store.load(uuid)))
+        return self._adopt(ask(self, lambda store: store.load(uuid)))
 
     def find_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
         """Return several jobs, with None in the place of each unknown one.
@@ -206,11 +198,11 @@ class JobStates:
         """
         known = [uuid for uuid in uuids if is_uuid(uuid)]
         # An empty question would always be answered, and so seem to end an outage.
-        jobs = self.ask(lambda store: store.load_many(known)) if known else []
+        jobs = ask(self, lambda store: store.load_many(known)) if known else []
         found = dict(zip(known, jobs, strict=True))
         return [self._adopt(found.get(uuid)) for uuid in uuids]
 
-    def url_of(self, job_state: JobState) -> str:
+    def _url_of(self, job_state: JobState) -> str:
         """Return the URL of a job in its state: that of ``request.resource_url()``, but
         with jobstate.base_url at its beginning if that is set.
         """
@@ -251,10 +243,11 @@ class JobStates:
             named `kind`.
           StoreUnavailable: The store does not answer.
         """
-        page = self.ask(
+        page = ask(
+            self,
             lambda store: store.list(
                 owner, kind, status, params, limit, cursor, members=members
-            )
+            ),
         )
         for job_state in page.items:
             self._adopt(job_state)
@@ -274,7 +267,7 @@ class JobStates:
         """
         return permits(self.request, context, permission)
 
-    def principals_of(self, owner: str | float) -> Sequence[str | float]:
+    def _principals_of(self, owner: str | float) -> Sequence[str | float]:
         """Return the principals that stand for a job's owner in this request."""
         return principals_of(self.request, owner)
 
@@ -289,22 +282,6 @@ class JobStates:
         store: JobStore = self.request.registry.getUtility(IJobStore)
         return store
 
-    def ask(self, question: Callable[[JobStore], T]) -> T:
-        """Return the store's answer to a question.
-
-        Raises:
-          StoreUnavailable: The store does not answer.
-        """
-        outage = self.request.registry.getUtility(IWebOutage)
-        try:
-            answer = question(self.store)
-        except RedisError as e:
-            outage.note(e)
-            raise StoreUnavailable(self) from e
-        if outage.is_logged:
-            outage.recover()
-        return answer
-
     def rerun(self, job_state: JobState) -> bool:
         """Run a job again, without checking permissions: see :meth:`.JobState.rerun`.
 
@@ -315,7 +292,7 @@ class JobStates:
         broker = global_broker()
         if broker is not None:
             uuid = record_of(job_state).uuid
-            return self.ask(lambda store: rerun(store, broker, uuid))
+            return ask(self, lambda store: rerun(store, broker, uuid))
         if not record_of(job_state).is_failed_or_lost:
             return False
         raise NotRepeatable(NO_BROKER)
@@ -540,9 +517,9 @@ class JobStates:
         if outbox is not None:
             outbox.keep(outgoing)
         elif now:
-            send_now(self.ask, outgoing)
+            send_now(functools.partial(ask, self), outgoing)
         else:
-            join(self.request, self.ask, outgoing)
+            join(self.request, functools.partial(ask, self), outgoing)
         for job_state in outgoing.job_states:
             self._adopt(job_state)
         if is_default and any(job.owner == found for job in outgoing.job_states):
@@ -564,7 +541,7 @@ class JobStates:
             record = (claims.find if ended else claims.under_way)(identity)
             return None if record is None else store.records.job(record)
 
-        return self.ask(find)
+        return ask(self, find)
 
     def _origin(self) -> dict[str, str]:
         """Return the options that tell a job's request where the job comes from."""
@@ -616,7 +593,7 @@ class JobStates:
                     "another."
                 )
             if outbox is None:
-                join(self.request, self.ask, outgoing)
+                join(self.request, functools.partial(ask, self), outgoing)
             self.request.__dict__[_OPEN] = True
 
         def end(is_sent: bool) -> None:
@@ -660,10 +637,36 @@ class JobStates:
           ValueError: limit, status or cursor is invalid.
           StoreUnavailable: The store does not answer.
         """
-        page = self.ask(lambda store: store.members(batch, status, limit, cursor))
+        page = ask(self, lambda store: store.members(batch, status, limit, cursor))
         for job_state in page.items:
             self._adopt(job_state)
         return page
+
+
+def ask(container: JobStates, question: Callable[[JobStore], T]) -> T:
+    """Return the answer of a container's store to a question.
+
+    Raises:
+      StoreUnavailable: The store does not answer.
+    """
+    outage = container.request.registry.getUtility(IWebOutage)
+    try:
+        answer = question(container.store)
+    except RedisError as e:
+        outage.note(e)
+        raise StoreUnavailable(container) from e
+    if outage.is_logged:
+        outage.recover()
+    return answer
+
+
+def unread(container: JobStates, uuid: str) -> JobState:
+    """Return a job that the store could not read: see :class:`UnreadRecord`."""
+    # It takes the place of a Record, and raises when read.
+    job_state = JobState(cast("Record", UnreadRecord(uuid, container)))
+    set_store(job_state, container.store.records)
+    set_container(job_state, container)
+    return job_state
 
 
 def _one_or_all(

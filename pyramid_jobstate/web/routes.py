@@ -25,7 +25,7 @@ from .interfaces import (
     RERUN,
     RERUN_ALL,
 )
-from .jobstates import JOB_VIEWS, JobStates, JobStatesURL
+from .jobstates import JOB_VIEWS, JobStates, JobStatesURL, unread
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
@@ -140,7 +140,7 @@ class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
             try:
                 context = container[uuid]
             except StoreUnavailable:
-                context = container.unread(uuid)
+                context = unread(container, uuid)
             except KeyError:
                 # The view for unknown jobs responds.
                 context = container

@@ -57,7 +57,7 @@ from .interfaces import (
     IMaxUuids,
     IStoreUnavailable,
 )
-from .jobstates import JobStates
+from .jobstates import JobStates, ask
 from .permits import may_see, require
 from .query import BadRequest, parse_owner, read_flag, read_limit, read_query
 from .routes import OursPredicate
@@ -183,7 +183,7 @@ def counts(context: JobStates, request: Request) -> Response:
         return store.counts(kind, anew=anew, members=members), store.kinds()
 
     try:
-        counted, kinds = context.ask(question)
+        counted, kinds = ask(context, question)
     except ValueError as e:
         raise BadRequest(str(e)) from e
     answer = {"counts": dataclasses.asdict(counted), "kinds": [*kinds]}
@@ -207,7 +207,7 @@ def inspection(context: JobState) -> dict[str, Any]:
         failures = store.failures(record_of(context).uuid)
         return failures, why_not_repeatable(store, broker, context)
 
-    failures, reason = container_of(context).ask(question)
+    failures, reason = ask(container_of(context), question)
     return {
         "uuid": context.uuid,
         "params": context.job_params,

@@ -14,6 +14,7 @@ from ...store import kind_texts
 from ..acts import CANCEL, CLEAR, RERUN
 from ..answers import answering
 from ..interfaces import IPages
+from ..jobstates import ask
 from ..query import LOCALE, read_query
 from ..views import MEMBERS, asked_page, show_many
 from .layout import Pages, respond
@@ -289,4 +290,4 @@ def overview_of(
         )
         return Overview(kinds, counts, buckets)
 
-    return context.ask(question)
+    return ask(context, question)

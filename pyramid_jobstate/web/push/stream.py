@@ -185,7 +185,7 @@ class Standin:
             self._refuse("the URL of another resource")
         return self._viewer.url
 
-    def url_of(self, job_state: object) -> str:
+    def _url_of(self, job_state: object) -> str:
         """As a container: the URL of the job."""
         return self.resource_url(job_state)
 
@@ -195,7 +195,7 @@ class Standin:
             self._refuse(f"the permission {permission!r}")
         return self._viewer.may_cancel
 
-    def principals_of(self, owner: str | float) -> Sequence[str | float]:
+    def _principals_of(self, owner: str | float) -> Sequence[str | float]:
         """As a container: nobody asks for an ACL while a job is rendered."""
         self._refuse("the principals of an owner")
 
