@@ -316,7 +316,7 @@ def ledger_of(broker: Broker) -> Ledger:
       TypeError: The broker does not have one.
     """
     for middleware in broker.middleware:
-        ledger = getattr(middleware, "ledger", None)
+        ledger = getattr(middleware, "_ledger", None)
         if isinstance(ledger, Ledger):
             return ledger
     raise TypeError(

@@ -65,8 +65,8 @@ class JobStateMiddleware(Middleware):
         heartbeat: float | None = None,
     ) -> None:
         given = _given_store(store, url, client, namespace)
-        #: What is written of the messages. Other parts of this package find it here.
-        self.ledger = Ledger(given, namespace, interval, heartbeat)
+        # What is written of the messages: ledger_of() finds it here.
+        self._ledger = Ledger(given, namespace, interval, heartbeat)
 
     def store_for(self, broker: Broker) -> JobStore:
         """Return the store of the job states.
@@ -74,7 +74,7 @@ class JobStateMiddleware(Middleware):
         Raises:
           ActorError: No store was given and the broker is not a RedisBroker.
         """
-        return self.ledger.store_for(broker)
+        return self._ledger.store_for(broker)
 
     @property
     def actor_options(self) -> set[str]:
@@ -92,8 +92,8 @@ class JobStateMiddleware(Middleware):
             # For a middleware added after its actors, Dramatiq calls only this hook.
             self._refuse_twice(broker)
             self.store_for(broker)
-            function = TrackedFunction(actor, cls, self.ledger.thread)
-            self.ledger.functions[actor.actor_name] = function
+            function = TrackedFunction(actor, cls, self._ledger.thread)
+            self._ledger.functions[actor.actor_name] = function
             actor.fn = function
 
     def _refuse_twice(self, broker: Broker) -> None:
@@ -107,31 +107,31 @@ class JobStateMiddleware(Middleware):
     def before_enqueue(
         self, broker: Broker, message: Message[Any], delay: int | None
     ) -> None:
-        self.ledger.note_sending(broker, message, delay)
+        self._ledger.note_sending(broker, message, delay)
 
     def after_enqueue(
         self, broker: Broker, message: Message[Any], delay: int | None
     ) -> None:
-        self.ledger.note_sent(broker, message, delay)
+        self._ledger.note_sent(broker, message, delay)
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         job = self._enter(broker, message)
         if job.tracked is None:
             return
         # From here on Ledger.end() is called, even if this thread is interrupted.
-        self.ledger.jobs[job.uuid] = job
+        self._ledger.jobs[job.uuid] = job
         job.unsaved = job.tracked.unsaved(message)
         batch = sends_for(message)
         if batch is not None:
             job.members = RunningMember(broker, message, batch, job.unsaved.run)
-        for outer in self.ledger.thread.jobs[:-1]:
+        for outer in self._ledger.thread.jobs[:-1]:
             if outer.uuid == job.uuid:
                 # A broker that runs jobs in the caller nests a retry in the attempt
                 # that failed.
                 outer.put_back(0)
                 if not outer.is_running:
-                    self.ledger.end(broker, outer)
-        self.ledger.recorder_for(broker).begin(job.unsaved)
+                    self._ledger.end(broker, outer)
+        self._ledger.recorder_for(broker).begin(job.unsaved)
         if job.unsaved.run.cancel_requested:
             skip(message)
 
@@ -162,8 +162,8 @@ class JobStateMiddleware(Middleware):
 
     def _enter(self, broker: Broker, message: MessageProxy) -> CurrentJob:
         """Start processing a message."""
-        self._leave(broker, self.ledger.thread.find_abandoned())
-        return self.ledger.thread.enter(message, self.ledger.functions.find(message))
+        self._leave(broker, self._ledger.thread.find_abandoned())
+        return self._ledger.thread.enter(message, self._ledger.functions.find(message))
 
     def _stopped(
         self, broker: Broker, message: MessageProxy, exception: BaseException | None
@@ -171,9 +171,9 @@ class JobStateMiddleware(Middleware):
         """Return the job of a message that a middleware before this one has stopped, or
         None if it is not tracked.
         """
-        if exception is None or self.ledger.functions.find(message) is None:
+        if exception is None or self._ledger.functions.find(message) is None:
             return None
-        due = dict(self.ledger.thread.returned).get(message.message_id)
+        due = dict(self._ledger.thread.returned).get(message.message_id)
         job = self._enter(broker, message)
         job.raised, job.due = exception, due
         return job
@@ -182,17 +182,17 @@ class JobStateMiddleware(Middleware):
         """Return the job of a message that this thread processes, or None. Jobs begun
         since then are finished first: the broker called no hook at their ends.
         """
-        place = self.ledger.thread.find(message)
+        place = self._ledger.thread.find(message)
         if place is None:
             return None
         self._leave(broker, place + 1)
-        return self.ledger.thread.jobs[place]
+        return self._ledger.thread.jobs[place]
 
     def _leave(self, broker: Broker, place: int) -> None:
         """Finish the jobs from index `place` on, and return to the one around them."""
-        for job in reversed(self.ledger.thread.leave(place)):
+        for job in reversed(self._ledger.thread.leave(place)):
             try:
-                self.ledger.end(broker, job, acknowledged=job.was_called)
+                self._ledger.end(broker, job, acknowledged=job.was_called)
             except Exception:
                 log.exception("The end of job %s could not be written.", job.uuid)
 
@@ -208,7 +208,7 @@ class JobStateMiddleware(Middleware):
             attempts = attempts_before(message)
             word, batch = word_of(message), batch_of(message)
             info = JobInfo("", name, attempts, rerun=word, batch=batch)
-            self.ledger.drop(broker, message, info, End("error", error))
+            self._ledger.drop(broker, message, info, End("error", error))
 
     # A broker that runs jobs in the caller may call none of the hooks but these.
 
@@ -219,7 +219,7 @@ class JobStateMiddleware(Middleware):
         self._settle(broker, message, acknowledged=False, is_last=True)
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        self.ledger.stop()
+        self._ledger.stop()
 
     def _settle(
         self,
@@ -242,10 +242,10 @@ class JobStateMiddleware(Middleware):
             # The broker raises it in the sender without calling a hook.
             job.raised = raised
         try:
-            self.ledger.end(broker, job, acknowledged=acknowledged)
+            self._ledger.end(broker, job, acknowledged=acknowledged)
         finally:
             if is_last:
-                self.ledger.thread.leave(self.ledger.thread.jobs.index(job))
+                self._ledger.thread.leave(self._ledger.thread.jobs.index(job))
 
 
 def _given_store(

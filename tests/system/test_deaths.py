@@ -31,6 +31,7 @@ from pyramid_jobstate.job.record import End
 from pyramid_jobstate.store import claims
 from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.testing import pass_time
+from pyramid_jobstate.worker.ledger import ledger_of
 from pyramid_jobstate.worker.message import failure_of
 from tests.stepped import World, aside, stepped
 from tests.support import load_job, wait_for
@@ -54,12 +55,9 @@ class Run:
     def __init__(
         self, broker: StubBroker, store: JobStore, message: Message[Any]
     ) -> None:
-        middleware = next(
-            m for m in broker.middleware if isinstance(m, JobStateMiddleware)
-        )
         self._store = store
         self._message = MessageProxy(message)
-        self._unsaved = middleware.ledger.functions["nightly"].unsaved(self._message)
+        self._unsaved = ledger_of(broker).functions["nightly"].unsaved(self._message)
 
     def begin(self) -> str | None:
         """Return the token of the run, or None if it may not begin."""
