@@ -20,7 +20,7 @@ import pytest
 from .embedded import EmbeddedServer
 from .job import JobState
 from .store import JobStore
-from .testing import Outbox
+from .testing import Clerk, Outbox
 from .testing import run_jobs as run_jobs_of
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ def job_outbox(app: Router) -> Iterator[Outbox]:
     """
     from .web import IOutbox
 
-    outbox = Outbox()
-    with _utility(_registry(app), outbox, IOutbox):
-        yield outbox
+    clerk = Clerk()
+    with _utility(_registry(app), clerk, IOutbox):
+        yield clerk.outbox
 
 
 @pytest.fixture

@@ -112,42 +112,58 @@ class Sent:
 
 
 class Outbox(list[Sent]):
-    """The messages that the views of an application have sent, in order."""
+    """The messages that the views of an application have sent, in order: a list of
+    :class:`Sent`.
+
+    Attributes:
+      batches: The batches that were sent, in order.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        #: The id of the next step of a pipeline, by the id of each step.
-        self.following: dict[str, str] = {}
-        #: The batches that were sent, in order.
         self.batches: list[Batch] = []
-        #: The brokers of the messages, by their ids.
-        self.brokers: dict[str, Broker] = {}
-        #: The ids of the messages whose jobs have run, or are running.
-        self._ran: set[str] = set()
-        self._running: Sent | None = None
-        #: The results of the steps before, by the ids of the steps that receive them.
-        self.results: dict[str, Any] = {}
-
-    def keep(self, outgoing: Outgoing) -> None:
-        self.extend(map(Sent, outgoing.messages, outgoing.job_states))
-        self.following.update(outgoing.following)
-        for message in outgoing.messages:
-            self.brokers[message.message_id] = outgoing.broker
-
-    def keep_batch(self, outgoing: OutgoingBatch) -> None:
-        self.batches.append(outgoing.batch)
-        for item, _ in outgoing.members.items:
-            self.keep(item)
 
     def members(self, batch: Batch) -> list[Sent]:
         """Return the messages of the members of a batch that a view has sent."""
         return [s for s in self if s.message.options.get(BATCH) == batch.uuid]
 
+
+class Clerk:
+    """Keeps what an application sends in an outbox, and knows what has run of it.
+
+    Attributes:
+      outbox: The outbox.
+      following: The id of the next step of a pipeline, by the id of each step.
+      brokers: The brokers of the messages, by their ids.
+      results: The results of the steps before, by the ids of the steps that receive
+        them.
+    """
+
+    def __init__(self) -> None:
+        self.outbox = Outbox()
+        self.following: dict[str, str] = {}
+        self.brokers: dict[str, Broker] = {}
+        self.results: dict[str, Any] = {}
+        #: The ids of the messages whose jobs have run, or are running.
+        self._ran: set[str] = set()
+        self._running: Sent | None = None
+
+    def keep(self, outgoing: Outgoing) -> None:
+        self.outbox.extend(map(Sent, outgoing.messages, outgoing.job_states))
+        self.following.update(outgoing.following)
+        for message in outgoing.messages:
+            self.brokers[message.message_id] = outgoing.broker
+
+    def keep_batch(self, outgoing: OutgoingBatch) -> None:
+        self.outbox.batches.append(outgoing.batch)
+        for item, _ in outgoing.members.items:
+            self.keep(item)
+
     def unique_job(self, identity: str, *, ended: bool) -> JobState | None:
         """Return the job of an identity that has not ended or, with `ended`, the last
         one, or None.
         """
-        for sent in reversed(self):
+        for sent in reversed(self.outbox):
             is_over = sent.message.message_id in self._ran and sent != self._running
             if sent.message.options.get(UNIQUE) == identity and (ended or not is_over):
                 return sent.job_state
@@ -155,7 +171,7 @@ class Outbox(list[Sent]):
 
     def next(self) -> Sent | None:
         """Return the first message whose job has not run, which now begins."""
-        for sent in self:
+        for sent in self.outbox:
             if sent.message.message_id not in self._ran:
                 self._ran.add(sent.message.message_id)
                 self._running = sent
@@ -171,19 +187,19 @@ class Outbox(list[Sent]):
         uuid: str | None = self._running.message.message_id
         while status == "error" and (uuid := self.following.get(uuid or "")):
             self._ran.add(uuid)
-            for sent in self:
+            for sent in self.outbox:
                 if sent.message.message_id == uuid:
                     record_of(sent.job_state).status = "cancelled"
         self._running = None
 
 
 class KeptMembers(RunningMember):
-    """Keeps the members that a job sends in an outbox, the `box`."""
+    """Has a `clerk` keep the members that a job sends."""
 
-    box: Outbox
+    clerk: Clerk
 
     def dispatch(self, outgoing: Outgoing, weight: int) -> None:
-        self.box.keep(outgoing)
+        self.clerk.keep(outgoing)
 
 
 def includeme(config: Configurator) -> None:
@@ -198,7 +214,7 @@ def includeme(config: Configurator) -> None:
     """
     from .web import IOutbox
 
-    config.registry.registerUtility(Outbox(), IOutbox)
+    config.registry.registerUtility(Clerk(), IOutbox)
 
 
 def outbox(registry: Registry) -> Outbox:
@@ -211,9 +227,13 @@ def outbox(registry: Registry) -> Outbox:
     Raises:
       LookupError: The application has not included this module.
     """
+    return _clerk_of(registry).outbox
+
+
+def _clerk_of(registry: Registry) -> Clerk:
     from .web import IOutbox
 
-    found: Outbox | None = registry.queryUtility(IOutbox)
+    found: Clerk | None = registry.queryUtility(IOutbox)
     if found is None:
         raise LookupError(
             "The application has no outbox. Call "
@@ -246,9 +266,9 @@ def run_jobs(
       Exception: What an actor raises. The jobs after it have not run.
     """
     jobs = []
-    sent_jobs = outbox(registry)
-    results = sent_jobs.results
-    while (sent := sent_jobs.next()) is not None:
+    clerk = _clerk_of(registry)
+    results = clerk.results
+    while (sent := clerk.next()) is not None:
         message = sent.message
         if message.message_id in results and not message.options.get("pipe_ignore"):
             args = (*message.args, results[message.message_id])
@@ -256,13 +276,13 @@ def run_jobs(
         status = "error"
         try:
             job_state, result = _run_job(
-                registry, sent_jobs.brokers[message.message_id], message, environ or {}
+                registry, clerk.brokers[message.message_id], message, environ or {}
             )
             record_of(job_state).status = status = "success"
         finally:
-            sent_jobs.end(status)
+            clerk.end(status)
         jobs.append(job_state)
-        following = sent_jobs.following.get(message.message_id)
+        following = clerk.following.get(message.message_id)
         if following is not None:
             results[following] = result
     return jobs
@@ -282,7 +302,7 @@ def _run_job(
     job_state = function.job_state(message.message_id, run, info)
     if info.batch is not None:
         members = KeptMembers(broker, message, info.batch, run)
-        members.box = outbox(registry)
+        members.clerk = _clerk_of(registry)
         set_member_sender(job_state, members)
     if not receives_request(broker, message.actor_name):
         return job_state, function.call(job_state, message.args, message.kwargs)

@@ -39,7 +39,7 @@ class IPages(Interface):
 
 
 class IOutbox(Interface):
-    """Marks the outbox that keeps what an application's tests send, a utility."""
+    """Marks the Clerk that keeps what an application's tests send, a utility."""
 
 
 class IStoreUnavailable(IException):
