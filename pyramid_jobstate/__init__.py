@@ -85,7 +85,7 @@ def includeme(config: Configurator) -> None:
 
     * ``config.set_job_store(store)``: keep the states in this :class:`JobStore`.
 
-    Settings: the names begin with ``jobstate.``. The README lists them.
+    The names of its settings begin with ``jobstate.``.
 
     Raises:
       pyramid.exceptions.ConfigurationError: A setting is unknown or invalid, no store

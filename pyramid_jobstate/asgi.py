@@ -42,7 +42,9 @@ __all__ = ["asgi_app"]
 AsgiApplication = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
-def asgi_app(wsgi_app: WSGIApplication, *, threads: int = 10) -> AsgiApplication:
+def asgi_app(
+    wsgi_app: WSGIApplication, *, threads: int = 10
+) -> Callable[..., Awaitable[None]]:
     """Return an ASGI application that serves a Pyramid application.
 
     Its views run in a pool of threads. A page's stream of states needs none: when the

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from dramatiq.middleware import Interrupt, MiddlewareError
 
+__all__ = [
+    "ActorError",
+    "JobCancelled",
+    "NotRepeatable",
+    "NotUnique",
+    "StoreUnavailable",
+]
+
 
 class ActorError(MiddlewareError, TypeError):
-    """Raised when an actor is declared in a way that cannot be tracked."""
+    """Raised when an actor is declared, or a message sent to it, in a way that cannot
+    be tracked.
+    """
 
 
 class JobCancelled(Interrupt):
@@ -30,8 +40,8 @@ class NotUnique(NotRepeatable):
     """Raised when a unique job that failed cannot run again yet: another one is under
     way.
 
-    Parameters:
-      uuid: The job that is under way.
+    Attributes:
+      uuid: The uuid of the job that is under way.
     """
 
     def __init__(self, uuid: str) -> None:
@@ -49,7 +59,7 @@ class BatchCancelled(NotRepeatable):
 class StoreUnavailable(Exception):
     """Raised in a web request when the store does not answer.
 
-    Parameters:
+    Attributes:
       container: The JobStates that queried the store.
     """
 

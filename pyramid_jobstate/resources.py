@@ -1,7 +1,7 @@
-"""The public import path of :class:`JobStates`."""
+"""The container of jobs, for an application's own resource tree."""
 
 from __future__ import annotations
 
-from .web import JobStates
+from .web import Default, JobStates
 
-__all__ = ["JobStates"]
+__all__ = ["Default", "JobStates"]

@@ -473,8 +473,8 @@ def put_job(
         again.
       owner: The owner of the job, or None.
       params: The values that were sent, by the names of the parameters.
-      metrics, progress, message, log: The values that the job has reported; ignored for
-        "queued".
+      metrics, message, log: What the job has reported; ignored for "queued".
+      progress: How far it has come: its `done`, `total` and `unit` count.
       error: Why the job failed, was cancelled or is retried.
       traceback: What operators read of the `error` beside it.
       attempt: The number of the attempt, from 1.

@@ -59,7 +59,7 @@ class Batch(SendsMembers, JobState):
 
     @property
     def title(self) -> str:
-        """The heading that viewers see: that of this batch, or else of its class."""
+        """The heading that viewers see, that of this batch or else of its class."""
         own = self._record.text("title")
         return super().title if own is None else own
 

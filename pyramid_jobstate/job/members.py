@@ -79,12 +79,16 @@ class SendsMembers:
         """Send a message with options to an actor, like :meth:`send`.
 
         Parameters:
+          actor: The actor.
           args, kwargs: The arguments of the actor.
           delay: Milliseconds, or a timedelta, until it is due: at most
             100,000,000,000,000 milliseconds, about 3,000 years.
           key: As for :meth:`send`.
           weight: Its share of the bar, from 0.001 to 10,000. Other members have 1.
           options: Further options of the message.
+
+        Returns:
+          The JobState of the job.
 
         Raises:
           TypeError, ValueError, RuntimeError, StoreUnavailable: As :meth:`send`. Also

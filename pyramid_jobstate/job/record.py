@@ -43,8 +43,14 @@ class Counts:
     cancelled.
 
     Attributes:
-      queued, working, retrying, stalled: How many jobs have this status.
-      cancelling, success, error, cancelled: The same.
+      queued: How many wait for a worker, or until they are due.
+      working: How many a worker is at work on.
+      retrying: How many failed and are to be tried again.
+      stalled: How many have not been heard of for too long.
+      cancelling: How many are to stop, and have not yet.
+      success: How many have succeeded.
+      error: How many have failed.
+      cancelled: How many were cancelled.
     """
 
     queued: int = 0

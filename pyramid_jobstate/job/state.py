@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import (
     AsyncIterable,
+    AsyncIterator,
     Collection,
     Iterable,
     Iterator,
@@ -23,7 +24,7 @@ from .members import MemberSender, OwnBatch
 from .once import Once
 from .progress import Progress, phase_of, progress_json, progress_of
 from .record import FINISHED, JobError, JobInfo, Record
-from .run import NO_RUN, AsyncSteps, Run, check_phase
+from .run import NO_RUN, Run, check_phase
 from .texts import FAILED, REASONS, SKIPPED, humanized, sentence_of, translated
 from .values import AMOUNTS, LIMIT, NUMBERS, plain
 
@@ -114,6 +115,7 @@ class JobState:
       __parent__: The container through which a request found the job.
     """
 
+    uuid: str
     kind: str = "JobState"
     public_params: Collection[str] = ()
     __parent__: Any = None
@@ -151,8 +153,8 @@ class JobState:
 
     @property
     def title(self) -> str:
-        """The heading that viewers see: "Run marathon" for the kind RunMarathon or,
-        without a JobState class, for the actor run_marathon.
+        """The heading that viewers see, such as "Run marathon" for the kind RunMarathon
+        or, without a JobState class, for the actor run_marathon.
         """
         return humanized(self.actor if type(self) is JobState else self.kind)
 
@@ -165,36 +167,36 @@ class JobState:
 
     @property
     def is_working(self) -> bool:
-        """Whether the job has not ended, even if no worker has begun it: its status is
+        """Whether the job has not ended, even if no worker has begun it. Its status is
         queued, working, retrying, stalled or cancelling.
         """
         return not self.is_finished
 
     @property
     def is_finished(self) -> bool:
-        """Whether the job has ended: its status is success, error or cancelled."""
+        """Whether the job has ended. Its status is success, error or cancelled."""
         return self.status in FINISHED
 
     @property
     def is_success(self) -> bool:
-        """Whether the job has succeeded: its status is success."""
+        """Whether the job has succeeded. Its status is success."""
         return self.status == "success"
 
     @property
     def is_error(self) -> bool:
-        """Whether the job has ended without success: its status is error or cancelled.
+        """Whether the job has ended without success. Its status is error or cancelled.
         To tell these apart, use :attr:`has_failed` and :attr:`is_cancelled`.
         """
         return self.is_finished and not self.is_success
 
     @property
     def has_failed(self) -> bool:
-        """Whether the job has failed: its status is error."""
+        """Whether the job has failed. Its status is error."""
         return self.status == "error"
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether the job was cancelled and has ended: its status is cancelled. Until
+        """Whether the job was cancelled and has ended. Its status is cancelled. Until
         then, see :attr:`cancel_requested`.
         """
         return self.status == "cancelled"
@@ -523,6 +525,10 @@ class JobState:
     ) -> None:
         """Set several metrics at once: a viewer sees all of them or none.
 
+        Parameters:
+          mapping: Values by the names of their metrics.
+          values: Further ones.
+
         Raises:
           TypeError, ValueError: As :meth:`set_progress_metric`. No metric is set then.
         """
@@ -585,7 +591,7 @@ class JobState:
         total: float | None = None,
         unit: str | None = None,
         message: str | None = None,
-    ) -> AsyncSteps[T]: ...
+    ) -> AsyncIterator[T]: ...
 
     @overload
     def track(

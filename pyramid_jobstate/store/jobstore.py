@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from redis import Redis
+from redis import Redis, RedisCluster
 
 from ..job import (
     FINISHED,
@@ -17,7 +17,7 @@ from ..job import (
 )
 from .arguments import check_int, checked_namespace, client_of, positive
 from .bulk import Act, Bulk, BulkResult, Tell
-from .connection import Client, impatient, name_of
+from .connection import impatient, name_of
 from .lists import (
     MAX_BUCKETS,
     MAX_SPAN,
@@ -40,12 +40,13 @@ class JobStore:
     """The jobs in a Redis or Valkey server: a hash for each job, and sorted sets that
     list all jobs, by owner and by kind.
 
-    The methods raise `redis.exceptions.RedisError` if the server does not answer.
-    `records` is what senders and workers use, and nobody else.
+    The methods raise `redis.exceptions.RedisError` if the server does not answer. Each
+    parameter is an attribute, too. `records` is what senders and workers use, and
+    nobody else.
 
     Parameters:
       client: A `redis.Redis` or `redis.RedisCluster`, or a URL, whose client then has
-        half-second timeouts and one retry: see :func:`.connection.connect`.
+        half-second timeouts and one retry.
       namespace: The prefix of each key.
       expire_in: Seconds that a job is kept after its end.
       active_expire_in: Seconds that an unfinished job is kept after it is due or after
@@ -60,7 +61,7 @@ class JobStore:
 
     def __init__(
         self,
-        client: Client | str,
+        client: Redis | RedisCluster | str,
         *,
         namespace: str = "jobstate",
         expire_in: float = 24 * 3600,
@@ -76,7 +77,14 @@ class JobStore:
         self.records = Records(self.client, namespace, lives)
 
     def replace(self, **options: Any) -> JobStore:
-        """Return a store on the same server with some options replaced."""
+        """Return a store on the same server with some options replaced.
+
+        Parameters:
+          options: The options, such as `expire_in`.
+
+        Raises:
+          TypeError, ValueError: As the class.
+        """
         mine = {
             "namespace": self.namespace,
             "expire_in": self.expire_in,
@@ -115,7 +123,8 @@ class JobStore:
         A job that ends, or runs again, between two pages may appear on both.
 
         Parameters:
-          owner, status: Only list jobs of this owner or status.
+          owner: Only list jobs of this owner.
+          status: Only list jobs of this status.
           kind: Only list jobs of this class or, if their actor declares none, of this
             actor: one of :meth:`kinds`, or its name alone.
           params: Only list jobs that were sent with these values.
@@ -183,13 +192,14 @@ class JobStore:
         *,
         everything: bool = False,
         permits: Callable[[JobState], bool] | None = None,
-        tell: Tell | None = None,
+        tell: Callable[[str, bool], object] | None = None,
     ) -> BulkResult:
         """Delete ended jobs, as :meth:`delete` does.
 
         Parameters:
-          owner, kind, status: Only jobs of this owner, kind (see :meth:`list`) or
-            status. Members of batches are among them.
+          owner: Only jobs of this owner. Members of batches are among them.
+          kind: Only jobs of this kind: see :meth:`list`.
+          status: Only jobs of this status.
           older_than: Only jobs that ended at least so many seconds ago.
           limit: The maximum number of jobs, up to 1,000. 0 acts on none: pass the
             cursor that it returns to act, for example after a confirmation, on the jobs
@@ -221,7 +231,7 @@ class JobStore:
         *,
         everything: bool = False,
         permits: Callable[[JobState], bool] | None = None,
-        tell: Tell | None = None,
+        tell: Callable[[str, bool], object] | None = None,
     ) -> BulkResult:
         """Request cancellation of unfinished jobs, as :meth:`.JobState.cancel` does.
 
@@ -239,9 +249,8 @@ class JobStore:
     def counts(
         self, kind: str | None = None, *, anew: bool = False, members: bool = False
     ) -> Counts:
-        """Return how many jobs have which status: see :class:`.Counts`. They are at
-        most a second old, and know of what this store object has cancelled, deleted and
-        run again.
+        """Return how many jobs have which status. The counts are at most a second old,
+        and know of what this store object has cancelled, deleted and run again.
 
         Parameters:
           kind: Only count jobs of this kind: see :meth:`list`.
@@ -299,7 +308,8 @@ class JobStore:
         its message comes again.
 
         Returns:
-          Whether this call deleted it: False if it has not ended or is unknown.
+          Whether this call deleted it. It did not if the job has not ended or is
+          unknown.
         """
         return self.records.delete(uuid)
 

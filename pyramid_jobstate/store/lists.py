@@ -671,8 +671,10 @@ class Bucket:
     """The jobs that ended in a period.
 
     Attributes:
-      start: When the period began, by the store's clock.
-      success, error, cancelled: How many jobs ended in it, by status.
+      start: When the period began, by the store's clock, in UTC.
+      success: How many jobs have succeeded in it.
+      error: How many have failed.
+      cancelled: How many were cancelled.
     """
 
     start: datetime.datetime

@@ -269,9 +269,9 @@ class Try:
     """A run of a job that failed.
 
     Attributes:
-      started_at: When it began, or None if that is unknown.
-      ended_at: When it failed.
-      error: Why.
+      started_at: When it began, in UTC, or None if that is unknown.
+      ended_at: When it failed, in UTC, or None if that is unknown.
+      error: Why it failed, or None if that is unknown.
     """
 
     started_at: datetime.datetime | None

@@ -7,10 +7,11 @@ and `job`. A worker imports it only with an application.
 
 from .config import include
 from .interfaces import IJobStore, IOutbox
-from .jobstates import JobStates
+from .jobstates import Default, JobStates
 from .request import RequestMiddleware, with_request
 
 __all__ = [
+    "Default",
     "IJobStore",
     "IOutbox",
     "JobStates",

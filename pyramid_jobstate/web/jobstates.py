@@ -79,7 +79,11 @@ JOB_VIEWS = ("", "cancel", "rerun", "inspect")
 
 
 class Default(enum.Enum):
-    """The placeholder for the owner that the setting ``jobstate.owner`` determines."""
+    """What an argument `owner` is by default.
+
+    Attributes:
+      OWNER: The owner that the setting ``jobstate.owner`` determines for the request.
+    """
 
     OWNER = enum.auto()
 
@@ -235,7 +239,7 @@ class JobStates:
         members: bool = False,
     ) -> Page:
         """Return a page of jobs, without checking permissions: see
-        :meth:`JobStore.list`.
+        :meth:`.JobStore.list`.
 
         Raises:
           TypeError: An argument has the wrong type.
@@ -273,7 +277,7 @@ class JobStates:
 
     @functools.cached_property
     def localizer(self) -> Any:
-        """What translates for the request: see :func:`.localizer_of`."""
+        """The localizer of the request, for a language that has a catalog."""
         return localizer_of(self.request)
 
     @property

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dramatiq import Actor, Broker, Message
     from dramatiq.broker import MessageProxy
     from dramatiq.worker import Worker
+    from redis import Redis, RedisCluster
 
     from ..store import Client, JobStore
 
@@ -59,7 +60,7 @@ class JobStateMiddleware(Middleware):
         store: JobStore | None = None,
         *,
         url: str | None = None,
-        client: Client | None = None,
+        client: Redis | RedisCluster | None = None,
         namespace: str = "jobstate",
         interval: float = 0.1,
         heartbeat: float | None = None,
@@ -70,6 +71,9 @@ class JobStateMiddleware(Middleware):
 
     def store_for(self, broker: Broker) -> JobStore:
         """Return the store of the job states.
+
+        Parameters:
+          broker: The broker that has this middleware.
 
         Raises:
           ActorError: No store was given and the broker is not a RedisBroker.

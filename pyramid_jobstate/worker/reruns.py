@@ -26,7 +26,6 @@ from ..store import (
     BulkResult,
     Filter,
     JobStore,
-    Tell,
     refusal,
     run_bulk,
 )
@@ -116,7 +115,7 @@ def rerun_all(
     *,
     everything: bool = False,
     permits: Callable[[JobState], bool] | None = None,
-    tell: Tell | None = None,
+    tell: Callable[[str, bool], object] | None = None,
 ) -> BulkResult:
     """Run failed jobs again, as :func:`rerun` does. Among them are jobs that read
     "stalled" because a process that was about to run them again has died.
