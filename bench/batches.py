@@ -17,6 +17,7 @@ from pyramid_jobstate import Batch, JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.record import BATCH_MARK, JobInfo, Member, NewBatch, NewJob
 from pyramid_jobstate.job.run import Run
+from pyramid_jobstate.store import records_of
 from pyramid_jobstate.worker.batches import OutgoingBatch
 from pyramid_jobstate.worker.unsaved import Unsaved
 
@@ -49,10 +50,10 @@ def put_batch(store: JobStore, size: int) -> tuple[str, list[NewJob]]:
     jobs = [NewJob(str(uuid.uuid4()), info, sender="s") for _ in range(size)]
     own = JobInfo("Batch", "", 0, owner, "{}", batch=BATCH_MARK)
     members = [Member(job, 1000) for job in jobs]
-    store.records.batches.open(NewBatch(batch, own, {}, "s", members))
+    records_of(store).batches.open(NewBatch(batch, own, {}, "s", members))
     for i in range(0, size, FLUSHED):
-        store.records.create_new(*jobs[i : i + FLUSHED], tells=False)
-        store.records.confirm_members(jobs[i : i + FLUSHED])
+        records_of(store).create_new(*jobs[i : i + FLUSHED], tells=False)
+        records_of(store).confirm_members(jobs[i : i + FLUSHED])
     return batch, jobs
 
 
@@ -64,7 +65,7 @@ def _polls(server: EmbeddedServer) -> list[Row]:
     for size in SIZES:
         batch, jobs = put_batch(store, size)
         run = Unsaved(jobs[0].uuid, Run(), jobs[0].info)
-        store.records.write([run.take(time.monotonic())])
+        records_of(store).write([run.take(time.monotonic())])
         paths.append(f"/job_state/{batch}")
     with running_job(store) as job_state:
         set_ten_metrics(job_state)
@@ -110,7 +111,7 @@ def _flush(server: EmbeddedServer) -> Row:
                     for unsaved in runs:
                         unsaved.run.set_progress(done, 10**9, None, None)
                     now = time.monotonic()
-                    store.records.write([unsaved.take(now) for unsaved in runs])
+                    records_of(store).write([unsaved.take(now) for unsaved in runs])
                     for unsaved in runs:
                         unsaved.mark_stored(now)
 

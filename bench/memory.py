@@ -12,6 +12,7 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.record import End, JobInfo, NewJob, Record
 from pyramid_jobstate.job.run import Run
+from pyramid_jobstate.store import records_of
 from pyramid_jobstate.worker.unsaved import Unsaved
 
 from .jobs import OWNER, set_ten_metrics
@@ -50,7 +51,7 @@ def _store_jobs(store: JobStore, end: End | None) -> None:
     info = JobInfo("JobState", "run_marathon", 1, json.dumps(OWNER), params)
     for _ in range(0, COUNT, BATCH):
         batch = [Unsaved(str(uuid.uuid4()), Run(), info) for _ in range(BATCH)]
-        store.records.create(*(NewJob(d.uuid, info) for d in batch))
+        records_of(store).create(*(NewJob(d.uuid, info) for d in batch))
         _write(store, batch)
         for unsaved in batch:
             set_ten_metrics(JobState(Record(unsaved.uuid, {}), unsaved.run))
@@ -62,7 +63,7 @@ def _store_jobs(store: JobStore, end: End | None) -> None:
 
 
 def _write(store: JobStore, batch: list[Unsaved]) -> None:
-    for reply in store.records.write([d.take(d.begun) for d in batch]):
+    for reply in records_of(store).write([d.take(d.begun) for d in batch]):
         if isinstance(reply, Exception):
             raise reply
     for unsaved in batch:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.record import Update
+from pyramid_jobstate.store import records_of
 from tests.support import ROOT, wait_for
 
 from .jobs import OWNER, running_job
@@ -325,7 +326,7 @@ def _unwatched(redis: EmbeddedServer, store: JobStore, web: Server) -> Row:
         nonlocal seq
         for _ in range(count):
             seq += 1
-            store.records.write(
+            records_of(store).write(
                 [Update(u, TOKEN, seq, INFO, fields(seq)) for u in uuids]
             )
 

@@ -15,6 +15,7 @@ import time
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.job.record import JobInfo, Update
+from pyramid_jobstate.store import records_of
 
 INFO = JobInfo("JobState", "run_marathon", 1, None, '{"miles":26}')
 TOKEN = "0" * 12
@@ -41,7 +42,7 @@ def owner_of(uuid: str) -> str:
 def begin(store: JobStore, uuids: list[str]) -> None:
     """Begin a run of each job."""
     for start in range(0, len(uuids), 500):
-        store.records.write(
+        records_of(store).write(
             [
                 Update(
                     uuid,
@@ -67,7 +68,7 @@ def main(seconds: float, rate: float) -> None:
         if count > 0:
             seq += 1
             batch = [uuids[(made + i) % len(uuids)] for i in range(count)]
-            store.records.write(
+            records_of(store).write(
                 [Update(u, TOKEN, seq, INFO, fields(seq)) for u in batch]
             )
             made += count

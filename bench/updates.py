@@ -18,6 +18,7 @@ from tqdm import tqdm
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.record import End, NewJob, Update
+from pyramid_jobstate.store import records_of
 
 from .jobs import OWNER, running_job
 from .push_writer import INFO
@@ -84,10 +85,10 @@ def _life(server: EmbeddedServer, client: redis.Redis) -> Row:
     def live(count: int) -> None:
         for _ in range(count):
             job = str(uuid.uuid4())
-            store.records.create(NewJob(job, info))
-            store.records.confirm(job)
-            store.records.write([Update(job, "run", 0, info, begins=True)])
-            store.records.write([Update(job, "run", 1, info, end=End("success"))])
+            records_of(store).create(NewJob(job, info))
+            records_of(store).confirm(job)
+            records_of(store).write([Update(job, "run", 0, info, begins=True)])
+            records_of(store).write([Update(job, "run", 1, info, end=End("success"))])
 
     def ping(count: int) -> None:
         for _ in range(count):

@@ -54,7 +54,7 @@ from .job import (
     record_of,
     set_member_sender,
 )
-from .store import JobStore, connect, positive, type_name
+from .store import JobStore, connect, positive, records_of, type_name
 from .worker import (
     BATCH,
     OWNER,
@@ -502,8 +502,8 @@ def put_job(
         attempt=attempt,
         delay=delay,
     )
-    store.records.create(put.job)
-    store.records.confirm(put.job.uuid)
+    records_of(store).create(put.job)
+    records_of(store).confirm(put.job.uuid)
     put.move(store)
     job_state = store.load(put.job.uuid)
     assert job_state is not None
@@ -549,7 +549,7 @@ def put_batch(
         puts.append(_Put(**{"owner": owner, **options}, batch=batch))
     jobs = [put.job for put in puts]
     weighed = [*map(Member, jobs, weights)]
-    records = store.records
+    records = records_of(store)
     records.batches.open(NewBatch(batch, info, fields, secrets.token_hex(6), weighed))
     records.create_new(*jobs, tells=False)
     records.confirm_members(jobs)
@@ -647,15 +647,15 @@ class _Put:
         update = unsaved.take(time.monotonic())
         if status == "stalled":
             update.fields["seen"] = "0"
-        store.records.write([update])
+        records_of(store).write([update])
         if status == "cancelling":
-            store.records.cancel(self.job.uuid, self._info)
+            records_of(store).cancel(self.job.uuid, self._info)
         elif status not in ("working", "stalled"):
             put_back = self._delay if status == "retrying" else None
             failure = self._failure() if status in ("error", "retrying") else None
             unsaved.end = End(status, self._error, put_back, failure=failure)
             unsaved.mark_stored(time.monotonic())
-            store.records.write([unsaved.take(time.monotonic())])
+            records_of(store).write([unsaved.take(time.monotonic())])
 
     def _failure(self) -> Failure:
         """Return what is kept of a failure."""

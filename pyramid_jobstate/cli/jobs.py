@@ -17,7 +17,7 @@ from ..job import (
     progress_json,
     record_of,
 )
-from ..store import Failures, JobStore, Try, newest_uuids
+from ..store import Failures, JobStore, Try, newest_uuids, records_of
 from .terminal import (
     CouldNot,
     clean,
@@ -80,7 +80,7 @@ def find(store: JobStore, name: str) -> JobState:
             return find(store, record_of(job).uuid)
         return job
     uuids = [
-        u for u in newest_uuids(store.records.access, NEWEST) if u.startswith(name)
+        u for u in newest_uuids(records_of(store).access, NEWEST) if u.startswith(name)
     ]
     found = [job for job in store.load_many(uuids[: 4 * CANDIDATES]) if job is not None]
     if not found:

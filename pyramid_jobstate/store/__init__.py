@@ -16,7 +16,7 @@ from .connection import (
     place_of,
     redis_errors,
 )
-from .jobstore import JobStore, run_bulk, store_beside, tracker_of
+from .jobstore import JobStore, records_of, run_bulk, store_beside, tracker_of
 from .lists import (
     FAILED_OR_LOST,
     AmbiguousKind,
@@ -63,6 +63,7 @@ __all__ = [
     "newest_uuids",
     "place_of",
     "positive",
+    "records_of",
     "redis_errors",
     "refusal",
     "run_bulk",

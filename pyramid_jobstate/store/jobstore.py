@@ -41,8 +41,7 @@ class JobStore:
     list all jobs, by owner and by kind.
 
     The methods raise `redis.exceptions.RedisError` if the server does not answer. Each
-    parameter is an attribute, too. `records` is what senders and workers use, and
-    nobody else.
+    parameter is an attribute, too.
 
     Parameters:
       client: A `redis.Redis` or `redis.RedisCluster`, or a URL, whose client then has
@@ -74,7 +73,7 @@ class JobStore:
         self.active_expire_in = positive("active_expire_in", active_expire_in)
         self.stalled_after = positive("stalled_after", stalled_after)
         lives = Lives(*map(millis, (active_expire_in, expire_in, stalled_after)))
-        self.records = Records(self.client, namespace, lives)
+        self._records = Records(self.client, namespace, lives)
 
     def replace(self, **options: Any) -> JobStore:
         """Return a store on the same server with some options replaced.
@@ -95,15 +94,15 @@ class JobStore:
 
     def load(self, uuid: str) -> JobState | None:
         """Return a job, or None if the store has no record of it."""
-        record = self.records.record(uuid)
-        return None if record is None else self.records.job(record)
+        record = self._records.record(uuid)
+        return None if record is None else self._records.job(record)
 
     def load_many(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
         """Return several jobs in one round trip, or in two if some are aliases or wait
         as members of a batch, with None for each unknown job. A job whose class raises
         an exception is also None, and is logged.
         """
-        return self._make(self.records.records(uuids))
+        return self._make(self._records.records(uuids))
 
     def list(
         self,
@@ -140,7 +139,7 @@ class JobStore:
         """
         wanted = Filter(owner, kind, status, params, members=members)
         wanted.check()
-        access = self.records.access
+        access = self._records.access
         page = list_page(resolved(wanted, access), access, self._make, limit, cursor)
         # Members of a cancelled batch are found by the status that they had.
         fits = [
@@ -171,15 +170,15 @@ class JobStore:
           ValueError: limit, status or cursor is invalid.
         """
         Filter(status=status).check()
-        records, next_cursor = self.records.batches.page(batch, status, limit, cursor)
-        jobs = map(self.records.try_job, records)
+        records, next_cursor = self._records.batches.page(batch, status, limit, cursor)
+        jobs = map(self._records.try_job, records)
         return Page([job for job in jobs if job is not None], next_cursor)
 
     def failures(self, uuid: str) -> Failures:
         """Return what operators read of a job's failures. Nothing is kept of a job that
         has not failed.
         """
-        return self.records.failures(uuid)
+        return self._records.failures(uuid)
 
     def clear(
         self,
@@ -215,7 +214,7 @@ class JobStore:
           ValueError: No filter is given, or status, older_than, limit or cursor is
             invalid, or a class and an actor are named `kind`.
         """
-        act = Act("clear", FINISHED, self.records.delete_records)
+        act = Act("clear", FINISHED, self._records.delete_records)
         wanted = Filter(owner, kind, status)
         bulk = Bulk(act, wanted, older_than, everything=everything)
         return run_bulk(self, bulk, limit, cursor, permits, tell)
@@ -241,7 +240,7 @@ class JobStore:
         Parameters:
           params: Only jobs that were sent with these values.
         """
-        act = Act("cancel_all", UNFINISHED, self.records.cancel_records)
+        act = Act("cancel_all", UNFINISHED, self._records.cancel_records)
         wanted = Filter(owner, kind, status, params)
         bulk = Bulk(act, wanted, everything=everything)
         return run_bulk(self, bulk, limit, cursor, permits, tell)
@@ -263,8 +262,8 @@ class JobStore:
         """
         wanted = Filter(kind=kind, members=members)
         wanted.check()
-        return self.records.counter.counts(
-            resolved(wanted, self.records.access), anew=anew
+        return self._records.counter.counts(
+            resolved(wanted, self._records.access), anew=anew
         )
 
     def kinds(self) -> Sequence[str]:
@@ -272,7 +271,7 @@ class JobStore:
         "class:" and the kind of a class, or "actor:" and the name of an actor that
         declares none.
         """
-        return self.records.counter.kinds()
+        return self._records.counter.kinds()
 
     def throughput(
         self,
@@ -300,8 +299,8 @@ class JobStore:
         wanted.check()
         positive("seconds", seconds, MAX_SPAN)
         check_int("buckets", buckets, 1, MAX_BUCKETS)
-        wanted = resolved(wanted, self.records.access)
-        return self.records.counter.throughput(wanted, seconds, buckets)
+        wanted = resolved(wanted, self._records.access)
+        return self._records.counter.throughput(wanted, seconds, buckets)
 
     def delete(self, uuid: str) -> bool:
         """Delete a job that has ended: it is unknown from now on, and does not run if
@@ -311,24 +310,30 @@ class JobStore:
           Whether this call deleted it. It did not if the job has not ended or is
           unknown.
         """
-        return self.records.delete(uuid)
+        return self._records.delete(uuid)
 
     def _make(self, records: Iterable[Record | None]) -> Sequence[JobState | None]:
         """Return the jobs of records, with None for each whose class raises."""
-        found = self.records.batches.read([*records])
+        found = self._records.batches.read([*records])
         return [
-            None if record is None else self.records.try_job(record) for record in found
+            None if record is None else self._records.try_job(record)
+            for record in found
         ]
 
     def __repr__(self) -> str:
         return f"<JobStore {self.namespace!r} at {name_of(self.client)}>"
 
 
+def records_of(store: JobStore) -> Records:
+    """Return what senders and workers use of a store."""
+    return store._records
+
+
 def tracker_of(store: JobStore) -> Tracker:
     """Return what reads jobs and hears of their changes. Only push imports it."""
     from .watch import Tracker
 
-    records = store.records
+    records = store._records
     return Tracker(store.client, records.reader, records.try_job, records.batches)
 
 
@@ -352,7 +357,7 @@ def run_bulk(
             if job_state is not None and permits(job_state)
         ]
 
-    access = store.records.access
+    access = store._records.access
     return bulk.run(limit, cursor, access=access, permits=permitted, tell=tell)
 
 

@@ -22,7 +22,7 @@ from ..job import (
     record_of,
     set_container,
 )
-from ..store import BulkResult, JobStore, check_empty
+from ..store import BulkResult, JobStore, check_empty, records_of
 from ..worker import BROKER_IS_AWAY, NO_BROKER, global_broker, rerun_all
 from .answers import come_back, render, render_nothing
 from .jobstates import ask
@@ -71,7 +71,9 @@ def cancel(context: JobState, request: Request) -> Response:
     record = record_of(context)
     is_cancelled = ask(
         container,
-        lambda store: store.records.cancel(record.uuid, record.info, may_follow=False),
+        lambda store: records_of(store).cancel(
+            record.uuid, record.info, may_follow=False
+        ),
     )
     if is_cancelled:
         log.info(CANCELLED, who, record.uuid)

@@ -21,6 +21,7 @@ from webob.acceptparse import create_accept_header
 
 from ..errors import StoreUnavailable
 from ..job import Batch, JobState
+from ..store import records_of
 from .interfaces import IJobStore, IPages
 from .jobstates import JobStates
 from .query import BadRequest, check_text, csrf_options, drop_body, read_form
@@ -259,7 +260,7 @@ class AnsweringView:
 
 def timed(response: Response, request: Request) -> Response:
     """Have a response tell the store's time, if this process knows it."""
-    now = request.registry.getUtility(IJobStore).records.now()
+    now = records_of(request.registry.getUtility(IJobStore)).now()
     if now is not None:
         response.headerlist.append((TIME, str(now)))
     return response

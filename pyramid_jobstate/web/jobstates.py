@@ -26,7 +26,7 @@ from ..job import (
     set_store,
     translated,
 )
-from ..store import JobStore, Page
+from ..store import JobStore, Page, records_of
 from ..worker import (
     APPLICATION,
     NO_BROKER,
@@ -541,9 +541,9 @@ class JobStates:
             return found
 
         def find(store: JobStore) -> JobState | None:
-            claims = store.records.claims
+            claims = records_of(store).claims
             record = (claims.find if ended else claims.under_way)(identity)
-            return None if record is None else store.records.job(record)
+            return None if record is None else records_of(store).job(record)
 
         return ask(self, find)
 
@@ -668,7 +668,7 @@ def unread(container: JobStates, uuid: str) -> JobState:
     """Return a job that the store could not read: see :class:`UnreadRecord`."""
     # It takes the place of a Record, and raises when read.
     job_state = JobState(cast("Record", UnreadRecord(uuid, container)))
-    set_store(job_state, container.store.records)
+    set_store(job_state, records_of(container.store))
     set_container(job_state, container)
     return job_state
 

@@ -32,7 +32,7 @@ from ..job import (
     set_member_sender,
     set_store,
 )
-from ..store import JobStore, redis_errors
+from ..store import JobStore, records_of, redis_errors
 from .ledger import ledger_of
 from .message import APPLICATION, OWNER, URL, check_owner
 from .outgoing import Outgoing, failure_to_send
@@ -136,22 +136,22 @@ class OutgoingBatch:
                 "The transaction is being committed inside the block of a batch. "
                 "Leave the block first."
             )
-        store.records.batches.open(self._new())
+        records_of(store).batches.open(self._new())
         replies: list[bool | str] = []
         for portion in portions(members.jobs(), PORTION):
             # The batch knows already that they are being sent.
-            replies += store.records.create_new(*portion, tells=False)
+            replies += records_of(store).create_new(*portion, tells=False)
         rest = iter(replies)
         for outgoing, _ in members.items:
             outgoing.note(store, [next(rest) for _ in outgoing.jobs])
-        set_store(self.batch, store.records)
+        set_store(self.batch, records_of(store))
 
     def forget(self, store: JobStore) -> None:
         """Undo :meth:`record`: nothing was sent."""
         jobs = [job for item, _ in self.members.items for job in item.to_forget()]
         for portion in portions(jobs, PORTION):
-            store.records.forget(*portion)
-        store.records.batches.forget(self._new())
+            records_of(store).forget(*portion)
+        records_of(store).batches.forget(self._new())
 
     def withdraw(self) -> None:
         """Note that nothing is sent: the transaction is aborted, unless it has been
@@ -186,13 +186,13 @@ class OutgoingBatch:
         """Write the failure of the members that the broker did not accept."""
         left = [job for outgoing, _ in self.members.items for job in outgoing.left()]
         for portion in portions(left, PORTION):
-            store.records.write([failure_to_send(job) for job in portion])
+            records_of(store).write([failure_to_send(job) for job in portion])
 
     def _confirm(self, accepted: list[NewJob]) -> None:
         """Write that the broker has accepted messages."""
         if self._confirms:
             try:
-                self.store.records.confirm_members(accepted)
+                records_of(self.store).confirm_members(accepted)
             except RedisError:
                 # A batch that stays silent looks at its members. Do not wait for a
                 # failing store again and again.
@@ -447,9 +447,9 @@ class RunningMember:
         """
         own = self._message.message_id
         # A run that is not stored yet does not count as an earlier one.
-        if self._run.token in store.records.earlier_runs(own):
+        if self._run.token in records_of(store).earlier_runs(own):
             self._refuse(-4)
-        (reply, *_) = store.records.batches.add(self._batch, members, own)
+        (reply, *_) = records_of(store).batches.add(self._batch, members, own)
         if reply in REFUSALS:
             self._refuse(reply)
         if reply == UNKNOWN:
@@ -461,12 +461,12 @@ class RunningMember:
             outgoing.leave_batch()
         if not reply:
             return False
-        first, *_ = found = store.records.create_new(*outgoing.jobs)
+        first, *_ = found = records_of(store).create_new(*outgoing.jobs)
         outgoing.note(store, found)
         if first is True:
             return True
         # An earlier run has sent it, or has failed to.
-        record = store.records.record(outgoing.jobs[0].uuid)
+        record = records_of(store).record(outgoing.jobs[0].uuid)
         return record is not None and record.error == NOT_SENT
 
     def _enqueue(self, store: JobStore, outgoing: Outgoing) -> None:
@@ -474,12 +474,14 @@ class RunningMember:
             outgoing.send(confirms=False)
         except BaseException:
             with contextlib.suppress(RedisError):
-                store.records.write([failure_to_send(job) for job in outgoing.left()])
+                records_of(store).write(
+                    [failure_to_send(job) for job in outgoing.left()]
+                )
             raise
         # Else the batch looks at its members when it is silent.
         with contextlib.suppress(RedisError):
             sent = [job for job in outgoing.jobs if not job.waits]
-            store.records.confirm_members(sent)
+            records_of(store).confirm_members(sent)
 
     def _refuse(self, reply: int) -> NoReturn:
         """Send nothing. A run that is over, or whose batch was cancelled, ends now,

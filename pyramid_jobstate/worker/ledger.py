@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from ..errors import ActorError
 from ..job import MAX_DELAY, NOT_REACHED, NOT_SENT, End, JobInfo, NewJob, Run
-from ..store import LOST, JobStore, positive, store_beside
+from ..store import LOST, JobStore, positive, records_of, store_beside
 from .actors import TrackedFunctions
 from .current import CurrentJob, ThreadState
 from .message import attempts_before, batch_of, word_of
@@ -204,7 +204,7 @@ class Ledger:
           change: Is called with the records of the store, and with `args`.
         """
         try:
-            found = change(self.store_for(broker).records, *args)
+            found = change(records_of(self.store_for(broker)), *args)
         except LOST as e:
             self._outage.begin()
             self._outage.complain(e)

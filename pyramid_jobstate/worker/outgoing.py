@@ -26,7 +26,7 @@ from ..job import (
     member_uuid,
     set_store,
 )
-from ..store import JobStore, refusal
+from ..store import JobStore, records_of, refusal
 from .actors import TrackedFunction, receives_request, refuse_request
 from .ledger import UNREACHED, UNSENT, global_broker, ledger_of
 from .message import BATCH, LOST_BATCH, OWNER, UNIQUE, check_delay, check_owner
@@ -104,7 +104,7 @@ class Unique:
         Raises:
           NotClaimed: The store does not say which.
         """
-        claims = store.records.claims
+        claims = records_of(store).claims
         try:
             self.winner = self._first.winner if self._first is not None else ""
             if not self.winner:
@@ -218,7 +218,7 @@ class Outgoing:
         """Write that the jobs are queued. Jobs that had ended before keep that state
         until their messages are sent.
         """
-        self.note(store, store.records.create_new(*self.jobs, marks=True))
+        self.note(store, records_of(store).create_new(*self.jobs, marks=True))
 
     def note(self, store: JobStore, replies: Sequence[bool | str]) -> None:
         """Note that the jobs are written: see :meth:`.Records.create_new`."""
@@ -229,11 +229,11 @@ class Outgoing:
             if isinstance(reply, str)
         }
         for job_state in self.job_states:
-            set_store(job_state, store.records)
+            set_store(job_state, records_of(store))
 
     def forget(self, store: JobStore) -> None:
         """Undo :meth:`record` for the jobs that were not sent."""
-        store.records.forget(*self.to_forget())
+        records_of(store).forget(*self.to_forget())
 
     def to_forget(self) -> list[NewJob]:
         """Return the jobs whose records tell nothing if they are not sent."""
@@ -260,7 +260,7 @@ class Outgoing:
         if self._ended:
             # The messages are sent even if this fails.
             with contextlib.suppress(RedisError):
-                self.store.records.queue_again([*self._ended.values()])
+                records_of(self.store).queue_again([*self._ended.values()])
         with self._ledger.announced(self.unsent, confirms=confirms):
             if isinstance(self.what, Message):
                 self.broker.enqueue(self.what, delay=self.delay)
@@ -271,7 +271,7 @@ class Outgoing:
         """Write the failure of the jobs that the broker did not accept: all of them, or
         some parts of a group.
         """
-        store.records.write([failure_to_send(job) for job in self.left()])
+        records_of(store).write([failure_to_send(job) for job in self.left()])
 
     def fail_soon(self) -> None:
         """Write that a unique job was not sent, as soon as the store answers."""

@@ -18,7 +18,7 @@ from typing import Protocol
 from redis.exceptions import RedisError
 
 from ..job import End, Update
-from ..store import LOST, JobStore, Reply, is_foreign
+from ..store import LOST, JobStore, Reply, is_foreign, records_of
 from .unsaved import Unsaved
 
 log = logging.getLogger("pyramid_jobstate")
@@ -463,7 +463,7 @@ class Cancels:
     def _ask(self) -> set[str]:
         """Return the uuids of the jobs and batches whose cancel is new."""
         try:
-            uuids, self._since = self._store.records.cancels(self._since)
+            uuids, self._since = records_of(self._store).cancels(self._since)
         except LOST:
             self._outage.begin()
             return set()
@@ -576,7 +576,7 @@ class Flush:
         updates = [unsaved.take(now, renew_after) for unsaved in batch]
         replies: Sequence[Reply | Exception]
         try:
-            replies = self._store.records.write(updates)
+            replies = records_of(self._store).write(updates)
         except Exception as e:
             replies = [e] * len(updates)
         errors = []

@@ -26,6 +26,7 @@ from ..store import (
     BulkResult,
     Filter,
     JobStore,
+    records_of,
     refusal,
     run_bulk,
 )
@@ -72,7 +73,7 @@ def rerun(store: JobStore, broker: Broker, uuid: str) -> bool:
         as a ConnectionClosed, does not answer. The job stays as it was.
       Exception: What else the broker raises. The job stays as it was.
     """
-    record = store.records.record(uuid)
+    record = records_of(store).record(uuid)
     if record is None or not record.is_failed_or_lost:
         return False
     # It may have been asked for by the uuid of an alias.
@@ -80,24 +81,24 @@ def rerun(store: JobStore, broker: Broker, uuid: str) -> bool:
     try:
         message, steps = message_of(store, broker, record)
     except NotRepeatable:
-        record = store.records.record(uuid)
+        record = records_of(store).record(uuid)
         if record is None or not record.is_failed_or_lost:
             # Somebody was faster, and the message is gone.
             return False
         raise
-    word = store.records.requeue(record)
+    word = records_of(store).requeue(record)
     if word is None:
         return False
     try:
-        if not store.records.await_turn(steps):
+        if not records_of(store).await_turn(steps):
             raise NotRepeatable("A later step of its pipeline was deleted.")
         with ledger_of(broker).announced({uuid}):
             _enqueue(broker, message.copy(options={WORD: word}))
     except BaseException:
         # Whatever becomes of this, no message with another word runs the job.
         with contextlib.suppress(RedisError):
-            if store.records.restore(record, word):
-                store.records.write([_unreached(*step) for step in steps])
+            if records_of(store).restore(record, word):
+                records_of(store).write([_unreached(*step) for step in steps])
         raise
     # Somebody may have taken this process for dead, and cancelled or sent the job.
     return _is_mine(store, uuid, word)
@@ -143,7 +144,7 @@ def rerun_all(
     wanted = Filter(owner, kind, None, params, batch)
     bulk = Bulk(act, wanted, everything=everything)
     if batch is not None and cursor is None:
-        record = store.records.record(batch)
+        record = records_of(store).record(batch)
         if record is not None and record.was_never_sent:
             log.error(NEVER_SENT, record.number("n:n"), batch)
     return run_bulk(store, bulk, limit, cursor, permits, tell)
@@ -165,10 +166,10 @@ def _is_mine(store: JobStore, uuid: str, word: str) -> bool:
     store says.
     """
     try:
-        record = store.records.record(uuid)
+        record = records_of(store).record(uuid)
         if record is not None and record.info.rerun != word:
             # The run of this message may have failed, and somebody run that again.
-            return not store.records.was_overtaken(uuid, word)
+            return not records_of(store).was_overtaken(uuid, word)
     except RedisError:
         return True
     return record is not None and (record.status != "cancelled" or record.attempt > 0)
@@ -208,7 +209,7 @@ def message_of(
     if record.is_batch:
         raise NotRepeatable("A batch cannot run again. Rerun its failed jobs.")
     batch = record.info.batch
-    if batch is not None and store.records.is_stopped(batch):
+    if batch is not None and records_of(store).is_stopped(batch):
         raise BatchCancelled
     failures = store.failures(record.uuid)
     if not failures.message:
@@ -302,7 +303,7 @@ def why_not_repeatable(
     except NotRepeatable as e:
         return str(e)
     identity = record.info.unique
-    other = None if identity is None else store.records.claims.under_way(identity)
+    other = None if identity is None else records_of(store).claims.under_way(identity)
     if other is not None and other.uuid != record.uuid:
         return str(NotUnique(other.uuid))
     return None

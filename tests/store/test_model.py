@@ -24,6 +24,7 @@ from pyramid_jobstate.job.record import (
     Record,
     Update,
 )
+from pyramid_jobstate.store import records_of
 from pyramid_jobstate.testing import pass_time
 from tests.cluster import cluster_of_one
 from tests.jobs import new_id
@@ -82,27 +83,26 @@ class Scripts:
         self.info = JobInfo("RunMarathon", "run", 0, '"alice"', '{"miles":26}')
 
     def create(self, *, waits: bool) -> bool:
-        return self.store.records.create(NewJob(self.uuid, self.info, waits=waits)) == [
-            True
-        ]
+        job = NewJob(self.uuid, self.info, waits=waits)
+        return records_of(self.store).create(job) == [True]
 
     def confirm(self, word: str | None) -> None:
-        self.store.records.confirm(self.uuid, word)
+        records_of(self.store).confirm(self.uuid, word)
 
     def cancel(self) -> bool:
-        return self.store.records.cancel(self.uuid, self.info)
+        return records_of(self.store).cancel(self.uuid, self.info)
 
     def delete(self) -> bool:
         return self.store.delete(self.uuid)
 
     def rerun(self) -> str | None:
-        return self.store.records.requeue(self._record)
+        return records_of(self.store).requeue(self._record)
 
     def restore(self, word: str) -> bool:
-        return self.store.records.restore(self._record, word)
+        return records_of(self.store).restore(self._record, word)
 
     def await_turn(self) -> bool:
-        return self.store.records.await_turn([(self.uuid, self.info)])
+        return records_of(self.store).await_turn([(self.uuid, self.info)])
 
     def write(self, report: Report, age: float) -> str:
         """Write a report of a run that began so many seconds ago. Return the reply."""
@@ -131,7 +131,7 @@ class Scripts:
             end=end,
             dropped=report.is_drop,
         )
-        (reply,) = self.store.records.write([update])
+        (reply,) = records_of(self.store).write([update])
         assert not isinstance(reply, Exception), reply
         return reply.name
 
@@ -155,7 +155,7 @@ class Scripts:
 
     @property
     def _record(self) -> Record:
-        record = self.store.records.record(self.uuid)
+        record = records_of(self.store).record(self.uuid)
         return record or Record(self.uuid, self.info.fields())
 
 

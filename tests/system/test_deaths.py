@@ -28,7 +28,7 @@ from pyramid_jobstate import (
     rerun,
 )
 from pyramid_jobstate.job.record import End
-from pyramid_jobstate.store import claims
+from pyramid_jobstate.store import claims, records_of
 from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.testing import pass_time
 from pyramid_jobstate.worker.ledger import ledger_of
@@ -85,7 +85,7 @@ class Run:
     def _write(self) -> Reply:
         while True:
             with contextlib.suppress(RedisError):
-                (reply,) = self._store.records.write(
+                (reply,) = records_of(self._store).write(
                     [self._unsaved.take(time.monotonic())]
                 )
                 if isinstance(reply, Reply):

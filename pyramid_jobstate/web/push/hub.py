@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from ...store import tracker_of
+from ...store import records_of, tracker_of
 from ...worker import watch_forks
 from .stream import AWAY, Frame, Viewer, beat, is_streamable, render
 from .watch import Watch
@@ -91,7 +91,7 @@ class Hub:
 
     def now(self) -> int:
         """Return the store's time in milliseconds."""
-        return self._store.records.reader.now()
+        return records_of(self._store).reader.now()
 
     def start(self) -> None:
         """Have the thread run.
