@@ -1,12 +1,13 @@
 """The application for ASGI servers, which push the states of jobs to pages::
 
-    # myapp/asgi.py: uvicorn myapp.asgi:app
+    # asgi.py, beside the ini file: uvicorn asgi:app
     from pyramid.paster import get_app
     from pyramid_jobstate.asgi import asgi_app
 
     app = asgi_app(get_app("production.ini"))
 
-It needs the extra ``pyramid_jobstate[asgi]``.
+Keep this module out of your package, where ``config.scan()`` would import it. It needs
+the extra ``pyramid_jobstate[asgi]``.
 """
 
 from __future__ import annotations

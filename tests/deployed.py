@@ -172,18 +172,19 @@ class Host:
         self.redis_port, self.web_port, self.push_port, *rest = free_ports(5)
         self.http_port, self.https_port = rest
         self.environ = {
-            "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+            # Not the folder itself, in which the servers find asgi.py by themselves.
+            "PYTHONPATH": os.pathsep.join([f"{folder}/installed", str(ROOT)]),
             # Python tells versions of a module apart by their second and length: one
             # that is soon written anew could run as it was.
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         self.files = {path: self.replaced(text) for path, text in files().items()}
-        (asgi,) = [t for t in snippets("python") if t.startswith("# myapp/asgi.py\n")]
-        self.write("myapp/asgi.py", asgi)
+        (asgi,) = [t for t in snippets("python") if t.startswith(f"# {HOME}/asgi.py\n")]
+        self.write("asgi.py", asgi)
         for name, text in METADATA.items():
-            self.write(f"myapp.egg-info/{name}", text)
-        self.write("myapp/__init__.py", APPLICATION)
-        self.write("myapp/jobs.py", JOBS)
+            self.write(f"installed/myapp.egg-info/{name}", text)
+        self.write("installed/myapp/__init__.py", APPLICATION)
+        self.write("installed/myapp/jobs.py", JOBS)
         pjobs = self.write("venv/bin/pjobs", f"#!{sys.executable}\n{PJOBS}\n")
         pjobs.chmod(0o755)
         for name in COMMANDS.split():

@@ -168,8 +168,8 @@ def test_reload_restarts_workers(host: Host) -> None:
     with host.redis(), host.web(), host.worker() as process:
         job = send(host, 20)
         wait_for(lambda: status(host, job) == "working")
-        jobs = (host.folder / "myapp/jobs.py").read_text()
-        host.write("myapp/jobs.py", jobs + "print('new code', flush=True)\n")
+        jobs = host.folder / "installed/myapp/jobs.py"
+        jobs.write_text(jobs.read_text() + "print('new code', flush=True)\n")
         command = reload_command.replace("$MAINPID", str(process.pid))
         subprocess.run(command.split(), check=True)
         wait_for(lambda: "new code" in host.log(WORKER))

@@ -16,7 +16,7 @@ from playwright.sync_api import Page
 
 from pyramid_jobstate import JobStore
 from tests.asgi import EVENTS
-from tests.deployed import PUSH, SITE, Browser, Host, nginx
+from tests.deployed import HOME, PUSH, SITE, Browser, Host, nginx
 from tests.readme import DOCUMENTS, snippets
 from tests.support import wait_for
 from tests.web.reading import put
@@ -61,8 +61,8 @@ def test_command_of_the_readme_streams(host: Host, server: str) -> None:
     (shell,) = [text for text in snippets("sh") if "uvicorn" in text]
     (command,) = re.findall(rf"^venv/bin/{server} .+$", shell, re.MULTILINE)
     for text in snippets("python"):
-        if text.startswith("# myapp/asgi.py") and f"for {server}" in text:
-            module = host.folder / "myapp/asgi.py"
+        if text.startswith(f"# {HOME}/asgi.py") and f"for {server}" in text:
+            module = host.folder / "asgi.py"
             module.write_text(module.read_text("utf-8") + text, "utf-8")
     (line,) = re.findall(r"``(proxy_set_header X-Forwarded-Host \$host;)``", DOCUMENTS)
     site = host.files[SITE].replace("location / {", f"location / {{ {line}")

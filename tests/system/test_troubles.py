@@ -176,8 +176,8 @@ def workers(host: Host) -> str:
     host.set("pjobs", processes="2")
     with host.redis(), host.web():
         unknown = send(host, 1, "run_patiently")
-        text = (host.folder / "myapp/jobs.py").read_text("utf-8")
-        host.write("myapp/jobs.py", text.replace("run_patiently", "run_otherwise"))
+        jobs = host.folder / "installed/myapp/jobs.py"
+        jobs.write_text(jobs.read_text().replace("run_patiently", "run_otherwise"))
         with host.worker() as process:
             wait_for(lambda: status(host, unknown) == "error")
             wait_for(lambda: "undefined actor" in host.log(WORKER))
