@@ -55,10 +55,12 @@ def use_broker(
             return current
         raise BrokerFault(
             "cannot be used: another application in this process, or one that failed "
-            "to start, has another broker or keeps its jobs elsewhere. The "
-            "applications of a process share one broker: give them equal settings, or "
-            "a process each. A test suite calls "
-            "pyramid_jobstate.testing.release_broker() between two applications."
+            "to start, has another broker or keeps its jobs elsewhere. If "
+            "config.scan() imports a module that makes an application, such as "
+            "asgi.py, move that module out of the package. The applications of a "
+            "process share one broker: give them equal settings, or a process each. A "
+            "test suite calls pyramid_jobstate.testing.release_broker() between two "
+            "applications."
         )
     if current is not spec.broker:
         _refuse_own(current)

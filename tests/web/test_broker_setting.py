@@ -9,6 +9,7 @@ import concurrent.futures
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dramatiq
@@ -34,6 +35,15 @@ from tests.webapp import NOWHERE, made_config, make_config, make_request
 pytestmark = pytest.mark.usefixtures("no_broker")
 
 AMQP = "amqp://127.0.0.1:1/"
+
+#: A module that makes an application when it is imported.
+ASGI = f"""
+from pyramid.config import Configurator
+
+config = Configurator(settings={{"jobstate.broker": {NOWHERE!r}}})
+config.include("pyramid_jobstate")
+app = config.make_wsgi_app()
+"""
 
 #: What the setting adds to a broker.
 OURS = [JobStateMiddleware, RequestMiddleware]
@@ -560,6 +570,21 @@ def test_applications_share_the_broker_of_one_setting() -> None:
         with pytest.raises(ConfigurationError, match=r"testing\.release_broker"):
             included(**other)
         assert dramatiq.get_broker() is broker
+
+
+def test_scanned_module_that_makes_an_application_is_suspected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scan that imports another application says so: asgi.py is in the package."""
+    package = tmp_path / "scanned_shop"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "asgi.py").write_text(ASGI)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = included("stub")
+    suspect = r"config\.scan\(\) imports .* such as asgi\.py, move that module out"
+    with pytest.raises(ConfigurationError, match=suspect):
+        config.scan("scanned_shop")
 
 
 def test_missing_server_is_named_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
