@@ -85,7 +85,8 @@ def includeme(config: Configurator) -> None:
 
     * ``config.set_job_store(store)``: keep the states in this :class:`JobStore`.
 
-    The names of its settings begin with ``jobstate.``.
+    The names of its settings begin with ``jobstate.``: see "Settings" in the
+    documentation.
 
     Raises:
       pyramid.exceptions.ConfigurationError: A setting is unknown or invalid, no store

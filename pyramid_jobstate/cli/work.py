@@ -264,7 +264,11 @@ def boot() -> None:
     except Refused as e:
         _fail(IMPORT, str(e))
     except (_Unreachable, BrokerConnectionError) as e:
-        _fail(CONNECT, f"The broker cannot be reached: {e}")
+        _fail(
+            CONNECT,
+            f'The broker cannot be reached: {e} (See "The job stays queued" in the '
+            "troubleshooting guide.)",
+        )
     except ImportError as e:
         _fail(IMPORT, f"{place_of(e)}{type(e).__name__}: {e}")
     except (Exception, SystemExit) as e:

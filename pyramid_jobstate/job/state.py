@@ -812,7 +812,8 @@ def job_state_of(record: Record, store: Store) -> JobState:
             log.warning(
                 "A job has the kind %r, but this process has not imported a JobState "
                 "class of that kind: only the job's lineage grants access. Import the "
-                "module that defines the class.",
+                'module that defines the class. See "403" in the troubleshooting '
+                "guide.",
                 kind,
             )
     return job_state

@@ -62,7 +62,7 @@ def refusal(
         return f"{where}, {difference.what}. {advice or difference.advice}"
     log.warning(
         "%s. If these are not the same server, jobs of that broker will be missing or "
-        "read as stalled.",
+        'read as stalled. See "404" in the troubleshooting guide.',
         where,
     )
     return None

@@ -255,7 +255,8 @@ def check_application(event: ApplicationCreated) -> None:
             "jobstate.owner, so it recognises no owner of a job: every request for a "
             "job is refused (403) unless the job's __acl__ lets Everyone in. Call "
             "config.set_security_policy(...), or set jobstate.owner to session or to a "
-            "function that returns the owner of a request."
+            'function that returns the owner of a request. See "403" in the '
+            "troubleshooting guide."
         )
 
 

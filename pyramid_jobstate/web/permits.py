@@ -63,7 +63,7 @@ class WebOutage(Outage):
         super().__init__(
             log,
             "The job state store does not answer. Requests for jobs get a 503 response "
-            "until it does: %s: %s",
+            'until it does: %s: %s (See "503" in the troubleshooting guide.)',
             "The job state store answers again.",
         )
         self._begun: deque[float] = deque(maxlen=MAX_OUTAGES)
@@ -84,7 +84,7 @@ class WebOutage(Outage):
             self._next_refusal = now + LOG_PAUSE
             log.warning(
                 "The job state store refused a request, which gets a 503 response: "
-                "%s: %s",
+                '%s: %s (See "503" in the troubleshooting guide.)',
                 type(error).__name__,
                 error,
             )

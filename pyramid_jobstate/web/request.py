@@ -48,7 +48,8 @@ log = logging.getLogger("pyramid_jobstate")
 
 NONE = (
     "needs a request, but this process has made no Pyramid application. Start workers "
-    "with `pjobs INI work`."
+    'with `pjobs INI work`. See "An error with a request in it" in the troubleshooting '
+    "guide."
 )
 
 SEVERAL = (
@@ -298,7 +299,8 @@ def _in_transaction(
         raise RuntimeError(
             f"The actor {actor_name!r} runs within a request whose transaction manager "
             "it would share, so it cannot have a transaction of its own. Set "
-            "tm.manager_hook = pyramid_tm.explicit_manager."
+            'tm.manager_hook = pyramid_tm.explicit_manager. See "An error with a '
+            'request in it" in the troubleshooting guide.'
         )
     try:
         # The arguments of a job may be private, and ZODB stores the note.

@@ -30,8 +30,8 @@ from .permits import authenticated_userid, session_owner
 
 PREFIX = "jobstate."
 
-#: Every setting without its prefix, with its default. The README describes what None
-#: stands for.
+#: Every setting without its prefix, with its default. "Settings" in the
+#: documentation says what None stands for.
 SETTINGS: Mapping[str, str | None] = MappingProxyType(
     {
         "broker": None,

@@ -40,7 +40,8 @@ NO_TRANSACTION = (
     "ends it before finished callbacks run. A subrequest gets one with "
     "request.invoke_subrequest(subrequest, use_tweens=True). In a script or a thread, "
     "send within `with request.tm:`. To send without a transaction, call "
-    "request.job_states.send_immediately(...)."
+    'request.job_states.send_immediately(...). See "An error with a request in it" in '
+    "the troubleshooting guide."
 )
 
 TAKES_NOTHING = (
@@ -164,7 +165,8 @@ class JobDataManager:
                 "The request is over, but the transaction of request.tm was not "
                 "committed. Until it is, these jobs are not sent: %r. Send within "
                 "`with request.tm:`, or call "
-                "request.job_states.send_immediately(...).",
+                'request.job_states.send_immediately(...). See "404" in the '
+                "troubleshooting guide.",
                 self._outgoing.job_states,
             )
 
@@ -187,7 +189,7 @@ class JobDataManager:
             if not self._is_doubtful:
                 log.warning(
                     "The store does not answer. These read stalled until they expire: "
-                    "%r.",
+                    '%r. See "The job is stalled" in the troubleshooting guide.',
                     self._outgoing.job_states,
                 )
 

@@ -29,7 +29,8 @@ PAUSE = 1.0
 #: What workers and senders log at the beginning of an outage, and at its end.
 AWAY = (
     "The job state store does not accept updates. They are kept until it does, but "
-    "jobs sent meanwhile have no state until they start: %s: %s"
+    "jobs sent meanwhile have no state until they start: %s: %s "
+    '(See "The job is stalled" in the troubleshooting guide.)'
 )
 
 BACK = "The job state store accepts updates again."

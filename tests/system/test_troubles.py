@@ -16,7 +16,7 @@ from dramatiq.brokers.redis import RedisBroker
 
 from pyramid_jobstate import JobStore
 from tests.deployed import WEB, WORKER, Host, files, get, metric, nginx, send, status
-from tests.readme import page
+from tests.readme import DOCUMENTS, page
 from tests.support import PACKAGE, UUID, frozen_process, load_job, wait_for
 
 CHAPTER = page("howto/troubleshoot")
@@ -227,6 +227,15 @@ def test_quotations_are_real() -> None:
         pattern = re.compile(".*".join(map(re.escape, text.split("…"))))
         assert any(map(pattern.search, known)), text
     assert all(text in "".join(files().values()) for text in CONFIGURATION)
+
+
+def test_titles_in_messages_exist() -> None:
+    """The package's messages name titles of this chapter, and of the documentation."""
+    said = " ".join(" ".join(texts()).split())
+    for place, text in ("troubleshooting guide", CHAPTER), ("documentation", DOCUMENTS):
+        named = re.findall(rf'See "([^"]+)" in the {place}', said)
+        titles = re.findall(r"^(.+)\n[=~-]+$", text, re.MULTILINE)
+        assert named and set(named) <= set(titles)
 
 
 def test_what_the_readme_asks_exists(host: Host) -> None:
