@@ -15,13 +15,14 @@ import threading
 import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.support import PACKAGE
+
 BELOW = "/job_state"
 
-STATIC = Path(__file__).parent.parent / "pyramid_jobstate" / "static"
+STATIC = PACKAGE / "static"
 
 POLICY = (
     "default-src 'self'; script-src 'self'; style-src 'self'; "

@@ -14,14 +14,15 @@ from typing import Any, NoReturn, TypeVar
 
 import pytest
 
+import pyramid_jobstate
 from pyramid_jobstate import JobState, JobStore, Progress, embedded
 from pyramid_jobstate.embedded import EmbeddedServer
 
 T = TypeVar("T")
 
-#: The folder of the project, and that of the package.
+#: The folder of the project, and that of the package, which may be installed elsewhere.
 ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / "pyramid_jobstate"
+PACKAGE = Path(pyramid_jobstate.__file__).parent
 
 #: A well-formed uuid.
 UUID = "12345678-1234-4321-8765-1234567890ab"
