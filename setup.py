@@ -21,7 +21,7 @@ dev_require = [
 
 # What `pjobs` draws on a terminal. Elsewhere it writes plain lines or JSON.
 cli_require = [
-    "rich>=14",
+    "rich>=13",
 ]
 
 # The bridge to ASGI servers. The application brings its server, such as uvicorn.
@@ -141,23 +141,28 @@ setup(
     long_description=f"{readme}\n\n{changes}",
     long_description_content_type="text/x-rst",
     author="pyramid_jobstate contributors",
-    license="MIT",
+    license_expression="MIT",
     license_files=["LICENSE"],
-    keywords="pyramid dramatiq redis valkey job progress status polling",
+    keywords=[
+        "pyramid",
+        "dramatiq",
+        "background jobs",
+        "task queue",
+        "progress bar",
+        "server-sent events",
+        "redis",
+        "valkey",
+    ],
     classifiers=[
         "Development Status :: 4 - Beta",
         "Environment :: Web Environment",
         "Framework :: Pyramid",
         "Intended Audience :: Developers",
-        "License :: OSI Approved :: MIT License",
-        "Operating System :: MacOS",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3 :: Only",
         "Programming Language :: Python :: 3.11",
-        "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
-        "Programming Language :: Python :: 3.14",
         "Topic :: Internet :: WWW/HTTP",
         "Topic :: System :: Distributed Computing",
         "Typing :: Typed",
