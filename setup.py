@@ -1,6 +1,23 @@
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+
+VERSION = "0.1.0.dev0"
+
+# PLACEHOLDERS: RELEASING.rst says what to put here before the first release.
+PROJECT_URL = "https://project.invalid/pyramid_jobstate"
+DOCS_URL = "https://docs.invalid/pyramid_jobstate"
+CONTACT = "security@contact.invalid"
+
+
+def page_on_pypi(text: str) -> str:
+    """Return a document whose relative links lead to the repository and the docs."""
+    text = re.sub(r"(:: |: |<)docs/([\w/-]+)\.rst", rf"\1{DOCS_URL}/\2.html", text)
+    # A tag's files, so that a release keeps its own pictures.
+    files = f"{PROJECT_URL}/raw/{VERSION}"
+    return re.sub(r"(:: |: |<)(?=(demo|docs)/[\w/.-]+\.\w)", rf"\1{files}/", text)
+
 
 here = Path(__file__).parent
 readme = (here / "README.rst").read_text(encoding="utf-8")
@@ -134,13 +151,19 @@ benchmarks_require = [
 
 setup(
     name="pyramid_jobstate",
-    version="0.1.0.dev0",
+    version=VERSION,
     description=(
         "Live progress of Dramatiq jobs for the users of a Pyramid application."
     ),
-    long_description=f"{readme}\n\n{changes}",
+    long_description=page_on_pypi(f"{readme}\n\n{changes}"),
     long_description_content_type="text/x-rst",
     author="pyramid_jobstate contributors",
+    author_email=CONTACT,
+    project_urls={
+        "Source": PROJECT_URL,
+        "Documentation": DOCS_URL,
+        "Changes": f"{DOCS_URL}/changes.html",
+    },
     license_expression="MIT",
     license_files=["LICENSE"],
     keywords=[

@@ -215,7 +215,7 @@ def worker(myapp: MyApp) -> Iterator[None]:
 def test_documents_are_valid() -> None:
     """The documents render without a warning, as PyPI would render them."""
     levels = {"halt_level": 2, "report_level": 2, "input_encoding": "unicode"}
-    for names in ("README", "CHANGES"), ("CONTRIBUTING",):
+    for names in ("README", "CHANGES"), ("CONTRIBUTING",), ("RELEASING", "SECURITY"):
         text = "\n\n".join((ROOT / f"{name}.rst").read_text("utf-8") for name in names)
         text = re.sub(r"code-block:: html\+jinja", "code-block:: html", text)
         docutils.core.publish_doctree(text, settings_overrides=levels)
