@@ -56,6 +56,12 @@ pages_require = [
     "pyramid_jinja2>=2.10",
 ]
 
+# Builds the documentation.
+docs_require = [
+    "furo",
+    "sphinx>=8",
+]
+
 demo_require = [
     *dev_require,
     *asgi_require,
@@ -85,6 +91,7 @@ firsthour_require = [
 tests_require = [
     *cli_require,
     *demo_require,
+    *docs_require,
     *firsthour_require,
     *speed_require,
     "build",
@@ -106,6 +113,7 @@ tests_require = [
     "pytest-xdist>=3.7",
     "ruff",
     "tqdm",
+    "twine>=6.1",
     "types-tqdm",
     "uvicorn[standard]",
     "watchdog",
@@ -206,6 +214,7 @@ setup(
         "pages": pages_require,
         "speed": speed_require,
         "demo": demo_require,
+        "docs": docs_require,
         "test": tests_require,
         "interop": interop_require,
         "benchmarks": benchmarks_require,
