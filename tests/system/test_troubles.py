@@ -1,5 +1,5 @@
-"""The README's chapter "When it does not work" is true: what it quotes is logged or
-shown, most of it in real runs here.
+"""The page "Troubleshooting" is true: what it quotes is logged or shown, most of it in
+real runs here.
 """
 
 import ast
