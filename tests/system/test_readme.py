@@ -25,7 +25,7 @@ from tests.jobs import RunMarathon
 from tests.pollserver import PollServer
 from tests.processes import Process, run_python
 from tests.readme import DOCUMENTS, README, page, snippets
-from tests.support import ROOT, wait_for
+from tests.support import PACKAGE, ROOT, wait_for
 from tests.webapp import get, made_config, make_app, make_config, make_request
 
 SECURITY = """
@@ -219,6 +219,19 @@ def test_documents_are_valid() -> None:
         text = "\n\n".join((ROOT / f"{name}.rst").read_text("utf-8") for name in names)
         text = re.sub(r"code-block:: html\+jinja", "code-block:: html", text)
         docutils.core.publish_doctree(text, settings_overrides=levels)
+
+
+def test_map_of_the_package_has_each_module() -> None:
+    """The map in "Architecture" has every folder with modules, and names these."""
+    blocks = snippets("text", page("explanation/architecture"))
+    (text,) = [block for block in blocks if "(top)" in block]
+    entries = dict(re.findall(r"^ *(\S+) +((?:.|\n {10})+)", text, re.MULTILINE))
+    folders = {"(top)": "", "push/": "web/push", "pages/": "web/pages"}
+    told = {PACKAGE / folders.get(name, name): entries[name] for name in entries}
+    modules = [path for path in PACKAGE.rglob("*.py") if path.stem != "__init__"]
+    assert {path.parent for path in modules} == told.keys()
+    for path in modules:
+        assert re.search(rf"\b{path.stem}\b", told[path.parent]), path
 
 
 def test_versions_of_the_readme_are_those_of_setup() -> None:
