@@ -21,22 +21,23 @@ from pathlib import Path
 from tests.processes import Process, run_python
 from tests.support import ROOT
 
-#: The folders of the projects among the tutorials in the sdist.
+#: The folders of the projects in the documentation of the sdist.
 FOLDERS = {
-    "sqlalchemy": "wiki2/src/installation",  # generated: SQLAlchemy and Jinja2
-    "zodb": "wiki/src/installation",  # generated: ZODB and Chameleon
-    "wiki2": "wiki2/src/tests",  # a finished tutorial: users in a database
+    "sqlalchemy": "tutorials/wiki2/src/installation",  # generated: SQLAlchemy, Jinja2
+    "zodb": "tutorials/wiki/src/installation",  # generated: ZODB and Chameleon
+    "plain": "narr/myproject",  # generated: Jinja2, and no database
+    "wiki2": "tutorials/wiki2/src/tests",  # a finished tutorial: users in a database
 }
 
-#: The package in each of these projects.
-PACKAGE = "tutorial"
+#: The package in each of these projects, and its name in one of them.
+PACKAGE, OTHER_PACKAGE = "tutorial", "myproject"
 
 #: What setuptools calls for `pip install -e`: it writes the metadata that make
 #: `use = egg:tutorial` work, and does so in a fifth of a second.
 EGG_INFO = "import setuptools; setuptools.setup()"
 
 #: How many tests each project comes with.
-OWN_TESTS = {"sqlalchemy": 5, "zodb": 4, "wiki2": 27}
+OWN_TESTS = {"sqlalchemy": 5, "zodb": 4, "plain": 4, "wiki2": 27}
 
 #: Runs pjobs with this interpreter, in case the script is not installed.
 PJOBS = ("-c", "import sys; from pyramid_jobstate.cli import main; sys.exit(main())")
@@ -76,12 +77,20 @@ class Project:
         self.environ = {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
         with tarfile.open(archive) as tar:
             root = tar.getnames()[0].partition("/")[0]
-            prefix = f"{root}/docs/tutorials/{FOLDERS[name]}/"
+            prefix = f"{root}/docs/{FOLDERS[name]}/"
             members = [m for m in tar if m.name.startswith(prefix)]
             for member in members:
                 member.name = member.name.removeprefix(prefix)
             tar.extractall(folder, members, filter="data")
-        self.python("-c", EGG_INFO, "--quiet", "egg_info")
+        if (other := folder / OTHER_PACKAGE).exists():
+            other.rename(folder / PACKAGE)
+            for path in folder.rglob("*"):
+                if path.suffix in (".py", ".ini", ".jinja2"):
+                    text = path.read_text("utf-8")
+                    path.write_text(text.replace(OTHER_PACKAGE, PACKAGE), "utf-8")
+        is_old = (folder / "setup.py").exists()
+        setup = ["setup.py"] if is_old else ["-c", EGG_INFO]
+        self.python(*setup, "--quiet", "egg_info")
 
     def python(self, *arguments: str, stdin: str = "") -> str:
         """Run Python in the project, and return what it prints. It must not fail."""

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from tests.readme import DOCUMENTS, snippets
 from tests.system.firsthour.projects import PACKAGE, Project
 
-#: The comment that begins a block, in Python, in an ini file or in a template.
-COMMENT = re.compile(r"(?:# |<!-- )(?P<path>[\w./-]+), (?P<place>.+?)(?: -->)?")
+#: The comment that begins a block, in Python, an ini file, a script or a template.
+COMMENT = re.compile(r"(?:# |// |<!-- )(?P<path>[\w./-]+), (?P<place>.+?)(?: -->)?")
 
 #: The names in a tutorial's application that replace those in the README.
 OTHER_NAMES = {
@@ -144,6 +144,9 @@ def quick_start(name: str) -> list[Block]:
     if name == "zodb":
         others = blocks(section("With ZODB and Chameleon"))
         return [x for x in everyone if not x.path.endswith(".jinja2")] + others
+    if name == "plain":
+        others = blocks(section("Without a database"))
+        return [x for x in everyone if not x.path.endswith("/jobs.py")] + others
     # The wiki has templates of its own and users who log in.
-    everyone = everyone + blocks(section("With users who log in"))
+    everyone = everyone + blocks(section("Users who log in"))
     return [adapted(block, OTHER_NAMES) for block in everyone]

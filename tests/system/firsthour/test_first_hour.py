@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Page, Route, expect
 
+from pyramid_jobstate import JobStore
 from tests.support import free_ports, listens
 from tests.system.firsthour.conftest import MakeProject
 from tests.system.firsthour.projects import OWN_TESTS, PJOBS, Project
@@ -19,6 +20,18 @@ SUCCESS, CANCELLED = "Done", "Cancelled"
 
 #: How the README starts a ZEO server.
 ZEO = re.compile(r"``runzeo (.+?)``")
+
+#: What the tutorial adds to the quick start.
+REDIRECT, GO_ON = "Redirect after the POST", "Go on when the job ends"
+
+#: Presses the button, and prints the address in the element.
+PRESS = """
+from pyramid.paster import get_app
+from webtest import TestApp
+
+app = TestApp(get_app("testing.ini"))
+print(app.post("/run").html.find("job-state")["src"])
+"""
 
 #: The two projects that the README begins with.
 BOTH = ["sqlalchemy", pytest.param("zodb", marks=pytest.mark.long)]
@@ -109,14 +122,17 @@ def run_a_marathon(page: Page) -> str:
 
 
 @pytest.mark.parametrize(
-    "project", [*BOTH, pytest.param("wiki2", marks=pytest.mark.long)], indirect=True
+    "project",
+    [*BOTH, "plain", pytest.param("wiki2", marks=pytest.mark.long)],
+    indirect=True,
 )
 def test_projects_pass_their_tests_after_the_recipe(project: Project) -> None:
     """After the recipe, the projects pass their own tests and those of the README."""
     tests = OWN_TESTS[project.name]
     if project.name == "sqlalchemy":
-        apply(project, blocks(section("Test your application")))
-        tests += 3
+        for title in "Test your application", REDIRECT:
+            apply(project, blocks(section(title)))
+            tests += 3
     assert project.run_tests() == tests
 
 
@@ -155,6 +171,70 @@ def test_recipe_leads_to_a_live_bar(site: Site, page: Page) -> None:
     page.get_by_role("button", name="Cancel").click()
     expect(status).to_have_text(CANCELLED)
     assert site.stored(uuid_in(cancelled)) is None
+
+
+@pytest.mark.parametrize("project", ["sqlalchemy"], indirect=True)
+def test_page_of_a_job_can_be_reloaded_and_leads_on(
+    project: Project, page: Page, request: pytest.FixtureRequest
+) -> None:
+    """After the redirect, a reload shows the same job. When that succeeds the page goes
+    on, once it is visible, and back leads past the page of the job.
+    """
+    for title in REDIRECT, GO_ON:
+        apply(project, blocks(section(title)))
+    home = request.getfixturevalue("site").url
+    page.route("**/*", keep_local)
+    page.goto(home)
+    src = run_a_marathon(page)
+    assert uuid_in(page.url) == uuid_in(src)
+    page.reload()
+    expect(page.locator("job-state")).to_have_attribute("src", src)
+    page.wait_for_url(home)
+    assert len(project.rows()) == 2, "The project begins with a row."
+    page.go_back()
+    assert page.url == home
+
+    src = run_a_marathon(page)
+    hide = "Object.defineProperty(document, 'hidden', { value: true, writable: true })"
+    tell = "new CustomEvent('job-state:success', { bubbles: true })"
+    page.evaluate(f"{hide}; document.querySelector('job-state').dispatchEvent({tell})")
+    page.evaluate("fetch('/').then(() => null)")  # fails if the page is left meanwhile
+    assert uuid_in(page.url) == uuid_in(src)
+    show = (
+        "document.hidden = false; document.dispatchEvent(new Event('visibilitychange'))"
+    )
+    page.evaluate(show)
+    page.wait_for_url(home)
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "edit"),
+    [
+        ("sqlalchemy", "With Mako", None),
+        ("plain", None, None),
+        ("plain", None, ("job_states.send(", "job_states.send_immediately(")),
+    ],
+)
+def test_other_projects_send(
+    make_project: MakeProject,
+    store: JobStore,
+    redis_url: str,
+    name: str,
+    title: str | None,
+    edit: tuple[str, str] | None,
+) -> None:
+    """After the lines for Mako, and for a project without a database, the button sends
+    a job and shows its element. A job that is sent immediately needs no pyramid_tm.
+    """
+    project = make_project(name)
+    apply(project, quick_start(name) + (blocks(section(title)) if title else []))
+    project.edit("testing.ini", "broker = stub", f"broker = {redis_url}")
+    if edit:
+        project.edit("tutorial/views/default.py", *edit)
+        project.edit("tutorial/__init__.py", 'config.include("pyramid_tm")', "")
+    src = project.python("-c", PRESS).strip()
+    (job_state,) = store.list().items
+    assert (uuid_in(src), job_state.status) == (job_state.uuid, "queued")
 
 
 def uuid_in(url: str) -> str:

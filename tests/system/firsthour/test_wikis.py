@@ -23,7 +23,7 @@ def visit(name=None):
 
 def press(visitor):
     forms = visitor.get("/FrontPage").forms.values()
-    [form] = [form for form in forms if form.action == "run"]
+    [form] = [form for form in forms if form.action == "http://localhost/run"]
     page = form.submit().html
     element = page.find("job-state")
     headers = {"X-Requested-With": "XMLHttpRequest"}
