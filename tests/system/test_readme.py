@@ -270,6 +270,21 @@ assert lead.message == "See http://localhost/run", lead.message
 """)
 
 
+def test_actors_of_the_documents_are_tracked(myapp: MyApp) -> None:
+    """By the parameter, whose annotation names the class of the job."""
+    myapp.write("lines.txt", "one\n\nthree\n")
+    myapp.run("""
+from myapp.counting import count_lines, run_slowly
+
+job_state = testing.detached()
+count_lines("lines.txt", job_state=job_state)
+assert job_state.progress.done == 3 and job_state.progress.unit == "lines"
+assert testing.values(job_state, "empty") == [1]
+kinds = [store.load(x.send(1).message_id).kind for x in (count_lines, run_slowly)]
+assert kinds == ["JobState", "RunMarathon"], kinds
+""")
+
+
 def test_view_of_the_readme_sends(myapp: MyApp) -> None:
     """The view that shows all ways of sending uses each of them."""
     (view,) = [text for text in snippets("python") if "send_immediately" in text]
@@ -286,6 +301,86 @@ app.get("/all")
 items = app.get("/job_state").json["items"]
 assert len(items) == 5, items
 assert {item["job"]["status"] for item in items} == {"queued"}
+""")
+
+
+def test_second_broker_of_the_documents_works(myapp: MyApp, store: JobStore) -> None:
+    """Jobs of both brokers are in one store. Dramatiq's command, given the documents'
+    module, serves the second one, whose actor has a request.
+    """
+    (module,) = [text for text in snippets("python") if "# labels_worker.py" in text]
+    myapp.write("labels_worker.py", module)
+    myapp.write("production.ini", "[app:main]\nuse = call:myapp:main\n")
+    myapp.run("""
+from myapp.labels import labels, print_label
+
+app = main({})
+with prepare(registry=app.registry) as env, env["request"].tm:
+    states = env["request"].job_states
+    states.send(run_marathon, 26)
+    states.send(print_label, "A1")
+    states.send_message(print_label.message("A2"), broker=labels)
+""")
+    (command,) = re.findall("``dramatiq (labels_worker.+)``", page("howto/own-broker"))
+    with myapp.start("-m", "dramatiq", command, "-p", "1", "-t", "1"):
+        wait_for(lambda: store.counts().success == 2, 20)
+    ran = {job.status: job.message for job in store.list().items}
+    assert ran == {"queued": None, "success": "A1: http://localhost/run"}
+
+
+def test_retries_of_the_documents(myapp: MyApp) -> None:
+    """Actors are tried again as their options say, and others as often as the
+    middleware says then. A try keeps its metrics until the next one.
+    """
+    (change,) = [text for text in snippets("python") if "import Retries" in text]
+    myapp.run(f"""
+import time
+
+import dramatiq
+
+app = visit()
+from myapp.feeds import poll_feed, read_feed
+
+{change}
+@dramatiq.actor(job_state=True, min_backoff=1, max_backoff=1)
+def other():
+    raise ValueError
+
+
+sent = [other.send(), poll_feed.send("x"), read_feed.send("x"), read_feed.send("<x>")]
+worker = dramatiq.Worker(dramatiq.get_broker(), worker_timeout=50, worker_threads=2)
+worker.start()
+expected = [("error", 4), ("error", 1), ("error", 1), ("retrying", 1)]
+deadline = time.monotonic() + 30
+while True:
+    jobs = [store.load(message.message_id) for message in sent]
+    found = [(job.status, job.attempt) for job in jobs]
+    if found == expected:
+        break
+    assert time.monotonic() < deadline, found
+    time.sleep(0.05)
+worker.stop()
+assert 50 < (jobs[3].due_at - jobs[3].updated_at).total_seconds() < 121
+assert jobs[3].progress_metrics == {{"read": 3}}
+""")
+
+
+def test_owner_of_the_documents_is_a_user_or_a_visitor(myapp: MyApp) -> None:
+    """With the tutorial's function users and visitors own their jobs, and a visitor is
+    not a user of the same name.
+    """
+    myapp.write("sessions.py", SESSIONS)
+    myapp.run("""
+owned = {"jobstate.owner": "myapp.owners.owner", "pyramid.includes": "sessions"}
+app = visit(**owned).app
+user, visitor, other = TestApp(app, extra_environ=alice), TestApp(app), TestApp(app)
+for client, customer in (visitor, "alice"), (other, "bob"):
+    client.get("/job_state?limit=1", {"customer": customer}, expect_errors=True)
+for client, owner in (user, "alice"), (visitor, "customer:alice"):
+    url = client.get("/run").html.find("job-state")["src"]
+    assert store.load(url.split("/")[-2]).owner == owner
+    for each in user, visitor, other:
+        each.get(url, status=200 if each is client else 403)
 """)
 
 
