@@ -139,9 +139,8 @@ class Batch(SendsMembers, JobState):
 
 def member_counts(record: Record) -> dict[str, int]:
     """Return how many members of a batch have which status, as in its JSON."""
-    counts = {
-        status: sum(map(record.number, fields)) for status, fields in COUNTED.items()
-    }
+    number = record.number
+    counts = {status: sum(map(number, fields)) for status, fields in COUNTED.items()}
     if record.text("stopped") is not None:
         stopped = (*WAITING, "working") if record.is_finished else WAITING
         for status in stopped:

@@ -48,17 +48,19 @@ class Progress:
         """The share of the bar that is filled, from 0 to 1, or None if it is unknown:
         without a phase and a total.
         """
-        share = share_done(self.done, self.total)
-        if self.phase is None:
+        share, phase = share_done(self.done, self.total), self.phase
+        if phase is None:
             return share
-        return min(self.phase.base + self.phase.span * (share or 0), 1.0)
+        filled = phase.base + phase.span * (share or 0)
+        # Faster than min(), at each poll.
+        return filled if filled < 1.0 else 1.0
 
 
 def share_done(done: float, total: float | None) -> float | None:
     """Return the share that is done of what is counted, or None if that is unknown."""
     if total is None:
         return None
-    return min(done / total, 1.0) if total else 1.0
+    return done / total if done < total else 1.0
 
 
 def phase_of(progress: Progress | None) -> dict[str, Any] | None:
@@ -113,12 +115,13 @@ def parse_progress(text: str | None, phase: str | None) -> Progress | None:
         and (unit is None or isinstance(unit, str))
         and (eta is None or is_amount(eta))
     )
-    return Progress(done, total, unit, eta, parse_phase(phase)) if is_valid else None
-
-
-def parse_phase(text: str | None) -> Phase | None:
-    if text is None:
+    if not is_valid:
         return None
+    found = None if phase is None else parse_phase(phase)
+    return Progress(done, total, unit, eta, found)
+
+
+def parse_phase(text: str) -> Phase | None:
     match parse_json(text):
         case [base, span, [*names]]:
             shares = (base, span)
