@@ -12,11 +12,12 @@ CONTACT = "security@contact.invalid"
 
 
 def page_on_pypi(text: str) -> str:
-    """Return a document whose relative links lead to the repository and the docs."""
+    """Return a document whose relative links lead to the documentation, or to the
+    files of the release.
+    """
     text = re.sub(r"(:: |: |<)docs/([\w/-]+)\.rst", rf"\1{DOCS_URL}/\2.html", text)
-    # A tag's files, so that a release keeps its own pictures.
     files = f"{PROJECT_URL}/raw/{VERSION}"
-    return re.sub(r"(:: |: |<)(?=(demo|docs)/[\w/.-]+\.\w)", rf"\1{files}/", text)
+    return re.sub(r"(:: |: |<)(demo/[\w/.-]+|[A-Z]+\.rst\b)", rf"\1{files}/\2", text)
 
 
 here = Path(__file__).parent
