@@ -233,7 +233,7 @@ def test_titles_in_messages_exist() -> None:
     """The package's messages name titles of this chapter, and of the documentation."""
     said = " ".join(" ".join(texts()).split())
     for place, text in ("troubleshooting guide", CHAPTER), ("documentation", DOCUMENTS):
-        named = re.findall(rf'See "([^"]+)" in the {place}', said)
+        named = re.findall(rf'[Ss]ee "([^"]+)" in the {place}', said)
         titles = re.findall(r"^(.+)\n[=~-]+$", text, re.MULTILINE)
         assert named and set(named) <= set(titles)
 
