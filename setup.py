@@ -54,6 +54,7 @@ speed_require = [
 
 # The pages for people.
 pages_require = [
+    "babel>=2.12",
     "pyramid_jinja2>=2.10",
 ]
 

@@ -24,7 +24,6 @@ _ = TranslationStringFactory("marathons")
 ENGLISH, TRANSLATED = "Marathon over 26 miles", "Marathon über 26 Meilen"
 
 GERMAN = {
-    "": "Content-Type: text/plain; charset=UTF-8\n",
     "Marathon over ${miles} miles": "Marathon über ${miles} Meilen",
     "The runner fell.": "Der Läufer ist gestürzt.",
     "skipped": "Übersprungen.",
@@ -53,7 +52,7 @@ class TranslatedRelay(JobState):
 
 def translated(config: Configurator, folder: Path) -> Configurator:
     """Add a catalog with German texts to an application."""
-    write_catalog(folder / "de" / "LC_MESSAGES" / "marathons.mo", GERMAN)
+    write_catalog(folder, "marathons", "de", GERMAN)
     config.add_translation_dirs(str(folder))
     return config
 
@@ -99,12 +98,11 @@ def test_words_of_ours_are_in_the_language_of_the_request(
 ) -> None:
     """An application's catalog for our domain translates what we say of an end."""
     texts = {
-        "": GERMAN[""],
         "The job failed.": "Gescheitert.",
         "The job was cancelled.": "Abgebrochen.",
         "No worker knows the actor ${actor}.": "${actor}: wer?",
     }
-    write_catalog(tmp_path / "de" / "LC_MESSAGES" / "pyramid_jobstate.mo", texts)
+    write_catalog(tmp_path, "pyramid_jobstate", "de", texts)
     config = make_config(redis_url)
     config.add_translation_dirs(str(tmp_path))
     app = make_app(config)
@@ -163,7 +161,7 @@ def test_catalog_of_a_region_comes_before_that_of_its_language(
     """A catalog serves the regions of its language that have none of their own."""
     config = translated(make_config(redis_url), tmp_path)
     texts = {**GERMAN, "Marathon over ${miles} miles": "${miles} Miglien"}
-    write_catalog(tmp_path / "de_AT" / "LC_MESSAGES" / "marathons.mo", texts)
+    write_catalog(tmp_path, "marathons", "de_AT", texts)
     found = titles(make_app(config), store, "de", "de_AT", "de_CH")
     assert found == [TRANSLATED, "26 Miglien", TRANSLATED]
 

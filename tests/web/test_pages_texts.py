@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import gettext
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from babel.messages.pofile import read_po
 from bs4 import BeautifulSoup, Comment
 from pyramid.i18n import TranslationStringFactory
 from pyramid.request import Request
@@ -16,7 +16,7 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStore, NotUnique, Progress
 from pyramid_jobstate.testing import put_job
-from tests.catalogs import write_catalog
+from tests.catalogs import POT, Texts, write_catalog
 from tests.jobs import RunMarathon
 from tests.support import PACKAGE, UUID
 from tests.web.operating import OPERATOR, Marathons, put
@@ -25,9 +25,9 @@ from tests.webapp import get, make_app
 
 _ = TranslationStringFactory("sports")
 
-GERMAN = {
-    "": "Content-Type: text/plain; charset=UTF-8\n"
-    "Plural-Forms: nplurals=2; plural=n != 1;\n",
+DOMAIN = "pyramid_jobstate"
+
+GERMAN: Texts = {
     "Waiting": "Wartet",
     "Running": "Läuft",
     "Cancel": "Abbrechen",
@@ -43,8 +43,9 @@ GERMAN = {
     "The job ${uuid} with the same unique key is under way.": "Vorher läuft ${uuid}.",
     "Cancel this job?": "Diese Aufgabe abbrechen?",
     "The job has changed in the meantime.": "Die Aufgabe hat sich geändert.",
-    "Cancel ${number} job?\0Cancel ${number} jobs?": (
-        "${number} Aufgabe abbrechen?\0${number} Aufgaben abbrechen?"
+    ("Cancel ${number} job?", "Cancel ${number} jobs?"): (
+        "${number} Aufgabe abbrechen?",
+        "${number} Aufgaben abbrechen?",
     ),
 }
 
@@ -57,19 +58,11 @@ class Biathlon(JobState):
         return _("Biathlon")
 
 
-def catalog_of(folder: Path, language: str, name: str = "pyramid_jobstate") -> Path:
-    """Return where a folder has the catalog of a language."""
-    return folder / language / "LC_MESSAGES" / f"{name}.mo"
-
-
 @pytest.fixture
 def german(redis_url: str, tmp_path: Path) -> TestApp:
     """An application with a German catalog for our domain, and one of its own."""
-    write_catalog(catalog_of(tmp_path, "de"), GERMAN)
-    write_catalog(
-        catalog_of(tmp_path / "own", "de", "sports"),
-        {"": GERMAN[""], "Biathlon": "Zweikampf"},
-    )
+    write_catalog(tmp_path, DOMAIN, "de", GERMAN)
+    write_catalog(tmp_path / "own", "sports", "de", {"Biathlon": "Zweikampf"})
     config = paged_config(redis_url)
     config.add_translation_dirs(str(tmp_path), str(tmp_path / "own"))
     return make_app(config)
@@ -162,17 +155,12 @@ def test_numbers_have_forms_of_their_language(redis_url: str, tmp_path: Path) ->
     script looks up 100 + n % 100 in place of a number n from 200 on.
     """
     one, other = "Cancel ${number} job?", "Cancel ${number} jobs?"
-    rule = "n==1 ? 0 : n%10>=2 && n%10<=4 && (n%100<12 || n%100>14) ? 1 : 2"
-    polish = {
-        "": "Content-Type: text/plain; charset=UTF-8\n"
-        f"Plural-Forms: nplurals=3; plural={rule};\n",
-        f"{one}\0{other}": "0 ${number}\x001 ${number}\x002 ${number}",
-    }
-    write_catalog(catalog_of(tmp_path, "pl"), polish)
+    forms = "0 ${number}", "1 ${number}", "2 ${number}"
+    write_catalog(tmp_path, DOMAIN, "pl", {(one, other): forms})
     config = paged_config(redis_url)
     config.add_translation_dirs(str(tmp_path))
     page = Visit(make_app(config), "/job_state?_LOCALE_=pl")
-    with catalog_of(tmp_path, "pl").open("rb") as file:
+    with (tmp_path / "pl" / "LC_MESSAGES" / f"{DOMAIN}.mo").open("rb") as file:
         gnu = gettext.GNUTranslations(file)
     forms, at = (page.data["plurals"]["cancel"][key] for key in ("forms", "at"))
     for number in (*range(131), *range(199, 231), 1_000_000):
@@ -231,9 +219,10 @@ def test_template_for_translators_has_all_texts(redis_url: str) -> None:
     config = paged_config(redis_url)
     config.add_request_method(lambda request: asking, "localizer", reify=True)
     Visit(make_app(config), "/job_state/?all=1")
-    template = (PACKAGE / "locale" / "pyramid_jobstate.pot").read_text("utf-8")
-    ids = re.findall(r'^msgid (".+")$', template, re.MULTILINE)
-    assert asking.ids == {ast.literal_eval(each) for each in ids}
+    with POT.open("rb") as file:
+        messages = [each.id for each in read_po(file) if each.id]
+    ids = [each if isinstance(each, str) else each[0] for each in messages]
+    assert asking.ids == {*ids}
 
 
 def test_scripts_ask_for_words_that_they_get(redis_url: str) -> None:

@@ -192,9 +192,7 @@ def test_kind_with_json_of_its_own(
 
 def test_viewers_in_two_languages(redis_url: str, runs: Runs, tmp_path: Path) -> None:
     """Each viewer of a job gets it in their own language, as in a poll."""
-    head = "Content-Type: text/plain; charset=UTF-8\n"
-    path = tmp_path / "de" / "LC_MESSAGES" / "marathons.mo"
-    write_catalog(path, {"": head, "Marathon": "Lauf über 42 km"})
+    write_catalog(tmp_path, "marathons", "de", {"Marathon": "Lauf über 42 km"})
     config = make_config(redis_url)
     config.add_translation_dirs(str(tmp_path))
     run = runs.start(make_kind(title=property(lambda self: _("Marathon"))))
