@@ -31,14 +31,14 @@ def includeme(config: Configurator) -> None:
     layout of their own.
 
     Raises:
-      pyramid.exceptions.ConfigurationError: pyramid_jinja2 is not installed,
+      pyramid.exceptions.ConfigurationError: pyramid_jinja2 or babel is not installed,
         pyramid_jobstate is not included, or the layout cannot be rendered.
     """
     # Imported here: a missing package is then a ConfigurationError.
     try:
         from .web.pages import include
     except ModuleNotFoundError as e:
-        if e.name not in ("pyramid_jinja2", "jinja2", "markupsafe"):
+        if e.name not in ("pyramid_jinja2", "jinja2", "markupsafe", "babel"):
             raise
         raise ConfigurationError(
             f"pyramid_jobstate.pages needs the package {e.name}. Install "

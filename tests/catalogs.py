@@ -40,8 +40,7 @@ def template() -> Catalog:
         header_comment="# The texts of pyramid_jobstate, for translators.",
         fuzzy=False,
     )
-    tables = words.LABELS, words.WORDS, words.SCRIPT, words.SINGLE, words.UNCOUNTED
-    for table in tables:
+    for table in words.TABLES:
         for text in table.values():
             catalog.add(str(text))
     for text in words.SENTENCES:

@@ -45,7 +45,7 @@ addEventListener("pageshow", () => {
 });
 recall();
 
-/** Write a time in the viewer's zone and language: today's without the date. */
+/** Write a time in the viewer's zone: today's without the date. */
 function showLocally(node) {
   const time = new Date(node.dateTime);
   const now = new Date();
@@ -56,12 +56,9 @@ function showLocally(node) {
   node.textContent = format("DateTimeFormat", isToday ? { timeStyle: "medium" } : options, time);
 }
 
+/** Write a number or a time in the language of the words. */
 function format(kind, options, value) {
-  try {
-    return new Intl[kind](page.lang, options).format(value);
-  } catch {
-    return new Intl[kind]([], options).format(value);
-  }
+  return new Intl[kind]([data.lang, "en"], options).format(value);
 }
 
 function fill(text, values) {

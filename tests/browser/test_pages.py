@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from pyramid_jobstate import Counts, JobState, JobStore
+from pyramid_jobstate import Counts, JobState, JobStore, Progress
 from pyramid_jobstate.asgi import asgi_app
 from pyramid_jobstate.testing import put_job
 from tests import streams
 from tests.browser.paged import ImportSheet, Pages, Runner, fill, serving
 from tests.browser.sites import protected
+from tests.catalogs import Texts, write_catalog
 from tests.jobs import RunMarathon
 from tests.support import load_job, wait_for
 from tests.web.operating import OPERATOR, Marathons
@@ -384,7 +386,46 @@ def test_times_are_the_viewer_s(
             pages.page.goto(f"{pages.url}/job_state")
             clock = rf"{start}0?{local.hour % 12 or 12}:{local:%M}\b"
             expect(node).to_have_text(re.compile(f"^{clock}"))
-        expect(node).to_have_attribute("title", f"{sent:%Y-%m-%d %H:%M} UTC")
+        title = rf"{sent:%b} {sent.day}, {sent.year}, .*{sent:%M}\s[AP]M UTC"
+        expect(node).to_have_attribute("title", re.compile(title))
+
+
+def test_script_speaks_the_language_of_the_words(
+    browser: Browser, redis_url: str, store: JobStore, tmp_path: Path
+) -> None:
+    """Times, numbers and plurals are in the language of the words, whatever that of the
+    browser is, and English without a catalog.
+    """
+    selected = "${number} selected"
+    texts: Texts = {
+        (selected, selected): ("jedno", "kilka: ${number}", "wiele"),
+        "${done} of ${total} ${unit}": "${done} z ${total} ${unit}",
+    }
+    write_catalog(tmp_path, "pyramid_jobstate", "pl", texts)
+    config = paged_config(redis_url)
+    config.add_translation_dirs(str(tmp_path))
+    for _ in range(5):
+        job = put_job(store, RunMarathon, progress=Progress(1234.5, 50000))
+    assert job.queued_at is not None
+    with (
+        browser.new_context(locale="de-DE") as context,
+        serving(context.new_page(), config) as pages,
+    ):
+        # The times are of the year before.
+        pages.page.clock.set_fixed_time(job.queued_at + timedelta(days=400))
+        for locale, amount, time, counts in (
+            ("pl", "1234,5 z 50 000", r"^\d+ \S+ \d+, \d+:\d+$", "jedno kilka: wiele"),
+            ("de", "1,234.5 of 50,000", r"^[A-Z]\S+ \d+, \d+, .*[AP]M$", "1 2 5"),
+        ):
+            pages.page.goto(f"{pages.url}/job_state?_LOCALE_={locale}")
+            row = pages.row(job.uuid)
+            expect(row.locator("[part=details]")).to_contain_text(amount)
+            expect(row.locator("time")).to_have_text(re.compile(time))
+            boxes = pages.page.locator("tbody").get_by_role("checkbox")
+            for number, text in zip((1, 2, 5), counts.split(), strict=True):
+                for box in range(number):
+                    boxes.nth(box).check()
+                expect(pages.one("selected")).to_contain_text(text)
 
 
 def test_pages_are_plain_without_javascript(

@@ -27,7 +27,7 @@ def test_page_lists_the_members(paged: TestApp, store: JobStore) -> None:
         base = "http://localhost/job_state/"
         assert page.texts("h1, title") == ["Import of the files"] * 2
         assert page.one("#jobstate-job")["src"] == f"{base}{batch}/"
-        said = "Running · 57 % · 4 of 7 jobs, 2 failed, 1 cancelled"
+        said = "Running · 57% · 4 of 7 jobs, 2 failed, 1 cancelled"
         assert page.texts("#jobstate-job p") == [said]
         assert page.uuids == jobs
         urls = [f"{base}{job}/" for job in jobs]
@@ -87,7 +87,7 @@ def test_members_that_are_missing(store: JobStore, visit: Visiting) -> None:
     """When records of members are gone, the counts stay, and the page says why."""
     page = visit(f"/job_state/{put_batch(store)[0]}")
     assert page.texts(".jobstate-none") == ["No jobs."]
-    assert page.texts("#jobstate-job p") == ["Done · 100 % · 0 of 0 jobs"]
+    assert page.texts("#jobstate-job p") == ["Done · 100% · 0 of 0 jobs"]
     batch, jobs = put_batch(store, "success", "queued")
     assert store.delete(jobs[0])
     page = visit(f"/job_state/{batch}")

@@ -170,12 +170,13 @@ def test_row_tells_a_job_without_javascript(store: JobStore, visit: Visiting) ->
         progress=Progress(1200, 2600, "miles"),
         attempt=2,
     ).queued_at
+    assert at is not None
     page = visit("/job_state")
     assert page.texts("tbody :is(th, td)") == [
         "",
         "Run marathon",
-        "Running · 46 % · 1,200 of 2,600 miles · \u2068Up the hill\u2069",
-        f"{at:%Y-%m-%d %H:%M} UTC",
+        "Running · 46% · 1,200 of 2,600 miles · \u2068Up the hill\u2069",
+        f"{at:%b} {at.day}, {at.year}, {at.hour % 12 or 12}:{at:%M %p} UTC",
         "",
         "2",
         "alice",
@@ -185,18 +186,23 @@ def test_row_tells_a_job_without_javascript(store: JobStore, visit: Visiting) ->
 
 
 def test_row_tells_the_progress(store: JobStore, runs: Runs, visit: Visiting) -> None:
-    """A row shows the progress of an unknown total, of none yet, and of a phase."""
+    """A row shows the progress of an unknown total, of none yet, and of a phase. It is
+    rounded down, and may be as great as a float.
+    """
     live = runs.start()
+    zeros = f"{10**299:,}"[1:]
 
     def begin(job_state: JobState) -> None:
         phases.enter_context(job_state.phase("Reading", percent=40))
 
     with contextlib.ExitStack() as phases:
         for act_, text in (
+            (lambda j: j.set_progress(2e299, 3e299), f"66% · 2{zeros} of 3{zeros}"),
+            (lambda j: j.set_progress(999.96, 1000), "99% · 999.96 of 1,000"),
             (lambda job_state: job_state.set_progress(0), "Running"),
             (lambda job_state: job_state.set_progress(7, None, "rows"), "7 rows"),
-            (begin, "0 % · \u2068Reading\u2069"),
-            (lambda j: j.set_progress(1, 2), "20 % · \u2068Reading\u2069: 1 of 2"),
+            (begin, "0% · \u2068Reading\u2069"),
+            (lambda j: j.set_progress(1, 2), "20% · \u2068Reading\u2069: 1 of 2"),
         ):
             assert live.do(act_)
             (found,) = visit("/job_state").texts("tbody job-state")

@@ -33,10 +33,6 @@ GERMAN: Texts = {
     "Cancel": "Abbrechen",
     "Starts at ${time}": "Beginnt um ${time}",
     "${done} of ${total} ${unit}": "${done} von ${total} ${unit}",
-    "number-grouping": ".",
-    "number-decimal": ",",
-    "${number} s": "${number} Sek.",
-    "${time} UTC": "${time} (UTC)",
     "The broker does not know the actor ${actor}.": "Wer ist ${actor}?",
     "This page's address is invalid.": "Diese Adresse ist falsch.",
     "The job could not be sent.": "Nicht abgeschickt.",
@@ -58,14 +54,22 @@ class Biathlon(JobState):
         return _("Biathlon")
 
 
+def translated(
+    redis_url: str, folder: Path, *others: str, **catalogs: Texts
+) -> TestApp:
+    """Return an application with pages, and with catalogs for our domain."""
+    for language, texts in catalogs.items():
+        write_catalog(folder, DOMAIN, language, texts)
+    config = paged_config(redis_url)
+    config.add_translation_dirs(str(folder), *others)
+    return make_app(config)
+
+
 @pytest.fixture
 def german(redis_url: str, tmp_path: Path) -> TestApp:
     """An application with a German catalog for our domain, and one of its own."""
-    write_catalog(tmp_path, DOMAIN, "de", GERMAN)
     write_catalog(tmp_path / "own", "sports", "de", {"Biathlon": "Zweikampf"})
-    config = paged_config(redis_url)
-    config.add_translation_dirs(str(tmp_path), str(tmp_path / "own"))
-    return make_app(config)
+    return translated(redis_url, tmp_path, str(tmp_path / "own"), de=GERMAN)
 
 
 def test_pages_are_in_the_requests_language(german: TestApp, store: JobStore) -> None:
@@ -78,9 +82,11 @@ def test_pages_are_in_the_requests_language(german: TestApp, store: JobStore) ->
     assert page.texts("job-state") == ["Läuft · 24 % · 1.234,5 von 5.000 m"]
     assert page.texts("[data-act=cancel]") == ["Abbrechen"]
     assert page.one("html")["lang"] == page.one(".jobstate")["lang"] == "de"
-    assert page.texts("time")[0].endswith(" (UTC)")
+    (sent,) = page.texts("time")
+    assert re.fullmatch(r"\d\d\.\d\d\.\d{4}, \d\d:\d\d UTC", sent)
     assert one.one("[data-act]")["data-question"] == "Diese Aufgabe abbrechen?"
     assert one.texts(".jobstate-timeline li")[1].startswith("0 Sek. ")
+    assert one.data["lang"] == "de"
     assert one.data["labels"]["due"] == "Beginnt um {time}"
     assert one.data["words"]["changed"] == "Die Aufgabe hat sich geändert."
     plural = one.data["plurals"]["cancel"]
@@ -97,23 +103,59 @@ def test_pages_are_in_the_requests_language(german: TestApp, store: JobStore) ->
     assert austrian.one("html")["lang"] == "de"
 
 
-def test_page_without_a_catalog_says_that_it_is_english(
-    redis_url: str, store: JobStore
+def test_page_without_a_catalog_is_english(
+    redis_url: str, store: JobStore, tmp_path: Path
 ) -> None:
-    """Without a catalog, a page is English, whatever a request or setting names."""
-    (job,) = put(store, "alice")
+    """Without a catalog for our domain, a page is English in its words, numbers, times
+    and durations, whatever a request, a setting or another catalog says.
+    """
+    job = put_job(store, RunMarathon, progress=Progress(1234.5, 5000, "m")).uuid
+    for domain in "messages", "sports":
+        write_catalog(tmp_path, domain, "de_AT", {"Cancel": "Abbrechen"})
     for default, name, lang in (
         ("de", "de_AT", "en"),
+        ("pt-BR", "pt-BR", "en"),
+        ("xx_YY", "ar", "en"),
+        ("../", "xx_YY", "en"),
         ("en", "%22+lang=%22de", "en"),
         ("en_GB", "en_GB", "en-GB"),
     ):
         config = paged_config(redis_url)
         config.add_settings({"default_locale_name": default})
+        config.add_translation_dirs(str(tmp_path))
         app = make_app(config)
         for path in "/job_state", f"/job_state/{job}":
             page = Visit(app, f"{path}?_LOCALE_={name}")
             assert page.data["labels"]["working"] == "Running"
-            assert page.one("html")["lang"] == page.one(".jobstate")["lang"] == lang
+            assert page.texts("[data-act=cancel]") == ["Cancel"]
+            assert "24% · 1,234.5 of 5,000 m" in page.texts("job-state")[0]
+            months = r"[A-Z][a-z]+ \d+" if lang == "en" else r"\d+ [A-Z][a-z]+"
+            assert re.match(months, page.texts("time")[0])
+            for tag in page.one("html"), page.one(".jobstate"):
+                assert (tag["lang"], tag["dir"]) == (lang, "ltr"), name
+        assert page.texts(".jobstate-timeline li")[1].startswith("0 sec")
+
+
+def test_language_is_that_of_the_catalog(redis_url: str, tmp_path: Path) -> None:
+    """A page says the language of its words as HTML spells it. Words in a language that
+    Babel does not know are not used.
+    """
+    langs = {
+        "he": ("he", "rtl"),
+        "pt_BR": ("pt-BR", "ltr"),
+        "pt-PT": ("pt-PT", "ltr"),
+        "sr@latin": ("sr", "ltr"),
+        "zh_TW": ("zh-Hant-TW", "ltr"),
+        "de_XX": ("de", "ltr"),
+        "xx_YY": ("en", "ltr"),
+        "xx": ("en", "ltr"),
+    }
+    app = translated(redis_url, tmp_path, **{name: {"Jobs": "J."} for name in langs})
+    for name, (lang, direction) in langs.items():
+        page = Visit(app, f"/job_state?_LOCALE_={name}")
+        assert page.texts("h1") == ["Jobs" if lang == "en" else "J."], name
+        for tag in page.one("html"), page.one(".jobstate"):
+            assert (tag["lang"], tag["dir"]) == (lang, direction)
 
 
 def test_reason_is_in_the_language_of_the_request(
@@ -156,7 +198,7 @@ def test_numbers_have_forms_of_their_language(redis_url: str, tmp_path: Path) ->
     """
     one, other = "Cancel ${number} job?", "Cancel ${number} jobs?"
     forms = "0 ${number}", "1 ${number}", "2 ${number}"
-    write_catalog(tmp_path, DOMAIN, "pl", {(one, other): forms})
+    write_catalog(tmp_path, DOMAIN, "pl", {"Jobs": "J.", (one, other): forms})
     config = paged_config(redis_url)
     config.add_translation_dirs(str(tmp_path))
     page = Visit(make_app(config), "/job_state?_LOCALE_=pl")

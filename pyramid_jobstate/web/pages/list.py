@@ -93,9 +93,9 @@ def summary_of(
         part: words(f"chart-{part}", number=words.number(numbers[part]))
         for part in reversed(PARTS)
     }
-    minutes = words.number(SECONDS / len(buckets) / 60)
+    time = words.duration(SECONDS / len(buckets))
     most = words.number(max(totals))
-    return {**texts, "peak": words("chart-peak", minutes=minutes, number=most)}
+    return {**texts, "peak": words("chart-peak", time=time, number=most)}
 
 
 #: The name of the view that does each act, what it is, and the statuses it affects.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import decimal
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -9,7 +13,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from pyramid.i18n import TranslationStringFactory
+from babel import Locale, UnknownLocaleError, dates, numbers
+from babel.units import format_unit
+from pyramid.i18n import TranslationStringFactory, make_localizer
 
 from ...job import DOMAIN, FAILED, REASONS, SKIPPED, filled, sentence_of
 
@@ -73,17 +79,6 @@ LABELS = MappingProxyType(
 #: The words of the pages, by names that the templates use.
 WORDS = MappingProxyType(
     {
-        # The direction of the text, which is "rtl" for some languages.
-        "direction": _("text-direction", default="ltr"),
-        # Numbers, durations and times.
-        "grouping": _("number-grouping", default=","),
-        "decimal": _("number-decimal", default="."),
-        "percent": _("${number} %"),
-        "seconds": _("${number} s"),
-        "minutes": _("${number} min"),
-        "hours": _("${number} h"),
-        "days": _("${number} d"),
-        "utc": _("${time} UTC"),
         # Both pages.
         "jobs": _("Jobs"),
         "bad-address": _("This page's address is invalid."),
@@ -130,7 +125,7 @@ WORDS = MappingProxyType(
         # The chart.
         "chart": _("Ended in the last 24 hours"),
         "chart-none": _("No job has ended in the last 24 hours."),
-        "chart-peak": _("peak: ${number} in ${minutes} min"),
+        "chart-peak": _("peak: ${number} in ${time}"),
         "chart-error": _("failed: ${number}"),
         "chart-cancelled": _("cancelled: ${number}"),
         "chart-success": _("done: ${number}"),
@@ -255,6 +250,9 @@ SINGLE = MappingProxyType(
 )
 
 
+#: The tables of translation strings.
+TABLES = WORDS, LABELS, SINGLE, UNCOUNTED, SCRIPT
+
 #: The numbers whose forms of plurals are looked up. A greater number n has the form of
 #: 100 + n % 100: languages look at the last two digits, and at whether a number is
 #: small. The form that a few have for whole millions is not used.
@@ -264,14 +262,21 @@ NUMBERS = range(200)
 #: two languages apart.
 SAMPLE = (0, 1, 2, 3, 4, 5, 6, 7, 11, 20, 21, 100, 101)
 
+#: The most digits of a number: those of the greatest float, and of a small rest.
+MOST_DIGITS = 400
+
 #: The most languages whose words are kept. An application may make a localizer for each
 #: request.
 MOST_LANGUAGES = 64
 
-#: The names of languages, as HTML spells them. A folder may have any other name.
-LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
-
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
+
+# Numbers and times repeat, on a page and on the next ones. To format each anew takes a
+# third of the time of a list.
+remembering = functools.lru_cache(4096)
+format_datetime = remembering(dates.format_datetime)
+format_decimal = remembering(numbers.format_decimal)
+format_percent = remembering(numbers.format_percent)
 
 
 def words_for(request: Request) -> Words:
@@ -298,30 +303,28 @@ class Words:
       localizer: Translates them.
 
     Attributes:
-      lang: Their language, as HTML names it: English if no catalog has any of them.
+      lang: Their language, as HTML names it.
       direction: The direction of its text, "ltr" or "rtl".
       for_script: What the script and the elements of a page say, as JSON.
     """
 
     def __init__(self, localizer: Any) -> None:
-        tables = WORDS, LABELS, SINGLE, UNCOUNTED, SCRIPT
-        found = [
+        localizer, locale = speaking(localizer)
+        self._locale = locale
+        self.lang = str(locale).replace("_", "-")
+        self.direction = locale.text_direction
+        clock, day = locale.time_formats["short"], locale.date_formats["medium"]
+        pattern = locale.datetime_formats["medium"].format(clock, day)
+        self._time = f"{pattern} 'UTC'"
+        self._words, self._labels, self._single, self._uncounted, script = (
             {name: str(localizer.translate(text)) for name, text in table.items()}
-            for table in tables
-        ]
-        english = [
-            {name: text.interpolate() for name, text in table.items()}
-            for table in tables
-        ]
-        self._words, self._labels, self._single, self._uncounted, script = found
-        lang = localizer.locale_name.replace("_", "-")
-        is_known = found != english or lang.startswith("en-")
-        self.lang: str = lang if is_known and LANGUAGE.fullmatch(lang) else "en"
-        self._plurals = plurals_of(localizer)
+            for table in TABLES
+        )
         self._sentences = {str(t): str(localizer.translate(t)) for t in SENTENCES}
-        self.direction = "rtl" if self._words["direction"] == "rtl" else "ltr"
+        self._plurals = plurals_of(localizer)
         self.for_script = encode(
             {
+                "lang": self.lang,
                 "labels": {name: braced(text) for name, text in self._labels.items()},
                 "words": {name: braced(text) for name, text in script.items()},
                 "plurals": {
@@ -369,29 +372,31 @@ class Words:
 
     def number(self, value: float, digits: int = 0) -> str:
         """Return a number with up to so many digits after the decimal point."""
-        whole, _, rest = f"{value:,.{digits}f}".partition(".")
-        rest = rest.rstrip("0")
-        whole = whole.replace(",", self._words["grouping"])
-        return f"{whole}{self._words['decimal']}{rest}" if rest else whole
+        rounded = round(value, digits)
+        with decimal.localcontext(prec=MOST_DIGITS):
+            return format_decimal(
+                rounded, locale=self._locale, decimal_quantization=False
+            )
 
     def percent(self, fraction: float) -> str:
         """Return a share, rounded down, so that only a finished job has 100 %."""
-        return self("percent", number=self.number(int(fraction * 100 + 1e-9)))
+        return format_percent(int(fraction * 100 + 1e-9) / 100, locale=self._locale)
 
     def duration(self, seconds: float) -> str:
         """Return a duration in its largest unit, or in hours and minutes."""
         seconds = max(0.0, seconds)
         if seconds < 59.5:
-            digits = 1 if seconds < 10 else 0
-            return self("seconds", number=self.number(seconds, digits))
-        minutes = round(seconds / 60)
-        hours, rest = divmod(minutes, 60)
+            return self._amount(round(seconds, 1 if seconds < 10 else 0), "second")
+        hours, minutes = divmod(round(seconds / 60), 60)
         if hours >= 24:
-            return self("days", number=self.number(seconds / 86400, 1))
-        parts = [self("hours", number=hours)] if hours else []
-        if rest:
-            parts.append(self("minutes", number=rest))
+            return self._amount(round(seconds / 86400, 1), "day")
+        parts = [self._amount(hours, "hour")] if hours else []
+        if minutes:
+            parts.append(self._amount(minutes, "minute"))
         return " ".join(parts)
+
+    def _amount(self, number: float, unit: str) -> str:
+        return format_unit(number, f"duration-{unit}", "short", locale=self._locale)
 
     def time(self, iso: str) -> str:
         """Return a time, to the minute.
@@ -399,7 +404,8 @@ class Words:
         Parameters:
           iso: The time as the JSON of a job spells it.
         """
-        return self("utc", time=f"{iso[:10]} {iso[11:16]}")
+        minute = datetime.datetime.fromisoformat(iso[:16])
+        return format_datetime(minute, self._time, locale=self._locale)
 
 
 #: The words of the localizers in use. An application has one for each language, or
@@ -419,6 +425,30 @@ def words_of(localizer: Any) -> Words:
             _words.clear()
         words = _words[localizer] = Words(localizer)
     return words
+
+
+def speaking(localizer: Any) -> tuple[Any, Locale]:
+    """Return what translates our words, and its language: a localizer, if it has words
+    of ours in a language that Babel knows, or else one for English.
+    """
+    name = localizer.locale_name.partition("@")[0].replace("-", "_")
+    language = name.partition("_")[0]
+    if language == "en" or has_catalog(localizer):
+        for each in (name, language):
+            with contextlib.suppress(ValueError, UnknownLocaleError):
+                return localizer, Locale.parse(each)
+    return make_localizer("en", ()), Locale("en")
+
+
+def has_catalog(localizer: Any) -> bool:
+    """Return whether a localizer has a catalog for our domain. Without one, it looks up
+    our words in that of the default domain, as it does words of no domain.
+    """
+    return any(
+        localizer.translate(text) != localizer.translate(str(text))
+        for table in TABLES
+        for text in table.values()
+    )
 
 
 def plurals_of(localizer: Any) -> dict[str, Forms]:
