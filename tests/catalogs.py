@@ -19,9 +19,17 @@ POT = PACKAGE / "locale" / "pyramid_jobstate.pot"
 Texts = Mapping[Any, str | tuple[str, ...]]
 
 
-def write_catalog(folder: Path, domain: str, language: str, texts: Texts) -> None:
-    """Write a catalog into a translation directory, as ``pybabel compile`` does."""
+def write_catalog(
+    folder: Path, domain: str, language: str, texts: Texts, rule: str = ""
+) -> None:
+    """Write a catalog into a translation directory, as ``pybabel compile`` does.
+
+    Parameters:
+      rule: Its header Plural-Forms, if that is not what Babel gives to the language.
+    """
     catalog = Catalog(language.replace("-", "_"))
+    if rule:
+        catalog.mime_headers = [("Plural-Forms", rule)]
     for text, translation in texts.items():
         catalog.add(text, translation)
     path = folder / language / "LC_MESSAGES" / f"{domain}.mo"
@@ -45,8 +53,8 @@ def template() -> Catalog:
             catalog.add(str(text))
     for text in words.SENTENCES:
         catalog.add(str(text))
-    for one, other in words.PLURALS.values():
-        catalog.add((str(one), str(other)))
+    for texts in words.PLURALS.values():
+        catalog.add(texts)
     return catalog
 
 

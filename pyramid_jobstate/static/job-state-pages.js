@@ -67,10 +67,10 @@ function fill(text, values) {
 
 /** The form of a text for a number. After the number comes `more`. */
 function plural(name, number, more = "") {
-  const { forms, at } = data.plurals[name];
-  // From 200 on, the forms of all languages repeat with each hundred.
-  const form = at[number < 200 ? number : 100 + (number % 100)];
-  return fill(forms[form], { number: format("NumberFormat", {}, number) + more });
+  const forms = data.plurals[name];
+  const category = new Intl.PluralRules([data.lang, "en"]).select(number);
+  const text = forms[category] ?? forms.other;
+  return fill(text, { number: format("NumberFormat", {}, number) + more });
 }
 
 // Results, which the next page says

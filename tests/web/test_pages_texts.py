@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from babel import Locale
 from babel.messages.pofile import read_po
 from bs4 import BeautifulSoup, Comment
 from pyramid.i18n import TranslationStringFactory
@@ -85,14 +86,14 @@ def test_pages_are_in_the_requests_language(german: TestApp, store: JobStore) ->
     (sent,) = page.texts("time")
     assert re.fullmatch(r"\d\d\.\d\d\.\d{4}, \d\d:\d\d UTC", sent)
     assert one.one("[data-act]")["data-question"] == "Diese Aufgabe abbrechen?"
-    assert one.texts(".jobstate-timeline li")[1].startswith("0 Sek. ")
+    assert re.match(r"[\d,]+ Sek\. ", one.texts(".jobstate-timeline li")[1])
     assert one.data["lang"] == "de"
     assert one.data["labels"]["due"] == "Beginnt um {time}"
     assert one.data["words"]["changed"] == "Die Aufgabe hat sich geändert."
-    plural = one.data["plurals"]["cancel"]
-    forms = [plural["forms"][int(plural["at"][number])] for number in (0, 1, 2)]
-    many = "{number} Aufgaben abbrechen?"
-    assert forms == [many, "{number} Aufgabe abbrechen?", many]
+    assert one.data["plurals"]["cancel"] == {
+        "one": "{number} Aufgabe abbrechen?",
+        "other": "{number} Aufgaben abbrechen?",
+    }
     # What has no translation is English.
     assert one.texts("h2") == ["Timeline"]
     assert english.texts("h1") == ["Biathlon"]
@@ -133,7 +134,7 @@ def test_page_without_a_catalog_is_english(
             assert re.match(months, page.texts("time")[0])
             for tag in page.one("html"), page.one(".jobstate"):
                 assert (tag["lang"], tag["dir"]) == (lang, "ltr"), name
-        assert page.texts(".jobstate-timeline li")[1].startswith("0 sec")
+        assert re.match(r"[\d.]+ secs? ", page.texts(".jobstate-timeline li")[1])
 
 
 def test_language_is_that_of_the_catalog(redis_url: str, tmp_path: Path) -> None:
@@ -192,23 +193,53 @@ def test_bad_address_is_said_in_the_language_of_the_request(german: TestApp) -> 
     assert comment == " limit must be a number, not &#x27;--&gt;&lt;b&gt;&#x27;. "
 
 
-def test_numbers_have_forms_of_their_language(redis_url: str, tmp_path: Path) -> None:
-    """The forms that the script is told are those of GNU gettext, for any number: the
-    script looks up 100 + n % 100 in place of a number n from 200 on.
+def test_numbers_have_forms_of_their_language(
+    redis_url: str, store: JobStore, tmp_path: Path
+) -> None:
+    """The form of a text for a number is that of its CLDR category, on the server and
+    in the script. It has one entry in a catalog.
     """
-    one, other = "Cancel ${number} job?", "Cancel ${number} jobs?"
-    forms = "0 ${number}", "1 ${number}", "2 ${number}"
-    write_catalog(tmp_path, DOMAIN, "pl", {"Jobs": "J.", (one, other): forms})
-    config = paged_config(redis_url)
-    config.add_translation_dirs(str(tmp_path))
-    page = Visit(make_app(config), "/job_state?_LOCALE_=pl")
-    with (tmp_path / "pl" / "LC_MESSAGES" / f"{DOMAIN}.mo").open("rb") as file:
-        gnu = gettext.GNUTranslations(file)
-    forms, at = (page.data["plurals"]["cancel"][key] for key in ("forms", "at"))
-    for number in (*range(131), *range(199, 231), 1_000_000):
-        text = gnu.ngettext(one, other, number).replace("${", "{")
-        place = int(at[number if number < 200 else 100 + number % 100])
-        assert forms[place] == text, number
+    job = put_job(store, RunMarathon, attempt=23).uuid
+    text = "${number} earlier try", "${number} earlier tries"
+    # The place of each category in the entry.
+    languages = {
+        "pl": {"one": 0, "few": 1, "many": 2, "other": 2},
+        "ar": {"zero": 0, "one": 1, "two": 2, "few": 3, "many": 4, "other": 5},
+        "ja": {"other": 0},
+    }
+    catalogs: dict[str, Texts] = {
+        language: {
+            "Jobs": "J.",
+            text: tuple(f"{n} ${{number}}" for n in range(max(places.values()) + 1)),
+        }
+        for language, places in languages.items()
+    }
+    app = translated(redis_url, tmp_path, **catalogs)
+    for language, places in languages.items():
+        category = Locale(language).plural_form
+        page = Visit(app, f"/job_state/{job}?_LOCALE_={language}")
+        earlier = f"{places[category(22)]} 22"
+        assert page.texts(".jobstate-timeline li")[1] == earlier
+        found = page.data["plurals"]["earlier"]
+        assert found == {name: f"{n} {{number}}" for name, n in places.items()}
+        path = tmp_path / language / "LC_MESSAGES" / f"{DOMAIN}.mo"
+        with path.open("rb") as file:
+            gnu = gettext.GNUTranslations(file)
+        for number in (*range(231), 1_000_000):
+            form = gnu.ngettext(*text, number).replace("${", "{")
+            assert found[category(number)] == form, number
+
+
+def test_catalog_may_have_a_rule_of_its_own(redis_url: str, tmp_path: Path) -> None:
+    """Where a catalog's rule parts 0 from 1, unlike CLDR, the form for 1 is used."""
+    text = "${number} earlier try", "${number} earlier tries"
+    forms = "${number} tentativa", "${number} tentativas"
+    texts: Texts = {"Jobs": "Tarefas", text: forms}
+    write_catalog(tmp_path, DOMAIN, "pt", texts, "nplurals=2; plural=n != 1;")
+    page = Visit(translated(redis_url, tmp_path), "/job_state?_LOCALE_=pt")
+    one, other = "{number} tentativa", "{number} tentativas"
+    found = page.data["plurals"]["earlier"]
+    assert found == {"one": one, "many": other, "other": other}
 
 
 class Asking:

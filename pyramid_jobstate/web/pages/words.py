@@ -8,9 +8,9 @@ import decimal
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from babel import Locale, UnknownLocaleError, dates, numbers
@@ -198,34 +198,26 @@ SCRIPT = MappingProxyType(
 )
 
 
-class Plural(NamedTuple):
-    """A text that depends on a number, which it may contain as ``${number}``."""
-
-    one: Any
-    other: Any
-
-
+#: Texts that depend on a number, which they may contain: for one, and for others.
 PLURALS = MappingProxyType(
     {
-        "new": Plural(_("${number} new job · Show"), _("${number} new jobs · Show")),
-        "earlier": Plural(_("${number} earlier try"), _("${number} earlier tries")),
-        "cancel": Plural(_("Cancel ${number} job?"), _("Cancel ${number} jobs?")),
-        "rerun": Plural(_("Run ${number} job again?"), _("Run ${number} jobs again?")),
-        "delete": Plural(_("Delete ${number} job?"), _("Delete ${number} jobs?")),
-        "rerun-failed": Plural(
-            _("Run ${number} failed job again"), _("Run ${number} failed jobs again")
+        "new": ("${number} new job · Show", "${number} new jobs · Show"),
+        "earlier": ("${number} earlier try", "${number} earlier tries"),
+        "cancel": ("Cancel ${number} job?", "Cancel ${number} jobs?"),
+        "rerun": ("Run ${number} job again?", "Run ${number} jobs again?"),
+        "delete": ("Delete ${number} job?", "Delete ${number} jobs?"),
+        "rerun-failed": (
+            "Run ${number} failed job again",
+            "Run ${number} failed jobs again",
         ),
-        "selected": Plural(_("${number} selected"), _("${number} selected")),
-        "cancel-done": Plural(
-            _("Asked ${number} job to stop."), _("Asked ${number} jobs to stop.")
+        "selected": ("${number} selected", "${number} selected"),
+        "cancel-done": (
+            "Asked ${number} job to stop.",
+            "Asked ${number} jobs to stop.",
         ),
-        "rerun-done": Plural(
-            _("${number} job runs again."), _("${number} jobs run again.")
-        ),
-        "delete-done": Plural(
-            _("${number} job deleted."), _("${number} jobs deleted.")
-        ),
-        "refused": Plural(_("${number} refused."), _("${number} refused.")),
+        "rerun-done": ("${number} job runs again.", "${number} jobs run again."),
+        "delete-done": ("${number} job deleted.", "${number} jobs deleted."),
+        "refused": ("${number} refused.", "${number} refused."),
     }
 )
 
@@ -253,14 +245,9 @@ SINGLE = MappingProxyType(
 #: The tables of translation strings.
 TABLES = WORDS, LABELS, SINGLE, UNCOUNTED, SCRIPT
 
-#: The numbers whose forms of plurals are looked up. A greater number n has the form of
-#: 100 + n % 100: languages look at the last two digits, and at whether a number is
-#: small. The form that a few have for whole millions is not used.
-NUMBERS = range(200)
-
-#: These numbers cover every plural form of every language. They also tell the rules of
-#: two languages apart.
-SAMPLE = (0, 1, 2, 3, 4, 5, 6, 7, 11, 20, 21, 100, 101)
+#: Among these numbers is one of each category of plurals of each language. If several
+#: are, the last one stands for the others: a catalog may have a form for 0 alone.
+NUMBERS = (1_000_000, 0, *range(101, 0, -1))
 
 #: The most digits of a number: those of the greatest float, and of a small rest.
 MOST_DIGITS = 400
@@ -282,18 +269,6 @@ format_percent = remembering(numbers.format_percent)
 def words_for(request: Request) -> Words:
     """Return the words in the language of a request."""
     return words_of(request.job_states.localizer)
-
-
-class Forms(NamedTuple):
-    """A text that depends on a number.
-
-    Attributes:
-      forms: Its different texts.
-      at: Which of them each of the NUMBERS has.
-    """
-
-    forms: Sequence[str]
-    at: Sequence[int]
 
 
 class Words:
@@ -321,19 +296,22 @@ class Words:
             for table in TABLES
         )
         self._sentences = {str(t): str(localizer.translate(t)) for t in SENTENCES}
-        self._plurals = plurals_of(localizer)
+        samples = {locale.plural_form(number): number for number in NUMBERS}
+        # Some languages use "other" for fractions alone.
+        samples.setdefault("other", NUMBERS[0])
+        self._plurals = {
+            name: {
+                category: str(localizer.pluralize(*ids, number, DOMAIN))
+                for category, number in samples.items()
+            }
+            for name, ids in PLURALS.items()
+        }
         self.for_script = encode(
             {
                 "lang": self.lang,
-                "labels": {name: braced(text) for name, text in self._labels.items()},
-                "words": {name: braced(text) for name, text in script.items()},
-                "plurals": {
-                    name: {
-                        "forms": [braced(form) for form in forms],
-                        "at": "".join(map(str, at)),
-                    }
-                    for name, (forms, at) in self._plurals.items()
-                },
+                "labels": braced(self._labels),
+                "words": braced(script),
+                "plurals": {n: braced(forms) for n, forms in self._plurals.items()},
             }
         )
 
@@ -358,9 +336,8 @@ class Words:
 
     def plural(self, name: str, number: int) -> str:
         """Return one of the PLURALS for a number."""
-        forms, at = self._plurals[name]
-        place = number if number in NUMBERS else 100 + number % 100
-        return filled(forms[at[place]], {"number": self.number(number)})
+        form = self._plurals[name][self._locale.plural_form(number)]
+        return filled(form, {"number": self.number(number)})
 
     def about_all(self, act: str) -> str:
         """Return the question about all jobs that match, whose number is unknown."""
@@ -451,32 +428,9 @@ def has_catalog(localizer: Any) -> bool:
     )
 
 
-def plurals_of(localizer: Any) -> dict[str, Forms]:
-    """Return the forms of the PLURALS. Most of them follow the same rule, which is
-    looked up once.
-    """
-    # Some texts are the same for all numbers.
-    rules = {(0,) * len(SAMPLE): [0] * len(NUMBERS)}
-    found = {}
-    for name, ids in PLURALS.items():
-
-        def form(number: int, ids: Sequence[Any] = ids) -> str:
-            return str(localizer.pluralize(*ids, number, DOMAIN))
-
-        sample = [form(number) for number in SAMPLE]
-        pattern = tuple(map(sample.index, sample))
-        if pattern not in rules:
-            texts = [form(number) for number in NUMBERS]
-            different = list(dict.fromkeys(texts))
-            rules[pattern] = [different.index(text) for text in texts]
-        at = rules[pattern]
-        found[name] = Forms([form(at.index(n)) for n in range(max(at) + 1)], at)
-    return found
-
-
-def braced(text: str) -> str:
-    """Return a text with its placeholders as the element spells them."""
-    return PLACEHOLDER.sub(r"{\1}", text)
+def braced(texts: Mapping[str, str]) -> dict[str, str]:
+    """Return texts with their placeholders as the element spells them."""
+    return {name: PLACEHOLDER.sub(r"{\1}", text) for name, text in texts.items()}
 
 
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
