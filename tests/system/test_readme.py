@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import subprocess
 import sys
 import textwrap
 import time
@@ -22,7 +23,7 @@ from webtest import TestApp
 import pyramid_jobstate
 from pyramid_jobstate import JobStore, Progress, testing
 from tests.jobs import RunMarathon
-from tests.pollserver import PollServer
+from tests.pollserver import Answer, PollServer, error, success, working
 from tests.processes import Process, run_python
 from tests.readme import DOCUMENTS, README, page, snippets
 from tests.support import PACKAGE, ROOT, wait_for
@@ -101,7 +102,7 @@ def including(names):
     return visit(**{"pyramid.includes": names})
 """
 
-#: Serves the application to Alice below /quick, and each page about the script's tag
+#: Serves the application to Alice below /quick, and each page with a script's tag
 #: through an application of its own, below the page's name.
 SERVE = """
 import sys
@@ -109,29 +110,38 @@ from wsgiref.simple_server import make_server
 from wsgiref.util import shift_path_info
 from myapp.security import SecurityPolicy
 from pyramid.config import Configurator
+from pyramid.csrf import CookieCSRFStoragePolicy
 from tree import Root
 
-ran = {"metrics": {"miles_run": 26}, "owner": "alice"}
+ran = {"metrics": {"miles_run": 26, "strides": 40000}, "owner": "alice"}
 job_state = testing.put_job(store, RunMarathon, "success", **ran)
-
-
-def show(request):
-    return {"job_state": request.job_states[job_state.uuid]}
+running = testing.put_job(store, RunMarathon, owner="alice")
 
 
 def make(name):
+    def show(request):
+        shown = running if name == "cancellable" else job_state
+        return {"job_state": request.job_states[shown.uuid]}
+
     options = {"root_factory": Root, "security_policy": SecurityPolicy()}
     with Configurator(**options) as config:
         config.include("pyramid_jinja2")
         if name == "cdn":
             config.add_static_view(sys.argv[1], "pyramid_jobstate:static")
+        if name == "cancellable":
+            config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
+            config.set_default_csrf_options(require_csrf=True)
         config.include("pyramid_jobstate", route_prefix="team")
+        if name == "nonce":
+            for module in "pyramid_jobstate.pages", "myapp.csp", "myapp.looks":
+                config.include(module)
         config.add_route("page", "/")
         config.add_view(show, route_name="page", renderer=f"myapp:{name}.jinja2")
         return config.make_wsgi_app()
 
 
-apps = {name: make(name) for name in ("cdn", "mounted", "manifest", "module")}
+tags = "cdn mounted manifest module element cancellable nonce"
+apps = {name: make(name) for name in tags.split()}
 apps["quick"] = visit().app
 
 
@@ -560,7 +570,7 @@ def test_script_tags_of_the_readme_find_jobs_and_styles(
     """Each way to include the script finds the job, wherever it is mounted."""
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    follow = "(jobUuid) => JobState.startPolling({ jobUuid }).done"
+    follow = "(jobUuid) => JobState.follow({ jobUuid }).done"
     append = "document.body.append(new JobState.JobStateElement())"
     with (
         contextlib.closing(PollServer()) as cdn,
@@ -587,7 +597,7 @@ def test_script_of_the_readme_runs(
     page: Page, console_errors: list[str], myapp: MyApp, worker: None
 ) -> None:
     """The page of the quick start and the script follow a marathon to its end."""
-    (script,) = [text for text in snippets("js") if "startPolling" in text]
+    (script,) = [text for text in snippets("js") if ".miles" in text]
     with myapp.serving() as (address, _):
         page.goto(f"{address}/quick/run")
         page.evaluate(
@@ -635,3 +645,157 @@ def test_button_of_the_readme_asks_for_permission(
     button.click()
     expect(button).to_be_hidden()
     assert console_errors == []
+
+
+def test_elements_of_the_documents_show_a_job(
+    page: Page, console_errors: list[str], myapp: MyApp
+) -> None:
+    """The templates show metrics, cancel with a token, and set colours and parts."""
+    with myapp.serving() as (address, _):
+        page.goto(f"{address}/element/")
+        expect(page.locator("job-state b")).to_have_text("26")
+        expect(page.locator("[data-job=run]")).to_have_text("40,000")
+        page.goto(f"{address}/cancellable/")
+        page.locator("[part=cancel]").click()
+        expect(page.locator("job-state[state=cancelling]")).to_be_attached()
+        (style,) = re.findall("<style>(.*?)</style>", DOCUMENTS, re.DOTALL)
+        page.add_style_tag(content=style)
+        title, bar = (page.locator(f"[part={name}]") for name in ("title", "bar"))
+        expect(title).to_have_css("text-transform", "uppercase")
+        expect(bar).to_have_css("height", "12px")
+        expect(bar).to_have_css("border-radius", "0px")
+    assert console_errors == []
+
+
+def test_nonce_of_the_documents_fits_the_policy(
+    page: Page, console_errors: list[str], myapp: MyApp
+) -> None:
+    """Under a policy with a nonce, an element and a page for people are styled."""
+    with myapp.serving() as (address, job_uuid):
+        for path in "/", f"/team/job_state/{job_uuid}":
+            response = page.goto(f"{address}/nonce{path}")
+            assert response
+            assert "script-src 'nonce-" in response.headers["content-security-policy"]
+            expect(page.locator("job-state[state=success]")).to_be_attached()
+            bar = page.locator("[part=bar]")
+            expect(bar).to_have_css("height", re.compile("^[68]px"))
+        expect(page.get_by_role("button", name="Copy")).to_be_visible()
+    assert console_errors == []
+
+
+@pytest.mark.parametrize("style", ["'none'", "'nonce-n'"])
+def test_sheet_of_an_element_needs_no_style_source(
+    page: Page, console_errors: list[str], style: str
+) -> None:
+    """The script hands its style sheet to elements past the policy for styles, unless
+    it cannot fetch it. Then their link needs the origin, as it has no nonce.
+    """
+    rest = f"default-src 'none'; script-src 'nonce-n'; style-src {style}"
+    tag = "<script nonce=n src=/job-state.js></script>"
+    with contextlib.closing(PollServer()) as server:
+        server.answer("job", success())
+        server.pages["/page"] = f"<!doctype html>{tag}<job-state src=/job_state/job>"
+        for policy, height in (
+            (f"{rest}; connect-src 'self'", "6px"),
+            (rest, "0px"),
+            (f"{rest} 'self'", "6px"),
+        ):
+            console_errors.clear()
+            server.policy = policy.replace("'none' 'self'", "'self'")
+            page.goto(f"{server.url}/page")
+            expect(page.locator("job-state[state]")).to_be_attached()
+            page.wait_for_load_state("networkidle")
+            expect(page.locator("[part=bar]")).to_have_css("height", height)
+            assert bool(console_errors) == ("connect-src" not in policy)
+    console_errors.clear()
+
+
+def test_scripts_of_the_documents_hear_and_cancel(
+    page: Page, console_errors: list[str]
+) -> None:
+    """A listener goes on to the result, a handle cancels, and labels are German."""
+    to_result, to_cancel, to_german = (
+        next(text for text in snippets("js") if word in text)
+        for word in ("event.detail", "handle.done", "setLabels")
+    )
+    made = json.loads(success().body)
+    done = json.loads(error().body)
+    with contextlib.closing(PollServer()) as server:
+        made["job"]["result"] = {"url": f"{server.url}/empty?made"}
+        done["job"]["status"] = "cancelled"
+        server.answer("made", Answer(body=json.dumps(made)))
+        server.answer("job", working(), Answer(body=json.dumps(done)))
+        server.answer("job/cancel", Answer(202), method="POST")
+        server.answer("german", working())
+        element = "<job-state src=/job_state/%s></job-state>"
+        page.goto(f"{server.url}/empty")
+        page.add_script_tag(url="/job-state.js")
+        page.add_script_tag(content=to_german)
+        page.evaluate("document.documentElement.lang = 'de-AT'")
+        page.evaluate("html => document.body.innerHTML = html", element % "german")
+        expect(page.locator("[part=status]")).to_have_text("Läuft")
+        page.evaluate("document.body.innerHTML = '<button>Cancel</button>'")
+        page.add_script_tag(content=to_cancel)
+        page.evaluate(
+            """() => {
+                const button = document.querySelector("button");
+                showUntilCancelled("/job_state/job", button, "token");
+                button.click();
+            }"""
+        )
+        expect(page.locator("button")).to_have_text("cancelled")
+        (asked,) = server.seen("job/cancel", "POST")
+        assert asked.headers["x-csrf-token"] == "token"
+        page.add_script_tag(content=to_result)
+        page.evaluate("html => document.body.innerHTML = html", element % "made")
+        page.wait_for_url("**/empty?made")
+    assert console_errors == []
+
+
+def test_catalog_of_the_documents_translates(myapp: MyApp) -> None:
+    """The commands make a catalog for the pages and for what we say of an end. Titles
+    have one of the application's.
+    """
+    blocks = re.findall(r"::\n\n((?:  .+\n)+)", page("howto/translate"))
+    make, compile_ = map(textwrap.dedent, blocks)
+    (entries,) = [text for text in snippets("text") if "msgid" in text]
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+    def run(commands: str) -> None:
+        environ = {**os.environ, **myapp.environ, "PATH": places}
+        words = ["sh", "-e", "-c", commands]
+        subprocess.run(words, cwd=myapp.folder, env=environ, check=True)
+
+    run(make)
+    po = myapp.folder / "myapp/locale/de/LC_MESSAGES/pyramid_jobstate.po"
+    text = po.read_text("utf-8")
+    for entry in entries.split("\n\n"):
+        ids = entry[: entry.index("msgstr")]
+        assert ids in text
+        text = re.sub(rf"{re.escape(ids)}(?:msgstr.*\n)+", f"{entry}\n", text)
+    po.write_text(text, "utf-8")
+    header = text[: text.index("\n\n")]
+    own = (
+        f'{header}\n\nmsgid "Race over ${{miles}} miles"\nmsgstr "${{miles}} Meilen"\n'
+    )
+    po.with_name("myapp.po").write_text(own, "utf-8")
+    run(compile_ + compile_.replace("pyramid_jobstate", "myapp"))
+    myapp.run("""
+from pyramid_jobstate import JobError
+from myapp.races import Race
+
+app = including("pyramid_jobstate.pages myapp.languages")
+
+more = {"owner": "alice", "params": {"miles": 26}}
+for status, error in ("working", None), ("error", JobError("ValueError", "hush")):
+    job = testing.put_job(store, Race, status, error=error, **more).uuid
+html, german = {"Accept": "text/html"}, {"Accept-Language": "fr, de-AT;q=0.5"}
+page = app.get("/job_state", headers={**html, **german}).html
+assert page.html["lang"] == page.find(class_="jobstate")["lang"] == "de"
+assert page.tbody.a.text == "26 Meilen", page.tbody
+assert "Läuft" in page.tbody.text, page.tbody
+assert app.get("/job_state", headers=html).html.html["lang"] == "en"
+state = app.get(f"/job_state/{job}", headers=german).json["job"]
+assert state["title"] == "26 Meilen"
+assert state["error"]["message"] == "The runner fell."
+""")
