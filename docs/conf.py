@@ -2,20 +2,30 @@
 
 import os
 from importlib.metadata import version as version_of
+from typing import Any
+
+from sphinx.application import Sphinx
+
+from pyramid_jobstate import JobState, OwnBatch
+from pyramid_jobstate.resources import JobStates
 
 project = "pyramid_jobstate"
 copyright = "pyramid_jobstate contributors"
 release = version = version_of(project)
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+autodoc_member_order = "bysource"
+napoleon_use_ivar = True
 html_theme = "furo"
 html_title = f"{project} {release}"
 exclude_patterns = ["_*"]
 
 nitpicky = True
-# Other packages. What is ours has to resolve.
 nitpick_ignore_regex = [
+    # Other packages. What is ours has to resolve.
     (r"py:.*", r"(?!pyramid_jobstate\b).*"),
+    # Type variables.
+    (r"py:class", r"pyramid_jobstate\..*\.(Any\w+|Default|T)"),
 ]
 
 if os.environ.get("DOCS_ONLINE") == "1":
@@ -26,3 +36,15 @@ if os.environ.get("DOCS_ONLINE") == "1":
         "python": ("https://docs.python.org/3", None),
         "redis": ("https://redis.readthedocs.io/en/stable", None),
     }
+
+
+def hide_constructors(
+    app: Sphinx, what: str, name: str, thing: Any, *rest: Any
+) -> tuple[str, str] | None:
+    """Show no signature of the classes that users do not call."""
+    is_handed = what == "class" and issubclass(thing, JobState | OwnBatch | JobStates)
+    return ("", "") if is_handed else None
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", hide_constructors)

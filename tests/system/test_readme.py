@@ -25,7 +25,7 @@ from pyramid_jobstate import JobStore, Progress, testing
 from tests.jobs import RunMarathon
 from tests.pollserver import Answer, PollServer, error, success, working
 from tests.processes import Process, run_python
-from tests.readme import DOCUMENTS, README, page, snippets
+from tests.readme import DOCUMENTS, PAGES, README, page, snippets
 from tests.support import PACKAGE, ROOT, wait_for
 from tests.webapp import get, made_config, make_app, make_config, make_request
 
@@ -235,13 +235,29 @@ def test_map_of_the_package_has_each_module() -> None:
     """The map in "Architecture" has every folder with modules, and names these."""
     blocks = snippets("text", page("explanation/architecture"))
     (text,) = [block for block in blocks if "(top)" in block]
-    entries = dict(re.findall(r"^ *(\S+) +((?:.|\n {10})+)", text, re.MULTILINE))
+    found = re.findall(r"^ *(\S+) +((?:.|\n {10})+)", text, re.MULTILINE)
+    entries: dict[str, str] = dict(found)
     folders = {"(top)": "", "push/": "web/push", "pages/": "web/pages"}
-    told = {PACKAGE / folders.get(name, name): entries[name] for name in entries}
+    told = {PACKAGE / folders.get(name, name): text for name, text in entries.items()}
     modules = [path for path in PACKAGE.rglob("*.py") if path.stem != "__init__"]
     assert {path.parent for path in modules} == told.keys()
     for path in modules:
         assert re.search(rf"\b{path.stem}\b", told[path.parent]), path
+
+
+def test_tests_take_every_snippet() -> None:
+    """No page has code that the tests cannot see: indented, or in another form."""
+    for name, text in PAGES.items():
+        shown = re.findall(r"^ *\.\. (?:code-block|code|sourcecode)::", text, re.M)
+        assert len(shown) == len(snippets(r"\S+", text)), name
+
+
+def test_links_of_the_readme_lead_to_pages() -> None:
+    """The README's links into the documentation, and to files, lead somewhere."""
+    links = re.findall(r"<(?!https?:)([^<>]+\.rst)>`_", README)
+    assert len(links) > 10
+    for link in links:
+        assert (ROOT / link).is_file(), link
 
 
 def test_versions_of_the_readme_are_those_of_setup() -> None:
