@@ -15,8 +15,18 @@ release = version = version_of(project)
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
+autodoc_default_options = {
+    "members": True,
+    # But not of these bases: they are on the page themselves, or not ours.
+    "inherited-members": "JobState, BaseException, Middleware, list",
+    "special-members": "__acl__, __getitem__, __json__",
+}
 napoleon_use_ivar = True
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+highlight_language = "none"
 html_title = f"{project} {release}"
 exclude_patterns = ["_*"]
 
