@@ -60,7 +60,8 @@ def use_broker(
             "asgi.py, move that module out of the package. The applications of a "
             "process share one broker: give them equal settings, or a process each. A "
             "test suite calls pyramid_jobstate.testing.release_broker() between two "
-            "applications."
+            'applications. See "Two applications, two brokers" in the troubleshooting '
+            "guide."
         )
     if current is not spec.broker:
         _refuse_own(current)

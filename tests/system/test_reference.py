@@ -21,9 +21,9 @@ from pyramid_jobstate import Batch, JobError, JobState, JobStore, Progress
 from pyramid_jobstate.testing import put_batch, put_job
 from tests.cliapp import PJOBS
 from tests.jobs import RunMarathon
-from tests.readme import page
+from tests.readme import PAGES, page
 from tests.running import running
-from tests.support import ROOT, write
+from tests.support import PACKAGE, ROOT, write
 from tests.web.operating import OPERATOR, Marathons, operated_app
 from tests.webapp import ADMIN, ask, get
 
@@ -398,3 +398,15 @@ def test_json_of_the_command(redis_url: str, store: JobStore) -> None:
         | keys("cancel", put_job(store).uuid, job)
         | keys("clear", "--everything", "--yes")
     )
+
+
+# Python
+
+
+def test_public_modules() -> None:
+    """Each module beside the wings has a page, which is made from its docstrings."""
+    stems = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "errors"}
+    modules = {"pyramid_jobstate", *(f"pyramid_jobstate.{stem}" for stem in stems)}
+    pages = [name for name in PAGES if name.startswith("docs/reference/python/")]
+    texts = "\n".join(PAGES[name] for name in pages)
+    assert set(re.findall(r"^\.\. automodule:: (\S+)$", texts, re.M)) == modules
