@@ -54,7 +54,7 @@ speed_require = [
 
 # The pages for people.
 pages_require = [
-    "babel>=2.12",
+    "babel>=2.14",
     "pyramid_jinja2>=2.10",
 ]
 

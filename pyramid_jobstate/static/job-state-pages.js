@@ -56,13 +56,14 @@ function showLocally(node) {
   node.textContent = format("DateTimeFormat", isToday ? { timeStyle: "medium" } : options, time);
 }
 
-/** Write a number or a time in the language of the words. */
+/** Write a number or a time in the language of the words, as the server does. */
 function format(kind, options, value) {
-  return new Intl[kind]([data.lang, "en"], options).format(value);
+  const lang = `${data.lang}-u-ca-gregory-nu-latn`;
+  return new Intl[kind]([lang, "en"], { useGrouping: "always", ...options }).format(value);
 }
 
 function fill(text, values) {
-  return text.replace(/\{(\w+)\}/g, (match, name) => values[name]);
+  return text.replace(/\{(\w+)\}/g, (match, name) => values[name] ?? match);
 }
 
 /** The form of a text for a number. After the number comes `more`. */

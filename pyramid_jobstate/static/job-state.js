@@ -770,7 +770,7 @@ function nameOf(code, status) {
 }
 
 function fill(label, values) {
-  return label.replace(/\{(\w+)\}/g, (match, name) => values[name]).trim();
+  return label.replace(/\{(\w+)\}/g, (match, name) => (name in values ? values[name] : match)).trim();
 }
 
 const TYPES = {

@@ -79,7 +79,7 @@ JOB_VIEWS = ("", "cancel", "rerun", "inspect")
 
 
 class Default(enum.Enum):
-    """What an argument `owner` is by default.
+    """The default of an argument `owner`.
 
     Attributes:
       OWNER: The owner that the setting ``jobstate.owner`` determines for the request.

@@ -185,6 +185,23 @@ def test_row_tells_a_job_without_javascript(store: JobStore, visit: Visiting) ->
     assert page.one("[data-jobstate=acts]").has_attr("hidden")
 
 
+class Decathlon(JobState):
+    """A kind of job that says more of its attempts than their number."""
+
+    def __json__(self, request: Request) -> dict[str, Any]:
+        state = super().__json__(request)
+        state["job"]["attempt"] = self.get_progress_metric("attempt")
+        return state
+
+
+def test_attempts_may_be_anything(store: JobStore, visit: Visiting) -> None:
+    """A list shows whatever the application's class says of the attempts of a job."""
+    for value in None, "second", [1], 1234:
+        put_job(store, Decathlon, metrics={"attempt": value})
+    cells = visit("/job_state").texts("td.jobstate-number")
+    assert sorted(cells) == ["1,234", "None", "[1]", "second"]
+
+
 def test_row_tells_the_progress(store: JobStore, runs: Runs, visit: Visiting) -> None:
     """A row shows the progress of an unknown total, of none yet, and of a phase. It is
     rounded down, and may be as great as a float.
@@ -199,6 +216,7 @@ def test_row_tells_the_progress(store: JobStore, runs: Runs, visit: Visiting) ->
         for act_, text in (
             (lambda j: j.set_progress(2e299, 3e299), f"66% · 2{zeros} of 3{zeros}"),
             (lambda j: j.set_progress(999.96, 1000), "99% · 999.96 of 1,000"),
+            (lambda j: j.set_progress(29, 100), "29% · 29 of 100"),
             (lambda job_state: job_state.set_progress(0), "Running"),
             (lambda job_state: job_state.set_progress(7, None, "rows"), "7 rows"),
             (begin, "0% · \u2068Reading\u2069"),

@@ -86,7 +86,7 @@ def test_pages_are_in_the_requests_language(german: TestApp, store: JobStore) ->
     (sent,) = page.texts("time")
     assert re.fullmatch(r"\d\d\.\d\d\.\d{4}, \d\d:\d\d UTC", sent)
     assert one.one("[data-act]")["data-question"] == "Diese Aufgabe abbrechen?"
-    assert re.match(r"[\d,]+ Sek\. ", one.texts(".jobstate-timeline li")[1])
+    assert re.match(r"\d(,\d)? Sek\. ", one.texts(".jobstate-timeline li")[1])
     assert one.data["lang"] == "de"
     assert one.data["labels"]["due"] == "Beginnt um {time}"
     assert one.data["words"]["changed"] == "Die Aufgabe hat sich geändert."
@@ -112,13 +112,15 @@ def test_page_without_a_catalog_is_english(
     """
     job = put_job(store, RunMarathon, progress=Progress(1234.5, 5000, "m")).uuid
     for domain in "messages", "sports":
-        write_catalog(tmp_path, domain, "de_AT", {"Cancel": "Abbrechen"})
+        for language in "de_AT", "en":
+            write_catalog(tmp_path, domain, language, {"Cancel": "Abbrechen"})
     for default, name, lang in (
         ("de", "de_AT", "en"),
         ("pt-BR", "pt-BR", "en"),
         ("xx_YY", "ar", "en"),
         ("../", "xx_YY", "en"),
         ("en", "%22+lang=%22de", "en"),
+        ("en", "en", "en"),
         ("en_GB", "en_GB", "en-GB"),
     ):
         config = paged_config(redis_url)
@@ -145,11 +147,13 @@ def test_language_is_that_of_the_catalog(redis_url: str, tmp_path: Path) -> None
         "he": ("he", "rtl"),
         "pt_BR": ("pt-BR", "ltr"),
         "pt-PT": ("pt-PT", "ltr"),
-        "sr@latin": ("sr", "ltr"),
+        "sr@latin": ("sr-Latn", "ltr"),
+        "sr_RS@latin": ("sr-Latn-RS", "ltr"),
         "zh_TW": ("zh-Hant-TW", "ltr"),
         "de_XX": ("de", "ltr"),
         "xx_YY": ("en", "ltr"),
         "xx": ("en", "ltr"),
+        "root": ("en", "ltr"),
     }
     app = translated(redis_url, tmp_path, **{name: {"Jobs": "J."} for name in langs})
     for name, (lang, direction) in langs.items():
@@ -157,6 +161,29 @@ def test_language_is_that_of_the_catalog(redis_url: str, tmp_path: Path) -> None
         assert page.texts("h1") == ["Jobs" if lang == "en" else "J."], name
         for tag in page.one("html"), page.one(".jobstate"):
             assert (tag["lang"], tag["dir"]) == (lang, direction)
+
+
+def test_nothing_is_not_negative(redis_url: str, store: JobStore) -> None:
+    """A job that reports -0.0 reads 0, and so do the jobs after it."""
+    app = paged_app(redis_url)
+    for done in -0.0, 0:
+        job = put_job(store, RunMarathon, progress=Progress(done, 10)).uuid
+        # A language in which no other test has written a 0 before.
+        page = Visit(app, f"/job_state/{job}?_LOCALE_=en_NZ")
+        assert page.texts("job-state") == ["Running · 0% · 0 of 10"]
+
+
+def test_few_words_make_a_catalog(redis_url: str, tmp_path: Path) -> None:
+    """A page is in the language of a catalog that has a reason or a plural alone."""
+    plural = "${number} selected", "${number} selected"
+    catalogs: dict[str, Texts] = {
+        "de": {"The job could not be sent.": "Nicht abgeschickt."},
+        "nl": {plural: ("${number} gekozen", "${number} gekozen")},
+    }
+    app = translated(redis_url, tmp_path, **catalogs)
+    for name in catalogs:
+        page = Visit(app, f"/job_state?_LOCALE_={name}")
+        assert (page.one("html")["lang"], page.texts("h1")) == (name, ["Jobs"])
 
 
 def test_reason_is_in_the_language_of_the_request(

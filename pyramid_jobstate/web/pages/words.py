@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import decimal
 import functools
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -249,21 +250,29 @@ TABLES = WORDS, LABELS, SINGLE, UNCOUNTED, SCRIPT
 #: are, the last one stands for the others: a catalog may have a form for 0 alone.
 NUMBERS = (1_000_000, 0, *range(101, 0, -1))
 
-#: The most digits of a number: those of the greatest float, and of a small rest.
+#: Enough for every digit of the greatest float, which has 309, and some decimals.
 MOST_DIGITS = 400
 
 #: The most languages whose words are kept. An application may make a localizer for each
 #: request.
 MOST_LANGUAGES = 64
 
+#: The scripts that POSIX names of locales have at their end, as in "sr@latin".
+SCRIPTS = MappingProxyType({"latin": "Latn", "cyrillic": "Cyrl"})
+
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 
 # Numbers and times repeat, on a page and on the next ones. To format each anew takes a
 # third of the time of a list.
-remembering = functools.lru_cache(4096)
-format_datetime = remembering(dates.format_datetime)
-format_decimal = remembering(numbers.format_decimal)
-format_percent = remembering(numbers.format_percent)
+cached = functools.lru_cache(4096)
+format_datetime = cached(dates.format_datetime)
+format_percent = cached(numbers.format_percent)
+
+
+@cached
+def format_number(number: float, locale: Locale) -> str:
+    with decimal.localcontext(prec=MOST_DIGITS):
+        return numbers.format_decimal(number, locale=locale, decimal_quantization=False)
 
 
 def words_for(request: Request) -> Words:
@@ -284,7 +293,7 @@ class Words:
     """
 
     def __init__(self, localizer: Any) -> None:
-        localizer, locale = speaking(localizer)
+        localizer, locale = translator_of(localizer)
         self._locale = locale
         self.lang = str(locale).replace("_", "-")
         self.direction = locale.text_direction
@@ -349,11 +358,8 @@ class Words:
 
     def number(self, value: float, digits: int = 0) -> str:
         """Return a number with up to so many digits after the decimal point."""
-        rounded = round(value, digits)
-        with decimal.localcontext(prec=MOST_DIGITS):
-            return format_decimal(
-                rounded, locale=self._locale, decimal_quantization=False
-            )
+        # -0.0 is written differently from 0, which the cache takes it for.
+        return format_number(round(value, digits) + 0, self._locale)
 
     def percent(self, fraction: float) -> str:
         """Return a share, rounded down, so that only a finished job has 100 %."""
@@ -404,27 +410,35 @@ def words_of(localizer: Any) -> Words:
     return words
 
 
-def speaking(localizer: Any) -> tuple[Any, Locale]:
+def translator_of(localizer: Any) -> tuple[Any, Locale]:
     """Return what translates our words, and its language: a localizer, if it has words
     of ours in a language that Babel knows, or else one for English.
     """
-    name = localizer.locale_name.partition("@")[0].replace("-", "_")
-    language = name.partition("_")[0]
-    if language == "en" or has_catalog(localizer):
+    name, _, modifier = localizer.locale_name.replace("-", "_").partition("@")
+    language, _, territory = name.partition("_")
+    if modifier in SCRIPTS:
+        name = "_".join(filter(None, (language, SCRIPTS[modifier], territory)))
+    is_known = has_catalog(localizer)
+    # Babel knows a language "root", and browsers do not.
+    if language == "en" or (is_known and language != "root"):
         for each in (name, language):
             with contextlib.suppress(ValueError, UnknownLocaleError):
-                return localizer, Locale.parse(each)
+                locale = Locale.parse(each)
+                return (localizer if is_known else make_localizer(each, ())), locale
     return make_localizer("en", ()), Locale("en")
 
 
 def has_catalog(localizer: Any) -> bool:
-    """Return whether a localizer has a catalog for our domain. Without one, it looks up
-    our words in that of the default domain, as it does words of no domain.
+    """Return whether a localizer has a catalog for our domain. Without one, Pyramid
+    looks up our words in the catalog of the default domain, where it looks up words of
+    no domain.
     """
+    texts = itertools.chain(SENTENCES, *(table.values() for table in TABLES))
     return any(
-        localizer.translate(text) != localizer.translate(str(text))
-        for table in TABLES
-        for text in table.values()
+        localizer.translate(text) != localizer.translate(str(text)) for text in texts
+    ) or any(
+        localizer.pluralize(*ids, 2, DOMAIN) != localizer.pluralize(*ids, 2, None)
+        for ids in PLURALS.values()
     )
 
 
