@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from typing import Any, Self
 
 from .members import Block, SendsMembers
-from .progress import Phase, Progress
+from .progress import Progress
 from .record import (
     BATCH_MARK,
     CANCELLED,
@@ -35,6 +36,23 @@ WAITING = ("queued", "retrying")
 
 #: The fields that count the members that are over.
 OVER = ("n:s", "n:e", "n:c")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BatchProgress(Progress):
+    """The progress of a batch: how many of its members are over, and how much of the
+    work is done, by the weights of the members.
+
+    Attributes:
+      share: The share that is done, from 0 to 1.
+    """
+
+    share: float = 0.0
+
+    @property
+    def fraction(self) -> float:
+        """The share that is done, from 0 to 1."""
+        return self.share
 
 
 class Batch(SendsMembers, JobState):
@@ -94,7 +112,7 @@ class Batch(SendsMembers, JobState):
         )
         eta = None if self.is_finished else self._eta(done)
         share = 1.0 if self.is_finished else max(done, held)
-        return Progress(over, self.size, "jobs", eta, Phase(share, 0.0))
+        return BatchProgress(over, self.size, "jobs", eta, share=share)
 
     def _eta(self, share: float) -> float | None:
         """Return the seconds to the end at the pace since the beginning."""

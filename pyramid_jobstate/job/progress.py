@@ -21,27 +21,26 @@ class Phase:
 
     base: float
     span: float
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a job has come. Two are equal if they count the same, in any phase.
+    """How far a job has come.
 
     Attributes:
       done: How much is done, in `unit`.
       total: How much there is to do, or None if unknown.
       unit: What is counted, such as "rows", or None.
       eta: The worker's estimate of the seconds from `updated_at` to the end, or None.
-      phase: Where on the bar lies what is counted, or None if that is the whole bar. Of
-        a batch, it says how far the bar has come by the weights of the members.
+      phase: Where on the bar lies what is counted, or None if that is the whole bar.
     """
 
     done: float
     total: float | None = None
     unit: str | None = None
     eta: float | None = None
-    phase: Phase | None = dataclasses.field(default=None, compare=False)
+    phase: Phase | None = None
 
     @property
     def fraction(self) -> float | None:

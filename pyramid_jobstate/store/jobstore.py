@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +148,7 @@ class JobStore:
             for job in page.items
             if status is None or has_status(record_of(job), status)
         ]
-        return Page(fits, page.cursor)
+        return dataclasses.replace(page, items=fits)
 
     def members(
         self,

@@ -70,7 +70,8 @@ class JobStateMiddleware(Middleware):
         self._ledger = Ledger(given, namespace, interval, heartbeat)
 
     def store_for(self, broker: Broker) -> JobStore:
-        """Return the store of the job states.
+        """Return the store of the job states, for a script that has a broker and no
+        application: :func:`rerun` takes both.
 
         Parameters:
           broker: The broker that has this middleware.

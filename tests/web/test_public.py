@@ -4,10 +4,12 @@ import copy
 import dataclasses
 import inspect
 import pickle
+import re
 from types import ModuleType
 from typing import Any
 
 import pytest
+from dramatiq import Middleware
 
 import pyramid_jobstate
 from pyramid_jobstate import (
@@ -40,6 +42,23 @@ def test_public_names_are_documented(module: ModuleType) -> None:
         doc = inspect.getdoc(getattr(module, name))
         # A dataclass without one has its signature.
         assert doc and not doc.startswith(f"{name}("), name
+
+
+def test_public_members_are_documented() -> None:
+    """Each public member of a public class has a docstring, and so a place in the
+    reference. Dramatiq calls the hooks of a middleware, and has theirs.
+    """
+    for module in MODULES:
+        for name in module.__all__:
+            cls = getattr(module, name)
+            if not isinstance(cls, type):
+                continue
+            hooks = dir(Middleware) if issubclass(cls, Middleware) else []
+            said = cls.__doc__ or ""
+            for member, found in vars(cls).items():
+                if not member.startswith("_") and member not in hooks:
+                    is_said = re.search(rf"^ *(.*\W)?{member}\W", said, re.MULTILINE)
+                    assert is_said or inspect.getdoc(found), f"{name}.{member}"
 
 
 @pytest.mark.parametrize(
