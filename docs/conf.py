@@ -1,13 +1,13 @@
 """The settings of Sphinx: `python -m sphinx -W -n docs build/docs`."""
 
 import os
+import re
 from importlib.metadata import version as version_of
 from typing import Any
 
 from sphinx.application import Sphinx
 
 from pyramid_jobstate import JobState, OwnBatch
-from pyramid_jobstate.resources import JobStates
 
 project = "pyramid_jobstate"
 copyright = "pyramid_jobstate contributors"
@@ -22,7 +22,8 @@ autodoc_default_options = {
     "inherited-members": "JobState, BaseException, Middleware, list",
     "special-members": "__acl__, __getitem__, __json__",
 }
-napoleon_use_ivar = True
+autodoc_preserve_defaults = True
+napoleon_custom_sections = [("Attributes", "params_style")]
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
@@ -48,13 +49,27 @@ if os.environ.get("DOCS_ONLINE") == "1":
     }
 
 
-def hide_constructors(
-    app: Sphinx, what: str, name: str, thing: Any, *rest: Any
+#: Where a public class is defined, which is nobody's business.
+INSIDE = re.compile(r"pyramid_jobstate\.(?:job|store|worker|web)\.\w+\.(?=[A-Z])")
+
+
+def tidy_signature(
+    app: Sphinx,
+    what: str,
+    name: str,
+    thing: Any,
+    options: Any,
+    arguments: str | None,
+    returned: str | None,
 ) -> tuple[str, str] | None:
-    """Show no signature of the classes that users do not call."""
-    is_handed = what == "class" and issubclass(thing, JobState | OwnBatch | JobStates)
-    return ("", "") if is_handed else None
+    """Show no signature of classes that users do not call, nor of fixtures."""
+    is_handed = what == "class" and issubclass(thing, JobState | OwnBatch)
+    if is_handed or name.startswith("pyramid_jobstate.fixtures."):
+        return "", ""
+    if arguments is None:
+        return None
+    return INSIDE.sub("", arguments), INSIDE.sub("", returned or "")
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("autodoc-process-signature", hide_constructors)
+    app.connect("autodoc-process-signature", tidy_signature)

@@ -15,14 +15,15 @@ __all__ = [
 
 class ActorError(MiddlewareError, TypeError):
     """Raised when an actor is declared, or a message sent to it, in a way that cannot
-    be tracked.
+    be tracked. A TypeError, and a ``dramatiq.middleware.MiddlewareError``.
     """
 
 
 class JobCancelled(Interrupt):
     """Raised in a cancelled job, by its next call that reports.
 
-    Not an Exception, so that ``except Exception`` does not swallow it.
+    A ``dramatiq.middleware.Interrupt``, and not an Exception: ``except Exception``
+    does not swallow it.
     """
 
 
@@ -38,7 +39,7 @@ class NotRepeatable(Exception):
 
 class NotUnique(NotRepeatable):
     """Raised when a unique job that failed cannot run again yet: another one is under
-    way.
+    way. A :class:`NotRepeatable`.
 
     Attributes:
       uuid: The uuid of the job that is under way.
