@@ -23,6 +23,9 @@ OTHER_NAMES = {
     ),
 }
 
+#: The sections with other templates than the README's, by the kind of project.
+TEMPLATES = {"zodb": "With ZODB and Chameleon", "mako": "With Mako"}
+
 
 class Block(NamedTuple):
     """Lines that the README tells its reader to write.
@@ -141,8 +144,8 @@ def quick_start(name: str) -> list[Block]:
     everyone = blocks(section("Quick start"))
     if name == "sqlalchemy":
         return everyone
-    if name == "zodb":
-        others = blocks(section("With ZODB and Chameleon"))
+    if name in TEMPLATES:
+        others = blocks(section(TEMPLATES[name]))
         return [x for x in everyone if not x.path.endswith(".jinja2")] + others
     if name == "plain":
         others = blocks(section("Without a database"))

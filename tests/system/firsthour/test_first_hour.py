@@ -24,13 +24,13 @@ ZEO = re.compile(r"``runzeo (.+?)``")
 #: What the tutorial adds to the quick start.
 REDIRECT, GO_ON = "Redirect after the POST", "Go on when the job ends"
 
-#: Presses the button, and prints the address in the element.
+#: Presses the button of the home page, and prints the address in the element.
 PRESS = """
 from pyramid.paster import get_app
 from webtest import TestApp
 
 app = TestApp(get_app("testing.ini"))
-print(app.post("/run").html.find("job-state")["src"])
+print(app.get("/").form.submit().html.find("job-state")["src"])
 """
 
 #: The two projects that the README begins with.
@@ -208,11 +208,11 @@ def test_page_of_a_job_can_be_reloaded_and_leads_on(
 
 
 @pytest.mark.parametrize(
-    ("name", "title", "edit"),
+    ("name", "recipe", "edit"),
     [
-        ("sqlalchemy", "With Mako", None),
-        ("plain", None, None),
-        ("plain", None, ("job_states.send(", "job_states.send_immediately(")),
+        ("sqlalchemy", "mako", None),
+        ("plain", "plain", None),
+        ("plain", "plain", ("job_states.send(", "job_states.send_immediately(")),
     ],
 )
 def test_other_projects_send(
@@ -220,14 +220,16 @@ def test_other_projects_send(
     store: JobStore,
     redis_url: str,
     name: str,
-    title: str | None,
+    recipe: str,
     edit: tuple[str, str] | None,
 ) -> None:
     """After the lines for Mako, and for a project without a database, the button sends
     a job and shows its element. A job that is sent immediately needs no pyramid_tm.
     """
     project = make_project(name)
-    apply(project, quick_start(name) + (blocks(section(title)) if title else []))
+    apply(project, quick_start(recipe))
+    if name == "sqlalchemy":
+        project.initialize("testing.ini")
     project.edit("testing.ini", "broker = stub", f"broker = {redis_url}")
     if edit:
         project.edit("tutorial/views/default.py", *edit)
