@@ -392,7 +392,7 @@ assert jobs[3].progress_metrics == {{"read": 3}}
 
 
 def test_owner_of_the_documents_is_a_user_or_a_visitor(myapp: MyApp) -> None:
-    """With the tutorial's function users and visitors own their jobs, and a visitor is
+    """With the documents' function users and visitors own their jobs, and a visitor is
     not a user of the same name.
     """
     myapp.write("sessions.py", SESSIONS)
@@ -515,7 +515,7 @@ def test_visitors_of_the_readme_own_their_jobs(myapp: MyApp) -> None:
     """A visitor who has not logged in sees the job that they sent; another does not."""
     myapp.write("sessions.py", SESSIONS)
     myapp.run("""
-owned = {"jobstate.owner": "myapp.visitors.visitor", "pyramid.includes": "sessions"}
+owned = {"jobstate.owner": "myapp.owners.owner", "pyramid.includes": "sessions"}
 app = visit(**owned).app
 visitor, other = TestApp(app), TestApp(app)
 visitor.get("/job_state?limit=1", {"customer": "1"}, expect_errors=True)

@@ -21,10 +21,14 @@ def visit(name=None):
     return visitor
 
 
-def press(visitor):
+def submit(visitor):
     forms = visitor.get("/FrontPage").forms.values()
     [form] = [form for form in forms if form.action == "http://localhost/run"]
-    page = form.submit().html
+    return form.submit()
+
+
+def press(visitor):
+    page = submit(visitor).html
     element = page.find("job-state")
     headers = {"X-Requested-With": "XMLHttpRequest"}
     headers["X-CSRF-Token"] = element["csrf-token"]
@@ -36,6 +40,7 @@ def listed(visitor):
 
 
 owner, other, nobody = visit("basic"), visit("editor"), visit()
+assert "/login" in submit(nobody).location
 url, headers = press(owner)
 others_url, others_headers = press(other)
 
@@ -59,7 +64,9 @@ owner.post(url + "cancel", headers=headers, status=400)
 def test_owners_alone_see_and_cancel_their_jobs(
     make_project: MakeProject, redis_url: str
 ) -> None:
-    """Users who log in by the application's form see and cancel only their own jobs."""
+    """Users who log in by the application's form see and cancel only their own jobs.
+    Others send none.
+    """
     project = make_project("wiki2")
     apply(project, quick_start(project.name))
     project.initialize("testing.ini")
