@@ -361,7 +361,7 @@ class JobState:
           NotRepeatable: The job cannot run again. The error says why.
           RuntimeError: No request has loaded this JobState. Elsewhere, call
             ``pyramid_jobstate.rerun(store, broker, uuid)``.
-          redis.exceptions.RedisError: The store does not answer.
+          StoreUnavailable: The store does not answer.
           dramatiq.errors.BrokerError: The server of a RedisBroker does not answer, or
             refuses the message. The job stays as it was.
           Exception: What else the broker raises. The job stays as it was.

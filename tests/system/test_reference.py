@@ -133,7 +133,7 @@ def test_permissions(redis_url: str, store: JobStore, marathons: Marathons) -> N
 def test_parameters_of_acts(redis_url: str) -> None:
     """The table has the parameters that each act on many jobs knows."""
     app = operated_app(redis_url)
-    (rows,) = tables(section("reference/http", "Acts on many jobs"), "parameter")
+    (rows,) = tables(section("reference/http", "Actions on many jobs"), "parameter")
     for act in "cancel", "rerun", "clear":
         path = f"/job_state/{act}?nothing=1"
         response = ask(app, "POST", path, OPERATOR, X_Requested_With="x")
