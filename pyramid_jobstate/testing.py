@@ -129,7 +129,7 @@ class Outbox(list[Sent]):
 
 
 class Clerk:
-    """Keeps what an application sends in an outbox, and knows what has run of it.
+    """Keeps what an application sends in an outbox, and remembers which jobs have run.
 
     Attributes:
       outbox: The outbox.
@@ -402,7 +402,7 @@ def pass_time(store: JobStore, seconds: float) -> None:
         if kind in ("hash", b"hash"):
             fields = [*TIMES]
             if name.startswith(f"{store.namespace}:unique:"):
-                # When the senders of unique jobs were last heard of.
+                # When the senders of unique jobs were last heard from.
                 known = {"job", "version", b"job", b"version"}
                 fields = [*({*client.hkeys(key)} - known)] or fields
             times = zip(fields, client.hmget(key, fields), strict=True)

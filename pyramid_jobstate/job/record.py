@@ -33,7 +33,7 @@ STATUSES = UNFINISHED + FINISHED
 class Counts:
     """How many jobs have which status, of those in a store or in a batch.
 
-    Of a store: Jobs whose records have expired count until a list shows it. Only the
+    Of a store: a job whose record has expired counts until a list finds out. Only the
     thousand newest jobs of each status are examined for stalled ones. Members of a
     cancelled batch count as queued until a worker skips them, and a silent batch counts
     under the status that it had before.
@@ -46,7 +46,7 @@ class Counts:
       queued: How many wait for a worker, or until they are due.
       working: How many a worker is at work on.
       retrying: How many failed and are to be tried again.
-      stalled: How many have not been heard of for too long.
+      stalled: How many have not been heard from for too long.
       cancelling: How many are to stop, and have not yet.
       success: How many have succeeded.
       error: How many have failed.
@@ -185,7 +185,7 @@ class Record:
       uuid: The uuid of the job.
       name: The uuid under which it was asked for. It differs if that is an alias.
       status: The job's status.
-      silent_at: When the job will read "stalled" unless its worker is heard of, in
+      silent_at: When the job will read "stalled" unless its worker is heard from, in
         milliseconds of the store's clock, or None.
     """
 

@@ -69,8 +69,8 @@ class Change(NamedTuple):
         before.
       delay: Milliseconds until it is due again.
       is_unsent: Whether it failed because it could not be sent.
-      seen_at: When it was last heard of, in milliseconds of the store's clock, or None
-        for now.
+      seen_at: When it was last heard from, in milliseconds of the store's clock, or
+        None for now.
       known: If set, the number of the change that the batch must know last: the record
         of the member is gone.
       answer: What the batch has answered, if the change told it.

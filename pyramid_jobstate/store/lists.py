@@ -37,7 +37,7 @@ FAILED_OR_LOST = "failed or lost"
 UNSENT = "unsent"
 
 #: The sets that list the jobs of a status. The stored status of a stalled job is the
-#: one that it had when its worker was last heard of.
+#: one that it had when its worker was last heard from.
 SOURCES = {
     "queued": ("queued",),
     "working": ("working",),

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 
 import dramatiq
@@ -229,6 +230,18 @@ def test_quotations_are_real() -> None:
     assert all(text in "".join(files().values()) for text in CONFIGURATION)
 
 
+#: How many messages name each title.
+NAMED = {
+    "403": 2,
+    "404": 2,
+    "The job stays queued": 2,
+    "The job is stalled": 2,
+    "503": 2,
+    "Two applications, two brokers": 1,
+    "An error with a request in it": 4,
+}
+
+
 def test_titles_in_messages_exist() -> None:
     """The package's messages name titles of this chapter, and of the documentation."""
     said = " ".join(" ".join(texts()).split())
@@ -236,6 +249,8 @@ def test_titles_in_messages_exist() -> None:
         named = re.findall(rf'[Ss]ee "([^"]+)" in the {place}', said)
         titles = re.findall(r"^(.+)\n[=~-]+$", text, re.MULTILINE)
         assert named and set(named) <= set(titles)
+        if text is CHAPTER:
+            assert Counter(named) == NAMED
 
 
 def test_what_the_readme_asks_exists(host: Host) -> None:
