@@ -175,7 +175,7 @@ def test_routes(tmp_path: Path) -> None:
 
 
 def test_statuses(app: TestApp, store: JobStore) -> None:
-    """Each status reads as the tables say, and there is no other."""
+    """The tables have each status, and say how it reads."""
     counted = get(app, "/job_state/counts", ADMIN).json["counts"]
     rows = table("reference/states", "``status``")
     assert names(rows) == [*counted]
