@@ -45,7 +45,7 @@ addEventListener("pageshow", () => {
 });
 recall();
 
-/** Write a time in the viewer's zone: today's without the date. */
+/** Write a time in the viewer's zone: today's without the date, a short one without it, too. */
 function showLocally(node) {
   const time = new Date(node.dateTime);
   const now = new Date();
@@ -53,7 +53,8 @@ function showLocally(node) {
   if (time.getFullYear() !== now.getFullYear()) options.year = "numeric";
   const isToday = time.toDateString() === now.toDateString();
   node.title = node.textContent || node.dateTime;
-  node.textContent = format("DateTimeFormat", isToday ? { timeStyle: "medium" } : options, time);
+  const timeStyle = node.dataset.style || (isToday && "medium");
+  node.textContent = format("DateTimeFormat", timeStyle ? { timeStyle } : options, time);
 }
 
 /** Write a number or a time in the language of the words, as the server does. */
@@ -182,9 +183,10 @@ function keepOpen() {
  * Ask, then act, then load the page again, which says what became of the jobs. If something
  * went wrong, the dialog says it first.
  *
- * `prepare` resolves to the question. `act` gets a new result, and fills it.
+ * `number` is how many jobs this is about, if that is known. `prepare` resolves to the
+ * question. `act` gets a new result, and fills it.
  */
-async function ask({ verb, name, prepare, act, next }) {
+async function ask({ verb, name, number = 2, prepare, act, next }) {
   const [yes, no, close] = ["yes", "no", "close"].map(one);
   const result = { done: 0, refused: 0, reasons: new Set() };
   const summary = () => summarize(name, result);
@@ -193,7 +195,10 @@ async function ask({ verb, name, prepare, act, next }) {
   };
   one("question").textContent = "";
   say(data.words["under-way"]);
+  const isFinal = name === "delete";
   yes.textContent = verb;
+  yes.classList.toggle("jobstate-final", isFinal);
+  no.textContent = isFinal ? plural("keep", number) : data.words.keep;
   no.hidden = false;
   yes.hidden = close.hidden = true;
   let isLeft = false;
@@ -305,7 +310,7 @@ function askAboutAll(name, verb, { url, question, statuses, counts: source }) {
 // The list
 
 function prepareRows() {
-  const rows = [...page.querySelectorAll("tbody tr")].map((row) => ({
+  const rows = [...page.querySelectorAll("tr[data-uuid]")].map((row) => ({
     row,
     url: row.querySelector("job-state").src,
     box: row.querySelector("input"),
@@ -317,9 +322,12 @@ function prepareRows() {
   page.addEventListener("job-state:update", ({ target, detail: { job } }) => {
     const known = rows.find(({ row }) => row.contains(target));
     if (!known) return;
-    known.row.querySelector(".jobstate-number").textContent = format("NumberFormat", {}, job.attempt ?? 0);
+    const attempts = job.counts ? "" : format("NumberFormat", {}, job.attempt ?? 0);
+    known.row.querySelector(".jobstate-number").textContent = attempts;
     if (known.status === job.status) return;
     known.status = job.status;
+    // It was that of an earlier try.
+    known.row.querySelector(".jobstate-reason")?.remove();
     showEnd(known.row.querySelector(".jobstate-ended"), job.finished_at);
     known.acts = actsOn(job, known.permitted);
     refresh();
@@ -397,6 +405,7 @@ function prepareSelection(rows) {
         ask({
           verb,
           name: act,
+          number: urls.length,
           prepare: () => plural(act, urls.length),
           act: (result, tell) => actOnEach(act, urls, result, tell),
         });
@@ -468,6 +477,7 @@ function prepareJob() {
     ask({
       verb: button.textContent,
       name: act,
+      number: 1,
       prepare: () => question,
       act: (result, tell) => actOnEach(act, [data.url], result, tell),
       next: act === "delete" ? data.list : null,

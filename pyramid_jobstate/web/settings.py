@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import dramatiq.broker
@@ -28,6 +28,8 @@ from ..worker import (
 )
 from .permits import authenticated_userid, session_owner
 
+Default = TypeVar("Default")
+
 PREFIX = "jobstate."
 
 #: Every setting without its prefix, with its default. "Settings" in the
@@ -43,6 +45,7 @@ SETTINGS: Mapping[str, str | None] = MappingProxyType(
         "stalled_after": "15s",
         "base_url": None,
         "owner": None,
+        "owner_label": None,
         "permits": None,
         "max_uuids": "100",
         "max_streams": None,
@@ -59,7 +62,7 @@ NUMBERS = ("max_uuids", "max_streams", "stream_max_age")
 TYPES: Mapping[str, Any] = MappingProxyType(
     {
         **dict.fromkeys((*DURATIONS, *NUMBERS), int | float),
-        **dict.fromkeys(("owner", "permits"), Callable),
+        **dict.fromkeys(("owner", "owner_label", "permits"), Callable),
         # Checked where it is read.
         "broker": object,
     }
@@ -142,7 +145,7 @@ class Settings:
             return session_owner
         return self.function("owner", authenticated_userid)
 
-    def function(self, setting: str, default: Callable[..., Any]) -> Callable[..., Any]:
+    def function(self, setting: str, default: Default) -> Callable[..., Any] | Default:
         """Return the function that a setting names, or `default` if it is not set."""
         name = self._value(setting)
         if name is None:

@@ -82,8 +82,11 @@ LIMIT = 50
 MEMBERS = ("batch", "status", "limit", "cursor")
 
 
-def asked_page(context: JobStates, request: Request) -> Page:
+def asked_page(context: JobStates, request: Request, **changes: Any) -> Page:
     """Return the page of a list that the query asks for.
+
+    Parameters:
+      changes: Another status, limit or cursor.
 
     Raises:
       BadRequest: A parameter is invalid.
@@ -93,7 +96,12 @@ def asked_page(context: JobStates, request: Request) -> Page:
     query = request.GET
     if "batch" in query:
         return _asked_members(context, request)
-    limit = read_limit(query, LIMIT)
+    wanted = {
+        "status": query.get("status"),
+        "limit": read_limit(query, LIMIT),
+        "cursor": query.get("cursor"),
+        **changes,
+    }
     is_all, members = read_flag(query, "all"), read_flag(query, "members")
     owner = None
     if "owner" in query or is_all:
@@ -106,14 +114,7 @@ def asked_page(context: JobStates, request: Request) -> Page:
             # A request without an owner does not own the jobs without an owner.
             return Page([], None)
     try:
-        return context.list(
-            owner,
-            kind=query.get("kind"),
-            status=query.get("status"),
-            limit=limit,
-            cursor=query.get("cursor"),
-            members=members,
-        )
+        return context.list(owner, kind=query.get("kind"), members=members, **wanted)
     except ValueError as e:
         raise BadRequest(str(e)) from e
 

@@ -106,13 +106,17 @@ def test_selected_jobs_are_deleted(pages: Pages, store: JobStore) -> None:
     expect(pages.one("selected")).to_have_text("3 selected")
     delete = button(pages, "Delete")
     delete.click()
-    expect(pages.page.get_by_role("dialog", name="Delete 3 jobs?")).to_be_visible()
+    expect(
+        pages.page.get_by_role("dialog", name="Delete 3 jobs? This cannot be undone.")
+    ).to_be_visible()
     expect(pages.one("no")).to_be_focused()
+    expect(pages.one("no")).to_have_text("Keep them")
+    expect(pages.one("yes")).to_have_css("background-color", "rgb(179, 38, 30)")
     pages.page.keyboard.press("Escape")
     expect(pages.one("dialog")).to_be_hidden()
     expect(delete).to_be_focused()
     assert pages.changes == []
-    pages.confirm("Delete", "Delete 3 jobs?")
+    pages.confirm("Delete", "Delete 3 jobs? This cannot be undone.")
     pages.expect_said("3 jobs deleted.")
     pages.expect_uuids(jobs[0], jobs[4])
     assert len(pages.changes) == 3
@@ -161,7 +165,7 @@ def test_failures_are_said(pages: Pages, store: JobStore) -> None:
         pages.changes.clear()
         pages.one("all").check()
         pages.refuse = {"DELETE": status}.get
-        pages.confirm("Delete", "Delete 2 jobs?")
+        pages.confirm("Delete", "Delete 2 jobs? This cannot be undone.")
         expect(pages.one("result")).to_have_text(text)
         expect(pages.one("close")).to_be_focused()
         assert len(pages.changes) == count
@@ -194,7 +198,7 @@ def test_question_is_about_what_matches_by_then(
     put(store, "success", "error")
     pages.one("matching").check()
     button(pages, "Delete").click()
-    expect(pages.one("question")).to_have_text("Delete 3 jobs?")
+    expect(pages.one("question")).to_have_text("Delete 3 jobs? This cannot be undone.")
     runner.finish(running)
     (later,) = put(store, "success")
     pages.one("yes").click()
@@ -238,7 +242,7 @@ def test_acts_pass_csrf_checks(pages: Pages, redis_url: str, store: JobStore) ->
         pages.page.wait_for_url(f"{pages.url}/job_state/?all=1")
         pages.expect_uuids(other)
         pages.one("matching").check()
-        pages.confirm("Delete", "Delete 1 job?")
+        pages.confirm("Delete", "Delete 1 job? This cannot be undone.")
         pages.expect_said("1 job deleted.")
         assert store.load(other) is None
 
@@ -272,7 +276,8 @@ def test_job_runs_again(pages: Pages, marathons: Marathons) -> None:
     marathons.is_mended = True
     marathons.wait_for(job, "success")
     expect(pages.page.locator(".jobstate-timeline")).to_contain_text("Done")
-    expect(button(pages, "Delete")).to_be_visible()
+    button(pages, "Delete").click()
+    expect(pages.one("no")).to_have_text("Keep it")
 
 
 def test_end_of_the_job_is_announced(pages: Pages, runner: Runner) -> None:
@@ -458,7 +463,7 @@ def test_pages_are_plain_without_javascript(
         expect(page.get_by_role("checkbox")).to_have_count(0)
         page.get_by_label("Kind").select_option(ImportSheet.kind)
         page.get_by_role("button", name="Show").click()
-        expect(page.locator("tbody tr")).to_have_count(len(jobs))
+        expect(page.locator("tr[data-uuid]")).to_have_count(len(jobs))
         page.get_by_role("link", name="Failed").click()
         page.locator("tbody a").first.click()
         expect(page.locator("job-state")).to_contain_text("Failed")

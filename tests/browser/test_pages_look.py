@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from datetime import UTC, datetime
+import re
 from pathlib import Path
 
 import pytest
@@ -56,10 +56,12 @@ FOCUSED = """() => {
 
 #: The word for the state of each element, and whether it is shown in full.
 ROWS = """(elements) => elements.map(({ shadowRoot }) => {
-  const find = (part) => shadowRoot.querySelector(`[part=${part}]`);
-  const box = (part) => find(part).getBoundingClientRect();
-  return [find("status").textContent, box("status").right <= box("foot").right + 0.5];
+  const foot = shadowRoot.querySelector("[part=foot]");
+  return [foot.textContent, foot.scrollWidth <= foot.clientWidth];
 })"""
+
+#: Whether the end of a text is not shown.
+IS_CUT = "nodes => nodes.map((node) => node.scrollHeight > node.clientHeight + 1)"
 
 
 #: The colours of the chart's bars and of its legend, of its surface and of the page.
@@ -161,31 +163,66 @@ def test_pages_can_be_printed(pages: Pages, store: JobStore) -> None:
 
 
 @pytest.mark.system
-@pytest.mark.parametrize(("width", "height"), [(1280, 41), (390, 80)])
+@pytest.mark.parametrize(
+    ("width", "height", "with_reason"), [(1280, 53, 81), (390, 108, 141)]
+)
 def test_rows_are_compact(
-    pages: Pages, store: JobStore, width: int, height: int
+    pages: Pages, store: JobStore, width: int, height: int, with_reason: int
 ) -> None:
-    """One is 40 pixels high, two lines on phones, and shows all of its state's word."""
+    """One has two lines, on phones up to five, and more if it is tried again or has
+    failed. It shows all of its state, when it starts, how long it took and why it
+    failed.
+    """
     long = "word " * 300 + "x" * 3000
     fill(store)
     put_job(store, ImportSheet, owner=long, params={"filename": long}, message=long)
     put_job(store, RunMarathon, "stalled", progress=Progress(9, 26, "miles"))
+    put_job(store, RunMarathon, "queued", delay=30 * 3600)
+    why = "Row 1,234 of the file results-of-the-marathon.csv lacks a date of birth."
+    put_job(store, RunMarathon, "error", error=JobError("myapp.errors.BadFile", why))
     pages.page.set_viewport_size({"width": width, "height": 900})
-    # Where the viewer lives it is noon, and no job starts tomorrow.
-    east = 12 - datetime.now(UTC).hour
-    place = {"timezoneId": f"Etc/GMT{-east:+d}"}
-    browser = pages.page.context.new_cdp_session(pages.page)
-    browser.send("Emulation.setTimezoneOverride", place)
     pages.visit()
     assert pages.page.evaluate(IS_WIDER) is False
     script = "rows => rows.map((row) => row.getBoundingClientRect().height)"
-    heights = pages.page.locator("tbody tr").evaluate_all(script)
-    assert len(heights) == 20
-    assert max(heights) <= height
-    seen = dict(pages.page.locator("job-state").evaluate_all(ROWS))
-    assert "No sign of life" in seen
-    assert [word for word, is_whole in seen.items() if not is_whole] == []
-    browser.detach()
+    rows = pages.page.locator("tr[data-uuid]")
+    has_more = ":has([state=error], [state=retrying])"
+    plain = rows.locator(f":scope:not({has_more})").evaluate_all(script)
+    others = rows.locator(f":scope{has_more}").evaluate_all(script)
+    assert len(plain) + len(others) == 22
+    assert max(plain) <= height
+    assert max(others) <= with_reason
+    seen = pages.page.locator("job-state").evaluate_all(ROWS)
+    assert any("No sign of life" in text for text, is_whole in seen)
+    assert any(re.match(r"Starts at \w+\s\d+,", text) for text, is_whole in seen)
+    assert [text for text, is_whole in seen if not is_whole] == []
+    cut = pages.page.locator(".jobstate-reason").evaluate_all(IS_CUT)
+    assert set(cut) == {False}
+
+
+def test_phone_shows_jobs_first(pages: Pages, store: JobStore) -> None:
+    """On a phone, a job is seen without scrolling: the filters and the chart are
+    folded. Filters that are set are open, and so is everything on a wide page.
+    """
+    fill(store)
+    page = pages.page
+    page.set_viewport_size({"width": 390, "height": 600})
+    pages.visit()
+    kind, times = page.get_by_label("Kind"), page.locator(".jobstate-times")
+    expect(page.locator("tr[data-uuid] job-state").first).to_be_in_viewport(ratio=1)
+    expect(kind).to_be_hidden()
+    expect(times).to_be_hidden()
+    page.get_by_text("Filter").click()
+    page.get_by_text("Ended in the last 24 hours").first.click()
+    expect(kind).to_be_visible()
+    shown = times.all_inner_texts()[0]
+    assert re.fullmatch(r"(\d+:\d\d\s[AP]M\s+){4}now", shown), shown
+    pages.visit("/job_state/?all=1&kind=ImportSheet")
+    expect(kind).to_be_visible()
+    page.set_viewport_size({"width": 1280, "height": 600})
+    pages.visit()
+    expect(kind).to_be_visible()
+    expect(times).to_be_visible()
+    expect(page.locator("summary").first).to_be_hidden()
 
 
 def test_everything_is_done_by_keyboard(pages: Pages, store: JobStore) -> None:

@@ -58,8 +58,8 @@ def test_hostile_texts_stay_text(store: JobStore, visit: Visiting) -> None:
     one = visit(f"/job_state/{job}")
     assert shape_of(page) == list_shape
     assert shape_of(one) == shape
-    both = ["title", "message", "owner", "unit", "error"]
-    own = ["line", "value", "metric", "type", "exception", "trace"]
+    both = ["title", "message", "owner", "unit", "type", "exception"]
+    own = ["error", "line", "value", "metric", "trace"]
     for visited, words in (page, ["kind", *both]), (one, [*both, *own]):
         text = visited.html.get_text()
         for word in words:

@@ -12,7 +12,14 @@ from pyramid.authorization import Allow, Everyone
 from pyramid.request import Request
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStore, Page, Progress, StoreUnavailable
+from pyramid_jobstate import (
+    JobError,
+    JobState,
+    JobStore,
+    Page,
+    Progress,
+    StoreUnavailable,
+)
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon, messages
 from tests.running import Runs
@@ -29,7 +36,14 @@ from tests.web.operating import (
     statuses,
     uuids_of,
 )
-from tests.web.paging import Visit, Visiting, browse, paged_app, query_of
+from tests.web.paging import (
+    Visit,
+    Visiting,
+    browse,
+    paged_app,
+    put_batch,
+    query_of,
+)
 from tests.webapp import ADMIN, Root, get
 
 
@@ -40,7 +54,9 @@ def put_each(store: JobStore) -> dict[str, str]:
 
 
 def test_rows_are_the_jobs_of_the_json(paged: TestApp, store: JobStore) -> None:
-    """The list has the jobs of its JSON; who may list all reads whose they are."""
+    """The list has the jobs of its JSON, each once, and above them those that run. Who
+    may list all reads whose they are.
+    """
     put_each(store)
     put(store, "alice", cls=LockedDiary)
     put(store, 7, None, cls=Diary)
@@ -51,7 +67,10 @@ def test_rows_are_the_jobs_of_the_json(paged: TestApp, store: JobStore) -> None:
     ):
         path = f"/job_state/{query}"
         visit = Visit(paged, path, user)
-        items = get(paged, path, user).json["items"]
+        listed = get(paged, path, user).json["items"]
+        runs = f"{path}{'&' if query else '?'}status=working&limit=10"
+        items = [] if "status" in query else get(paged, runs, user).json["items"]
+        items += [item for item in listed if item not in items]
         assert visit.uuids == uuids_of(items) != []
         for name in "href", "src":
             urls = [str(tag[name]) for tag in visit.all(f"tr [{name}]")]
@@ -59,7 +78,79 @@ def test_rows_are_the_jobs_of_the_json(paged: TestApp, store: JobStore) -> None:
         assert all(tag.has_attr("compact") for tag in visit.all("job-state"))
         assert ("Owner" in visit.texts("thead th")) is (user == OPERATOR)
     everyone = Visit(paged, "/job_state/?all=1&limit=3")
-    assert everyone.texts("tbody td:last-child") == ["nobody", "7", "alice"]
+    assert everyone.texts("tbody td:last-child") == ["nobody", "7", "alice", "alice"]
+
+
+def test_running_jobs_stand_above_the_others(store: JobStore, visit: Visiting) -> None:
+    """The first page of a list begins with the ten newest running jobs. Beside the
+    jobs of a batch, it has the batch alone.
+    """
+    batch, members = put_batch(store, "queued", "working", "error")
+    running = put(store, *["alice"] * 11)[::-1]
+    waiting = put(store, *["alice"] * 3, status="queued")[::-1]
+    page = visit("/job_state?all=1")
+    assert page.texts(".jobstate-block") == ["Running Show all", "Other jobs"]
+    assert page.uuids == [*running[:10], *waiting, running[10], batch]
+    assert query_of(page.link("Show all")) == {"all": "1", "status": "working"}
+    cursor = query_of(visit("/job_state?all=1&limit=2").link("Older"))["cursor"]
+    for query in "status=working", "status=queued", f"cursor={cursor}":
+        assert not visit(f"/job_state?all=1&{query}").has(".jobstate-block"), query
+    assert set(members) < set(visit("/job_state?all=1&members=1").uuids)
+    assert not visit("/job_state?kind=Diary").has(".jobstate-block")
+
+
+def test_owners_are_named(
+    redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The application names owners on pages: each once, as text. An owner whom it does
+    not name, or for whom it raises, is shown as they are.
+    """
+    asked: list[Any] = []
+
+    def label(request: Request, owner: Any) -> Any:
+        asked.append(owner)
+        names = {1: "One", "alice": "<b>Alice", "dave": None}
+        return names[owner]
+
+    app = paged_app(redis_url, settings={"jobstate.owner_label": label})
+    (job,) = put(store, "alice")
+    put(store, 1, 1, 1.5, "bob", "dave", None)
+    page = Visit(app, "/job_state?all=1")
+    named = ["nobody", "dave", "bob", "1.5", "One", "One", "<b>Alice"]
+    assert page.texts(".jobstate-whose")[1:] == named
+    assert sorted(map(repr, asked)) == ["'alice'", "'bob'", "'dave'", "1", "1.5"]
+    assert Visit(app, f"/job_state/{job}").texts(".jobstate-owner") == [
+        "Owner: <b>Alice"
+    ]
+    (record,) = caplog.records
+    assert "jobstate.owner_label raised an exception" in record.message
+    assert get(app, "/job_state?owner=bob", OPERATOR).json["items"]
+
+
+def test_operators_read_why_jobs_fail(redis_url: str, store: JobStore) -> None:
+    """In a row, those who may inspect a job read its exception, and all others what the
+    class tells them. Scripts read the latter.
+    """
+
+    class Readers(Root):
+        __acl__ = (
+            (Allow, Everyone, ("view_job", "list_jobs")),
+            (Allow, "inspector", "inspect_job"),
+        )
+
+    app = paged_app(redis_url, root_factory=Readers)
+    put(store, "alice", status="error", error=JobError("ValueError", "x" * 500))
+    cancelled = JobError(None, "The job was cancelled.")
+    put(store, "alice", status="cancelled", error=cancelled)
+    page = Visit(app, "/job_state", "inspector")
+    assert page.texts(".jobstate-reason") == [f"ValueError: {'x' * 387}…"]
+    assert page.texts("job-state")[1] == "Failed"
+    assert not Visit(app, "/job_state", "reader").has(".jobstate-reason")
+    assert Visit(app, "/job_state", "reader").texts("job-state")[1] == (
+        "Failed · \u2068The job failed.\u2069"
+    )
+    states = get(app, "/job_state?all=1", "inspector").json["items"]
+    assert states[1]["job"]["error"] == {"message": "The job failed."}
 
 
 def test_base_url_is_not_that_of_a_page(redis_url: str, store: JobStore) -> None:
@@ -162,19 +253,21 @@ def test_page_without_jobs(
 
 def test_row_tells_a_job_without_javascript(store: JobStore, visit: Visiting) -> None:
     """A row has the title, status, progress, times, attempts and owner as text."""
-    at = put_job(
+    job = put_job(
         store,
         RunMarathon,
         owner="alice",
+        params={"miles": 26, "secret": "hush"},
         message="Up the hill",
         progress=Progress(1200, 2600, "miles"),
         attempt=1200,
-    ).queued_at
+    )
+    at = job.queued_at
     assert at is not None
     page = visit("/job_state")
-    assert page.texts("tbody :is(th, td)") == [
+    assert page.texts("tr[data-uuid] > *") == [
         "",
-        "Run marathon",
+        f"Run marathon {job.uuid[:8]} miles: 26",
         "Running · 46% · 1,200 of 2,600 miles · \u2068Up the hill\u2069",
         f"{at:%b} {at.day}, {at.year}, {at.hour % 12 or 12}:{at:%M %p} UTC",
         "",
@@ -303,7 +396,7 @@ def test_acts_on_all_that_match(
     }
     assert by_kind["delete"] == {
         "url": f"{base}clear?kind=Diary&all=1",
-        "question": "Delete all ended jobs that match?",
+        "question": "Delete all ended jobs that match? This cannot be undone.",
         "counts": f"{base}counts?members=1&kind=Diary",
         "statuses": [*FINISHED],
     }

@@ -83,7 +83,7 @@ def test_pages_are_in_the_requests_language(german: TestApp, store: JobStore) ->
     assert page.texts("job-state") == ["Läuft · 24 % · 1.234,5 von 5.000 m"]
     assert page.texts("[data-act=cancel]") == ["Abbrechen"]
     assert page.one("html")["lang"] == page.one(".jobstate")["lang"] == "de"
-    (sent,) = page.texts("time")
+    (sent,) = page.texts("tbody time")
     assert re.fullmatch(r"\d\d\.\d\d\.\d{4}, \d\d:\d\d UTC", sent)
     assert one.one("[data-act]")["data-question"] == "Diese Aufgabe abbrechen?"
     assert re.match(r"\d(,\d)? Sek\. ", one.texts(".jobstate-timeline li")[1])

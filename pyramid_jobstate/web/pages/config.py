@@ -70,9 +70,12 @@ def include(config: Configurator) -> None:
 
     def register() -> None:
         # The application may set this after the include.
-        layout = Settings(config.registry.settings).pages_layout() or OWN_LAYOUT
+        settings = Settings(config.registry.settings)
+        layout = settings.pages_layout() or OWN_LAYOUT
+        label_owner = settings.function("owner_label", None)
         environment = config.registry.getUtility(IJinja2Environment, name=RENDERER)
-        config.registry.registerUtility(Pages(environment, layout), IPages)
+        pages = Pages(environment, layout, label_owner)
+        config.registry.registerUtility(pages, IPages)
 
     # After the routes are made, and before the views that need them.
     config.action("pyramid_jobstate.pages/routes", check_routes, order=-5)

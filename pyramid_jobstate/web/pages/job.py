@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...job import Batch, container_of, is_owner, record_of
 from ..acts import RERUN, may_act
+from ..interfaces import IPages
 from ..permits import require
 from ..views import inspection, members_page, visible
 from .layout import respond
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from ...job import JobState
     from ..jobstates import JobStates
+    from .layout import Pages
     from .words import Words
 
 
@@ -240,6 +242,7 @@ def job_page(context: JobState, request: Request) -> Response:
     require(request, context, "view_job")
     container = container_of(context)
     words = words_for(request)
+    pages: Pages = request.registry.getUtility(IPages)
     state: dict[str, Any] = context.__json__(request)
     job = job_of(context, request, state)
     inspected: dict[str, Any] = {}
@@ -255,7 +258,7 @@ def job_page(context: JobState, request: Request) -> Response:
         "words": words,
         "job": job,
         "acts": acts,
-        "owner": context.owner if may_list else None,
+        "owner": pages.owner_name(request, context.owner) if may_list else None,
         "may_list": may_list,
         "batch": visible_batch(context, container, request),
         "members": members,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from pyramid.i18n import make_localizer
 from pyramid.renderers import render
 from pyramid.response import Response
 
+from ...errors import StoreUnavailable
+from ...job import Once
 from ...store import Fresh
 from ..interfaces import IPages
 from ..query import BadRequest, check_text, drop_body
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from ...store import Bucket
     from ..answers import View
 
+
+log = logging.getLogger("pyramid_jobstate")
 
 TEMPLATES = "pyramid_jobstate:templates"
 
@@ -47,15 +52,48 @@ class Pages:
     Attributes:
       environment: Loads our templates.
       layout: The asset specification of the layout.
+      label_owner: The application's function that names owners, or None.
       throughputs: What the charts show, by kind and whether members of batches count.
     """
 
-    def __init__(self, environment: Environment, layout: str) -> None:
+    def __init__(
+        self,
+        environment: Environment,
+        layout: str,
+        label_owner: Callable[..., Any] | None,
+    ) -> None:
         self.environment = environment
         self.layout = layout
+        self.label_owner = label_owner
         self.throughputs: Fresh[tuple[str | None, bool], Sequence[Bucket]] = Fresh(
             CHART_SECONDS
         )
+
+    def owner_name(self, request: Request, owner: str | float | None) -> str | None:
+        """Return what a page shows in place of an owner: what the application's
+        function returns or, without any, the owner.
+        """
+        if owner is None:
+            return None
+        label = None
+        if self.label_owner is not None:
+            try:
+                label = self.label_owner(request, owner)
+            except StoreUnavailable:
+                raise
+            except Exception:
+                if _faulty.is_new(self.label_owner):
+                    log.exception(
+                        "The function of the setting jobstate.owner_label raised an "
+                        "exception for the owner %r, who is shown as they are. Further "
+                        "exceptions of the function are not logged.",
+                        owner,
+                    )
+        return str(owner if label is None else label)
+
+
+#: The functions whose exceptions were logged.
+_faulty = Once()
 
 
 def showing(view: View) -> View:

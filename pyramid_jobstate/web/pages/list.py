@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyramid.httpexceptions import HTTPFound, HTTPNotFound
 
 from ...errors import StoreUnavailable
-from ...job import is_uuid
-from ...store import kind_texts
+from ...job import is_uuid, iso_time
+from ...store import Page, kind_texts
 from ..acts import CANCEL, CLEAR, RERUN
 from ..answers import answering
 from ..interfaces import IPages
@@ -18,7 +18,7 @@ from ..jobstates import ask
 from ..query import LOCALE, read_query
 from ..views import MEMBERS, asked_page, show_many
 from .layout import Pages, respond
-from .rows import ACTS, for_script, rows_of, tabs_of, url_maker
+from .rows import ACTS, Row, for_script, rows_of, tabs_of, url_maker
 from .words import words_for
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ SECONDS, BARS = 86400, 48
 #: The distance of two bars, their width, and the height of the highest one.
 STEP, WIDTH, HEIGHT = 10, 8, 60
 
+#: How many bars lie between two times on the axis: six hours.
+BETWEEN = 12
+
 #: The least height of a part of a bar: one failure among thousands must be visible.
 LEAST = 2
 
@@ -50,12 +53,15 @@ class Chart(NamedTuple):
     Attributes:
       width, height: The size of the drawing.
       paths: What to fill for each part of the bars, by status.
+      times: Times at equal distances on the axis, as the JSON of a job spells them. The
+        axis ends now.
       summary: The chart in words: how many had each status, and the peak.
     """
 
     width: int
     height: int
     paths: Mapping[str, str]
+    times: Sequence[str | None]
     summary: Mapping[str, str]
 
 
@@ -78,6 +84,7 @@ def chart_of(buckets: Sequence[Bucket], words: Words) -> Chart:
         len(buckets) * STEP - (STEP - WIDTH),
         HEIGHT,
         {part: "".join(path) for part, path in paths.items() if path},
+        [iso_time(bucket.start) for bucket in buckets[::BETWEEN]],
         summary_of(buckets, totals, words),
     )
 
@@ -164,8 +171,25 @@ def may_all(context: JobStates, permission: str) -> bool:
         return False
 
 
+#: The most running jobs that stand above all others.
+RUNNING = 10
+
 #: The parameters that say which jobs are listed, and how many on a page.
 FILTERS = ("kind", "owner", "all", "members", "status", "limit")
+
+
+class Block(NamedTuple):
+    """Some of the rows of a list.
+
+    Attributes:
+      title: What they have in common, or "" if they are all rows.
+      rows: The rows.
+      url: Where the others are that have this in common, or None if these are all.
+    """
+
+    title: str
+    rows: Sequence[Row]
+    url: str | None = None
 
 
 class Overview(NamedTuple):
@@ -207,7 +231,8 @@ def list_page(context: JobStates, request: Request) -> Response:
     words = words_for(request)
     list_url = request.resource_url(context)
     url = url_maker(list_url, query, FILTERS)
-    rows = rows_of(context, page.items, words, with_owners=may_list)
+    blocks = blocks_of(context, request, page, words, url, may_list=may_list)
+    rows = [row for block in blocks for row in block.rows]
     fitting = [act for act in ACTS if any(act in row.acts for row in rows)]
     bulk = {}
     if rows:
@@ -231,7 +256,7 @@ def list_page(context: JobStates, request: Request) -> Response:
         "kinds": kinds_of(overview.kinds, filters.get("kind")),
         "tabs": tabs_of(words, filters.get("status"), counts, url),
         "chart": chart_of(overview.buckets, words) if overview.buckets else None,
-        "rows": rows,
+        "blocks": blocks,
         "acts": acts,
         "newest": None if is_first else url(),
         "older": None if page.cursor is None else url(cursor=page.cursor),
@@ -244,6 +269,36 @@ def list_page(context: JobStates, request: Request) -> Response:
         ),
     }
     return respond(request, "list.jinja2", title, values)
+
+
+def blocks_of(
+    context: JobStates,
+    request: Request,
+    page: Page,
+    words: Words,
+    url: Callable[..., str],
+    *,
+    may_list: bool,
+) -> list[Block]:
+    """Return the rows of a page: first the running jobs, which the list may have on a
+    later page, then all others.
+
+    Parameters:
+      url: Returns the URL of the list with a parameter changed.
+      may_list: Whether the viewer may list all jobs.
+    """
+    running = Page([], None)
+    if not any(name in request.GET for name in ("status", "cursor")):
+        running = asked_page(context, request, status="working", limit=RUNNING)
+    first = rows_of(context, running.items, words, with_owners=may_list)
+    above = {row.job["uuid"] for row in first}
+    others = [job for job in page.items if job.uuid not in above]
+    rest = rows_of(context, others, words, with_owners=may_list)
+    if not first:
+        return [Block("", rest)] if rest else []
+    more = url(status="working") if running.cursor else None
+    found = [Block(words.status("working"), first, more), Block(words("others"), rest)]
+    return [block for block in found if block.rows]
 
 
 def kinds_of(kinds: Sequence[str], wanted: str | None) -> list[tuple[str, str, bool]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +14,7 @@ from pyramid.csrf import get_csrf_token
 from pyramid.encode import urlencode
 
 from ...job import FINISHED, STATUSES, Batch, Guard, is_link
+from ..interfaces import IPages
 from ..query import LOCALE, csrf_options
 from ..views import visible
 from .words import encode
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
     from ...job import JobState
     from ..jobstates import JobStates
+    from .layout import Pages
     from .words import Words
 
 
@@ -220,20 +224,57 @@ class Tab(NamedTuple):
     is_current: bool
 
 
+#: The most characters of a parameter, and of an exception, in a row.
+SHORT, LONG = 40, 400
+
+
+def shortened(text: str, most: int) -> str:
+    """Return at most so many characters of a text."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def about_of(job: Mapping[str, Any]) -> str:
+    """Return the public parameters of a job in short.
+
+    Parameters:
+      job: The JSON of the job.
+    """
+    texts = itertools.islice(texts_of(job["params"]).items(), 5)
+    return " · ".join(f"{name}: {shortened(text, SHORT)}" for name, text in texts)
+
+
+def exception_of(context: JobStates, job_state: JobState) -> str:
+    """Return the exception with which the last try of a job failed, if the viewer may
+    inspect the job, or else "".
+    """
+    error = job_state.error
+    if error is None or error.type is None:
+        return ""
+    with Guard(job_state, "which is shown without its exception"):
+        if context.permits(job_state, "inspect_job"):
+            return shortened(f"{error.type}: {error.message}", LONG)
+    return ""
+
+
 class Row(NamedTuple):
     """A job of the list.
 
     Attributes:
       job: Its JSON.
-      owner: Its owner, for viewers who may list all jobs.
+      about: Its public parameters in short.
+      owner: The name of its owner, for viewers who may list all jobs, or None.
       text: The job in one line.
+      reason: The exception with which its last try failed, for viewers who may inspect
+        the job, or "".
       acts: What the viewer may do with it now.
       permitted: What the viewer may do with it, whatever its status becomes.
     """
 
     job: Mapping[str, Any]
-    owner: Any
+    about: str
+    owner: str | None
     text: str
+    reason: str
     acts: Sequence[str]
     permitted: Sequence[str]
 
@@ -269,12 +310,17 @@ def rows_of(
 ) -> list[Row]:
     """Return the rows of those jobs that the viewer may see."""
     request = context.request
+    pages: Pages = request.registry.getUtility(IPages)
+    # The owners 1 and 1.0 are two.
+    name_of = functools.lru_cache(typed=True)(pages.owner_name)
 
     def make(job_state: JobState, state: dict[str, Any]) -> Row:
-        owner = job_state.owner if with_owners else None
+        owner = name_of(request, job_state.owner) if with_owners else None
         job = job_of(job_state, request, state)
         acts = acts_on(context, job_state, job)
-        return Row(job, owner, text_of(job, words), *acts)
+        reason = exception_of(context, job_state)
+        text = text_of({**job, "error": None} if reason else job, words)
+        return Row(job, about_of(job), owner, text, reason, *acts)
 
     rows = [visible(context, request, job_state, make) for job_state in jobs]
     return [row for row in rows if row is not None]

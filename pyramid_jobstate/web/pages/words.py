@@ -91,7 +91,8 @@ WORDS = MappingProxyType(
         "cancel": _("Cancel"),
         "rerun": _("Run again"),
         "delete": _("Delete"),
-        "keep": _("Leave as it is"),
+        "others": _("Other jobs"),
+        "show-all": _("Show all"),
         "close": _("Close"),
         # The list.
         "all-jobs": _("All jobs"),
@@ -125,6 +126,7 @@ WORDS = MappingProxyType(
         "matching": _("All matching jobs, on every page"),
         # The chart.
         "chart": _("Ended in the last 24 hours"),
+        "now": _("now"),
         "chart-none": _("No job has ended in the last 24 hours."),
         "chart-peak": _("peak: ${number} in ${time}"),
         "chart-error": _("failed: ${number}"),
@@ -191,6 +193,7 @@ SENTENCES = (
 SCRIPT = MappingProxyType(
     {
         "under-way": _("Working…"),
+        "keep": _("Leave as it is"),
         "metrics": _("Metrics"),
         "changed": _("The job has changed in the meantime."),
         "not-repeatable": _("The job cannot run again."),
@@ -206,7 +209,11 @@ PLURALS = MappingProxyType(
         "earlier": ("${number} earlier try", "${number} earlier tries"),
         "cancel": ("Cancel ${number} job?", "Cancel ${number} jobs?"),
         "rerun": ("Run ${number} job again?", "Run ${number} jobs again?"),
-        "delete": ("Delete ${number} job?", "Delete ${number} jobs?"),
+        "delete": (
+            "Delete ${number} job? This cannot be undone.",
+            "Delete ${number} jobs? This cannot be undone.",
+        ),
+        "keep": ("Keep it", "Keep them"),
         "rerun-failed": (
             "Run ${number} failed job again",
             "Run ${number} failed jobs again",
@@ -227,7 +234,7 @@ UNCOUNTED = MappingProxyType(
     {
         "cancel": _("Cancel all unfinished jobs that match?"),
         "rerun": _("Run all failed jobs that match again?"),
-        "delete": _("Delete all ended jobs that match?"),
+        "delete": _("Delete all ended jobs that match? This cannot be undone."),
     }
 )
 
