@@ -267,6 +267,17 @@ async function actOnEach(act, urls, result, tell) {
   }
 }
 
+/** Ask, then act on each of some jobs. */
+function askAboutEach(name, verb, urls) {
+  ask({
+    verb,
+    name,
+    number: urls.length,
+    prepare: () => plural(name, urls.length),
+    act: (result, tell) => actOnEach(name, urls, result, tell),
+  });
+}
+
 /**
  * Act on all jobs that match, a thousand at a time.
  *
@@ -401,14 +412,7 @@ function prepareSelection(rows) {
       if (matching.checked) {
         askAboutAll(act, verb, data.bulk[act]);
       } else {
-        const urls = chosen(act).map(({ url }) => url);
-        ask({
-          verb,
-          name: act,
-          number: urls.length,
-          prepare: () => plural(act, urls.length),
-          act: (result, tell) => actOnEach(act, urls, result, tell),
-        });
+        askAboutEach(act, verb, chosen(act).map(({ url }) => url));
       }
     });
   }
