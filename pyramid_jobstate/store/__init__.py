@@ -19,6 +19,7 @@ from .connection import (
 from .jobstore import JobStore, records_of, run_bulk, store_beside, tracker_of
 from .lists import (
     FAILED_OR_LOST,
+    MAX_LIMIT,
     AmbiguousKind,
     Bucket,
     Filter,
@@ -35,6 +36,7 @@ from .scripts import Reply
 __all__ = [
     "FAILED_OR_LOST",
     "LOST",
+    "MAX_LIMIT",
     "Act",
     "Acted",
     "AmbiguousKind",

@@ -24,7 +24,7 @@ from ..job import (
     iso_time,
     record_of,
 )
-from ..store import Page
+from ..store import MAX_LIMIT, Page
 from ..worker import global_broker, why_not_repeatable
 from .acts import cancel, cancel_many, clear, delete, rerun, rerun_many
 from .answers import (
@@ -43,6 +43,7 @@ from .answers import (
     unavailable,
     unavailable_elsewhere,
 )
+from .failures import Group, reason_of
 from .interfaces import (
     CANCEL,
     CANCEL_ALL,
@@ -81,6 +82,12 @@ LIMIT = 50
 #: The parameters of a request for the members of a batch.
 MEMBERS = ("batch", "status", "limit", "cursor")
 
+#: The parameters of a request for groups of failed jobs.
+GROUPED = ("group", "status", "owner", "all", "kind", "members")
+
+#: The most failed jobs that are examined for groups.
+MAX_GROUPED = 1000
+
 
 def asked_page(context: JobStates, request: Request, **changes: Any) -> Page:
     """Return the page of a list that the query asks for.
@@ -117,6 +124,40 @@ def asked_page(context: JobStates, request: Request, **changes: Any) -> Page:
         return context.list(owner, kind=query.get("kind"), members=members, **wanted)
     except ValueError as e:
         raise BadRequest(str(e)) from e
+
+
+def asked_groups(context: JobStates, request: Request) -> tuple[list[Group], bool]:
+    """Return the groups of the failed jobs that the query asks for and the request may
+    see, those first that failed last, and whether older jobs were not examined.
+
+    Raises:
+      BadRequest: A parameter is invalid.
+      HTTPForbidden: The request may not list the jobs of others.
+      StoreUnavailable: The store does not answer.
+    """
+    query = read_query(request, *GROUPED)
+    if query["group"] != "error":
+        raise BadRequest(f"group can only be error, not {query['group']!r}.")
+    if query.get("status") != "error":
+        raise BadRequest("group=error needs status=error.")
+    groups: dict[tuple[str | None, str], Group] = {}
+
+    def add(job_state: JobState, state: Mapping[str, Any]) -> None:
+        reason = reason_of(context, job_state, state)
+        time = iso_time(job_state.finished_at)
+        group = groups.setdefault(reason, Group(*reason, state, [], []))
+        group.jobs.append(job_state)
+        group.times.append(time)
+
+    cursor = None
+    for _ in range(MAX_GROUPED // MAX_LIMIT):
+        page = _list(context, request, MAX_LIMIT, cursor)
+        for job_state in page.items:
+            visible(context, request, job_state, add)
+        cursor = page.cursor
+        if cursor is None:
+            break
+    return [*groups.values()], cursor is not None
 
 
 def _asked_members(context: JobStates, request: Request) -> Page:
@@ -240,13 +281,15 @@ def show(context: JobState, request: Request) -> Response:
 
 
 def show_many(context: JobStates, request: Request) -> Response:
-    """Respond with the states of the jobs that the query names, or with a page of a
-    list.
+    """Respond with the states of the jobs that the query names, with groups of failed
+    jobs, or with a page of a list.
 
-    One view for both: an application that overrides it overrides both, and a predicate
+    One view for all: an application that overrides it overrides all, and a predicate
     such as ``request_param`` would raise for a query that cannot be decoded.
     """
-    return (show_named if "uuid" in request.GET else show_list)(context, request)
+    if "uuid" in request.GET:
+        return show_named(context, request)
+    return (show_groups if "group" in request.GET else show_list)(context, request)
 
 
 def show_named(context: JobStates, request: Request) -> Response:
@@ -278,6 +321,23 @@ def show_list(context: JobStates, request: Request) -> Response:
     return render_state(
         request, f'{{"items":[{items}],"cursor":{encode(page.cursor)}}}'
     )
+
+
+def show_groups(context: JobStates, request: Request) -> Response:
+    """Respond with groups of jobs that failed for equal reasons."""
+    groups, more = asked_groups(context, request)
+    found = [
+        {
+            "type": group.type,
+            "text": group.text,
+            "count": len(group.jobs),
+            "newest": group.times[0],
+            "oldest": group.times[-1],
+            "uuids": [job_state.uuid for job_state in group.jobs],
+        }
+        for group in groups
+    ]
+    return render_state(request, encode({"groups": found, "more": more}))
 
 
 #: Our views: the routes, context and name of each, and its views by method.

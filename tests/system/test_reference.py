@@ -304,6 +304,19 @@ def test_keys_of_an_inspection(
     assert set(words(tries)) == found["tries"][0].keys()
 
 
+def test_keys_of_groups(redis_url: str, store: JobStore) -> None:
+    """The table has each key of a group of failed jobs, with its types."""
+    app = operated_app(redis_url)
+    for type_ in "ValueError", None:
+        error = JobError(type_, "wrong")
+        put_job(store, RunMarathon, "error", error=error)
+    path = "/job_state?all=1&status=error&group=error"
+    found = get(app, path, OPERATOR).json["groups"]
+    values = [(value, name) for group in found for name, value in group.items()]
+    (rows,) = tables(section("reference/http", "Groups"), "key")
+    assert documented_types(rows) == types_of(*values)
+
+
 # The command pjobs
 
 

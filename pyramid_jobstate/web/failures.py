@@ -1,0 +1,77 @@
+"""Groups of jobs that failed for equal reasons."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..job import JobState
+    from .jobstates import JobStates
+
+#: What differs between equal texts: quoted parts, addresses, uuids and numbers. An
+#: apostrophe within a word is no quote. No part extends beyond the next place where one
+#: like it may begin, so that hostile texts take linear time.
+VARIABLE = re.compile(
+    r"""
+    "[^"]*" | “[^“”]*” | `[^`]*`
+    | (?<!\w) b? ' (?: [^'] | \b'\b )* ' (?!\w)
+    | \b 0x [0-9a-f]+
+    | \b [0-9a-f]{8} (?: -[0-9a-f]{4} ){3} -[0-9a-f]{12} \b
+    | \d+ (?: [.,:] \d+ )*
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+#: The most characters of a normal form.
+MAX_FORM = 500
+
+
+def normal_form(text: str) -> str:
+    """Return what a text has in common with equal ones, in one line: "…" stands for
+    each variable part, and for the end of a long text.
+    """
+    form = " ".join(VARIABLE.sub("…", text).split())
+    return form if len(form) <= MAX_FORM else f"{form[: MAX_FORM - 1]}…"
+
+
+class Group(NamedTuple):
+    """Jobs that failed for equal reasons.
+
+    Attributes:
+      type: The qualified name of the exception's class, or None if the reason is no
+        exception, or the viewer may not read it.
+      text: The normal form of the exception's text, or of the public reason.
+      newest: What the class of the job that failed last makes of it, as JSON.
+      jobs: The jobs, the newest first.
+      times: When each of them failed, as JSON spells it.
+    """
+
+    type: str | None
+    text: str
+    newest: Mapping[str, Any]
+    jobs: list[JobState]
+    times: list[str | None]
+
+
+def reason_of(
+    context: JobStates, job_state: JobState, state: Mapping[str, Any]
+) -> tuple[str | None, str]:
+    """Return why a job failed, as far as the viewer may read it: the qualified name of
+    the exception's class and the normal form of its text, or None and that of the
+    public reason.
+
+    Parameters:
+      state: What the class of the job makes of it, as JSON.
+    """
+    error = job_state.error
+    if (
+        error is not None
+        and error.type is not None
+        and context.permits(job_state, "inspect_job")
+    ):
+        return error.type, normal_form(error.message)
+    public = (state.get("job") or {}).get("error") or {}
+    return None, normal_form(str(public.get("message") or ""))

@@ -1,0 +1,205 @@
+"""Failed jobs that are grouped by why they failed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from webtest import TestApp
+
+from pyramid_jobstate import JobError, JobState, JobStore, Page
+from tests.store.jobs import Diary
+from tests.web.operating import (
+    KEEPER,
+    OPERATOR,
+    Letter,
+    LockedDiary,
+    put,
+)
+from tests.web.paging import put_batch
+from tests.webapp import ADMIN, get
+
+PATH = "/job_state/?status=error&group=error"
+
+
+class Sheet(JobState):
+    """A kind of job that tells its viewers what was wrong, but not who did it."""
+
+    def public_error(self, exception_type: str, message: str) -> str:
+        return message.partition(" by ")[0]
+
+
+def fail(
+    store: JobStore, *texts: str, type_: str | None = "ValueError", **options: Any
+) -> list[str]:
+    """Put a job of Alice's that failed with each of some texts, and return their uuids
+    with the newest first.
+    """
+    usual = {"cls": Sheet, "status": "error", **options}
+    errors = [JobError(type_, text) for text in texts]
+    return [put(store, "alice", error=error, **usual)[0] for error in errors][::-1]
+
+
+def groups(app: TestApp, query: str = "&all=1", user: str = OPERATOR) -> list[Any]:
+    """Return the groups that a user's request gets."""
+    answer = get(app, PATH + query, user).json
+    assert answer["more"] is False
+    return list(answer["groups"])
+
+
+def reasons(app: TestApp, query: str = "&all=1", user: str = OPERATOR) -> list[Any]:
+    """Return the type, the text and the number of jobs of each group."""
+    found = groups(app, query, user)
+    return [(each["type"], each["text"], each["count"]) for each in found]
+
+
+def test_equal_failures_are_counted_together(paged: TestApp, store: JobStore) -> None:
+    """Groups have the class, the common text, and their jobs, and come in the order in
+    which their last jobs failed.
+    """
+    first = fail(store, "Row 3 lacks a date")
+    fail(store, "Row 4 lacks a name", "Row 4 lacks a date")
+    fail(store, "Row 4 lacks a date", type_="myapp.BadRow")
+    last = fail(store, "Row 12 lacks a date", "Row 5 lacks a date")
+    put(store, "alice", cls=Sheet, status="success")
+    found = groups(paged)
+    row, name = "Row … lacks a date", "Row … lacks a name"
+    seen = [(each["type"], each["text"], each["count"]) for each in found]
+    assert seen == [
+        ("ValueError", row, 4),
+        ("myapp.BadRow", row, 1),
+        ("ValueError", name, 1),
+    ]
+    assert found[0]["uuids"][:2] == last
+    assert found[0]["uuids"][3:] == first
+    for name, (uuid, *_) in ("newest", last), ("oldest", first):
+        state = get(paged, f"/job_state/{uuid}", OPERATOR).json
+        assert found[0][name] == state["job"]["finished_at"]
+
+
+#: Texts, and what equal ones have in common.
+FORMS = {
+    "Line 17: bib 1,204.5 at 9:30:01": "Line …: bib … at …",
+    "'utf-8' can't decode byte 0xfF": "… can't decode byte …",
+    "I can't open \"a 'b'\" or `c` or “d ‘e’”": "I can't open … or … or …",
+    "the dogs' bowl, the cat's bowl": "the dogs' bowl, the cat's bowl",
+    "'it can't be' b'\\xff'": "… …",
+    "<Row object at 0x7f3aBC>": "<Row object at …>",
+    "of 4f6c0000-aaaa-4aaa-8aaa-aaaaaaaaaaaf.": "of ….",
+    "an open 'quote and \"another": "an open 'quote and \"another",
+    "Row … \n\t lacks\u2003٤ ": "Row … lacks …",
+    "": "",
+    "no " * 166 + "no": "no " * 166 + "no",
+    "no " * 166 + "now": "no " * 166 + "n…",
+}
+
+
+def test_digits_and_quoted_parts_make_no_difference(
+    paged: TestApp, store: JobStore
+) -> None:
+    """They are taken out of the text, and its white space and length are reduced."""
+    for text, form in FORMS.items():
+        store.client.flushdb()
+        fail(store, text)
+        assert reasons(paged) == [("ValueError", form, 1)], text
+
+
+#: Texts that take a careless pattern quadratic time, repeated.
+HOSTILE = ["'", " 'a", " b'", "'a", '"', "“", "`", "1.", "1", "0x", "deadbeef-abcd-"]
+
+
+def test_hostile_texts_take_no_time(paged: TestApp, store: JobStore) -> None:
+    """The longest texts that a class may return are grouped in linear time."""
+    for part in [*HOSTILE, *(f" '{part}" for part in HOSTILE)]:
+        fail(store, part * (64 * 1024 // len(part)))
+    begun = time.process_time()
+    reasons(paged)
+    assert time.process_time() - begun < 3
+
+
+def test_exceptions_are_for_viewers_who_may_read_them(
+    paged: TestApp, store: JobStore
+) -> None:
+    """Others read the public reason. Jobs that nobody may view count for nobody, and
+    reasons that are no exceptions have no type.
+    """
+    fail(store, "Row 3 is wrong by Bob", "Row 4 is wrong by Ann")
+    fail(store, "Row 3 is wrong by Bob", cls=Letter)
+    fail(store, "Row 3 is wrong by Bob", cls=LockedDiary)
+    fail(store, "The job could not be sent.", type_=None)
+    fail(store, "")
+    unsent, bare = (None, "The job could not be sent.", 1), ("ValueError", "", 1)
+    name, last = "Row … is wrong by Bob", "Row … is wrong by Ann"
+    own = ("ValueError", name, 1)
+    assert reasons(paged, "", "alice") == [
+        (None, "", 1),
+        unsent,
+        own,
+        (None, "Row … is wrong", 2),
+    ]
+    assert reasons(paged, user=ADMIN)[2:] == [
+        (None, "The job failed.", 2),
+        (None, "Row … is wrong", 2),
+    ]
+    assert reasons(paged) == [
+        bare,
+        unsent,
+        ("ValueError", name, 3),
+        ("ValueError", last, 1),
+    ]
+    assert reasons(paged, "", KEEPER) == []
+
+
+def test_groups_are_those_of_the_list(paged: TestApp, store: JobStore) -> None:
+    """They have the jobs that the list has with the same parameters."""
+    fail(store, "Row 3")
+    fail(store, "Row 3", cls=Diary)
+    put(store, "bob", cls=Sheet, status="error")
+    put_batch(store, "error", "error", "success", owner="carol")
+    batch = (None, "Some of its jobs failed.", 1)
+    row, wrong = ("ValueError", "Row …"), ("ValueError", "wrong")
+    assert reasons(paged) == [batch, (*wrong, 1), (*row, 2)]
+    assert reasons(paged, "&owner=alice") == [(*row, 2)]
+    assert reasons(paged, "&owner=alice&kind=Diary") == [(*row, 1)]
+    assert reasons(paged, "&owner=carol&members=1") == [batch, (*wrong, 2)]
+    for query in "&all=1", "&owner=bob":
+        assert get(paged, PATH + query, "alice").status_code == 403
+    assert groups(paged, "&_LOCALE_=de", "nobody") == []
+
+
+class Clockless(JobState):
+    """A kind of job whose code fails."""
+
+    @property
+    def finished_at(self) -> Any:
+        raise LookupError("no clock")
+
+
+def test_job_whose_code_fails_leaves_the_others(
+    paged: TestApp, store: JobStore
+) -> None:
+    """It is missing from the groups."""
+    fail(store, "Row 3", "Row 4")
+    fail(store, "Row 5", cls=Clockless)
+    assert reasons(paged) == [("ValueError", "Row …", 2)]
+
+
+def test_only_the_newest_are_examined(
+    paged: TestApp, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand jobs are, in pages of two hundred. The answer says that older ones are
+    not.
+    """
+    fail(store, *["Row 3"] * 3)
+    two = store.list(limit=2)
+    asked = []
+
+    def list_(*args: Any, **options: Any) -> Page:
+        asked.append(args[-2:])
+        return two
+
+    monkeypatch.setattr(JobStore, "list", list_)
+    answer = get(paged, f"{PATH}&all=1", OPERATOR).json
+    assert answer["more"] is True
+    assert asked == [(200, None), *[(200, two.cursor)] * 4]
