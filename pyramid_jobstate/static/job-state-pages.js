@@ -1,10 +1,11 @@
 /*!
  * job-state-pages.js: what the pages of pyramid_jobstate do beside their elements.
  *
- * The page of a list selects jobs, acts on them, and says when there are new ones. The
- * page of a job acts on it, and renews what stands around its element. That of a batch counts
- * its jobs, and runs those again that have failed. The attribute data-words has the words of
- * all, in the viewer's language; data-page has URLs, questions, and the token of CSRF checks.
+ * The page of a list selects jobs, acts on them, and says when there are new ones. That of
+ * groups of failed jobs runs them again, a group at a time. The page of a job acts on it, and
+ * renews what stands around its element. That of a batch counts its jobs, and runs those again
+ * that have failed. The attribute data-words has the words of all, in the viewer's language;
+ * data-page has URLs, questions, and the token of CSRF checks.
  *
  * A classic script that defines no globals. It needs job-state.js.
  */
@@ -32,7 +33,8 @@ let isGone = false; // the browser has left the page
 window.JobState.setLabels(page.lang, data.labels);
 page.querySelectorAll("time").forEach(showLocally);
 if (one("acts")) one("acts").hidden = false;
-if (page.querySelector("tbody")) prepareRows();
+if (data.groups) prepareGroups();
+else if (page.querySelector("tbody")) prepareRows();
 if (one("copy")) prepareCopy();
 if (data.url) prepareJob();
 if (data.first) prepareLook();
@@ -455,6 +457,16 @@ function countNew(jobs, last) {
   const isNew = ({ queued_at, started_at, finished_at }) =>
     [queued_at, started_at, finished_at].some((time) => Date.parse(time) > last);
   return jobs.filter(isNew).length;
+}
+
+// The groups of failed jobs
+
+function prepareGroups() {
+  for (const button of actButtons()) {
+    const { act, group, verb } = button.dataset;
+    button.hidden = false;
+    button.addEventListener("click", () => askAboutEach(act, verb, data.groups[group]));
+  }
 }
 
 // The page of a job

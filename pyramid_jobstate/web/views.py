@@ -151,7 +151,7 @@ def asked_groups(context: JobStates, request: Request) -> tuple[list[Group], boo
 
     cursor = None
     for _ in range(MAX_GROUPED // MAX_LIMIT):
-        page = _list(context, request, MAX_LIMIT, cursor)
+        page = asked_page(context, request, limit=MAX_LIMIT, cursor=cursor)
         for job_state in page.items:
             visible(context, request, job_state, add)
         cursor = page.cursor

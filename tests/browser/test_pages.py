@@ -247,6 +247,45 @@ def test_acts_pass_csrf_checks(pages: Pages, redis_url: str, store: JobStore) ->
         assert store.load(other) is None
 
 
+# The groups of failed jobs
+
+
+def test_group_runs_exactly_its_jobs_again(
+    pages: Pages, store: JobStore, marathons: Marathons
+) -> None:
+    """They are those that the page has counted, one after another: none of another
+    group, and none that failed later. The page says what was refused, and loads anew.
+    """
+    mine = marathons.fail("alice", "bob")
+    failed = load_job(store, mine[0]).error
+    bare = put_job(store, RunMarathon, "error", error=failed).uuid
+    (other,) = marathons.fail("alice", args=(26, "blue"))
+    pages.visit("/job_state/?status=error&group=error")
+    (later,) = marathons.fail("alice")
+    expect(button(pages, "Run 1 job again")).to_be_visible()
+    run = button(pages, "Run 3 jobs again")
+    expect(run).to_have_accessible_description(
+        "tests.web.operating.Blister: after … miles in red shoes"
+    )
+    run.focus()
+    pages.page.keyboard.press("Enter")
+    expect(pages.one("question")).to_have_text("Run 3 jobs again?")
+    expect(pages.one("yes")).to_have_text("Run again")
+    pages.page.keyboard.press("Escape")
+    expect(run).to_be_focused()
+    pages.confirm("Run 3 jobs again", "Run 3 jobs again?")
+    text = "2 jobs run again. 1 refused. The job cannot run again."
+    expect(pages.one("result")).to_have_text(text)
+    pages.forgive("status of 410")
+    pages.page.keyboard.press("Enter")
+    pages.expect_said(text)
+    sent = [path.split("/")[2] for method, path in pages.changes]
+    assert sorted(sent) == sorted([bare, *mine])
+    assert {load_job(store, job).status for job in mine} == {"queued"}
+    assert {load_job(store, job).status for job in (other, later)} == {"error"}
+    expect(button(pages, "Run 2 jobs again")).to_be_visible()
+
+
 # The page of a job
 
 

@@ -96,8 +96,8 @@ def press(page: Page, *keys: str) -> str:
 def test_pages_are_accessible(
     pages: Pages, store: JobStore, node_modules: Path, width: int
 ) -> None:
-    """axe-core finds nothing to complain about on a list, a job or a dialog, light or
-    dark, and no page is wider than its window. Pictures of them are kept.
+    """axe-core finds nothing to complain about on a list, groups, a job or a dialog,
+    light or dark, and no page is wider than its window. Pictures of them are kept.
     """
     page = pages.page
     # A colour in transition belongs to neither scheme.
@@ -137,6 +137,9 @@ def test_pages_are_accessible(
     check("running")
     pages.visit("/job_state/?owner=nobody&id=x")
     check("empty")
+    pages.visit("/job_state/?status=error&group=error")
+    assert pages.page.locator("tbody tr").count() == 2
+    check("groups")
     assert found == {}
 
 

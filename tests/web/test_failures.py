@@ -1,4 +1,4 @@
-"""Failed jobs that are grouped by why they failed."""
+"""Failed jobs that are grouped by why they failed: the JSON, and the page."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import pytest
 from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStore, Page
+from tests.jobs import RunMarathon
 from tests.store.jobs import Diary
 from tests.web.operating import (
     KEEPER,
     OPERATOR,
     Letter,
     LockedDiary,
+    Marathons,
+    act,
     put,
+    statuses,
 )
-from tests.web.paging import put_batch
+from tests.web.paging import Visiting, put_batch, query_of
 from tests.webapp import ADMIN, get
 
 PATH = "/job_state/?status=error&group=error"
@@ -177,16 +181,17 @@ class Clockless(JobState):
 
 
 def test_job_whose_code_fails_leaves_the_others(
-    paged: TestApp, store: JobStore
+    paged: TestApp, store: JobStore, visit: Visiting
 ) -> None:
     """It is missing from the groups."""
     fail(store, "Row 3", "Row 4")
     fail(store, "Row 5", cls=Clockless)
     assert reasons(paged) == [("ValueError", "Row …", 2)]
+    assert len(visit(PATH).all("tbody tr")) == 1
 
 
 def test_only_the_newest_are_examined(
-    paged: TestApp, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    paged: TestApp, store: JobStore, visit: Visiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thousand jobs are, in pages of two hundred. The answer says that older ones are
     not.
@@ -203,3 +208,63 @@ def test_only_the_newest_are_examined(
     answer = get(paged, f"{PATH}&all=1", OPERATOR).json
     assert answer["more"] is True
     assert asked == [(200, None), *[(200, two.cursor)] * 4]
+    note = "Older failed jobs are not counted."
+    assert visit(PATH).texts("table + .jobstate-note") == [note]
+
+
+# The page
+
+
+def test_page_has_a_row_for_each_group(store: JobStore, visit: Visiting) -> None:
+    """A row says how many jobs failed, why and when, and leads to the newest one. The
+    page leads back to the list.
+    """
+    fail(store, *["Row 7 <b>lacks</b> a date"] * 3)
+    (last,) = fail(store, "", type_="myapp.BadRow")
+    put(store, "bob", cls=Diary, status="error")
+    page = visit(f"{PATH}&owner=alice&kind=class:Sheet&_LOCALE_=en")
+    assert page.texts("tbody th") == [
+        "myapp.BadRow",
+        "ValueError: Row … <b>lacks</b> a date",
+    ]
+    assert page.texts("tbody .jobstate-number") == ["1", "3"]
+    times = [len(tag.select("time")) for tag in page.all("tbody .jobstate-when")]
+    assert times == [0, 1, 1, 1]
+    assert page.texts("h1") == ["Failed jobs by reason"]
+    assert page.texts(".jobstate-owner") == ["Kind: class:Sheet", "Owner: alice"]
+    (link, _) = page.all("tbody a")
+    assert link["href"] == f"http://localhost/job_state/{last}/"
+    back = {"kind": "class:Sheet", "owner": "alice", "status": "error"}
+    assert query_of(page.link("Failed jobs")) == {**back, "_LOCALE_": "en"}
+
+
+def test_page_without_failures(store: JobStore, visit: Visiting) -> None:
+    """It says that there are no jobs. Without a text, it says that a job failed."""
+    page = visit(PATH, "alice")
+    assert page.texts(".jobstate-none") == ["No jobs."]
+    assert not page.has("table, .jobstate-none + .jobstate-note")
+    fail(store, "")
+    assert visit(PATH, "alice").texts("tbody th") == ["Failed"]
+
+
+def test_group_is_run_again(
+    paged: TestApp, store: JobStore, marathons: Marathons, visit: Visiting
+) -> None:
+    """Its button has the URLs of those of its jobs that the viewer may run again: of no
+    batch, and of no job that only others may.
+    """
+    mine = fail(store, "Row 3", "Row 4", cls=Letter)
+    put(store, "alice", cls=RunMarathon, status="error", error=JobError(None, "Row 3"))
+    put_batch(store, "error", owner="alice")
+    both = visit(PATH)
+    assert both.texts("tbody button") == ["Run 1 job again", "Run 2 jobs again"]
+    assert [len(urls) for urls in both.data["groups"]] == [0, 1, 2]
+    page = visit(PATH, "alice")
+    (button,) = page.all("tbody button")
+    assert button.get_text() == "Run 2 jobs again"
+    assert button.has_attr("hidden")
+    urls = page.data["groups"][int(str(button["data-group"]))]
+    assert urls == [f"http://localhost/job_state/{uuid}/" for uuid in mine]
+    for url in urls:
+        assert act(paged, f"{url}rerun", "alice").status_code == 202
+    assert statuses(store, *mine) == ["queued", "queued"]

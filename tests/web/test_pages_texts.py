@@ -208,6 +208,8 @@ def test_reason_is_in_the_language_of_the_request(
         uuid = put_job(store, RunMarathon, "error", error=JobError(kind, text)).uuid
         page = Visit(german, f"/job_state/{uuid}?_LOCALE_=de")
         assert page.texts(".jobstate-exception") == [shown]
+    page = Visit(german, "/job_state?status=error&group=error&_LOCALE_=de")
+    assert {f"E: {not_sent}", "Nicht abgeschickt."} < {*page.texts("tbody th")}
 
 
 def test_bad_address_is_said_in_the_language_of_the_request(german: TestApp) -> None:

@@ -17,6 +17,7 @@ from ..interfaces import IPages
 from ..jobstates import ask
 from ..query import LOCALE, read_query
 from ..views import MEMBERS, asked_page, show_many
+from .failures import failures_page
 from .layout import Pages, respond
 from .rows import ACTS, Row, for_script, rows_of, tabs_of, url_maker
 from .words import words_for
@@ -221,6 +222,8 @@ def list_page(context: JobStates, request: Request) -> Response:
     if query != dict(request.GET.items()):
         # The JSON of a page's URL has the jobs of the page.
         return HTTPFound(request.resource_url(context, query=query))
+    if "group" in query:
+        return failures_page(context, request)
     page = asked_page(context, request)
     filters = {name: query[name] for name in FILTERS if name in query}
     kept = ("members", "status", "limit", LOCALE, *(() if may_list else ("kind",)))

@@ -124,6 +124,12 @@ WORDS = MappingProxyType(
         "pages-of-list": _("Pages of the list"),
         "select-all": _("Select all on this page"),
         "matching": _("All matching jobs, on every page"),
+        # The groups of failed jobs.
+        "failures": _("Failed jobs by reason"),
+        "failed-jobs": _("Failed jobs"),
+        "reason": _("Reason"),
+        "oldest": _("Oldest"),
+        "more-failures": _("Older failed jobs are not counted."),
         # The chart.
         "chart": _("Ended in the last 24 hours"),
         "now": _("now"),
@@ -214,6 +220,7 @@ PLURALS = MappingProxyType(
             "Delete ${number} jobs? This cannot be undone.",
         ),
         "keep": ("Keep it", "Keep them"),
+        "rerun-some": ("Run ${number} job again", "Run ${number} jobs again"),
         "rerun-failed": (
             "Run ${number} failed job again",
             "Run ${number} failed jobs again",
