@@ -52,10 +52,14 @@ def test_hostile_texts_stay_text(store: JobStore, visit: Visiting) -> None:
 
     harmless = put_each(RunMarathon, "x")
     list_shape = shape_of(visit("/job_state"))
+    groups_shape = shape_of(visit("/job_state?status=error&group=error"))
     shape = shape_of(visit(f"/job_state/{harmless}"))
     job = put_each(Hurdles, HOSTILE)
     page = visit("/job_state")
     one = visit(f"/job_state/{job}")
+    groups = visit("/job_state?status=error&group=error")
+    assert len(groups.all("tbody tr")) == 2
+    assert shape_of(groups) == groups_shape
     assert shape_of(page) == list_shape
     assert shape_of(one) == shape
     both = ["title", "message", "owner", "unit", "type", "exception"]
