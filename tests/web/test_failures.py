@@ -238,6 +238,20 @@ def test_page_has_a_row_for_each_group(store: JobStore, visit: Visiting) -> None
     assert query_of(page.link("Failed jobs")) == {**back, "_LOCALE_": "en"}
 
 
+def test_failed_jobs_lead_to_their_groups(store: JobStore, visit: Visiting) -> None:
+    """The list of failed jobs leads to their groups, in which members count."""
+    batch, _ = put_batch(store, "error")
+    failed = visit("/job_state?owner=alice&status=error&limit=5&_LOCALE_=en")
+    assert failed.uuids == [batch]
+    link = failed.link("Group by reason")
+    wanted = {"owner": "alice", "status": "error", "group": "error", "members": "1"}
+    assert query_of(link) == {**wanted, "_LOCALE_": "en"}
+    reasons = visit(link.removeprefix("http://localhost")).texts("tbody th")
+    assert reasons == ["ValueError: wrong", "Some of its jobs failed."]
+    for query in "owner=alice", "owner=alice&status=success", "owner=bob&status=error":
+        assert not visit(f"/job_state?{query}").has(".jobstate-by-reason")
+
+
 def test_page_without_failures(store: JobStore, visit: Visiting) -> None:
     """It says that there are no jobs. Without a text, it says that a job failed."""
     page = visit(PATH, "alice")

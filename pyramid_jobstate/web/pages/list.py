@@ -261,6 +261,10 @@ def list_page(context: JobStates, request: Request) -> Response:
         "chart": chart_of(overview.buckets, words) if overview.buckets else None,
         "blocks": blocks,
         "acts": acts,
+        # Beside the failed jobs: there, members count one by one.
+        "groups": url(group="error", members="1", limit=None)
+        if blocks and filters.get("status") == "error"
+        else None,
         "newest": None if is_first else url(),
         "older": None if page.cursor is None else url(cursor=page.cursor),
         "data": for_script(

@@ -125,6 +125,7 @@ WORDS = MappingProxyType(
         "select-all": _("Select all on this page"),
         "matching": _("All matching jobs, on every page"),
         # The groups of failed jobs.
+        "by-reason": _("Group by reason"),
         "failures": _("Failed jobs by reason"),
         "failed-jobs": _("Failed jobs"),
         "reason": _("Reason"),
