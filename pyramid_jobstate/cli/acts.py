@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import NotRepeatable
 from ..job import FINISHED, UNFINISHED, Batch, JobState, record_of
-from ..store import BulkResult, JobStore
+from ..store import AmbiguousKind, BulkResult, JobStore
 from .arguments import (
     Operation,
     add_duration,
@@ -325,7 +325,9 @@ class BulkCommand:
                 if cursor is None or acted == self._args.limit:
                     ending = ""
         finally:
-            self._tell(at_least, ending)
+            # The first call refuses a kind that may be a class or an actor.
+            if cursor is not None or not isinstance(sys.exception(), AmbiguousKind):
+                self._tell(at_least, ending)
 
     def _next(self, count: int, cursor: str | None, **options: Any) -> BulkResult:
         limit = self._args.limit

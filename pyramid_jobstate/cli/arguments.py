@@ -86,7 +86,11 @@ def add_filters(
       statuses: The statuses to filter by.
     """
     group = parser.add_argument_group("filters")
-    group.add_argument("--kind", help="only jobs of this kind, such as RunMarathon")
+    group.add_argument(
+        "--kind",
+        help="only jobs of this class or, if they have none, of this actor, such as "
+        "RunMarathon or run_marathon",
+    )
     group.add_argument(
         "--status",
         choices=statuses,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from ..errors import ActorError
-from ..store import JobStore, refusal
+from ..store import AmbiguousKind, JobStore, refusal
 from .terminal import CouldNot, Refused, log_to_stderr, without_passwords
 
 if TYPE_CHECKING:
@@ -81,13 +81,14 @@ def sending() -> Iterator[None]:
 
     Raises:
       CouldNot: The broker, or the application's code, raised an exception.
+      AmbiguousKind: A class and an actor have the name that the filters give.
       redis.exceptions.RedisError: The store does not answer.
     """
     from ..worker import BROKER_IS_AWAY
 
     try:
         yield
-    except (CouldNot, RedisError):
+    except (AmbiguousKind, CouldNot, RedisError):
         raise
     except Exception as e:
         what = "Sending failed"

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..job import JobState
-from .jobs import RUNNING, remarks, shortened
+from .jobs import RUNNING, Kinds, remarks, shortened
 from .terminal import clean, clock, here, number, owner_text, short, span
 
 STYLES = {
@@ -47,8 +47,10 @@ def make_console() -> Console:
     )
 
 
-def draw_table(jobs: Sequence[JobState], *, has_more: bool) -> None:
-    """Draw a list of jobs."""
+def draw_table(
+    jobs: Sequence[JobState], kinds: Sequence[str], *, has_more: bool
+) -> None:
+    """Draw a list of jobs with what is shown of the kind of each."""
     console = make_console()
     if not jobs:
         console.print(Text("No job matches.", "dim"))
@@ -58,11 +60,11 @@ def draw_table(jobs: Sequence[JobState], *, has_more: bool) -> None:
         table.add_column(name, no_wrap=True, overflow="ellipsis")
     table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
     names = shortened([job.uuid for job in jobs])
-    for job in jobs:
+    for job, kind in zip(jobs, kinds, strict=True):
         table.add_row(
             names[job.uuid],
             _when(job.queued_at),
-            Text(short(job.kind, 30)),
+            Text(short(kind, 30)),
             Text(short(owner_text(job.owner), 30)),
             _status(job),
             Text(remarks(job).lstrip(",: ")),
@@ -90,9 +92,13 @@ def draw_card(job: JobState, facts: Iterable[tuple[str, str]]) -> None:
 class Screen:
     """A full screen of jobs that changes in place. At its end, the last state of the
     jobs stays below what the terminal showed before.
+
+    Parameters:
+      kinds: Names the kinds of the jobs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: Kinds) -> None:
+        self._kinds = kinds
         self._console = make_console()
         # Without the alternate screen, a narrowed terminal would wrap what is drawn.
         self._live = Live(
@@ -125,7 +131,9 @@ class Screen:
         room = max(room - (len(jobs) > room), 1)
         # The sort is stable: rows do not jump unless a job stalls.
         rows = sorted(jobs, key=lambda job: job.status != "stalled")
-        parts: list[RenderableType] = [_head(jobs), _bars(rows[:room], columns)]
+        shown = rows[:room]
+        bars = _bars(shown, self._kinds.texts(shown), columns)
+        parts: list[RenderableType] = [_head(jobs), bars]
         if len(rows) > room:
             parts.append(Text(f"and {len(rows) - room:,} more", "dim"))
         if notice:
@@ -141,17 +149,17 @@ def _head(jobs: Sequence[JobState]) -> Text:
     return Text(f"{clock()}   {text}", "bold", no_wrap=True, overflow="ellipsis")
 
 
-def _bars(jobs: Sequence[JobState], columns: int) -> Table:
-    bar, kind = WIDE if columns >= 80 else NARROW
+def _bars(jobs: Sequence[JobState], kinds: Sequence[str], columns: int) -> Table:
+    bar, length = WIDE if columns >= 80 else NARROW
     grid = Table.grid(expand=True, padding=(0, 2, 0, 0))
     for _ in range(4):
         grid.add_column(no_wrap=True, overflow="ellipsis")
     grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     names = shortened([job.uuid for job in jobs])
-    for job in jobs:
+    for job, kind in zip(jobs, kinds, strict=True):
         grid.add_row(
             names[job.uuid],
-            Text(short(job.kind, kind)),
+            Text(short(kind, length)),
             _bar(job, bar),
             _status(job),
             Text(_rest(job)),

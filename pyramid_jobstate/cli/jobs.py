@@ -17,7 +17,15 @@ from ..job import (
     progress_json,
     record_of,
 )
-from ..store import Failures, JobStore, Try, newest_uuids, records_of
+from ..store import (
+    Failures,
+    JobStore,
+    Try,
+    kind_name,
+    kind_texts,
+    newest_uuids,
+    records_of,
+)
 from .terminal import (
     CouldNot,
     clean,
@@ -89,7 +97,8 @@ def find(store: JobStore, name: str) -> JobState:
             "the full id of an older one."
         )
     if len(found) > 1:
-        raise CouldNot(f"{name} is the beginning of several ids: {_named(found)}.")
+        named = _named(found, Kinds(store).texts(found))
+        raise CouldNot(f"{name} is the beginning of several ids: {named}.")
     return found[0]
 
 
@@ -99,11 +108,31 @@ def find_all(store: JobStore, names: Sequence[str]) -> list[JobState]:
     return list({job.uuid: job for job in jobs}.values())
 
 
-def _named(jobs: Sequence[JobState]) -> str:
+def _named(jobs: Sequence[JobState], kinds: Sequence[str]) -> str:
     shown = [
-        f"{job.uuid} ({clean(job.kind)}, {job.status})" for job in jobs[:CANDIDATES]
+        f"{job.uuid} ({kind}, {job.status})"
+        for job, kind in zip(jobs[:CANDIDATES], kinds, strict=False)
     ]
     return ", ".join(shown) + (", …" if len(jobs) > len(shown) else "")
+
+
+class Kinds:
+    """What people read of the kinds of jobs: see :func:`.kind_texts`.
+
+    Parameters:
+      store: The store of the jobs.
+    """
+
+    def __init__(self, store: JobStore) -> None:
+        self._texts = kind_texts(store.kinds())
+
+    def texts(self, jobs: Sequence[JobState]) -> list[str]:
+        """Return what is shown of the kind of each job, "-" if it has none."""
+        kinds = [kind_name(record_of(job)) for job in jobs]
+        if not self._texts.keys() >= {*kinds}:
+            # Jobs of further kinds were sent since.
+            self._texts = kind_texts({*self._texts, *kinds})
+        return [clean(self._texts[kind]) or "-" for kind in kinds]
 
 
 def shortened(uuids: Sequence[str]) -> dict[str, str]:
@@ -272,11 +301,10 @@ def remarks(job: JobState) -> str:
     return f"{text}: {short(reason)}" if reason else text
 
 
-def row(job: JobState) -> str:
-    """Return a job as one line: its id, the time at which it was queued, its kind, its
-    owner and its state.
+def row(job: JobState, kind: str) -> str:
+    """Return a job as one line: its id, the time at which it was queued, what is shown
+    of its kind, its owner and its state.
     """
-    kind = clean(job.kind) or "-"
     queued = job.queued_at
     since = "-" if queued is None else local(queued, "T")
     return f"{job.uuid} {since} {kind} {owner_text(job.owner)} {state_text(job)}"

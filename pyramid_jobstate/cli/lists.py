@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from ..job import JobState
 from ..store import JobStore
 from .arguments import Filters, Operation, add_filters, add_limit, add_members
-from .jobs import as_json, row
+from .jobs import Kinds, as_json, row
 from .terminal import DONE, Output
 
 #: The most jobs that a store returns at once.
@@ -23,15 +23,16 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     found = jobs(store, Filters.of(args), args.limit, members=args.members)
+    kinds = Kinds(store)
     if output.draws:
         from .draw import draw_table
 
         # One more than is shown tells whether there are more.
         shown = list(itertools.islice(found, args.limit))
-        draw_table(shown, has_more=next(found, None) is not None)
+        draw_table(shown, kinds.texts(shown), has_more=next(found, None) is not None)
         return DONE
     for job in itertools.islice(found, args.limit):
-        output.tell(row(job), **as_json(job))
+        output.tell(row(job, *kinds.texts([job])), **as_json(job))
     return DONE
 
 

@@ -9,6 +9,7 @@ from ..job import Batch, JobState, record_of
 from ..store import Failures, JobStore
 from .arguments import Operation, add_duration, add_ids
 from .jobs import (
+    Kinds,
     as_json,
     counted,
     duration,
@@ -42,23 +43,29 @@ def add_show_arguments(parser: argparse.ArgumentParser) -> None:
 def show_job(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     job = find(store, args.id)
     failures = store.failures(job.uuid)
+    (kind,) = Kinds(store).texts([job])
+    known = [*facts(job, kind), *failed(job, failures)]
     if output.draws:
         from .draw import draw_card
 
-        draw_card(job, [*facts(job), *failed(job, failures)])
+        draw_card(job, known)
     elif output.is_json:
         output.tell("", **as_json(job), failures=failures_as_json(job, failures))
     else:
-        for name, text in (*facts(job), *failed(job, failures)):
+        for name, text in known:
             output.tell(f"{name}: {text}")
     return DONE
 
 
-def facts(job: JobState) -> Iterator[tuple[str, str]]:
-    """Yield the names and texts of what a record says, in reading order."""
+def facts(job: JobState, kind: str) -> Iterator[tuple[str, str]]:
+    """Yield the names and texts of what a record says, in reading order.
+
+    Parameters:
+      kind: What is shown of its kind.
+    """
     yield "id", job.uuid
     yield "title", clean(title_of(job))
-    yield "kind", clean(job.kind) or "-"
+    yield "kind", kind
     yield "actor", clean(job.actor) or "-"
     yield "status", job.status
     if job.cancel_requested:

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from ..job import JobState
 from ..store import JobStore
 from .arguments import Filters, Operation, add_ids, add_members
-from .jobs import RUNNING, Changes, as_json, find_all
+from .jobs import RUNNING, Changes, Kinds, as_json, find_all
 from .lists import PAGE, jobs
 from .operate import INTERVAL, explained, passes
 from .terminal import DONE, Output, clock, joined, say, span
@@ -42,7 +42,7 @@ def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     if output.draws:
         from .draw import Screen
 
-        with Screen() as screen:
+        with Screen(Kinds(store)) as screen:
             return follow(store, watched, found, screen.show)
     return follow(store, watched, found, ChangeLines(output).show)
 

@@ -25,6 +25,7 @@ from .lists import (
     Filter,
     Fresh,
     Page,
+    kind_name,
     kind_texts,
     newest_uuids,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "deferred_client",
     "is_foreign",
     "is_passing",
+    "kind_name",
     "kind_texts",
     "name_of",
     "namespace_fault",

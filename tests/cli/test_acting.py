@@ -337,6 +337,19 @@ def test_all_that_match_run_again(till: Operator, store: JobStore) -> None:
         store.delete(jobs[1].uuid)
 
 
+def test_jobs_of_one_kind_run_again(till: Operator, store: JobStore) -> None:
+    """A kind is that of a class, or an actor without one. A name of both is neither."""
+    other = failed(store, cls=JobState, actor="walk")
+    alike = failed(store, cls=JobState, actor="RunMarathon")
+    job = failed(store)
+    error = till.rerun("--kind", "RunMarathon", "--yes").error(2)
+    assert "Pass 'class:RunMarathon' or 'actor:RunMarathon'." in error
+    assert till.rerun("--kind", "actor:RunMarathon", "--dry-run").out[0][:2] == "1 "
+    ran = till.rerun("--kind", "class:RunMarathon", "--yes")
+    assert ran.out == ["1 requeued, 0 refused"]
+    assert statuses(store, other, alike, job) == ["error", "error", "queued"]
+
+
 def test_failed_jobs_of_a_batch_run_again(
     till: Operator, store: JobStore, marathons: Marathons
 ) -> None:

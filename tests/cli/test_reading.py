@@ -143,6 +143,29 @@ def test_list_filters_by_kind_status_and_owner(
         assert {*listed(pjobs, *arguments)} == jobs, arguments
 
 
+def test_kind_is_a_class_or_an_actor(pjobs: Operator, store: JobStore) -> None:
+    """Jobs of an actor without a class go by the actor, wherever kinds are shown or
+    taken. Each name says what it is if a class and an actor share it.
+    """
+    names = ["mow", "rake", "Stroll"]
+    jobs = [put(store, "queued", cls=JobState, actor=name) for name in names]
+    jobs.append(put(store, "queued", cls=Stroll))
+    kinds = ["mow", "rake", "actor:Stroll", "class:Stroll"]
+    lines = [line.split() for line in pjobs("list").out]
+    assert {line[0]: line[2] for line in lines} == {
+        job.uuid: kind for job, kind in zip(jobs, kinds, strict=True)
+    }
+    assert {line.split("  ")[0] for line in pjobs("info").out} >= {*kinds}
+    for job, kind in zip(jobs, kinds, strict=True):
+        assert facts_of(pjobs, job, "kind") == [kind]
+        assert listed(pjobs, "--kind", kind) == [job.uuid]
+        ran = pjobs("cancel", "--kind", kind, "--dry-run")
+        assert ran.out == ["1 would be cancelled"]
+    for words in ["list"], ["cancel", "--dry-run"], ["clear", "--yes"]:
+        error = pjobs(*words, "--kind", "Stroll").error(2)
+        assert "Pass 'class:Stroll' or 'actor:Stroll'." in error
+
+
 def test_limits_reach_beyond_a_page(pjobs: Operator, store: JobStore) -> None:
     """By default 50 jobs are listed. A limit may exceed a page of the store's."""
     put_batch(store, Haul, members(*["queued"] * 210))

@@ -148,6 +148,30 @@ def test_watch_has_bars_that_move(pjobs: Operator, runs: Runs, store: JobStore) 
         assert character not in shown.output
 
 
+def test_kind_is_a_class_or_an_actor(pjobs: Operator, store: JobStore) -> None:
+    """Tables and bars name the actor of a job without a class, also of one that begins
+    later, and say what a name is that a class and an actor share.
+    """
+    put(store, cls=Amble)
+    put(store, cls=JobState, actor="mow")
+
+    def kinds(shown: Terminal) -> set[str]:
+        return {line.split()[column] for line in shown.lines()[1:]}
+
+    def course(shown: Terminal) -> Iterator[None]:
+        assert kinds(shown.catch_up()) == {"Amble", "mow"}
+        put(store, cls=JobState, actor="Amble")
+        yield
+        assert kinds(shown.catch_up()) == {"class:Amble", "actor:Amble", "mow"}
+        signal.raise_signal(signal.SIGINT)
+
+    column = 1
+    shown = pjobs.draw("watch", course=course, code=130)
+    column = 2
+    shown = pjobs.draw("list")
+    assert kinds(shown) == {"class:Amble", "actor:Amble", "mow"}
+
+
 def test_watch_without_jobs(pjobs: Operator, store: JobStore) -> None:
     """Without running jobs the screen says so. SIGTERM and SIGHUP show the cursor and
     the former screen again. Variables that tell rich that this is no terminal do not

@@ -219,6 +219,33 @@ def test_form_keeps_what_is_filtered(redis_url: str, store: JobStore) -> None:
     assert page.one("input[name=owner]")["value"] == "alice"
 
 
+def test_filter_tells_a_class_from_an_actor(store: JobStore, visit: Visiting) -> None:
+    """Actors without a class have options of their own. Two options of one name say
+    what each is, and lead to its jobs, with their counts and chart.
+    """
+    put(store, None, cls=Diary, status="success")
+    for actor in "mow", "rake", "Diary":
+        put(store, None, cls=JobState, status="success", actor=actor)
+    options = visit("/job_state").all("option")
+    assert {str(tag["value"]): tag.get_text() for tag in options} == {
+        "": "All kinds",
+        "actor:Diary": "actor:Diary",
+        "actor:mow": "mow",
+        "actor:rake": "rake",
+        "class:Diary": "class:Diary",
+    }
+    for kind, title in (
+        ("actor:Diary", "Diary"),
+        ("class:Diary", "Diary"),
+        ("mow", "Mow"),
+    ):
+        page = visit(f"/job_state?kind={kind}")
+        assert page.texts("option[selected]") == [kind]
+        assert page.texts(".jobstate-tabs a")[0] == "All 1"
+        assert page.texts("figcaption span")[0] == "done: 1"
+        assert len(page.uuids) == 1 and title in page.texts("tbody tr")[0]
+
+
 def test_pages_follow_each_other(store: JobStore, visit: Visiting) -> None:
     """Links lead to older jobs and back; a page has fifty unless asked for fewer."""
     jobs = put(store, *["alice"] * 51, cls=RunMarathon)[::-1]
