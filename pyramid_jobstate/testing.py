@@ -49,6 +49,7 @@ from .job import (
     RecordingRun,
     Run,
     check_weight,
+    did_you_mean,
     dumps,
     encode_owner,
     record_of,
@@ -593,7 +594,9 @@ class _Put:
             raise TypeError("put_job() makes no batches. Use put_batch().")
         if status not in STATUSES:
             known = ", ".join(STATUSES)
-            raise ValueError(f"Unknown status {status!r}. Use one of: {known}.")
+            raise ValueError(
+                f"Unknown status {status!r}. Use one of: {known}.{did_you_mean(status)}"
+            )
         _check("actor", actor, str, "a str")
         check_owner(owner)
         _check("params", params, Mapping | None, "a dict of values by name")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
-from ..job import STATUSES, is_owner, parse_duration
+from ..job import STATUSES, did_you_mean, is_owner, parse_duration
 from .terminal import Refused
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def add_filters(
     )
     group.add_argument(
         "--status",
-        choices=statuses,
+        type=status_of(statuses),
         metavar="STATUS",
         help=f"only jobs with this status: {', '.join(statuses)}",
     )
@@ -161,6 +161,19 @@ def named(what: str, convert: Callable[[str], T]) -> Callable[[str], T]:
             return convert(text)
         except ValueError as e:
             raise argparse.ArgumentTypeError(f"the {what} {e}") from None
+
+    return converter
+
+
+def status_of(statuses: Sequence[str]) -> Callable[[str], str]:
+    """Return a converter that takes one of some statuses."""
+
+    def converter(text: str) -> str:
+        if text in statuses:
+            return text
+        error = f"invalid choice: {text!r} (choose from {', '.join(statuses)})."
+        error += did_you_mean(text, statuses)
+        raise argparse.ArgumentTypeError(error.removesuffix("."))
 
     return converter
 

@@ -91,6 +91,7 @@ from .values import (
     parse_time,
     stored_iso_time,
 )
+from .words import STATUS_WORDS, did_you_mean
 
 __all__ = [
     "ALIAS",
@@ -112,6 +113,7 @@ __all__ = [
     "REJECTED",
     "SKIPPED",
     "STATUSES",
+    "STATUS_WORDS",
     "TARGET",
     "TIMES",
     "UNFINISHED",
@@ -146,6 +148,7 @@ __all__ = [
     "container_of",
     "current_job_state",
     "current_state",
+    "did_you_mean",
     "dump_error",
     "dumps",
     "encode_owner",

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from ..job import Record, dumps, is_uuid
+from ..job import Record, did_you_mean, dumps, is_uuid
 from .arguments import check_age, check_int
 from .batches import FailedMembers
 from .lists import (
@@ -121,7 +121,7 @@ class Bulk:
             known = ", ".join(act.statuses)
             raise ValueError(
                 f"{act.name}() acts on jobs with one of the statuses {known}, not "
-                f"{wanted.status!r}."
+                f"{wanted.status!r}.{did_you_mean(wanted.status, act.statuses)}"
             )
         if wanted.batch is not None and not is_uuid(wanted.batch):
             raise ValueError(f"batch must be a uuid, not {wanted.batch!r}.")

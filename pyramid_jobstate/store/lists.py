@@ -18,6 +18,7 @@ from ..job import (
     Counts,
     JobState,
     Record,
+    did_you_mean,
     dumps,
     is_owner,
 )
@@ -124,7 +125,10 @@ class Filter(NamedTuple):
         """
         self.check_types()
         if self.status is not None and self.status not in STATUSES:
-            raise ValueError(f"status must be a status of a job, not {self.status!r}.")
+            raise ValueError(
+                f"status must be a status of a job, not {self.status!r}."
+                f"{did_you_mean(self.status)}"
+            )
 
     @property
     def matches_all(self) -> bool:

@@ -17,6 +17,7 @@ from ..job import (
     Guard,
     JobState,
     container_of,
+    did_you_mean,
     is_owner,
     is_uuid,
     record_of,
@@ -380,7 +381,10 @@ def read_options(query: Mapping[str, str], act: BulkAct) -> dict[str, Any]:
     status = query.get("status")
     if status is not None and status not in act.statuses:
         known = ", ".join(act.statuses)
-        raise BadRequest(f"status must be one of {known}, not {status!r}.")
+        raise BadRequest(
+            f"status must be one of {known}, not {status!r}."
+            f"{did_you_mean(status, act.statuses)}"
+        )
     filters = {
         "kind": query.get("kind"),
         "status": status,

@@ -40,6 +40,9 @@ def test_mistakes_are_usage_errors(pjobs: Operator, store: JobStore) -> None:
     for arguments, error in (
         ("list --kin x", "unrecognized arguments: --kin x"),
         ("list --status done", "argument --status: invalid choice: 'done' (choose fro"),
+        ("list --status failed", "cancelled). Did you mean 'error'? (see `pjobs"),
+        ("rerun --status FAILED", "(choose from error). Did you mean 'error'? (see"),
+        ("clear --status soon", "(choose from success, error, cancelled) (see `pjobs"),
         ("show", "the following arguments are required: ID"),
         ("cancel", aim),
         ("cancel --limit 5", aim),

@@ -30,7 +30,7 @@ from tests.store.jobs import (
     put_unsent,
     uuids_of,
 )
-from tests.support import UUID, key_of, load_job, wait_for
+from tests.support import STATUSES, UUID, key_of, load_job, wait_for
 from tests.trips import counting_trips
 
 
@@ -244,6 +244,41 @@ def test_invalid_arguments_are_refused(store: JobStore) -> None:
             if name in names.split():
                 with pytest.raises(error, match=match):
                     call(**{name: wrong})
+
+
+#: Words for statuses on pages and in everyday use, and what they mean.
+OTHER_WORDS = (
+    ("Waiting", "'queued'"),
+    ("RUNNING", "'working'"),
+    ("trying_again", "'retrying'"),
+    ("No sign of life", "'stalled'"),
+    ("Cancelling…", "'cancelling'"),
+    ("done", "'success'"),
+    (" failed", "'error'"),
+    ("Error", "'error'"),
+    ("canceled", "'cancelled'"),
+    ("finished", "'success', 'error' or 'cancelled'"),
+)
+
+
+def test_error_names_the_status_that_a_word_means(store: JobStore) -> None:
+    """A word of the pages, or an everyday one, is refused with the status that it
+    means, unless the call does not take that.
+    """
+    calls: list[tuple[Callable[..., object], str]] = [
+        (store.list, " ".join(STATUSES)),
+        (functools.partial(store.members, UUID), " ".join(STATUSES)),
+        (store.clear, "success error cancelled"),
+        (store.cancel_all, "queued working retrying stalled cancelling"),
+    ]
+    for word, meant in OTHER_WORDS:
+        for call, known in calls:
+            is_known = meant.split("'")[1] in known
+            question = rf" Did you mean {meant}\?" if is_known else ""
+            with pytest.raises(ValueError, match=rf"not {word!r}\.{question}$"):
+                call(status=word)
+    with pytest.raises(ValueError, match=r"not 'soon'\.$"):
+        store.list(status="soon")
 
 
 def test_expired_jobs_are_dropped(store: JobStore) -> None:

@@ -25,6 +25,7 @@ from tests.readme import PAGES, page
 from tests.running import running
 from tests.support import PACKAGE, ROOT, write
 from tests.web.operating import OPERATOR, Marathons, operated_app
+from tests.web.paging import Visit, paged_app
 from tests.webapp import ADMIN, ask, get
 
 #: The rows of a table, each with its cells.
@@ -174,15 +175,22 @@ def test_routes(tmp_path: Path) -> None:
 # States
 
 
-def test_statuses(app: TestApp, store: JobStore) -> None:
-    """The tables have each status, and say how it reads."""
+def test_statuses(app: TestApp, store: JobStore, redis_url: str) -> None:
+    """The tables have each status, and say how it reads, also on pages, as does the
+    glossary.
+    """
     counted = get(app, "/job_state/counts", ADMIN).json["counts"]
     rows = table("reference/states", "``status``")
     assert names(rows) == [*counted]
     properties = table("reference/states", "property")
     public = [name for name in dir(JobState) if name.startswith(("is_", "has_"))]
     assert sorted(names(properties)) == public
-    for status, _, coarse in rows:
+    tabs = Visit(paged_app(redis_url), "/job_state").texts(".jobstate-tabs a")
+    shown = [tab.rpartition(" ")[0] for tab in tabs if not tab.startswith("All ")]
+    assert shown == [text for _, text, *_ in rows]
+    glossary = " ".join(page("glossary").split())
+    for status, text, _, coarse in rows:
+        assert f"{text} ({status})" in glossary
         job = put_job(store, RunMarathon, *words(status), owner="alice")
         state = get(app, f"/job_state/{job.uuid}", "alice").json
         assert [state["job"]["status"]] == words(status)

@@ -61,6 +61,7 @@ BULK_QUERIES = [
 FILTERS = [
     ("clear?status=working", "status must be one of success, error, cancelled"),
     ("clear?status=", "status must be one of"),
+    ("clear?status=Failed", "not 'Failed'. Did you mean 'error'?"),
     ("cancel?status=success", "status must be one of queued, working"),
     *each("cancel?older_than rerun?older_than", "1h", "'older_than'"),
     ("rerun?status=error", "'status'"),

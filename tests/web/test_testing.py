@@ -129,6 +129,7 @@ def test_wrong_argument_is_named(job_store: JobStore) -> None:
         ("error", {}, "^job_state_class must be a JobState class, not 'error'"),
         (Batch, {}, r"^put_job\(\) makes no batches\. Use put_batch\(\)"),
         (JobState, {"status": "done"}, r"'done'.*success"),
+        (JobState, {"status": "failed"}, r"'failed'.* Did you mean 'error'\?$"),
         (JobState, {"actor": None}, "^actor must be a str, not None"),
         (JobState, {"owner": [1]}, r"owner of a job must be .*, not \[1\]"),
         (JobState, {"params": [1]}, r"^params must be .*, not \[1\]"),

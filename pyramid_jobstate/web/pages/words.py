@@ -18,7 +18,15 @@ from babel import Locale, UnknownLocaleError, dates, numbers
 from babel.units import format_unit
 from pyramid.i18n import TranslationStringFactory, make_localizer
 
-from ...job import DOMAIN, FAILED, REASONS, SKIPPED, filled, sentence_of
+from ...job import (
+    DOMAIN,
+    FAILED,
+    REASONS,
+    SKIPPED,
+    STATUS_WORDS,
+    filled,
+    sentence_of,
+)
 
 if TYPE_CHECKING:
     from pyramid.request import Request
@@ -31,14 +39,7 @@ LABELS = MappingProxyType(
     {
         "job": _("Job"),
         "loading": _("Loading…"),
-        "queued": _("Waiting"),
-        "working": _("Running"),
-        "retrying": _("Trying again"),
-        "stalled": _("No sign of life"),
-        "cancelling": _("Cancelling…"),
-        "success": _("Done"),
-        "error": _("Failed"),
-        "cancelled": _("Cancelled"),
+        **{status: words[0] for status, words in STATUS_WORDS.items()},
         "reconnecting": _("Connection lost, trying again…"),
         "lost": _("Unavailable"),
         "due": _("Starts at ${time}"),
