@@ -44,7 +44,7 @@ COMMANDS = {
     "list": Subcommand("list jobs", "lists"),
     "show": Subcommand("show all that is known about a job", "show"),
     "log": Subcommand("print the log of a job, and follow it", "show"),
-    "watch": Subcommand("watch running jobs", "watch"),
+    "watch": Subcommand("watch working jobs", "watch"),
     "wait": Subcommand("wait for the end of jobs", "wait"),
     "cancel": Subcommand("cancel jobs", "acts"),
     "rerun": Subcommand("run failed jobs again", "acts"),

@@ -458,13 +458,13 @@ def rerun_jobs(store: JobStore, args: argparse.Namespace, output: Output) -> int
 
 RERUN = Operation(
     """\
-Run failed jobs again, each under its id. Given ids, print the status of each, and why a
-job cannot run again. Given filters, print how many jobs were sent and refused: those
-that cannot run again, or had changed meanwhile. On a terminal, it then asks first, and
-leaves alone what fails after that. --batch names a batch, which is not run again
-itself, but its failed jobs are. If one of the jobs cannot run again, the others
-do, and the exit code is 1. The messages go to the broker of the application or, with
---url, to --broker.
+Run failed jobs again, those with the status error, each under its id. Given ids, print
+the status of each, and why a job cannot run again. Given filters, print how many jobs
+were sent and refused: those that cannot run again, or had changed meanwhile. On a
+terminal, it then asks first, and leaves alone what fails after that. --batch names a
+batch, which is not run again itself, but its failed jobs are. If one of the jobs cannot
+run again, the others do, and the exit code is 1. The messages go to the broker of the
+application or, with --url, to --broker.
 """,
     add_rerun_arguments,
     rerun_jobs,

@@ -22,8 +22,8 @@ EXIT_CODES = """\
 exit codes:
   0 done, or `wait` saw success; 1 could not: the job is unknown, already over or
   cannot run again, some of many jobs were refused, or the store or the broker does not
-  answer; 2 a mistake in the command line or the ini; 3 the job failed; 4 it was
-  cancelled; 5 it has stalled; 124 timed out; 129 SIGHUP; 130 Ctrl-C, which never
+  answer; 2 a mistake in the command line or the ini; 3 the status of the job is error;
+  4 it is cancelled; 5 it is stalled; 124 timed out; 129 SIGHUP; 130 Ctrl-C, which never
   cancels a job; 141 the reader of the output has gone; 143 SIGTERM
 """
 

@@ -145,7 +145,7 @@ def _head(jobs: Sequence[JobState]) -> Text:
     """Return how many jobs have each status."""
     counts = Counter(job.status for job in jobs)
     shown = [f"{name} {number(counts[name])}" for name in RUNNING if counts[name]]
-    text = "   ".join(shown) or "No job is running."
+    text = "   ".join(shown) or "No job is working."
     return Text(f"{clock()}   {text}", "bold", no_wrap=True, overflow="ellipsis")
 
 
@@ -206,7 +206,7 @@ def _when(moment: datetime.datetime | None) -> str:
 BAR, KIND = 16, 30
 
 #: The styles of the numbers, of those that are not 0.
-NUMBER_STYLES = {"running": "cyan", "failed": "bold red", "stalled": "bold magenta"}
+NUMBER_STYLES = {name: STYLES[name] for name in ("working", "error", "stalled")}
 
 
 def draw_info(head: str, kinds: Sequence[tuple[str, int, Sequence[str]]]) -> None:
@@ -215,7 +215,7 @@ def draw_info(head: str, kinds: Sequence[tuple[str, int, Sequence[str]]]) -> Non
     Parameters:
       head: The line.
       kinds: The kinds, each with its number of running jobs, and its numbers in words:
-        those of running, waiting and failed jobs, and perhaps others.
+        those of working, queued and error, and perhaps others.
     """
     console = make_console()
     console.print(Text(head, "bold"))

@@ -12,6 +12,9 @@ from ..store import Bucket, JobStore, kind_texts
 from .arguments import Operation, add_members
 from .terminal import DONE, Output, number, short, span
 
+#: The statuses that are told of a kind only if it has such jobs.
+OTHERS = ("retrying", "stalled", "cancelling")
+
 #: Seconds in which ended jobs count.
 DAY = 86400.0
 
@@ -69,26 +72,24 @@ def head_text(total: Tally, seconds: float) -> str:
     """Return the line about all jobs."""
     counts, ended = total.counts, total.ended
     period = "24 h" if seconds == DAY else span(seconds)
-    return (
-        f"running {number(total.running)}   waiting {number(counts.queued)}   "
-        f"retrying {number(counts.retrying)}   stalled {number(counts.stalled)}   "
-        f"| {period}: done {number(ended.success)}  failed {number(ended.error)}"
-    )
+    names = ["working", "queued", "retrying", "stalled"]
+    if counts.cancelling:
+        names.append("cancelling")
+    now = "   ".join(f"{name} {number(getattr(counts, name))}" for name in names)
+    lately = f"success {number(ended.success)}  error {number(ended.error)}"
+    return f"{now}   | {period}: {lately}"
 
 
 def words(tally: Tally) -> list[str]:
     """Return what is said of a kind: three numbers, and others unless they are 0."""
     counts = tally.counts
     found = [
-        f"{number(tally.running)} running",
-        f"{number(counts.queued)} waiting",
-        f"{number(tally.ended.error)} failed",
+        f"{number(counts.working)} working",
+        f"{number(counts.queued)} queued",
+        f"{number(tally.ended.error)} error",
     ]
-    if counts.retrying:
-        found.append(f"{number(counts.retrying)} retrying")
-    if counts.stalled:
-        found.append(f"{number(counts.stalled)} stalled")
-    return found
+    others = {name: getattr(counts, name) for name in OTHERS}
+    return found + [f"{number(n)} {name}" for name, n in others.items() if n]
 
 
 def _known(cls: type[JobState]) -> Iterator[str]:
@@ -114,8 +115,8 @@ def _as_json(tally: Tally, seconds: float) -> dict[str, Any]:
 
 INFO = Operation(
     """\
-Count jobs: in the first line all of them, then those of each kind. What is done or has
-failed counts for 24 hours, or for as long as the store keeps ended jobs.
+Count jobs: in the first line all of them, then those of each kind. Those that have
+ended with success or error count for 24 hours, or for as long as the store keeps them.
 """,
     add_members,
     run,

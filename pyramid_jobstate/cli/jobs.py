@@ -45,15 +45,8 @@ NEWEST = 1000
 #: The most candidates to name.
 CANDIDATES = 5
 
-#: The words for the statuses of members, in the order in which they are told.
-WORDS = {
-    "success": "succeeded",
-    "error": "failed",
-    "cancelled": "cancelled",
-    "working": "running",
-    "queued": "waiting",
-    "retrying": "retrying",
-}
+#: The statuses of members, in the order in which they are told.
+TOLD = ("success", "error", "cancelled", "working", "queued", "retrying")
 
 #: Those of members whose number is told beside how many are over.
 BAD = ("error", "cancelled")
@@ -157,18 +150,18 @@ def find_batch(store: JobStore, name: str) -> str:
 
 
 def over_text(batch: Batch) -> str:
-    """Return how many members are over, and how badly: "118 of 120 jobs, 2 failed"."""
+    """Return how many members are over, and how badly: "118 of 120 jobs, 2 error"."""
     over = f"{number(batch.progress.done)} of {number(batch.size)} jobs"
     return ", ".join([over, *counted(batch, BAD)])
 
 
-def counted(batch: Batch, statuses: Sequence[str] = tuple(WORDS)) -> list[str]:
-    """Return how many members have each of some statuses, such as "2 failed", without
+def counted(batch: Batch, statuses: Sequence[str] = TOLD) -> list[str]:
+    """Return how many members have each of some statuses, such as "2 error", without
     zeros.
     """
     counts = batch.counts
     numbers = {status: getattr(counts, status) for status in statuses}
-    return [f"{number(n)} {WORDS[status]}" for status, n in numbers.items() if n]
+    return [f"{number(n)} {status}" for status, n in numbers.items() if n]
 
 
 def bad_counts(job: JobState) -> tuple[int, ...]:
@@ -276,7 +269,7 @@ def duration(job: JobState) -> float | None:
 def state_text(job: JobState) -> str:
     """Return a job's status and what belongs to it, such as "working 10% 2,000 of
     20,000 rows: Reading", "success after 9 s" or "error after 9 s: ValueError: wrong";
-    of a batch "working 98% 118 of 120 jobs, 2 failed".
+    of a batch "working 98% 118 of 120 jobs, 2 error".
     """
     return job.status + remarks(job)
 

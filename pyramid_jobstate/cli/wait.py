@@ -126,7 +126,7 @@ WAIT = Operation(
     """\
 Wait until jobs have ended, and print a line for each change. The exit code is 0 if all
 of them succeeded. Otherwise it is the first of these that applies to any of them:
-3 failed, 4 cancelled, 5 stalled for longer than --stalled, 1 its record is gone,
+3 error, 4 cancelled, 5 stalled for longer than --stalled, 1 its record is gone,
 124 --timeout has passed. If one of the ids is unknown, nothing is waited for: 1. A
 store that is away is asked again for as long as --stalled; then the exit code is 1,
 since nothing is known about the jobs.

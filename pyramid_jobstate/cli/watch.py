@@ -29,7 +29,7 @@ Show = Callable[[Sequence[JobState], str], None]
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
-    add_ids(parser, "*", "the jobs to watch, by default all that run")
+    add_ids(parser, "*", "the jobs to watch, by default all that a worker has begun")
     add_members(parser)
 
 
@@ -181,9 +181,9 @@ class ChangeLines:
 
 WATCH = Operation(
     """\
-Watch jobs until Ctrl-C: all that are running, or the given ones until they have ended.
-On a terminal, each has a bar; elsewhere each change is a line. While the store is away,
-the last states stay.
+Watch jobs until Ctrl-C: all that are working, retrying, cancelling or stalled, or the
+given ones until they have ended. On a terminal, each has a bar; elsewhere each change
+is a line. While the store is away, the last states stay.
 """,
     add_to,
     run,

@@ -464,8 +464,8 @@ def test_failures_of_a_batch_are_told_at_once(pjobs: Operator, store: JobStore) 
     assert ran.code == 3
     *told, last = states(ran.out)
     assert told == [
-        "working 0% 1 of 3 jobs, 1 failed",
-        "working 0% 2 of 3 jobs, 1 failed, 1 cancelled",
+        "working 0% 1 of 3 jobs, 1 error",
+        "working 0% 2 of 3 jobs, 1 error, 1 cancelled",
     ]
-    end = r"error after [\d.]+ s, 3 of 3 jobs, 1 failed, 2 cancelled"
+    end = r"error after [\d.]+ s, 3 of 3 jobs, 1 error, 2 cancelled"
     assert re.fullmatch(end, last)

@@ -216,7 +216,7 @@ def test_application_of_an_ini(
     assert "printed at import" not in ran.out
     ran = pjobs.main(str(folder.ini), "word=hi")
     assert ran.code == 0
-    assert ran.out[0].endswith("| 2 h: done 0  failed 0")
+    assert ran.out[0].endswith("| 2 h: success 0  error 0")
     kinds = [line.split("  ")[0] for line in ran.out[1:]]
     assert kinds[0] == "Saunter of the tests"
     assert {str(folder.path), f"{folder.path} uphill"} <= {*kinds}

@@ -424,12 +424,13 @@ def test_info_counts_jobs(pjobs: Operator, store: JobStore) -> None:
     put(store, "queued", cls=Strange)
     lines = pjobs().printed()
     assert lines[:4] == [
-        "running 5   waiting 3   retrying 1   stalled 1   | 24 h: done 1  failed 1",
-        "Stroll  3 running  0 waiting  0 failed  1 stalled",
-        "RunMarathon  2 running  2 waiting  1 failed  1 retrying",
-        f"{HARMLESS}  0 running  1 waiting  0 failed",
+        "working 4   queued 3   retrying 1   stalled 1   cancelling 1   "
+        "| 24 h: success 1  error 1",
+        "Stroll  3 working  0 queued  0 error  1 stalled",
+        "RunMarathon  1 working  2 queued  1 error  1 retrying  1 cancelling",
+        f"{HARMLESS}  0 working  1 queued  0 error",
     ]
-    assert "Titled  0 running  0 waiting  0 failed" in lines
+    assert "Titled  0 working  0 queued  0 error" in lines
     assert pjobs("info").out == lines
     (line,) = pjobs("--json").out
     found = json.loads(line)
@@ -441,8 +442,8 @@ def test_info_counts_jobs(pjobs: Operator, store: JobStore) -> None:
     assert kinds["class:Stroll"].keys() == found.keys()
     assert kinds["class:Stroll"]["working"] == 3
     put_batch(store, Haul, members("working", "working"))
-    assert pjobs("info").out[0].startswith("running 6 ")
-    assert pjobs("info", "--members").out[0].startswith("running 8 ")
+    assert pjobs("info").out[0].startswith("working 5 ")
+    assert pjobs("info", "--members").out[0].startswith("working 7 ")
 
 
 def test_line_of_a_batch_has_its_counts(pjobs: Operator, store: JobStore) -> None:
@@ -450,8 +451,8 @@ def test_line_of_a_batch_has_its_counts(pjobs: Operator, store: JobStore) -> Non
     for statuses, text in (
         ([], r"success after 0\.\d s, 0 of 0 jobs"),
         (["queued"] * 2, "queued 0% 0 of 2 jobs"),
-        (EACH, "working 57% 4 of 7 jobs, 2 failed, 1 cancelled"),
-        (["success", "error"], r"error after [\d.]+ s, 2 of 2 jobs, 1 failed"),
+        (EACH, "working 57% 4 of 7 jobs, 2 error, 1 cancelled"),
+        (["success", "error"], r"error after [\d.]+ s, 2 of 2 jobs, 1 error"),
     ):
         batch = put_batch(store, Haul, members(*statuses))
         assert re.fullmatch(text, state_of(pjobs, batch)), statuses
@@ -463,7 +464,7 @@ def test_batch_has_its_counts(pjobs: Operator, store: JobStore) -> None:
     lines = pjobs("show", batch.uuid[:13]).out
     assert f"title: {HARMLESS}" in lines
     assert "progress: 57% 4 of 7 jobs" in lines
-    jobs = "1 succeeded, 2 failed, 1 cancelled, 1 running, 1 waiting, 1 retrying"
+    jobs = "1 success, 2 error, 1 cancelled, 1 working, 1 queued, 1 retrying"
     assert f"jobs: {jobs}" in lines
     assert not any(line.startswith(("batch: ", "rerun: ")) for line in lines)
     member = store.members(batch.uuid).items[0]

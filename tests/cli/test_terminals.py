@@ -78,8 +78,8 @@ def test_info_has_bars(pjobs: Operator, store: JobStore) -> None:
     """Bars show which kinds run most. Without jobs the totals remain."""
     shown = pjobs.draw("info", rows=300, columns=40)
     assert shown.lines()[:2] == [
-        "running 0   waiting 0   retrying 0",
-        "stalled 0   | 24 h: done 0  failed 0",
+        "working 0   queued 0   retrying 0",
+        "stalled 0   | 24 h: success 0  error 0",
     ]
     for _ in range(3):
         put(store, cls=Amble)
@@ -87,9 +87,11 @@ def test_info_has_bars(pjobs: Operator, store: JobStore) -> None:
         put(store, status)
     shown = pjobs.draw(rows=300)
     head, busiest, next_ = shown.lines()[:3]
-    assert head.startswith("running 5   waiting 1   ")
-    assert re.fullmatch(r"Amble  +█{16}  3 running  0 waiting  0 failed", busiest)
-    assert re.fullmatch(r"RunMarathon  +█{10}▋ +2 running  1 waiting  0 failed", next_)
+    assert head.startswith("working 4   queued 1   ")
+    assert re.fullmatch(r"Amble  +█{16}  3 working  0 queued  0 error", busiest)
+    assert re.fullmatch(
+        r"RunMarathon  +█{10}▋ +1 working  1 queued  0 error  1 cancelling", next_
+    )
 
 
 def test_watch_has_bars_that_move(pjobs: Operator, runs: Runs, store: JobStore) -> None:
@@ -182,7 +184,7 @@ def test_watch_without_jobs(pjobs: Operator, store: JobStore) -> None:
 
         def course(shown: Terminal, signum: int = signum) -> Iterator[None]:
             (line,) = shown.catch_up().lines()
-            assert re.fullmatch(r"\d\d:\d\d:\d\d   No job is running\.", line)
+            assert re.fullmatch(r"\d\d:\d\d:\d\d   No job is working\.", line)
             assert shown.is_alternate and not shown.has_cursor
             signal.raise_signal(signum)
             yield
@@ -267,7 +269,7 @@ def test_watch_draws_the_bar_of_a_batch(pjobs: Operator, store: JobStore) -> Non
     def course(shown: Terminal) -> Iterator[None]:
         lines = shown.catch_up().lines()
         (row,) = [line for line in lines if line.startswith(batch.uuid[:8])]
-        assert re.search(r" ━{17}[━╺╸]* +working +87% 2 of 3 jobs, 1 failed$", row)
+        assert re.search(r" ━{17}[━╺╸]* +working +87% 2 of 3 jobs, 1 error$", row)
         signal.raise_signal(signal.SIGINT)
         yield
 

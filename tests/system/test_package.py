@@ -48,5 +48,5 @@ def test_pjobs_with_a_url_does_not_import_pyramid(redis_url: str) -> None:
     """It works where Pyramid cannot be imported."""
     job = put_job(JobStore(redis_url), status="working").uuid
     without = f"import sys; sys.modules['pyramid'] = None; {PJOBS}"
-    for words, output in (["info"], "running 1"), (["cancel", job], "cancelling"):
+    for words, output in (["info"], "working 1"), (["cancel", job], "cancelling"):
         assert output in run_python("-c", without, "--url", redis_url, *words)
