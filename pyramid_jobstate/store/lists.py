@@ -586,11 +586,14 @@ class AmbiguousKind(ValueError):
 
 def kind_texts(kinds: Iterable[str]) -> dict[str, str]:
     """Return what a person reads of each kind: the name of its class or its actor, or
-    with what it is, if there are both.
+    with what it is, if there are both or the name seems to say so itself.
     """
     names = {kind: kind.partition(":")[2] for kind in kinds}
     counts = collections.Counter(names.values())
-    return {kind: name if counts[name] == 1 else kind for kind, name in names.items()}
+    return {
+        kind: kind if counts[name] > 1 or name.startswith((CLASS, ACTOR)) else name
+        for kind, name in names.items()
+    }
 
 
 def resolved(wanted: Filter, access: ListAccess) -> Filter:

@@ -43,6 +43,12 @@ class Stroll(JobState):
     """A kind that is busier than marathons."""
 
 
+class Sly(JobState):
+    """A kind with the name of an actor."""
+
+    kind = "actor:mow"
+
+
 class Strange(JobState):
     """A kind with a hostile name."""
 
@@ -149,8 +155,8 @@ def test_kind_is_a_class_or_an_actor(pjobs: Operator, store: JobStore) -> None:
     """
     names = ["mow", "rake", "Stroll"]
     jobs = [put(store, "queued", cls=JobState, actor=name) for name in names]
-    jobs.append(put(store, "queued", cls=Stroll))
-    kinds = ["mow", "rake", "actor:Stroll", "class:Stroll"]
+    jobs += [put(store, "queued", cls=cls) for cls in (Stroll, Sly)]
+    kinds = ["mow", "rake", "actor:Stroll", "class:Stroll", "class:actor:mow"]
     lines = [line.split() for line in pjobs("list").out]
     assert {line[0]: line[2] for line in lines} == {
         job.uuid: kind for job, kind in zip(jobs, kinds, strict=True)
