@@ -102,9 +102,24 @@ def test_marathon_is_watched_to_its_end(
     expect_status(page, "Done")
     expect(page.locator("[data-live]")).to_be_hidden()
     assert number(page, "[data-miles]") == 13.1
-    bar = page.get_by_role("progressbar", name="13.1 miles")
+    bar = page.get_by_role("progressbar", name="Run of 13.1 miles")
     expect(bar).to_have_attribute("aria-valuenow", "100")
     expect(page.get_by_role("list", name="Splits")).to_contain_text("Mile 13 at")
+    assert console_errors == []
+
+
+def test_job_is_cancelled_in_the_list(
+    demo: Demo, page: Page, console_errors: list[str]
+) -> None:
+    """The button of a row cancels its job. The rest of the row leads to the job."""
+    log_in(page, demo, "Alice")
+    job = start_marathon(page, "Stroll")
+    page.get_by_role("link", name="Your jobs").click()
+    row = page.get_by_role("listitem").first
+    row.get_by_role("button", name="Cancel").click()
+    expect(row.locator("[part=status]")).to_have_text("Cancelled")
+    row.click()
+    expect(page).to_have_url(job)
     assert console_errors == []
 
 
@@ -135,7 +150,7 @@ def test_batch_fails_in_part_and_runs_again(
     """The page counts the files, and runs those that failed again until all are in."""
     log_in(page, demo, "Alice")
     page.get_by_role("button", name="Import 120 files").click()
-    expect(page.locator("#job [part=title]")).to_have_text("120 files")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Import of 120 files")
     batch = page.url
     expect_status(page, "Running")
     assert wait_for(lambda: number(page, "[data-files]"), PATIENCE) < 118
