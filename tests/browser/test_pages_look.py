@@ -15,6 +15,7 @@ from pyramid_jobstate.testing import put_job
 from tests.accessible import RGBA, SCHEMES, complaints
 from tests.browser.looks import Colour, contrast, over
 from tests.browser.paged import IS_WIDER, ImportSheet, Pages, fill
+from tests.catalogs import write_catalog
 from tests.jobs import RunMarathon
 from tests.web.paging import paged_config
 
@@ -53,6 +54,13 @@ FOCUSED = """() => {
     || node.textContent.trim().split(/\\s/)[0] || node.tagName;
 }"""
 
+
+#: Where the text of a node ends on the right.
+TEXT_END = """(node) => {
+  const range = document.createRange();
+  range.selectNodeContents(node);
+  return range.getBoundingClientRect().right;
+}"""
 
 #: The word for the state of each element, and whether it is shown in full.
 ROWS = """(elements) => elements.map(({ shadowRoot }) => {
@@ -226,6 +234,28 @@ def test_phone_shows_jobs_first(pages: Pages, store: JobStore) -> None:
     expect(kind).to_be_visible()
     expect(times).to_be_visible()
     expect(page.locator("summary").first).to_be_hidden()
+
+
+def test_long_words_from_right_to_left_fit_a_phone(
+    pages: Pages, redis_url: str, store: JobStore, tmp_path: Path
+) -> None:
+    """A button that is longer than its line wraps. A value or message of another
+    direction stands on the page's side.
+    """
+    write_catalog(tmp_path, "pyramid_jobstate", "he", {"Cancel": "לבטל " * 20})
+    config = paged_config(redis_url)
+    config.add_translation_dirs(str(tmp_path))
+    pages.serve(config)
+    sheet = {"filename": "boston.csv"}
+    job = put_job(store, ImportSheet, "working", params=sheet, message="Half way")
+    pages.page.set_viewport_size({"width": 360, "height": 900})
+    pages.visit(f"/job_state/{job.uuid}?_LOCALE_=he")
+    assert pages.page.evaluate(IS_WIDER) is False
+    name, value = (pages.page.locator(f".jobstate-facts {tag}") for tag in ("dt", "dd"))
+    expect(value).to_have_text("boston.csv")
+    message = pages.page.locator("[part=message]")
+    ends = [node.evaluate(TEXT_END) for node in (name, value, message)]
+    assert ends == pytest.approx([ends[0]] * 3, abs=1)
 
 
 def test_everything_is_done_by_keyboard(pages: Pages, store: JobStore) -> None:
