@@ -287,6 +287,8 @@ declare namespace JobState {
     | "cancel"
     // {reason}
     | "cancel-failed"
+    // the reason of a cancelled job that is left out, as the server words it
+    | "reason-cancelled"
     | "log"
     // the link to the result
     | "result"
@@ -434,7 +436,7 @@ declare namespace JobState {
     | "percent"
     // the cancel button
     | "cancel"
-    // the bar, and how far it is filled
+    // the bar, and how far it is filled; hidden if the job ended without progress
     | "bar"
     | "fill"
     // of a batch's bar: how the members that are over ended
@@ -449,7 +451,7 @@ declare namespace JobState {
     // of a batch: the line of the numbers of its members, and each number
     | "counts"
     | `count-${keyof MemberCounts}`
-    // what the job says of itself
+    // what the job says of itself while it is under way, or of its success
     | "message"
     // why it failed, was cancelled, could not be cancelled or cannot be seen
     | "notice"

@@ -66,6 +66,7 @@ const ENGLISH = {
   took: "took {time}",
   cancel: "Cancel",
   "cancel-failed": "Not cancelled: {reason}",
+  "reason-cancelled": "The job was cancelled.",
   log: "Log",
   result: "Open the result",
   // Why the server gave no useful answer
@@ -1421,8 +1422,11 @@ class JobStateElement extends HTMLElement {
 
   _notice(job, state) {
     if (state === "lost") return this._explain(this._reason);
-    if (state === "error" || state === "cancelled") return clean(job.error && job.error.message);
-    return this._complaint;
+    if (state !== "error" && state !== "cancelled") return this._complaint;
+    const reason = clean(job.error && job.error.message);
+    // It would only repeat the word.
+    const usual = state === "cancelled" && unmarked(this._label("reason-cancelled"));
+    return reason === usual ? "" : reason;
   }
 
   _draw(loaded) {
@@ -1471,7 +1475,8 @@ class JobStateElement extends HTMLElement {
       status: waiting || word, // a screen reader may read each change of the bar's text
       details: ["", ...details].join(" · "),
       left,
-      message: clean(job.message),
+      // What a job said last is about work that goes on, unless it has succeeded.
+      message: isOver && state !== "success" ? "" : clean(job.message),
       notice: this._notice(job, state),
       cancel: this._label(this._asking ? "cancelling" : "cancel"),
       result: this._label("result"),
@@ -1479,6 +1484,7 @@ class JobStateElement extends HTMLElement {
     const hidden = {
       job: !answered && this.textContent.trim() !== "",
       log: !lines.length,
+      bar: isOver && fraction === null,
       counts: !isBatch,
       cancel: !cancellable,
       result: !link,

@@ -30,7 +30,9 @@ NAMES = [*ALL, "loading", "lost", "reconnecting"]
 #: States that show a share of the work; the bar's end is still ahead.
 PARTIAL = ("working", "retrying", "stalled", "cancelling", "reconnecting")
 #: States in which the whole bar is ahead.
-EMPTY = ("queued", "cancelled", "error", "loading", "lost")
+EMPTY = ("queued", "loading")
+#: States that show no bar: without progress, the job has ended.
+BARLESS = {"cancelled", "error", "lost"}
 
 #: For each text, icon, border: its colour and the backgrounds and opacities around it.
 LAYERS = (
@@ -90,6 +92,7 @@ PIXELS = """async (picture) => {
   const bars = {};
   for (const element of document.querySelectorAll("job-state")) {
     const box = element.shadowRoot.querySelector("[part=bar]").getBoundingClientRect();
+    if (!box.width) continue;
     const y = box.top + scrollY + box.height / 2;
     bars[element.id] = row(Math.round(box.left), Math.floor(y), Math.round(box.width));
   }

@@ -97,6 +97,44 @@ def test_each_status_has_its_word(stage: Stage) -> None:
         assert stage.show(data(status, progress=progress(12, 26)))["now"] == now
 
 
+def test_end_leaves_out_what_is_over(stage: Stage) -> None:
+    """A job that failed, was cancelled or is lost shows no message, since the work does
+    not go on, and no bar without progress. A reason that says no more than "Cancelled",
+    in any language, is neither shown nor announced.
+    """
+    stage.server.answer("job", answer(message="Half way"), Answer(404))
+    stage.open(f"{FOLLOWING.format('')}<job-state id=other compact></job-state>")
+    lost = stage.wait("lost")
+    assert (lost["message"], lost["bar"]) == (None, None)
+    reason = {"message": "The job was cancelled."}
+    for status, error, notice in (
+        ("success", None, None),
+        ("error", {"message": "It rains."}, "It rains."),
+        ("error", reason, "The job was cancelled."),
+        ("cancelled", {"message": "By alice"}, "By alice"),
+        ("cancelled", reason, None),
+    ):
+        is_success = status == "success"
+        for name in "job", "other":
+            job = {"message": "Half way", "error": error}
+            seen = stage.show(data(status, **job), name)
+            assert seen["notice"] == notice
+            assert seen["message"] == ("Half way" if is_success else None)
+            assert (seen["bar"] is not None) is is_success
+            bar = stage.show(data(status, **job, progress=progress(0, 4)), name)["bar"]
+            assert bar is not None
+    end = "getComputedStyle(job.shadowRoot.querySelector('.bar'), '::after').content"
+    assert stage.page.evaluate(end) == "none"
+    german = {"message": "Der Auftrag wurde abgebrochen."}
+    stage.set(
+        "e.setAttribute('label-reason-cancelled', 'Der Auftrag wurde abgebrochen.')"
+    )
+    stage.listen()
+    stage.show(data())
+    assert stage.show(data("cancelled", error=german))["notice"] is None
+    assert stage.said(1) == ["Run marathon: Cancelled."]
+
+
 AMOUNTS: tuple[tuple[float, float | None, str], ...] = (
     (0.96, 1, "0.96 of 1"),
     (1999999.96, 2000000, "1,999,999.96 of 2,000,000"),

@@ -15,7 +15,16 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.batches import EACH, STATUSES, USUAL, Batches, batch
-from tests.browser.looks import EMPTY, FREEZE, LAYERS, NAMES, PARTIAL, THEMES, contrast
+from tests.browser.looks import (
+    BARLESS,
+    EMPTY,
+    FREEZE,
+    LAYERS,
+    NAMES,
+    PARTIAL,
+    THEMES,
+    contrast,
+)
 from tests.browser.staging import ELEMENT, HEAD, SETTLE, STATES, answer, data
 from tests.pollserver import STATIC, PollServer
 
@@ -125,6 +134,7 @@ def test_contrast_is_enough_on_any_page(stage: Batches, theme: str) -> None:
         fill, rest = looks.bars[name][5], looks.bars[name][6:-12]
         gap = max(contrast(fill, pixel) for pixel in rest)
         assert gap >= 3, (name, gap)
+    assert looks.bars.keys() == {*NAMES} - BARLESS
     # The end of the bar shows how much there is to do.
     ends = {
         name: max(contrast(pixel, looks.page) for pixel in looks.bars[name][-8:])

@@ -39,7 +39,7 @@ def test_hostile_texts_stay_text(store: JobStore, visit: Visiting) -> None:
         return put_job(
             store,
             cls,
-            "error",
+            "retrying",  # shows both its message and its error
             owner=f"owner {text}",
             params={"miles": f"value {text}", text: "named"},
             metrics={"m": f"metric {text}", "n": {text: text}},

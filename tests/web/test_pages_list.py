@@ -305,6 +305,29 @@ def test_row_tells_a_job_without_javascript(store: JobStore, visit: Visiting) ->
     assert page.one("[data-jobstate=acts]").has_attr("hidden")
 
 
+def test_row_says_of_an_end_what_the_element_says(
+    store: JobStore, visit: Visiting
+) -> None:
+    """The last message is left out unless the job has succeeded, and so is a reason
+    that only repeats the status.
+    """
+    for status, reason, text in (
+        ("success", None, "Done · 50% · 1 of 2 · \u2068Half way\u2069"),
+        ("error", "It rains.", "Failed · 50% · 1 of 2 · \u2068It rains.\u2069"),
+        ("cancelled", "It rains.", "Cancelled · 50% · 1 of 2 · \u2068It rains.\u2069"),
+        ("cancelled", "The job was cancelled.", "Cancelled · 50% · 1 of 2"),
+    ):
+        put_job(
+            store,
+            RunMarathon,
+            status,
+            message="Half way",
+            progress=Progress(1, 2),
+            error=JobError(None, reason) if reason else None,
+        )
+        assert visit("/job_state").texts("tbody job-state")[0] == text
+
+
 class Decathlon(JobState):
     """A kind of job that says more of its attempts than their number."""
 

@@ -63,10 +63,13 @@ def rowing(store: JobStore) -> str:
     ).uuid
 
 
-def test_rights_on_the_page_of_a_job(roles: TestApp, rowing: str) -> None:
+def test_rights_on_the_page_of_a_job(
+    roles: TestApp, rowing: str, store: JobStore
+) -> None:
     """Each viewer reads what they may, and is offered what they may do."""
     path = f"/job_state/{rowing}"
-    public = {PARAM, MESSAGE, METRIC}
+    running = put_job(store, Rowing, owner=OWNER, message=MESSAGE).uuid
+    public = {PARAM, METRIC}
     everything = {TITLE, *public, "Owner: alice", *SECRETS}
     cases: list[tuple[str | None, int, set[str], list[str]]] = [
         (None, 403, set(), []),
@@ -86,6 +89,9 @@ def test_rights_on_the_page_of_a_job(roles: TestApp, rowing: str) -> None:
         assert (TITLE in found) is (status == 200), user
         if status == 200:
             assert Visit(roles, path, user).acts == acts, user
+        # Once a job has failed, its page shows no message.
+        response = browse(roles, f"/job_state/{running}", user)
+        assert (MESSAGE in response.text) is (status == 200), user
 
 
 def test_list_tells_nothing_of_others(roles: TestApp, rowing: str) -> None:

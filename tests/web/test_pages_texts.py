@@ -37,6 +37,7 @@ GERMAN: Texts = {
     "The broker does not know the actor ${actor}.": "Wer ist ${actor}?",
     "This page's address is invalid.": "Diese Adresse ist falsch.",
     "The job could not be sent.": "Nicht abgeschickt.",
+    "The job was cancelled.": "Die Aufgabe wurde abgebrochen.",
     "The job ${uuid} with the same unique key is under way.": "Vorher läuft ${uuid}.",
     "Cancel this job?": "Diese Aufgabe abbrechen?",
     "The job has changed in the meantime.": "Die Aufgabe hat sich geändert.",
@@ -102,6 +103,18 @@ def test_pages_are_in_the_requests_language(german: TestApp, store: JobStore) ->
     austrian = Visit(german, "/job_state?_LOCALE_=de_AT")
     assert austrian.texts(".jobstate-tabs a")[1] == "Wartet 0"
     assert austrian.one("html")["lang"] == "de"
+
+
+def test_translated_reason_does_not_repeat_the_status(
+    german: TestApp, store: JobStore
+) -> None:
+    """A cancelled job reads "Cancelled" alone. The element has the same text for it."""
+    reason = JobError(None, "The job was cancelled.")
+    put_job(store, Biathlon, "cancelled", error=reason)
+    page = Visit(german, "/job_state?_LOCALE_=de")
+    assert page.texts("job-state") == ["Cancelled"]
+    label = page.data["labels"]["reason-cancelled"]
+    assert label == "Die Aufgabe wurde abgebrochen."
 
 
 def test_page_without_a_catalog_is_english(

@@ -70,16 +70,21 @@ def job_of(
 
 
 def text_of(job: Mapping[str, Any], words: Words) -> str:
-    """Return a job in one line: its status, progress, message and error.
+    """Return a job in one line: its status, progress, message and error. Of a job that
+    has ended, it says as much as the element.
 
     Parameters:
       job: The JSON of the job.
     """
-    parts = [words.status(job["status"])]
+    status = job["status"]
+    parts = [words.status(status)]
     if job["progress"] is not None and (progress := progress_of(job, words)):
         parts.append(progress)
-    error = job["error"]
-    for text in job["message"], error and error["message"]:
+    message = None if status in ("error", "cancelled") else job["message"]
+    reason = job["error"] and job["error"]["message"]
+    if status == "cancelled" and reason == words.label("reason-cancelled"):
+        reason = None
+    for text in message, reason:
         if text:
             # Isolated: text of another direction does not reorder the line.
             parts.append(f"\u2068{text}\u2069")

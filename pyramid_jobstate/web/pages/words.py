@@ -63,6 +63,7 @@ LABELS = MappingProxyType(
         "took": _("took ${time}"),
         "cancel": _("Cancel"),
         "cancel-failed": _("Not cancelled: ${reason}"),
+        "reason-cancelled": _("The job was cancelled."),
         "log": _("Log"),
         "result": _("Open the result"),
         "401": _("You are not signed in."),
