@@ -36,19 +36,19 @@ def test_hostile_texts_stay_text(store: JobStore, visit: Visiting) -> None:
     """Texts of jobs, owners and kinds add no markup to a page, and read as they are."""
 
     def put_each(cls: type[JobState], text: str) -> str:
-        return put_job(
-            store,
-            cls,
-            "retrying",  # shows both its message and its error
-            owner=f"owner {text}",
-            params={"miles": f"value {text}", text: "named"},
-            metrics={"m": f"metric {text}", "n": {text: text}},
-            message=f"message {text}",
-            log=[f"line {text}"],
-            progress=Progress(1, 2, f"unit {text}"),
-            error=JobError(f"type {text}", f"exception {text}"),
-            traceback=f"trace {text}",
-        ).uuid
+        given: dict[str, Any] = {
+            "owner": f"owner {text}",
+            "params": {"miles": f"value {text}", text: "named"},
+            "metrics": {"m": f"metric {text}", "n": {text: text}},
+            "message": f"message {text}",
+            "log": [f"line {text}"],
+            "progress": Progress(1, 2, f"unit {text}"),
+            "error": JobError(f"type {text}", f"exception {text}"),
+            "traceback": f"trace {text}",
+        }
+        put_job(store, cls, "error", **given)
+        # Shows both its message and its error.
+        return put_job(store, cls, "retrying", **given).uuid
 
     harmless = put_each(RunMarathon, "x")
     list_shape = shape_of(visit("/job_state"))
