@@ -67,6 +67,17 @@ def main(global_conf, **settings):
         return config.make_wsgi_app()
 """
 
+#: An application without a broker of its own.
+BROKERLESS = """
+from pyramid.config import Configurator
+
+
+def main(global_conf, **settings):
+    with Configurator(settings=settings) as config:
+        config.include("pyramid_jobstate")
+        return config.make_wsgi_app()
+"""
+
 INI = """
 [app:main]
 use = call:cliapp:main

@@ -13,7 +13,7 @@ import pytest
 
 from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import pass_time
-from tests.cliapp import Folder
+from tests.cliapp import BROKERLESS, Folder
 from tests.operated import Operator, put, with_ini
 from tests.relay import Relay
 from tests.support import UUID
@@ -248,7 +248,7 @@ def test_jobs_run_again_through_the_application(
     assert ran.err[-1].startswith("pjobs: --broker needs --url")
     ran = with_ini(pjobs, folder, "rerun", job.uuid)
     assert (ran.code, ran.out) == (0, [f"{job.uuid} queued"])
-    folder.module.write_text(STUB)
+    folder.module.write_text(BROKERLESS)
     ran = with_ini(pjobs, folder, "rerun", job.uuid)
     assert ran.code == 2
     assert ran.err[0].startswith("pjobs: The application has no broker.")
@@ -288,17 +288,6 @@ def test_application_that_does_not_start(pjobs: Operator, folder: Folder) -> Non
         assert "s3cr3t" not in line and "hush" not in line
 
 
-STUB = """
-from pyramid.config import Configurator
-
-
-def main(global_conf, **settings):
-    with Configurator(settings=settings) as config:
-        config.include("pyramid_jobstate")
-        return config.make_wsgi_app()
-"""
-
-
 COMPOSITE = """
 [composite:main]
 use = call:cliapp:make
@@ -325,7 +314,7 @@ def test_applications_with_different_stores(
     pjobs: Operator, folder: Folder, store: JobStore
 ) -> None:
     """If an ini makes applications with different stores, one must be named."""
-    folder.module.write_text(STUB + MAKE)
+    folder.module.write_text(BROKERLESS + MAKE)
     folder.ini.write_text(COMPOSITE.format(url=folder.url))
     job = put(store.replace(namespace="other"))
     ran = with_ini(pjobs, folder, "list")
@@ -346,7 +335,7 @@ def test_ini_that_is_wrong(pjobs: Operator, folder: Folder) -> None:
         folder.write_ini(**{"greeting = %(word)s": settings})
         line = with_ini(pjobs, folder, "list").error(code)
         assert error in line and "hush" not in line
-    folder.module.write_text(STUB)
+    folder.module.write_text(BROKERLESS)
     folder.write_ini(**{"jobstate.redis_url": "jobstate.broker = stub\nx"})
     ran = with_ini(pjobs, folder, "list")
     assert ran.code == 2
