@@ -9,12 +9,15 @@ does not import it. Each module imports what its command needs, when it runs.
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from .terminal import USAGE, Refused, say
+from .terminal import USAGE, Refused, say, without_passwords
 
 if TYPE_CHECKING:
     from .arguments import Parser
@@ -131,9 +134,12 @@ def _run(words: CommandLine) -> int:
     given += args.words
     if not given:
         parser.error("the following arguments are required: INI")
+    if args.url is None and given[0] in COMMANDS and not os.path.isfile(given[0]):
+        parser.error(
+            f"an INI must precede the command {given[0]}, as in "
+            f"`pjobs {without_passwords(_ini_first(given[0], words))}`"
+        )
     if len(given) == 1:
-        if given[0] in COMMANDS and not os.path.exists(given[0]):
-            parser.error(f"an INI must precede the command {given[0]}")
         given.append(DEFAULT)
     place, name = given[0], " ".join(given[1:])
     if name not in COMMANDS:
@@ -156,6 +162,19 @@ def _run(words: CommandLine) -> int:
 
     code: int = module.main(Ini.parse(place, words.variables), program, words.rest)
     return code
+
+
+def _ini_first(command: str, words: CommandLine) -> str:
+    """Return a command line that begins with a command as it should be."""
+    ini, others = ["INI"], [*words.head, *words.rest]
+    others.remove(command)
+    for i, word in enumerate(others):
+        if re.search(r"\.ini(#|$)", word):
+            variables = itertools.takewhile(_is_variable, others[i + 1 :])
+            ini = [word, *variables]
+            del others[i : i + len(ini)]
+            break
+    return shlex.join([*ini, *words.variables, command, *others])
 
 
 def _make_parser(make: type[Parser]) -> Parser:

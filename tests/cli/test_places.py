@@ -5,6 +5,7 @@ and an exit code.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import socket
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def test_places_that_are_none(pjobs: Operator, tmp_path: Path) -> None:
         (["missing.ini", "list"], "missing.ini does not exist."),
         ([str(tmp_path), "list"], " is a folder, not an ini file."),
         ([], "the following arguments are required: INI"),
-        (["list"], "an INI must precede the command list"),
+        (["list"], "an INI must precede the command list, as in `pjobs INI list`"),
         (["a.ini", "x=1", "--json", "list"], "unrecognized arguments: list (see `pjob"),
         (["a.ini", "lsit"], "invalid choice: 'lsit' (choose from "),
         (["-1", "list", "info"], "invalid choice: 'list info' (choose from "),
@@ -102,6 +103,26 @@ def test_places_that_are_none(pjobs: Operator, tmp_path: Path) -> None:
         line = pjobs.main(*arguments).error(2)
         assert error in line
         assert "secret" not in line
+
+
+def test_command_before_the_ini_is_told_the_order(pjobs: Operator) -> None:
+    """The error says that the ini comes first, and shows the right command line."""
+    for words, better in (
+        ("work development.ini", "development.ini work"),
+        ("dev 'a.ini#site' x=1 y=2", "'a.ini#site' x=1 y=2 dev"),
+        ("info x=1 a.ini", "a.ini x=1 info"),
+        ("list missing.ini --status error", "missing.ini list --status error"),
+        ("work --processes 2 a.ini x=1", "a.ini x=1 work --processes 2"),
+        ("cancel --kind a=b c.ini 4f6c", "c.ini cancel --kind a=b 4f6c"),
+        ("list --kind 'a b' 'my dir/a.ini'", "'my dir/a.ini' list --kind 'a b'"),
+        ("show 4f6c", "INI show 4f6c"),
+        ("list redis://:secret@h/0", "INI list redis://…@h/0"),
+    ):
+        command = words.split()[0]
+        assert pjobs.main(*shlex.split(words)).error(2) == (
+            f"pjobs: an INI must precede the command {command}, as in `pjobs {better}` "
+            "(see `pjobs --help`)"
+        )
 
 
 def test_url_may_follow_the_command(pjobs: Operator, store: JobStore) -> None:
