@@ -10,6 +10,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pyramid.config import global_registries
 from pyramid.exceptions import ConfigurationError
@@ -64,6 +65,26 @@ def place_of(error: BaseException) -> str:
     return own or installed
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """Return what has stopped the start of an application: Pyramid wraps what an action
+    raises.
+    """
+    cause: BaseException = getattr(error, "evalue", error)
+    return cause
+
+
+def misconfigured(error: BaseException) -> str | None:
+    """Return what is wrong with the configuration of an application, and the line that
+    says so if Pyramid knows it, or None if an error has another reason.
+    """
+    cause = cause_of(error)
+    if not isinstance(cause, ConfigurationError):
+        return None
+    info: Any = getattr(error, "info", None)
+    is_placed = info is not None and info.file
+    return f"{info.file}, line {info.line}: {cause}" if is_placed else str(cause)
+
+
 def _store_of(ini: Ini) -> JobStore:
     """Return the store of the applications that this process has made."""
     stores: dict[str, JobStore] = {}
@@ -98,11 +119,10 @@ def _starting(ini: Ini) -> Iterator[None]:
         with explained(ini.path):
             raise
     except (Exception, SystemExit) as e:
-        # Pyramid wraps what an action raises.
-        cause = getattr(e, "evalue", e)
-        text = str(cause)
-        if not isinstance(cause, ConfigurationError):
-            text = f"{place_of(e)}{type(cause).__name__}: {text}"
+        text = misconfigured(e)
+        if text is None:
+            cause = cause_of(e)
+            text = f"{place_of(e)}{type(cause).__name__}: {cause}"
         text = f"The application of {ini.path} does not start: {text}"
     else:
         return

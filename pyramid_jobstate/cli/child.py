@@ -23,6 +23,7 @@ from pyramid.exceptions import ConfigurationError, ConfigurationExecutionError
 from pyramid.scripts.common import get_config_loader
 
 from . import work
+from .application import misconfigured
 from .ini import Ini
 from .terminal import Refused
 
@@ -59,8 +60,9 @@ def main() -> int:
         run(ini, reporter)
     except BaseException as e:
         reporter.report(files_of(e), needs_change=needs_change(e))
-        if isinstance(e, Refused):
-            print(f"pjobs: {e}", file=sys.stderr)
+        text = str(e) if isinstance(e, Refused) else misconfigured(e)
+        if text is not None:
+            print(f"pjobs: {text}", file=sys.stderr)
             return work.IMPORT
         raise
     return 0

@@ -18,13 +18,12 @@ import dramatiq.broker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import BrokerConnectionError
-from pyramid.exceptions import ConfigurationError
 from pyramid.paster import get_app, setup_logging
 from pyramid.settings import aslist, falsey, truthy
 from redis.exceptions import RedisError
 
 from ..worker import global_broker, is_default
-from .application import place_of
+from .application import misconfigured, place_of
 from .brokers import NO_BROKER
 from .ini import Ini
 from .terminal import Refused
@@ -191,7 +190,8 @@ Run Dramatiq workers with the application of the ini. This process becomes the c
 
 EPILOG = """\
 exit codes: 0 stopped; 1 the application raised an error; 2 a mistake in the command
-line or the ini, a failed import, or no broker; 3 the broker cannot be reached
+line, the ini or the configuration, a failed import, or no broker; 3 the broker cannot
+be reached
 """
 
 #: The application of this worker process. Pyramid itself refers to it only weakly.
@@ -275,9 +275,9 @@ def boot() -> None:
         if isinstance(e, SystemExit) and e.code:
             # Also Dramatiq's own, on a second signal.
             raise
-        if isinstance(e, ConfigurationError) and not _has_broker():
-            # The likely cause of what the include complains about.
-            _fail(IMPORT, f"{NO_BROKER}\n{getattr(e, 'evalue', e)}")
+        text = misconfigured(e)
+        if text is not None:
+            _fail(IMPORT, text)
         _fail(FAILED, "".join(traceback.format_exception(e)).rstrip())
 
 

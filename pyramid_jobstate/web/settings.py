@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
@@ -110,8 +111,11 @@ class Settings:
         for name in self._settings:
             if name not in SETTINGS:
                 known = ", ".join(PREFIX + known for known in sorted(SETTINGS))
+                near = difflib.get_close_matches(name.lower(), SETTINGS, 1)
+                meant = f" Did you mean {PREFIX}{near[0]}?" if near else ""
                 raise ConfigurationError(
-                    f"The setting {PREFIX}{name} is unknown. Known settings: {known}."
+                    f"The setting {PREFIX}{name} is unknown.{meant} Known settings: "
+                    f"{known}."
                 )
             self._value(name)
 

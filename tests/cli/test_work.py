@@ -22,7 +22,7 @@ import pytest
 from dramatiq.cli import make_argument_parser
 
 from pyramid_jobstate.embedded import EmbeddedServer
-from tests.cliapp import Folder
+from tests.cliapp import BROKERLESS, Folder
 from tests.operated import Operator, with_ini
 
 #: An application that needs no store, and notes its settings.
@@ -285,7 +285,7 @@ def test_application_that_does_not_start(
 def test_broker_is_checked(folder: Folder, become: Become, boot: Boot) -> None:
     """A worker does not start without a broker, or with one that is out of reach or in
     the memory of one process. Passwords stay out of the reason. What the application
-    says for want of a broker follows the likely cause.
+    says for want of a broker stands alone.
     """
     folder.ini.write_text(INI)
     none, away = "pjobs: The application has no broker. Set", "pjobs: The broker cannot"
@@ -293,13 +293,39 @@ def test_broker_is_checked(folder: Folder, become: Become, boot: Boot) -> None:
     cannot_start(
         *(folder, become(str(folder.ini), "work"), boot),
         ("dramatiq.get_broker()", 2, none),
-        ("raise ConfigurationError('no way')", 2, none),
-        ("raise ConfigurationError('no way')", 2, "\nno way"),
+        ("raise ConfigurationError('no way')", 2, "pjobs: no way"),
         (set_broker("StubBroker()"), 2, "as tests need it"),
         (set_broker(f"RedisBroker(url={folder.url!r})"), None, ""),
         (set_broker("RedisBroker(url='redis://:secret@127.0.0.1:1')"), 3, away),
         (set_broker("RabbitmqBroker(url='amqp://u:secret@127.0.0.1:1')"), 3, away),
     )
+
+
+def test_mistake_in_the_configuration_is_one_line(
+    folder: Folder, become: Become, boot: Boot, subtests: pytest.Subtests
+) -> None:
+    """A setting that is wrong, misspelt or missing is told in one line, and so is what
+    the application configures wrongly, with its place. No other cause is suspected.
+    """
+    own = folder.module.read_text()
+    for setting, source, text in (
+        ("broker = redis//h/0", BROKERLESS, "The setting jobstate.broker = '…' is "),
+        ("broker = redis://h:x", BROKERLESS, "The setting jobstate.broker is invalid."),
+        ("brokr = redis://h", BROKERLESS, "The setting jobstate.brokr is unknown. Di"),
+        ("max_uuids = 5", BROKERLESS, "pyramid_jobstate does not know where job state"),
+        ("ownr = session", own, "The setting jobstate.ownr is unknown. Did you mean "),
+        (
+            f"redis_url = {folder.url}",
+            own.replace('route_name="send"', 'route_name="sent"'),
+            f"{folder.module}, line 45: No route named sent found for view registrat",
+        ),
+    ):
+        with subtests.test(msg=setting):
+            folder.module.write_text(source)
+            folder.ini.write_text(f"{INI}jobstate.{setting}\n")
+            code, lines = boot(become(str(folder.ini), "work"))
+            assert (code, len(lines)) == (2, 1), lines
+            assert lines[0].startswith(f"pjobs: {text}")
 
 
 def test_ini_that_cannot_be_found(pjobs: Operator, folder: Folder) -> None:

@@ -196,7 +196,15 @@ def test_bad_setting_stops_the_start(subtests: pytest.Subtests) -> None:
 
 
 def test_unknown_setting_is_told_the_known_ones() -> None:
-    """The error lists the known settings. Those of others are left alone."""
+    """The error lists the known settings in one line, with the nearest one first. Those
+    of others are left alone.
+    """
+    nearest = "is unknown. Did you mean jobstate.owner? Known settings: jobstate.active"
+    for name in "ownr", "Owner":
+        error = refusal(configured(**{name: "session"}))
+        assert error.startswith(f"The setting jobstate.{name} {nearest}")
+        assert len(error.splitlines()) == 1
+    assert "Did you mean" not in refusal(configured(greeting="hi"))
     for name in ("expires", ""):
         error = refusal(configured(**{name: "1h"}))
         assert f"jobstate.{name} is unknown" in error
