@@ -49,6 +49,7 @@ from .interfaces import (
 from .permits import (
     UnreadRecord,
     name_visitor,
+    note_ownerless,
     owner_of,
     permits,
     principals_of,
@@ -529,6 +530,8 @@ class JobStates:
         if is_default and any(job.owner == found for job in outgoing.job_states):
             # Only now: what cannot be sent leaves no trace in the session.
             name_visitor(self.request, found)
+        if is_default and found is None:
+            note_ownerless(self.request, outgoing.job_states)
         return outgoing.job_states
 
     def _unique_job(self, identity: str, *, ended: bool) -> JobState | None:
@@ -608,6 +611,8 @@ class JobStates:
                 outbox.keep_batch(outgoing)
             if is_default:
                 name_visitor(self.request, found)
+            if is_default and found is None:
+                note_ownerless(self.request, outgoing.job_states)
 
         def check(item: Outgoing) -> None:
             if outbox is None:

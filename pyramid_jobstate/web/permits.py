@@ -15,13 +15,13 @@ from pyramid.threadlocal import get_current_request
 from redis.exceptions import RedisError
 
 from ..errors import StoreUnavailable
-from ..job import Batch, JobState, as_seen_from, record_of
+from ..job import Guard, JobState, Once, as_seen_from, record_of
 from ..store import LOST
 from ..worker import Outage
 from .interfaces import IOwner, IPermits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from pyramid.request import Request
 
@@ -99,6 +99,16 @@ _NEW_NAME = "_jobstate_new_name"
 #: The request attribute that marks the request of a job.
 _IS_JOB = "_jobstate_is_job"
 
+#: The actors and kinds of batches of which a job without an owner was examined.
+_ownerless = Once()
+
+OWNERLESS = (
+    "A visitor has sent a job of %r that they may not see, since it has no owner: "
+    "%s(request) returned None. The line `jobstate.owner = session` in the ini lets "
+    "each visitor own the jobs of their session. If nobody is to own the job, send it "
+    'with owner=None. See "403" in the troubleshooting guide.'
+)
+
 #: The key of a visitor's name in the session.
 VISITOR = "jobstate.visitor"
 
@@ -162,10 +172,10 @@ def session_owner(request: Request) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def may_see(request: Request, batch: Batch) -> bool:
-    """Return whether the request may see a batch."""
+def may_see(request: Request, job_state: JobState) -> bool:
+    """Return whether the request may see a job or a batch."""
     try:
-        return bool(permits(request, batch, "view_job"))
+        return bool(permits(request, job_state, "view_job"))
     except HTTPForbidden:
         # Raised by the application's policy. A batch that is unknown must look alike.
         return False
@@ -191,6 +201,29 @@ def sender_of(request: Request) -> Any:
         # A batch keeps it at its end, and the request may send others before.
         name = request.__dict__.setdefault(_NEW_NAME, secrets.token_urlsafe(18))
     return name
+
+
+def note_ownerless(request: Request, job_states: Iterable[JobState]) -> None:
+    """Log that a visitor may not see jobs without an owner that they have just sent,
+    the first of each actor and of each class of batches.
+
+    Whom the ACL of a class lets in is not known here. A request that no router has
+    handled is that of a job or of a script.
+    """
+    if "view_name" not in request.__dict__:
+        return
+    for job_state in job_states:
+        cls, name = type(job_state), job_state.actor or job_state.kind
+        if (
+            job_state.owner is not None
+            or cls.__acl__ is not JobState.__acl__
+            or not _ownerless.is_new(name)
+        ):
+            continue
+        with Guard(job_state, "which was sent"):
+            if not may_see(request, job_state):
+                find = request.registry.getUtility(IOwner)
+                log.warning(OWNERLESS, name, getattr(find, "__qualname__", find))
 
 
 def name_visitor(request: Request, owner: str) -> None:

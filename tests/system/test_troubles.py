@@ -232,7 +232,7 @@ def test_quotations_are_real() -> None:
 
 #: How many messages name each title.
 NAMED = {
-    "403": 2,
+    "403": 3,
     "404": 2,
     "The job stays queued": 2,
     "The job is stalled": 2,

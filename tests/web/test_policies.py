@@ -6,16 +6,18 @@ import functools
 import json
 import logging
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import dramatiq
 import pytest
 from pyramid.authorization import ACLHelper, Allow, Authenticated, Everyone
 from pyramid.exceptions import ConfigurationError
 from pyramid.request import Request
+from pyramid.scripting import prepare
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate import Batch, JobState, JobStore
 from tests.jobs import messages
 from tests.support import key_of, load_job
 from tests.web.reading import put
@@ -24,15 +26,20 @@ from tests.webapp import (
     ADMIN,
     NOWHERE,
     Policy,
+    Root,
     ask,
     get,
     made_config,
     make_app,
+    make_broker,
     make_config,
     make_request,
+    make_tm_config,
 )
 
 BOTH = ("view_job", "cancel_job")
+
+SetBroker = Callable[[Any], None]
 
 
 class TutorialPolicy:
@@ -217,6 +224,95 @@ def test_owner_that_raises_shows_nothing(redis_url: str, store: JobStore) -> Non
     for path in f"/job_state/{jobs[0]}", "/job_state":
         with pytest.raises(LookupError, match="no session"):
             get(app, path, "alice")
+
+
+class Team(JobState):
+    """A kind of job whose class says who may see it."""
+
+    def __acl__(self) -> list[tuple[str, Any, Any]]:
+        return [(Allow, "team:red", "view_job")]
+
+
+class Shift(Batch):
+    """A kind of batch."""
+
+
+class OpenRoot(Root):
+    """A root that lets everyone see jobs."""
+
+    __acl__ = ((Allow, Everyone, "view_job"),)
+
+
+@pytest.fixture
+def sending(redis_url: str, set_broker: SetBroker) -> Callable[..., TestApp]:
+    """Makes an application with a view that sends a job of the actor in the path, or a
+    batch.
+    """
+    broker = make_broker(redis_url)
+    set_broker(broker)
+    for name in "walk", "swim", "run", "row", "play":
+        cls = Team if name == "play" else JobState
+        declare = dramatiq.actor(actor_name=name, broker=broker, job_state=cls)
+        declare(lambda *, job_state: None)
+
+    def send(request: Request) -> str:
+        sender, name = request.job_states, request.matchdict["actor"]
+        if name == "batch":
+            with sender.batch(Shift) as batch:
+                return batch.uuid
+        actor = broker.get_actor(name)
+        if "owner" in request.GET:
+            owner = request.GET["owner"] or None
+            return sender.send_with_options(actor, owner=owner).uuid
+        return sender.send_immediately(actor).uuid
+
+    def make(**options: Any) -> TestApp:
+        config = make_tm_config(redis_url, **options)
+        config.add_route("send", "/send/{actor}")
+        config.add_view(send, route_name="send", renderer="string")
+        return make_app(config)
+
+    return make
+
+
+def test_job_that_its_sender_may_not_see_is_warned_of(
+    sending: Callable[..., TestApp], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first such job of each actor, or batch of each class, is told, with the line
+    that changes it.
+    """
+    app = sending()
+    for name in "walk", "swim", "batch":
+        for _ in range(2):
+            app.get(f"/send/{name}")
+        (warning,) = messages(caplog, "pyramid_jobstate")
+        caplog.clear()
+        assert repr("Shift" if name == "batch" else name) in warning
+        assert "authenticated_userid(request) returned None" in warning
+        assert "`jobstate.owner = session`" in warning and 'See "403"' in warning
+
+
+def test_job_that_need_not_be_seen_is_not_warned_of(
+    sending: Callable[..., TestApp], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job has an owner, or the view says that it has none; its class or the root lets
+    others in; or a script sends it.
+    """
+    app = sending()
+    for path, user in (
+        ("run?owner=", None),
+        ("run?owner=bob", None),
+        ("run", "alice"),
+        ("play", None),
+    ):
+        get(app, f"/send/{path}", user)
+    sending(root_factory=OpenRoot).get("/send/row")
+    with prepare(registry=app.app.registry) as env:
+        run = dramatiq.get_broker().get_actor("run")
+        env["request"].job_states.send_immediately(run)
+    assert messages(caplog, "pyramid_jobstate") == []
+    app.get("/send/run")
+    assert len(messages(caplog, "pyramid_jobstate")) == 1
 
 
 def test_refusal_is_told_to_the_applications_logging(
