@@ -192,9 +192,10 @@ declare namespace JobState {
   interface Failure extends Error {
     /**
      * `network`: no answer; `timeout`: no answer within 30 seconds; `status`: see `status`;
-     * `redirect`: perhaps to a login page; `format`: not the state of a job. Elements only:
-     * `address`: the `src` is wrong or has another origin; `csrf`: a browser cannot send the
-     * `csrf-header` or `csrf-token`.
+     * `redirect`: perhaps to a login page; `format`: not the state of a job; `csrf`: the
+     * application's CSRF check has refused a cancel. Elements only: `address`: the `src` is
+     * wrong or has another origin; `csrf`: also a `csrf-header` or `csrf-token` that a browser
+     * cannot send.
      */
     code: "network" | "timeout" | "status" | "redirect" | "format" | "address" | "csrf";
     /** The HTTP status, or 0 without one. */

@@ -682,10 +682,12 @@ async function askToCancel({ url }, csrf) {
   const target = new URL(url);
   target.pathname = target.pathname.replace(/\/?$/, "/cancel");
   const headers = { "X-Requested-With": "XMLHttpRequest", ...csrf };
-  const { response } = await send(target.href, headers, new AbortController(), "POST");
+  const { response, text } = await send(target.href, headers, new AbortController(), "POST");
   if (response.status === 202) return true;
   if (response.status === 409) return false;
-  throw refusal(response);
+  throw response.status === 400 && /CSRF/.test(text)
+    ? problem("csrf", 400, true)
+    : refusal(response);
 }
 
 /** Resolves to the response and its whole text, or rejects with a problem(). */
