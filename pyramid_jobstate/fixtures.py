@@ -22,6 +22,7 @@ from .job import JobState
 from .store import JobStore
 from .testing import Clerk, Outbox
 from .testing import run_jobs as run_jobs_of
+from .worker import global_broker
 
 if TYPE_CHECKING:
     from pyramid.registry import Registry
@@ -61,12 +62,13 @@ def job_store(
 @pytest.fixture
 def job_outbox(app: Router) -> Iterator[Outbox]:
     """What the application sends in this test: messages and their JobStates. They are
-    neither written nor sent, whether or not the transaction commits.
+    neither written nor sent, whether or not the transaction commits. What an actor is
+    sent without a request, with ``actor.send()``, is among them.
     """
     from .web import IOutbox
 
     clerk = Clerk()
-    with _utility(_registry(app), clerk, IOutbox):
+    with _utility(_registry(app), clerk, IOutbox), clerk.instead_of(global_broker()):
         yield clerk.outbox
 
 

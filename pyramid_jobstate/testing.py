@@ -60,6 +60,8 @@ from .worker import (
     BATCH,
     OWNER,
     UNIQUE,
+    JobStateMiddleware,
+    Outgoing,
     RunningMember,
     Unsaved,
     check_delay,
@@ -75,7 +77,7 @@ if TYPE_CHECKING:
     from pyramid.config import Configurator
     from pyramid.registry import Registry
 
-    from .worker import Outgoing, OutgoingBatch
+    from .worker import OutgoingBatch
 
 
 __all__ = [
@@ -159,6 +161,32 @@ class Clerk:
         self.outbox.batches.append(outgoing.batch)
         for item, _ in outgoing.members.items:
             self.keep(item)
+
+    @contextlib.contextmanager
+    def instead_of(self, broker: Broker | None) -> Iterator[None]:
+        """Keep what actors are sent without a request, too, in place of their broker.
+        It still gets what is untracked, and jobs that run again.
+        """
+        if broker is None or not any(
+            isinstance(m, JobStateMiddleware) for m in broker.middleware
+        ):
+            yield
+            return
+        ledger, enqueue = ledger_of(broker), broker.enqueue
+
+        def keep(message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+            is_rerun = message.message_id in ledger.thread.announced
+            if is_rerun or ledger.functions.find(message) is None:
+                return enqueue(message, delay=delay)
+            outgoing = Outgoing(message, broker=broker, delay=delay)
+            self.keep(outgoing)
+            return outgoing.messages[0]
+
+        vars(broker)["enqueue"] = keep
+        try:
+            yield
+        finally:
+            del vars(broker)["enqueue"]
 
     def unique_job(self, identity: str, *, ended: bool) -> JobState | None:
         """Return the job of an identity that has not ended or, with `ended`, the last

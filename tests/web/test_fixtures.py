@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import dramatiq
 import dramatiq.broker
 import pytest
 import transaction
@@ -13,7 +14,14 @@ from pyramid.request import Request
 from pyramid.router import Router
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, RequestMiddleware
+from pyramid_jobstate import (
+    JobError,
+    JobState,
+    JobStateMiddleware,
+    JobStore,
+    RequestMiddleware,
+    rerun,
+)
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.testing import Outbox, outbox, put_job, values
 from tests.jobs import job_actor
@@ -45,6 +53,10 @@ def app() -> Iterator[Router]:
         done.append((request.tm, request.application_url))
         job_state.set_progress_metric("owner", request.job_states.current_owner)
         request.job_states.send(follow, miles)
+
+    @job_actor(broker=broker)
+    def pass_on(miles: int, *, job_state: JobState) -> None:
+        follow.send(miles)
 
     @job_actor(broker=broker)
     def broken(*, job_state: JobState) -> None:
@@ -113,6 +125,45 @@ def test_jobs_run_in_the_transaction_of_the_test(
     assert len(job_outbox) == 2 and run_jobs() == []
 
 
+def test_plain_send_is_in_the_outbox(job_outbox: Outbox, run_jobs: RunJobs) -> None:
+    """What an actor is sent without a request, in a test or by another job, is in the
+    outbox, too, and written nowhere. It runs like the others.
+    """
+    actor = dramatiq.get_broker().get_actor
+    message = actor("pass_on").send_with_options(args=(3,), job_owner="bob", delay=9)
+    (sent,) = job_outbox
+    assert (sent.message.message_id, sent.message.args) == (message.message_id, (3,))
+    assert (sent.job_state.uuid, sent.job_state.owner) == (message.message_id, "bob")
+    assert sent.job_state.due_at is not None
+    passed, followed = run_jobs()
+    assert passed.uuid == message.message_id
+    assert values(followed, "miles_run") == [3]
+
+
+@pytest.mark.parametrize("is_tracking", [True, False])
+def test_what_has_no_place_in_the_outbox_is_sent(
+    job_store: JobStore,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    is_tracking: bool,
+) -> None:
+    """The broker gets the messages of untracked actors, and of jobs that run again."""
+    broker = StubBroker()
+    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+    if is_tracking:
+        broker.add_middleware(JobStateMiddleware(job_store))
+        job_actor(actor_name="walk", broker=broker)(lambda *, job_state: None)
+    sweep = job_actor(actor_name="sweep", broker=broker)(lambda: None)
+    job_outbox = request.getfixturevalue("job_outbox")
+    sweep.send()
+    if is_tracking:
+        error = JobError("ValueError", "bad")
+        failed = put_job(job_store, status="error", actor="walk", error=error)
+        assert rerun(job_store, broker, failed.uuid)
+    assert broker.queues["default"].qsize() == 1 + is_tracking
+    assert job_outbox == []
+
+
 def test_steps_of_a_pipeline_get_results(testapp: TestApp, run_jobs: RunJobs) -> None:
     """A step runs with the result of the step before it, unless it ignores that."""
     testapp.get("/pipe")
@@ -150,6 +201,11 @@ def afterwards(app: Router) -> Iterator[None]:
     with pytest.raises(LookupError, match="has no outbox"):
         outbox(app.registry)
     TestApp(app).get("/job_state", status=503)
+    broker = dramatiq.get_broker()
+    assert isinstance(broker, StubBroker)
+    broker.get_actor("follow").send(1)
+    assert broker.queues["default"].qsize() == 1
+    broker.flush_all()
 
 
 @pytest.mark.usefixtures("afterwards")
