@@ -42,6 +42,16 @@ def needy(*, request, job_state):
 """
 
 
+#: Dramatiq's default broker, if its address happens to be that of the application's.
+DEFAULT = """
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+
+broker = RedisBroker(url={url!r})
+dramatiq.set_broker(broker)
+"""
+
+
 @pytest.fixture
 def host(host: Host) -> Host:
     """Override: a host whose worker is one process with two threads."""
@@ -106,6 +116,10 @@ RUNS: dict[str, list[str]] = {
         "Job states are stored in … and served at …",
         "Received message for undefined actor",
         "exited unexpectedly (code -9)",
+    ],
+    "mistaken": [
+        "TypeError: run_marathon() missing 2 required keyword-only arguments: "
+        "'request' and 'job_state'"
     ],
     "own_broker": ["missing 1 required keyword-only argument: 'request'"],
 }
@@ -189,6 +203,17 @@ def workers(host: Host) -> str:
             assert process.wait(20) == 1
             wait_for(lambda: load_job(store, job.uuid).status == "stalled")
             return host.log(WORKER)
+
+
+def mistaken(host: Host) -> str:
+    host.write("default.py", DEFAULT.format(url=host.redis_url))
+    with host.redis(), host.web():
+        job = send(host, 1)
+        command = f"{host.folder}/venv/bin/dramatiq default myapp.jobs -p 1"
+        with host.worker(command):
+            wait_for(lambda: "Retrying message" in host.log(WORKER))
+            assert status(host, job) == "queued"
+        return host.log(WORKER)
 
 
 def own_broker(host: Host) -> str:
