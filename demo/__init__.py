@@ -50,6 +50,7 @@ def main(global_config: Any, **settings: Any) -> Router:
     settings.setdefault("demo.secret", secrets.token_hex())
     # The admins' pages are those of the package, in the look of the others.
     settings.setdefault("jobstate.pages_layout", "demo:templates/pages.jinja2")
+    settings.setdefault("jobstate.owner_label", "demo.security.owner_label")
 
     with Configurator(settings=settings) as config:
         config.set_session_factory(

@@ -27,6 +27,11 @@ USERS = {
 }
 
 
+def owner_label(request: Request, owner: str) -> str | None:
+    """Return the name of the owner of a job, for the pages of admins."""
+    return USERS[owner].name if owner in USERS else None
+
+
 #: What admins may do with the jobs of everyone.
 ADMIN = (
     "view_job",
