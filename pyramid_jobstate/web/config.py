@@ -21,23 +21,12 @@ from pyramid.request import Request
 
 from ..store import JobStore, refusal
 from ..worker import BrokerFault, is_made, ledger_of, use_broker
-from .interfaces import (
-    LIST,
-    OTHER,
-    IBaseUrl,
-    IJobStore,
-    IMaxUuids,
-    IOutbox,
-    IOwner,
-    IPermits,
-    IStreamLimits,
-    IWebOutage,
-)
-from .jobstates import JOB_STATES, path_of
+from .interfaces import LIST, OTHER, IJobStore, IOutbox
+from .jobstates import JOB_STATES
 from .permits import WebOutage, authenticated_userid, policy_permits, session_owner
 from .request import RequestMiddleware
 from .routes import ROUTES, add_routes
-from .settings import BROKER, PREFIX, Settings
+from .settings import BROKER, PREFIX, Settings, Setup
 from .views import add_views
 
 if TYPE_CHECKING:
@@ -85,18 +74,15 @@ def include(config: Configurator) -> None:
                 "included."
             )
         check_broker(broker, at_include, settings)
-        owner = settings.owner()
-        base_url = settings.base_url()
-        permits = settings.function("permits", policy_permits)
-        max_uuids = settings.max_uuids()
-        limits = settings.stream_limits()
-        config.registry.registerUtility(owner, IOwner)
-        config.registry.registerUtility(permits, IPermits)
-        config.registry.registerUtility(WebOutage(), IWebOutage)
-        if base_url is not None:
-            config.registry.registerUtility(base_url, IBaseUrl)
-        config.registry.registerUtility(max_uuids, IMaxUuids)
-        config.registry.registerUtility(limits, IStreamLimits)
+        setup = config.registry.jobstate = Setup(
+            path=path_of(config, f"{LIST}/"),
+            owner=settings.owner(),
+            permits=settings.function("permits", policy_permits),
+            base_url=settings.base_url(),
+            max_uuids=settings.max_uuids(),
+            limits=settings.stream_limits(),
+            outage=WebOutage(),
+        )
         store = config.registry.queryUtility(IJobStore)
         if store is None:
             store = settings.store()
@@ -105,15 +91,16 @@ def include(config: Configurator) -> None:
             # With an outbox, an application's tests write nothing.
             check_store(store)
         check_routes(config)
-        intr.update(store=store, owner=owner, permits=permits, max_uuids=max_uuids)
+        intr.update(store=store, owner=setup.owner, permits=setup.permits)
+        intr.update(max_uuids=setup.max_uuids)
         log.info(
             "Job states are stored in %r and served at %s. Their owner is %s(request).",
             store,
-            path_of(config.get_routes_mapper().get_route(LIST)),
-            getattr(owner, "__qualname__", owner),
+            path_of(config, LIST),
+            getattr(setup.owner, "__qualname__", setup.owner),
         )
 
-    if config.registry.queryUtility(IOwner) is None:
+    if not hasattr(config.registry, "jobstate"):
         # Checked at the end, since a policy may be set after a commit; and once only,
         # even if the package is included repeatedly.
         at_creation(config, check_application, hand_over)
@@ -158,6 +145,12 @@ def check_route_prefix(config: Configurator) -> None:
         )
 
 
+def path_of(config: Configurator, name: str) -> str:
+    """Return the path of one of our routes that has no placeholder."""
+    path: str = config.get_routes_mapper().get_route(name).generate({})
+    return path
+
+
 def check_routes(config: Configurator) -> None:
     """Check that no earlier route takes the requests for jobs. Warn if one with
     predicates may.
@@ -165,11 +158,8 @@ def check_routes(config: Configurator) -> None:
     Raises:
       ConfigurationError: One without predicates does.
     """
-    mapper = config.get_routes_mapper()
-    path = path_of(mapper.get_route(LIST))
-    for route in itertools.takewhile(
-        lambda route: route.name not in ROUTES, mapper.get_routes()
-    ):
+    path, routes = path_of(config, LIST), config.get_routes_mapper().get_routes()
+    for route in itertools.takewhile(lambda route: route.name not in ROUTES, routes):
         if all(route.match(path + rest) is None for rest in _PATHS):
             continue
         where = (
@@ -239,7 +229,7 @@ def check_application(event: ApplicationCreated) -> None:
             "Rename yours."
         )
     if (
-        registry.getUtility(IOwner) is session_owner
+        registry.jobstate.owner is session_owner
         and registry.queryUtility(ISessionFactory) is None
     ):
         raise ConfigurationError(
@@ -248,7 +238,7 @@ def check_application(event: ApplicationCreated) -> None:
         )
     if (
         registry.queryUtility(ISecurityPolicy) is None
-        and registry.getUtility(IOwner) is authenticated_userid
+        and registry.jobstate.owner is authenticated_userid
     ):
         log.warning(
             "The application has neither a security policy nor the setting "

@@ -10,30 +10,6 @@ class IJobStore(Interface):
     """Marks the application's JobStore, a utility."""
 
 
-class IOwner(Interface):
-    """Marks the function that returns the owner of a request's jobs, a utility."""
-
-
-class IBaseUrl(Interface):
-    """Marks the URL of the application for jobs, a utility, if one is set."""
-
-
-class IPermits(Interface):
-    """Marks the function that decides what a request may do, a utility."""
-
-
-class IMaxUuids(Interface):
-    """Marks the number of jobs that one request may ask for, a utility."""
-
-
-class IStreamLimits(Interface):
-    """Marks the StreamLimits of an application, a utility."""
-
-
-class IWebOutage(Interface):
-    """Marks the WebOutage of an application, a utility."""
-
-
 class IPages(Interface):
     """Marks the Pages of an application, a utility, if it has included them."""
 

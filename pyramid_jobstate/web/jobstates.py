@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, overload
 
 from dramatiq import Actor, Message, group, pipeline
-from pyramid.interfaces import IResourceURL, IRootFactory, IRoutesMapper
+from pyramid.interfaces import IResourceURL, IRootFactory
 from pyramid.request import Request
 from pyramid.traversal import DefaultRootFactory, ResourceURL, resource_path_tuple
 from redis.exceptions import RedisError
@@ -39,13 +39,7 @@ from ..worker import (
     global_broker,
     rerun,
 )
-from .interfaces import (
-    LIST,
-    IBaseUrl,
-    IJobStore,
-    IOutbox,
-    IWebOutage,
-)
+from .interfaces import IJobStore, IOutbox
 from .permits import (
     UnreadRecord,
     name_visitor,
@@ -212,7 +206,7 @@ class JobStates:
         with jobstate.base_url at its beginning if that is set.
         """
         if not is_below(job_state, self):
-            base_url = self.request.registry.queryUtility(IBaseUrl)
+            base_url = self.request.registry.jobstate.base_url
             options = {} if base_url is None else {"app_url": base_url}
             url: str = self.request.resource_url(job_state, **options)
             return url
@@ -220,12 +214,12 @@ class JobStates:
         # The jobs of a list share what the URL depends on.
         place = tuple(map(request.environ.get, URL_OF))
         if place != self._place:
-            path = _path(request)
+            setup = request.registry.jobstate
+            path = setup.path
             if self.is_mounted:
                 path = ResourceURL(self, request).virtual_path
-            base_url = request.registry.queryUtility(IBaseUrl)
             self._place = place
-            self._url = f"{base_url or request.application_url}{path}"
+            self._url = f"{setup.base_url or request.application_url}{path}"
         return f"{self._url}{job_state.uuid}/"
 
     def list(
@@ -658,7 +652,7 @@ def ask(container: JobStates, question: Callable[[JobStore], T]) -> T:
     Raises:
       StoreUnavailable: The store does not answer.
     """
-    outage = container.request.registry.getUtility(IWebOutage)
+    outage = container.request.registry.jobstate.outage
     try:
         answer = question(container.store)
     except RedisError as e:
@@ -688,7 +682,7 @@ def application_name(registry: Registry) -> str | None:
     """Return the name by which jobs know the application that has sent them: its
     package and its ``jobstate.base_url``, or None without that.
     """
-    base_url = registry.queryUtility(IBaseUrl)
+    base_url = registry.jobstate.base_url
     return None if base_url is None else f"{registry.package_name} {base_url}"
 
 
@@ -707,24 +701,11 @@ class JobStatesURL:
             self.physical_path_tuple = url.physical_path_tuple
             self.virtual_path_tuple = url.virtual_path_tuple
             return
-        path = _path(request)
+        path = request.registry.jobstate.path
         if isinstance(resource, JobState):
             path = f"{path}{resource.uuid}/"
         self.physical_path = self.virtual_path = path
         self.physical_path_tuple = self.virtual_path_tuple = tuple(path.split("/"))
-
-
-@functools.lru_cache(256)
-def path_of(route: Any) -> str:
-    """Return the path of one of our routes that has no placeholder."""
-    path: str = route.generate({})
-    return path
-
-
-def _path(request: Request) -> str:
-    """Return the path of our route to the container."""
-    mapper = request.registry.getUtility(IRoutesMapper)
-    return path_of(mapper.get_route(f"{LIST}/"))
 
 
 def is_below(job_state: JobState, container: JobStates) -> bool:

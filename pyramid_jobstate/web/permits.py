@@ -18,7 +18,6 @@ from ..errors import StoreUnavailable
 from ..job import Guard, JobState, Once, as_seen_from, record_of
 from ..store import LOST
 from ..worker import Outage
-from .interfaces import IOwner, IPermits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -120,7 +119,7 @@ def permits(request: Request, context: Any, permission: str) -> Any:
     if isinstance(context, JobState):
         # The job may come from another request: an owner's ACE holds in one only.
         context = as_seen_from(context, request)
-    return request.registry.getUtility(IPermits)(request, context, permission)
+    return request.registry.jobstate.permits(request, context, permission)
 
 
 def policy_permits(request: Request, context: Any, permission: str) -> Any:
@@ -192,7 +191,7 @@ def sender_of(request: Request) -> Any:
     """Return the owner of the jobs that a request sends. For a visitor whose session
     has no name yet this is a new name, which :func:`name_visitor` keeps.
     """
-    find = request.registry.getUtility(IOwner)
+    find = request.registry.jobstate.owner
     if find is not session_owner or request.__dict__.get(_IS_JOB):
         return owner_of(request)
     # Asked again, since the session may have been invalidated.
@@ -222,7 +221,7 @@ def note_ownerless(request: Request, job_states: Iterable[JobState]) -> None:
             continue
         with Guard(job_state, "which was sent"):
             if not may_see(request, job_state):
-                find = request.registry.getUtility(IOwner)
+                find = request.registry.jobstate.owner
                 log.warning(OWNERLESS, name, getattr(find, "__qualname__", find))
 
 
@@ -230,7 +229,7 @@ def name_visitor(request: Request, owner: str) -> None:
     """Keep the owner of a job that was sent in the visitor's session, if the owner is
     known by it.
     """
-    find = request.registry.getUtility(IOwner)
+    find = request.registry.jobstate.owner
     if find is session_owner and not request.__dict__.get(_IS_JOB):
         name = session_owner(request)
         if name is None:
@@ -242,7 +241,7 @@ def name_visitor(request: Request, owner: str) -> None:
 
 def set_owner(request: Request, owner: str | float | None) -> None:
     """Have the request of a job stand for the job's owner."""
-    find = request.registry.getUtility(IOwner)
+    find = request.registry.jobstate.owner
     request.__dict__[_IS_JOB] = True
     request.__dict__[_KNOWN] = owner, _principal(find)
 
@@ -270,7 +269,7 @@ def _owner_and_principal(request: Request) -> tuple[Any, str]:
     # Cached, since a poll asks twice.
     known: Any = request.__dict__.get(_KNOWN)
     if known is None:
-        find = request.registry.getUtility(IOwner)
+        find = request.registry.jobstate.owner
         try:
             owner = find(request)
             # Its ACE would open a job to everyone. A visitor may have chosen the name.

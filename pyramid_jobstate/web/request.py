@@ -33,7 +33,7 @@ from ..worker import (
     receives_request,
     refuse_request,
 )
-from .interfaces import IBaseUrl, IJobStore
+from .interfaces import IJobStore
 from .jobstates import application_name
 from .permits import set_owner
 from .settings import is_base_url
@@ -262,7 +262,7 @@ def _make_request(
 ) -> Request:
     factory = registry.queryUtility(IRequestFactory, default=Request)
     options = message.options
-    url = registry.queryUtility(IBaseUrl) or options.get(URL, DEFAULT_URL)
+    url = registry.jobstate.base_url or options.get(URL, DEFAULT_URL)
     if not isinstance(url, str) or not is_base_url(url):
         log.warning("The message %s has an invalid job_url: %r.", message, url)
         url = DEFAULT_URL

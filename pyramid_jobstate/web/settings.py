@@ -27,7 +27,7 @@ from ..worker import (
     made_store,
     masked,
 )
-from .permits import authenticated_userid, session_owner
+from .permits import WebOutage, authenticated_userid, session_owner
 
 Default = TypeVar("Default")
 
@@ -84,6 +84,29 @@ class StreamLimits(NamedTuple):
 
     max_streams: int | None
     max_age: float
+
+
+class Setup(NamedTuple):
+    """What the include has set up in an application, as ``registry.jobstate``: an
+    attribute, since a poll reads it five times, and utilities take longer to look up.
+
+    Attributes:
+      path: The path of our route to the container.
+      owner: Returns the owner of a request's jobs.
+      permits: Decides what a request may do.
+      base_url: The URL of the application for jobs, or None if it is not set.
+      max_uuids: The number of jobs that one request may ask for.
+      limits: The settings of streams.
+      outage: Logs that the store does not answer.
+    """
+
+    path: str
+    owner: Callable[..., Any]
+    permits: Callable[..., Any]
+    base_url: str | None
+    max_uuids: int
+    limits: StreamLimits
+    outage: WebOutage
 
 
 class Settings:

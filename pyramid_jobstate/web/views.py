@@ -55,7 +55,6 @@ from .interfaces import (
     OTHER,
     RERUN,
     RERUN_ALL,
-    IMaxUuids,
     IStoreUnavailable,
 )
 from .jobstates import JobStates, ask
@@ -296,7 +295,7 @@ def show_named(context: JobStates, request: Request) -> Response:
     """Respond with the states of several jobs, with null for each unknown or forbidden
     one.
     """
-    most = request.registry.getUtility(IMaxUuids)
+    most = request.registry.jobstate.max_uuids
     uuids = list(dict.fromkeys(request.GET.getall("uuid")))
     if len(uuids) > most:
         return bad_request(f"uuid is given {len(uuids)} times, more than {most}.")

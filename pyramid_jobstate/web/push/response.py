@@ -19,7 +19,7 @@ from pyramid.response import Response
 from ...job import Once, is_owner
 from ...worker import watch_forks
 from ..answers import STREAM, TIME, TimedResponse, render_state, wants_stream
-from ..interfaces import IBaseUrl, IJobStore, IStreamLimits
+from ..interfaces import IJobStore
 from .hub import Hub
 from .stream import (
     CHUNK,
@@ -116,7 +116,7 @@ class AsgiOffer:
     ) -> Response:
         """Implement :class:`..answers.Offer`."""
         response = render_state(request, text)
-        if request.registry.getUtility(IStreamLimits).max_streams == 0:
+        if request.registry.jobstate.limits.max_streams == 0:
             return response
         streams = streams_of(request.registry)
         if streams.hub.is_refused:
@@ -419,7 +419,7 @@ def streams_of(registry: Registry) -> Streams:
     attributes = vars(registry)
     streams: Streams | None = attributes.get(STREAMS)
     if streams is None:
-        limits = registry.getUtility(IStreamLimits)
+        limits = registry.jobstate.limits
         hub = Hub(registry.getUtility(IJobStore))
         made = Streams(hub, Rooms(limits.max_streams), limits.max_age)
         # Threads that come at the same time get the same. A lock might be held for
@@ -432,7 +432,7 @@ def site_of(request: Request) -> str | None:
     """Return how the URLs in the states of a request begin, if its sender may have made
     that up: a header `Host` may name anything.
     """
-    is_named = request.registry.queryUtility(IBaseUrl) is not None
+    is_named = request.registry.jobstate.base_url is not None
     return None if is_named else request.application_url
 
 
