@@ -308,9 +308,8 @@ class Record:
     @property
     def metrics(self) -> dict[str, Any]:
         # METRIC has two characters, and slices are faster than startswith().
-        texts = {n[2:]: text for n, text in self._fields.items() if n[:2] == METRIC}
-        values = parse_all(texts.values(), self)
-        return {n: v for n, v in zip(texts, values, strict=True) if v is not self}
+        fields = self._fields.items()
+        return parse_all({n[2:]: text for n, text in fields if n[:2] == METRIC})
 
     @property
     def progress(self) -> Progress | None:

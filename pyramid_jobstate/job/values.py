@@ -12,7 +12,7 @@ import math
 import re
 import sys
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 #: The maximum size of one value as JSON, in bytes.
@@ -276,13 +276,14 @@ def parse_json(text: str | None, default: Any = None) -> Any:
     return value if end == len(text) else default
 
 
-def parse_all(texts: Collection[str], default: Any) -> list[Any]:
-    """Return the value of each of several JSON texts as :func:`parse_json` does."""
+def parse_all(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of JSON texts by the names of these, without invalid ones."""
     # Parsing all at once is faster. It fails if any of them is not valid JSON.
-    values = parse_json(f"[{','.join(texts)}]")
+    values = parse_json(f"[{','.join(texts.values())}]")
     if isinstance(values, list) and len(values) == len(texts):
-        return values
-    return [parse_json(text, default) for text in texts]
+        return dict(zip(texts, values, strict=True))
+    found = ((name, parse_json(text, texts)) for name, text in texts.items())
+    return {name: value for name, value in found if value is not texts}
 
 
 @functools.lru_cache(1024)
