@@ -80,6 +80,9 @@ TIMES = (
     *("listed", "latest", "stopped", "looked"),
 )
 
+#: The queue of actors that name none, which is not stored.
+DEFAULT_QUEUE = "default"
+
 #: The prefix of a metric's field in the hash.
 METRIC = "m:"
 
@@ -135,6 +138,7 @@ class JobInfo(NamedTuple):
         has "", only one without.
       unique: The identity of a unique job, or None: see :func:`.identity_of`.
       batch: The uuid of the job's batch, BATCH_MARK if it is a batch itself, or None.
+      queue: The queue of its message, or None for DEFAULT_QUEUE.
     """
 
     kind: str = ""
@@ -145,6 +149,7 @@ class JobInfo(NamedTuple):
     rerun: str | None = None
     unique: str | None = None
     batch: str | None = None
+    queue: str | None = None
 
     @classmethod
     def of(cls, fields: Mapping[str, str]) -> JobInfo:
@@ -287,6 +292,10 @@ class Record:
     @property
     def actor(self) -> str:
         return self._fields.get("actor", "")
+
+    @property
+    def queue(self) -> str:
+        return self._fields.get("queue", DEFAULT_QUEUE)
 
     @property
     def owner(self) -> Any:

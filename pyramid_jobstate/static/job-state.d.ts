@@ -585,6 +585,9 @@ declare namespace JobState {
   /** The JSON of `GET …/{uuid}/inspect`, for operators only: it may hold secrets. */
   interface Inspection {
     uuid: string;
+    /** The name of the actor, and the queue of the message; null for a batch. */
+    actor: string | null;
+    queue: string | null;
     /** All parameters of the job. */
     params: { [name: string]: any };
     /** Why the job failed, is retried or was cancelled. */

@@ -249,8 +249,11 @@ def inspection(context: JobState) -> dict[str, Any]:
         return failures, why_not_repeatable(store, broker, context)
 
     failures, reason = ask(container_of(context), question)
+    record = record_of(context)
     return {
         "uuid": context.uuid,
+        "actor": record.actor or None,
+        "queue": record.queue if record.actor else None,
         "params": context.job_params,
         "error": error_of(context.error),
         "traceback": failures.traceback or None,

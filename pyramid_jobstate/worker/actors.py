@@ -36,6 +36,7 @@ from .message import (
     attempts_before,
     batch_of,
     check_owner,
+    queue_of,
     sends_for,
     unique_of,
     word_of,
@@ -339,6 +340,7 @@ class TrackedFunction(HandedFunction):
             rerun=word_of(message),
             unique=unique_of(message),
             batch=batch_of(message),
+            queue=queue_of(message),
         )
 
     def unsaved(self, message: MessageProxy) -> Unsaved:

@@ -231,7 +231,11 @@ def message_of(
         for step in later
         if (function := functions.find(step)) is not None
     ]
-    return dataclasses.replace(message, options=options), steps
+    queue = record.info.queue
+    if queue is None or queue not in broker.get_declared_queues():
+        # That of its actor.
+        queue = message.queue_name
+    return dataclasses.replace(message, queue_name=queue, options=options), steps
 
 
 def _renew(fields: Any) -> None:

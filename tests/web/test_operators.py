@@ -17,7 +17,7 @@ from tests.store.jobs import Diary
 from tests.support import STATUSES
 from tests.web.operating import OPERATOR, Blister, Marathons, act, operated_root, put
 from tests.web.visits import Refusing
-from tests.webapp import get, make_config
+from tests.webapp import get, make_config, queued
 
 #: What a viewer must not read. Part of it looks like HTML.
 SECRET = "</script><img src=x onerror=alert(1)>hunter2\x00\u2028"
@@ -85,6 +85,7 @@ def test_inspect_tells_all_of_an_error(operated: TestApp, marathons: Marathons) 
     error = {"type": name, "message": f"after 26 miles in {SECRET} shoes"}
     params = {"miles": 26, "shoes": SECRET}
     again = {"repeatable": True, "reason": None}
+    assert (found.pop("actor"), found.pop("queue")) == ("run_marathon", "default")
     assert found == {"uuid": job, "params": params, "error": error, **again}
     assert trace.startswith("Traceback (most recent call last):")
     assert "run_marathon" in trace and SECRET in trace
@@ -99,6 +100,37 @@ def test_inspect_tells_all_of_an_error(operated: TestApp, marathons: Marathons) 
     first, second = get(operated, f"{path}/inspect", OPERATOR).json["tries"]
     assert first["ended_at"] <= second["started_at"] <= second["ended_at"]
     assert first["ended_at"].endswith("Z")
+
+
+def test_inspect_names_the_actor_and_the_queue(
+    operated: TestApp, store: JobStore, marathons: Marathons
+) -> None:
+    """The queue is that of the message, also while that is delayed, and stays when the
+    job runs again. A batch has neither.
+    """
+    broker = marathons.broker
+    broker.declare_queue("night")
+    message = marathons.run_marathon.message().copy(queue_name="night")
+    job = message.message_id
+
+    def told(uuid: str) -> Any:
+        found = get(operated, f"/job_state/{uuid}/inspect", OPERATOR).json
+        return found["actor"], found["queue"]
+
+    broker.enqueue(message, delay=100)
+    assert told(job) == ("run_marathon", "night")
+    marathons.wait_for(job, "error")
+    assert told(job) == ("run_marathon", "night")
+    act(operated, f"/job_state/{job}/rerun")
+    assert [m.message_id for m in queued(broker.client, "night")] == [job]
+    marathons.wait_for(job, "error")
+    assert told(job) == ("run_marathon", "night")
+    # Where its queue is unknown, it runs in that of its actor.
+    broker.queues.remove("night")
+    act(operated, f"/job_state/{job}/rerun")
+    marathons.wait_for(job, "error")
+    assert told(job) == ("run_marathon", "default")
+    assert told(put_batch(store, Batch, ["error"]).uuid) == (None, None)
 
 
 def test_inspect_says_why_a_job_cannot_run_again(

@@ -454,7 +454,7 @@ def test_foreign_message_runs_nothing(floor: Floor, client: redis.Redis) -> None
 def test_message_may_not_choose_owner_or_queue(
     floor: Floor, client: redis.Redis
 ) -> None:
-    """The owner comes from the record, and the queue from the actor."""
+    """The owner and the queue come from the record."""
     for owner in "alice", None:
         (message,) = failed(floor)
         if owner is None:
