@@ -169,6 +169,9 @@ MAX_NUMBER = 10**9 - 1
 
 _CURSOR = re.compile(r"m([0-9]{1,9})")
 
+#: What a batch keeps of a member that runs: see lua/batch.lua. Last is its number.
+_RUNNING = re.compile(r"w(?: [0-9]+){3} ([0-9]{1,9})")
+
 
 #: How many members are added in one call.
 ADDED = 500
@@ -324,6 +327,18 @@ class Batches:
                 return
             at = found[-1][0]
             count = PORTION
+
+    def running(self, batch: str, uuids: Sequence[str]) -> list[str]:
+        """Return those of some jobs that are members of a batch and run, as far as it
+        knows, in the order in which they were sent.
+        """
+        if not uuids:
+            return []
+        members, _, _ = self._calls.batch_keys(batch)
+        kept = self._reader.fields(members, uuids)
+        found = {uuid: _RUNNING.fullmatch(words) for uuid, words in kept.items()}
+        places = {uuid: int(match[1]) for uuid, match in found.items() if match}
+        return sorted(places, key=places.__getitem__)
 
     def open(self, batch: NewBatch) -> None:
         """Write a new batch, and which members it has."""

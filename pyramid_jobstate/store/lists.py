@@ -560,18 +560,23 @@ class Page:
     cursor: str | None
 
 
-def newest_uuids(access: ListAccess, count: int) -> list[str]:
+def newest_uuids(
+    access: ListAccess, count: int, sets: Sequence[str] = SETS, *, lone: bool = True
+) -> list[str]:
     """Return the uuids of the jobs that were queued, are due or have ended last, the
     newest first, in one round trip. The records of some may have expired.
 
     Parameters:
       count: How many at most.
+      sets: The sets of a scope in which they are.
+      lone: Whether to return not only members of batches.
 
     Raises:
       redis.exceptions.RedisError: The store does not answer.
     """
-    scopes = [access.sets.scope("all", members=members) for members in (False, True)]
-    keys = [scope + name for scope in scopes for name in SETS]
+    parts = (False, True) if lone else (True,)
+    scopes = [access.sets.scope("all", members=members) for members in parts]
+    keys = [scope + name for scope in scopes for name in sets]
     words = (MAX_SCORE, 0, "WITHSCORES", "LIMIT", 0, count)
     commands = [Command(key, ("ZREVRANGEBYSCORE", key, *words)) for key in keys]
     rows = [row for reply in ask(access.client, commands) for row in scored(reply)]

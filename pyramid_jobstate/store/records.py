@@ -25,7 +25,7 @@ from .batches import Batches, Change, answered, changes_of
 from .bulk import Acted
 from .claims import UNASKED, Claims, Hold
 from .connection import LOST, Client, text
-from .lists import OUTLINE, Counter, ListAccess, Sets
+from .lists import MAX_READ, OUTLINE, Counter, ListAccess, Sets, newest_uuids
 from .reader import (
     FIELDS,
     MAX_SCORE,
@@ -146,6 +146,18 @@ class Records:
         if not found.tries and (target := self.claims.target_of(uuid)) is not None:
             return self.failures(target.uuid)
         return found
+
+    def running_members(self, batch: str, limit: int) -> list[str]:
+        """Return the uuids of members of a batch that run, in the order in which they
+        were sent, in two round trips: of the MAX_READ members of all batches that began
+        last.
+
+        Parameters:
+          limit: How many at most.
+        """
+        names = "working", "cancelling"
+        begun = newest_uuids(self.access, MAX_READ, names, lone=False)
+        return self.batches.running(batch, begun)[:limit]
 
     def create(self, *jobs: NewJob) -> Sequence[bool]:
         """Write new jobs as queued, in a round trip. Jobs that have ended are queued

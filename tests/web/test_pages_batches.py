@@ -12,15 +12,20 @@ from pyramid_jobstate import Batch, JobStore
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
 from tests.support import load_job
-from tests.web.operating import KEEPER, OPERATOR, Letter
+from tests.trips import counting_trips
+from tests.web.operating import KEEPER, OPERATOR, Letter, uuids_of
 from tests.web.paging import Visit, Visiting, browse, put_batch, query_of
+from tests.webapp import get
 
 EACH = ("success", "error", "working", "queued", "retrying", "cancelled", "error")
 
 
 def test_page_lists_the_members(paged: TestApp, store: JobStore) -> None:
-    """The page of a batch has a row for each member, in the order of sending."""
-    batch, jobs = put_batch(store, *EACH)
+    """The page of a batch has a row for each member: first those that failed, then
+    those that run, then the others, each in the order of sending.
+    """
+    batch, sent = put_batch(store, *EACH)
+    jobs = [sent[n] for n in (1, 6, 2, 0, 3, 4, 5)]
     put_job(store, RunMarathon, owner="alice")
     for user in "alice", OPERATOR:
         page = Visit(paged, f"/job_state/{batch}", user)
@@ -52,7 +57,9 @@ def test_tabs_count_the_members(store: JobStore, visit: Visiting) -> None:
     assert query_of(page.link("All 7")) == kept
     assert query_of(page.link("Done")) == {**kept, "status": "success"}
     assert visit(page.link("Done")).uuids == jobs[:1]
-    assert visit(page.link("All 7")).uuids == jobs[:5]
+    # First those that failed or run, whatever their place.
+    shown = [jobs[n] for n in (1, 6, 2, 0, 3, 4)]
+    assert visit(page.link("All 7")).uuids == shown
 
 
 def test_addresses(paged: TestApp, store: JobStore) -> None:
@@ -81,6 +88,32 @@ def test_pages_follow_each_other(store: JobStore, visit: Visiting) -> None:
     assert second.texts(".jobstate-more a") == ["First", "Next"]
     assert last.texts(".jobstate-more a") == ["First"]
     assert visit(last.link("First")).uuids == first.uuids
+
+
+def test_first_page_begins_with_what_matters(paged: TestApp, store: JobStore) -> None:
+    """Before the first fifty members stand up to twenty that failed and ten that run,
+    which are found at once in a batch of any size. Each is once on a page, and also in
+    its place on a later one.
+    """
+    put_batch(store, *["working"] * 3)
+    small, _ = put_batch(store, "queued", "error", "working")
+    each = [*["queued"] * 45, *["error", "working"] * 25, *["queued"] * 20]
+    batch, jobs = put_batch(store, *each)
+    failed, running = jobs[45:85:2], jobs[46:66:2]
+    path = f"/job_state/{batch}"
+    trips = []
+    for each_batch in small, small, batch:
+        # The first visit also reads the clock.
+        with counting_trips() as found:
+            page = Visit(paged, f"/job_state/{each_batch}")
+        trips.append(len(found))
+    assert page.uuids == [*failed, *running, *jobs[:45]]
+    assert trips[1] == trips[2]
+    second = Visit(paged, page.link("Next"))
+    assert second.uuids == jobs[50:100]
+    assert Visit(paged, f"{path}/?status=working&limit=25").uuids == jobs[46:95:2]
+    listed = get(paged, f"/job_state?batch={batch}", OPERATOR).json["items"]
+    assert uuids_of(listed) == jobs[:50]
 
 
 def test_members_that_are_missing(store: JobStore, visit: Visiting) -> None:
@@ -113,7 +146,7 @@ def test_members_of_others_are_only_counted(paged: TestApp, store: JobStore) -> 
     for secret in jobs[1], "bob", "424242":
         assert secret not in page.response.text + failed.response.text
     assert page.acts == []
-    assert Visit(paged, path).uuids == jobs
+    assert Visit(paged, path).uuids == jobs[::-1]
     assert browse(paged, path, "bob").status_code == 403
     assert browse(paged, f"/job_state/{jobs[1]}", "bob").status_code == 200
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...job import Batch, container_of, is_owner, record_of
+from ...store import records_of
 from ..acts import RERUN, may_act
 from ..interfaces import IPages
+from ..jobstates import ask
 from ..permits import require
 from ..views import inspection, members_page, visible
 from .layout import respond
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from pyramid.response import Response
 
     from ...job import JobState
+    from ...store import JobStore
     from ..jobstates import JobStates
     from .layout import Pages
     from .words import Words
@@ -118,6 +121,9 @@ FILTERS = ("status", "limit")
 #: The most failed members that are examined for one which the viewer may run again.
 EXAMINED = 50
 
+#: The most members that failed, and that run, before the others on the first page.
+FAILED_FIRST, RUNNING_FIRST = 20, 10
+
 
 class Members(NamedTuple):
     """The members of a batch.
@@ -166,11 +172,20 @@ def members_of(
     url = url_maker(job["url"], query, FILTERS)
     status = query.get("status")
     counts = job["counts"] or {}
-    rows = rows_of(container, page.items, words, with_owners=may_list)
+    failing: Sequence[JobState] = ()
+    if counts.get("error"):
+        failing = container.members(context.uuid, "error", EXAMINED).items
+    first: list[JobState] = []
+    if status is None and "cursor" not in query:
+        running = running_of(context, container) if counts.get("working") else ()
+        first = [*failing[:FAILED_FIRST], *running]
+    # Each once, at its first place.
+    found = {job_state.uuid: job_state for job_state in [*first, *page.items]}
+    rows = rows_of(container, found.values(), words, with_owners=may_list)
     listed = sum(counts.values()) if status is None else counts.get(status, 0)
     none = words("hidden-members" if listed else "none")
     failed = counts.get("error", 0)
-    if failed and not may_rerun(context, container, may_list=may_list):
+    if not may_rerun(context, container, failing, may_list=may_list):
         failed = 0
     return Members(
         tabs_of(words, status, counts, url),
@@ -184,17 +199,32 @@ def members_of(
     )
 
 
-def may_rerun(context: Batch, container: JobStates, *, may_list: bool) -> bool:
+def running_of(context: Batch, container: JobStates) -> Sequence[JobState]:
+    """Return some members of a batch that run, in the order of sending."""
+
+    def question(store: JobStore) -> Sequence[str]:
+        return records_of(store).running_members(context.uuid, RUNNING_FIRST)
+
+    uuids = ask(container, question)
+    return [member for member in container.find_many(uuids) if member is not None]
+
+
+def may_rerun(
+    context: Batch,
+    container: JobStates,
+    failing: Sequence[JobState],
+    *,
+    may_list: bool,
+) -> bool:
     """Return whether the viewer may run failed members again, as far as the first of
     them tell.
     """
     if context.cancel_requested:
         return False
     own = container.current_owner
-    page = container.members(context.uuid, "error", EXAMINED)
     return any(
         may_act(container, member, RERUN.permission)
-        for member in page.items
+        for member in failing
         # Without the right to list all jobs, the request acts on the viewer's own.
         if may_list or (is_owner(own) and member.owner == own)
     )
