@@ -430,6 +430,10 @@ def test_times_are_the_viewer_s(
             pages.page.goto(f"{pages.url}/job_state")
             clock = rf"{start}0?{local.hour % 12 or 12}:{local:%M}\b"
             expect(node).to_have_text(re.compile(f"^{clock}"))
+            pages.page.goto(f"{pages.url}/job_state/{job}")
+            step = pages.page.locator(".jobstate-timeline time").first
+            expect(step).to_have_text(re.compile(f"^{clock}"))
+        pages.page.goto(f"{pages.url}/job_state")
         clock = rf"{sent.hour % 12 or 12}:{sent:%M}\s{sent:%p} UTC"
         title = rf"^{sent:%b} {sent.day}, {sent.year}, {clock}$"
         expect(node).to_have_attribute("title", re.compile(title))

@@ -49,7 +49,7 @@ class Step(NamedTuple):
       time: When it happened, as the JSON of a job spells it, or None.
       after: How long after the step before it, or "".
       detail: Why a try failed, or "".
-      took: How long a try that failed took, or "".
+      took: How long a try that failed took, or a job of several tries in all, or "".
     """
 
     name: str
@@ -104,7 +104,11 @@ def timeline_of(
     finished = job["finished_at"]
     # A try that failed says itself how long it took.
     after = between(last, finished, words) if is_open or not tries else ""
-    return [*steps, Step(status, words.status(status), finished, after)]
+    total = between(job["queued_at"], finished, words)
+    was_retried = earlier + len(tries) + is_open > 1
+    took = words("since-sent", time=total) if total and was_retried else ""
+    end = Step(status, words.status(status), finished, after, took=took)
+    return [*steps, end]
 
 
 def between(first: str | None, second: str | None, words: Words) -> str:

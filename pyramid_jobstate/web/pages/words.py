@@ -150,6 +150,7 @@ WORDS = MappingProxyType(
         "started": _("started"),
         "due": _("due at"),
         "try": _("try ${number}"),
+        "since-sent": _("${time} since it was sent"),
         "metrics": _("Metrics"),
         "params": _("Parameters"),
         "exception": _("Exception"),
