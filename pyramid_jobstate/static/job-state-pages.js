@@ -30,12 +30,15 @@ const dialog = one("dialog");
 let isBusy = false; // an act is under way
 let isGone = false; // the browser has left the page
 
+/** The parts around the element of a job, as the server has last sent them. */
+const sent = new Map(["acts", "failure", "timeline"].map((name) => [name, one(name)?.cloneNode(true)]));
+
 window.JobState.setLabels(page.lang, data.labels);
 page.querySelectorAll("time").forEach(showLocally);
 if (one("acts")) one("acts").hidden = false;
 if (data.groups) prepareGroups();
 else if (page.querySelector("tbody")) prepareRows();
-if (one("copy")) prepareCopy();
+prepareCopies(page);
 if (data.url) prepareJob();
 if (data.first) prepareLook();
 keepOpen();
@@ -547,20 +550,22 @@ function renew(hasEnded, tries = 5) {
 }
 
 function replaceParts(found, hasEnded) {
-  found.querySelectorAll("time").forEach(showLocally);
-  const find = (name) => [page, found].map((each) => each.querySelector(`[data-jobstate="${name}"]`));
-  for (const name of ["acts", "timeline", "failure"]) {
-    const [old, now] = find(name);
+  for (const [name, before] of sent) {
+    const [old, now] = [page, found].map((each) => each.querySelector(`[data-jobstate="${name}"]`));
     if (!now) {
       // While a job runs, the failure of its last try stays.
       if (old && hasEnded) old.remove();
       continue;
     }
+    // What the viewer has opened there stays open.
+    if (old && before?.isEqualNode(now)) continue;
+    sent.set(name, now.cloneNode(true));
+    now.querySelectorAll("time").forEach(showLocally);
+    prepareCopies(now);
     if (name === "acts") now.hidden = false;
-    if (old?.isEqualNode(now)) continue;
     const hadFocus = old?.contains(document.activeElement);
     if (old) old.replaceWith(now);
-    else dialog.before(now);
+    else document.getElementById("jobstate-job").after(now);
     if (hadFocus) focusAgain();
   }
 }
@@ -594,7 +599,7 @@ function addSection() {
   const heading = make("h2", {}, data.words.metrics);
   const section = make("section", {}, heading, make("dl", { className: "jobstate-facts" }));
   section.dataset.jobstate = "metrics";
-  page.querySelector("section").after(section);
+  one("timeline").after(section);
   return section;
 }
 
@@ -604,18 +609,27 @@ function make(name, properties, ...children) {
   return node;
 }
 
-function prepareCopy() {
-  const button = one("copy");
+/** Show the buttons that copy a part of the page, each the one that it names. */
+function prepareCopies(root) {
   if (!navigator.clipboard) return;
-  button.hidden = false;
-  button.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(one("id").textContent);
-      button.textContent = button.dataset.copied;
-    } catch {
-      // The browser does not let this page copy.
-      getSelection().selectAllChildren(one("id"));
-    }
-  });
+  for (const button of root.querySelectorAll("[data-copies]")) {
+    button.hidden = false;
+    button.addEventListener("click", () => copy(button));
+  }
+}
+
+async function copy(button) {
+  const source = one(button.dataset.copies);
+  // A traceback has lines of its own between its parts.
+  const parts = [...source.querySelectorAll("pre")];
+  const text = (parts.length ? parts : [source]).map((part) => part.textContent).join("");
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = button.dataset.copied;
+  } catch {
+    // The browser does not let this page copy.
+    for (const details of source.querySelectorAll("details")) details.open = true;
+    getSelection().selectAllChildren(source);
+  }
 }
 })();

@@ -27,7 +27,7 @@ from .brokers import (
     release_broker,
     use_broker,
 )
-from .current import Conflict
+from .current import MAX_TEXT, Conflict
 from .ledger import global_broker, ledger_of
 from .message import APPLICATION, BATCH, OWNER, UNIQUE, URL, check_delay, check_owner
 from .middleware import JobStateMiddleware
@@ -40,6 +40,7 @@ __all__ = [
     "APPLICATION",
     "BATCH",
     "BROKER_IS_AWAY",
+    "MAX_TEXT",
     "NO_BROKER",
     "OWNER",
     "REQUEST",

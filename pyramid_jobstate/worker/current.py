@@ -199,8 +199,12 @@ class ThreadState(threading.local):
         return place
 
 
+#: The characters that are kept of an exception's text.
+MAX_TEXT = 1000
+
+
 def describe(exception: BaseException) -> JobError:
-    """Return an exception as it is stored, its text cut to 1,000 characters."""
+    """Return an exception as it is stored, its text cut to MAX_TEXT."""
     if isinstance(exception, Conflict) and exception.__cause__ is not None:
         exception = exception.__cause__
     cls = type(exception)
@@ -211,7 +215,7 @@ def describe(exception: BaseException) -> JobError:
         text = str(exception)
     except Exception:
         text = ""
-    return JobError(name, text[:1000])
+    return JobError(name, text[:MAX_TEXT])
 
 
 def _is_in_progress(job: CurrentJob) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from pyramid_jobstate import Counts, JobState, JobStore, Progress
+from pyramid_jobstate import Counts, JobError, JobState, JobStore, Progress
 from pyramid_jobstate.asgi import asgi_app
 from pyramid_jobstate.testing import put_job
 from tests import streams
@@ -20,7 +20,7 @@ from tests.catalogs import Texts, write_catalog
 from tests.jobs import RunMarathon
 from tests.support import load_job, wait_for
 from tests.web.operating import OPERATOR, Marathons
-from tests.web.paging import paged_config
+from tests.web.paging import TRACEBACK, paged_config
 from tests.webapp import Root
 
 
@@ -356,10 +356,13 @@ def test_timeline_follows_the_tries(pages: Pages, runner: Runner) -> None:
     )
     traceback = pages.page.get_by_role("region", name="Traceback")
     expect(traceback).to_contain_text("Blister")
+    folded = traceback.locator("details").first
+    folded.locator("summary").click()
     traceback.focus()
     runner.alarm.ring()
     expect(timeline).to_contain_text(re.compile(r"try 1.+try 2.+Running", re.S))
     expect(traceback).to_be_focused()
+    expect(folded).to_have_attribute("open", "")
     assert pages.page.evaluate("window.isTheSame")
 
 
@@ -387,9 +390,39 @@ def test_id_is_copied(pages: Pages, store: JobStore) -> None:
     (job,) = put(store, "success")
     pages.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     pages.visit(f"/job_state/{job}")
-    pages.one("copy").click()
-    expect(pages.one("copy")).to_have_text("Copied")
+    copy = pages.page.locator("[data-copies=id]")
+    copy.click()
+    expect(copy).to_have_text("Copied")
     assert pages.page.evaluate("navigator.clipboard.readText()") == job
+
+
+def test_traceback_is_read_and_copied(pages: Pages, store: JobStore) -> None:
+    """The keyboard opens what is folded. The button copies the whole, folded or not."""
+    job = put_job(
+        store,
+        RunMarathon,
+        "error",
+        error=JobError("ValueError", "wrong"),
+        traceback=TRACEBACK,
+    ).uuid
+    page = pages.page
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    pages.visit(f"/job_state/{job}")
+    traceback = page.get_by_role("region", name="Traceback")
+    line = traceback.get_by_text("in process_message")
+    expect(line).to_be_hidden()
+    button(pages, "Copy the traceback").click()
+    expect(button(pages, "Copied")).to_be_focused()
+    assert page.evaluate("navigator.clipboard.readText()") == TRACEBACK
+    for _ in "region", "summary":
+        page.keyboard.press("Tab")
+    expect(traceback.locator("summary").first).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(line).to_be_visible()
+    # The exception is said in place of what others read.
+    notice = page.locator("#jobstate-job [part=notice]")
+    expect(notice).to_have_text("The job failed.")
+    expect(notice).to_be_hidden()
 
 
 # Beside them

@@ -17,7 +17,7 @@ from tests.browser.looks import Colour, contrast, over
 from tests.browser.paged import IS_WIDER, ImportSheet, Pages, fill
 from tests.catalogs import write_catalog
 from tests.jobs import RunMarathon
-from tests.web.paging import paged_config
+from tests.web.paging import TRACEBACK, paged_config
 
 WIDTHS = (1280, 390)
 
@@ -120,8 +120,8 @@ def test_pages_are_accessible(
         params={"miles": 26, "shoes": "blue"},
         metrics={"miles_run": 2, "pace": "5:03"},
         log=["Mile 1", "Mile 2"],
-        error=JobError("Blister", "after 26 miles"),
-        traceback="Traceback:\n  a line\nBlister: after 26 miles\n",
+        error=JobError("ValueError", "wrong"),
+        traceback=TRACEBACK,
     ).uuid
     found = {}
 
@@ -141,6 +141,8 @@ def test_pages_are_accessible(
     page.keyboard.press("Escape")
     pages.visit(f"/job_state/{failed}")
     check("job")
+    page.locator("summary").first.click()
+    check("traceback")
     pages.visit(f"/job_state/{running}")
     check("running")
     pages.visit("/job_state/?owner=nobody&id=x")
@@ -153,12 +155,20 @@ def test_pages_are_accessible(
 
 @pytest.mark.system
 def test_pages_can_be_printed(pages: Pages, store: JobStore) -> None:
-    """On paper the pages are light, have all lines of a log, and nothing to press."""
+    """On paper the pages are light, have all lines of a log and of a traceback, and
+    nothing to press.
+    """
     page = pages.page
     fill(store)
+    error = JobError("ValueError", "wrong")
+    failed = put_job(store, ImportSheet, "error", error=error, traceback=TRACEBACK).uuid
     lines = ["A long line of the log " * 8] * 20
     job = put_job(store, ImportSheet, "working", log=lines).uuid
-    for name, path in ("list", "/job_state"), ("job", f"/job_state/{job}"):
+    for name, path in (
+        ("list", "/job_state"),
+        ("failed", f"/job_state/{failed}"),
+        ("job", f"/job_state/{job}"),
+    ):
         pages.visit(path)
         page.emulate_media(media="print", color_scheme="dark")
         pressed = page.locator("button:visible, input:visible, select:visible")
@@ -168,6 +178,8 @@ def test_pages_can_be_printed(pages: Pages, store: JobStore) -> None:
         expect(page.locator("body")).to_have_css("color", "rgb(26, 29, 33)")
         white = "rgb(255, 255, 255)"
         expect(page.locator("body")).to_have_css("background-color", white)
+        for lines_of in page.locator("pre").all():
+            expect(lines_of).to_be_visible()
         pages.picture(f"pages-{name}-print")
     log = page.locator("[part=log]")
     assert log.evaluate("log => log.scrollHeight - log.clientHeight") == 0

@@ -24,6 +24,34 @@ CHROMIUM = (
     "image/apng,*/*;q=0.8,application/signed-exchange;v=b3;q=0.7"
 )
 
+#: Where the libraries of a worker are.
+SITE = "/srv/venv/lib/python3.12/site-packages"
+
+#: Frames of libraries, from the outside to the application.
+OUTER = f'''\
+Traceback (most recent call last):
+  File "{SITE}/dramatiq/worker.py", line 560, in process_message
+    res = actor(*message.args, **message.kwargs)
+          ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "{SITE}/pyramid_jobstate/worker/actors.py", line 283, in __call__
+    return self._run(job, job_state, args, kwargs)
+'''
+
+#: A frame of the application's.
+OWN = """\
+  File "/srv/shop/shop/jobs.py", line 12, in import_file
+    for row in rows:
+"""
+
+#: One of a library, which the application has called.
+INNER = f'''\
+  File "{SITE}/openpyxl/reader.py", line 7, in rows
+    raise ValueError("wrong")
+'''
+
+#: A traceback of a job's.
+TRACEBACK = f"{OUTER}{OWN}{INNER}ValueError: wrong\n"
+
 
 def paged_config(redis_url: str | None, **options: Any) -> Configurator:
     """Return the configurator of an application for operators that has included pages,

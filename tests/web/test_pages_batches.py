@@ -168,7 +168,10 @@ def test_failed_members_may_run_again(store: JobStore, visit: Visiting) -> None:
     assert done.texts("[data-act]") == ["Run 1 failed job again", "Delete"]
     question = "Delete this batch? Its jobs stay. This cannot be undone."
     assert done.one("[data-act=delete]")["data-question"] == question
-    assert done.texts(".jobstate-exception") == ["Some of its jobs failed."]
+    assert done.texts(".jobstate-step-error .jobstate-detail") == [
+        "Some of its jobs failed."
+    ]
+    assert done.texts("h2") == ["Jobs", "Timeline"]
 
 
 def test_batch_that_does_not_run_again(store: JobStore, visit: Visiting) -> None:

@@ -105,8 +105,16 @@ def test_failure_is_for_those_who_may_inspect(
     assert facts_of(page) == {"miles": "26", "shoes": "sandals"}
     said = "tests.web.operating.Blister: after 26 miles in sandals shoes"
     assert page.texts("h2 + p") == [said]
-    text = page.one("pre").get_text()
+    text = "".join(tag.get_text() for tag in page.all("pre"))
     assert text == get(paged, f"/job_state/{job}/inspect", KEEPER).json["traceback"]
+    assert page.texts(".jobstate-actor, .jobstate-queue") == [
+        "Actor: run_marathon",
+        "Queue: default",
+    ]
+    assert page.texts("job-state p") == [f"Failed · \u2068{said}\u2069"]
+    seen = Visit(paged, f"/job_state/{job}", "alice")
+    assert seen.texts("job-state p") == ["Failed · \u2068The job failed.\u2069"]
+    assert not seen.has("pre, .jobstate-failure, .jobstate-actor, .jobstate-queue")
     assert "try 1 tests.web.operating.Blister" in page.texts(".jobstate-timeline li")[1]
     assert not page.has("#jobstate-reason, [data-act][disabled]")
     (reason,) = other.texts("#jobstate-reason")
@@ -114,7 +122,31 @@ def test_failure_is_for_those_who_may_inspect(
     button = other.one("[data-act=rerun]")
     assert button.has_attr("disabled")
     assert button["aria-describedby"] == "jobstate-reason"
-    assert other.texts("h2 + p") == ["It broke."]
+    # A reason is no exception.
+    assert other.texts("h2") == ["Timeline"]
+    assert other.texts(".jobstate-detail") == ["It broke."]
+
+
+def test_exception_replaces_what_others_read(store: JobStore, visit: Visiting) -> None:
+    """It does so unless its class tells the others something else."""
+
+    class Frank(JobState):
+        def public_error(self, exception_type: str, message: str) -> str:
+            return message
+
+    class Kind(JobState):
+        def public_error(self, exception_type: str, message: str) -> str:
+            return "Lace your shoes."
+
+    error = JobError("ValueError", "The laces are loose.")
+    for cls, shown in (
+        (JobState, "ValueError: The laces are loose."),
+        (Frank, "ValueError: The laces are loose."),
+        (Kind, "Lace your shoes."),
+    ):
+        page = visit(f"/job_state/{put_job(store, cls, 'error', error=error).uuid}")
+        assert page.texts("job-state p") == [f"Failed · \u2068{shown}\u2069"]
+        assert page.has(".jobstate-instead") is (cls is not Kind)
 
 
 class SelfTimed(JobState):

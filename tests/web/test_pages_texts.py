@@ -220,7 +220,8 @@ def test_reason_is_in_the_language_of_the_request(
     ):
         uuid = put_job(store, RunMarathon, "error", error=JobError(kind, text)).uuid
         page = Visit(german, f"/job_state/{uuid}?_LOCALE_=de")
-        assert page.texts(".jobstate-exception") == [shown]
+        place = ".jobstate-exception" if kind else ".jobstate-detail"
+        assert page.texts(place) == [shown]
     page = Visit(german, "/job_state?status=error&group=error&_LOCALE_=de")
     assert {f"E: {not_sent}", "Nicht abgeschickt."} < {*page.texts("tbody th")}
 

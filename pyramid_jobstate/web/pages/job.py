@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...job import Batch, container_of, is_owner, record_of
+from ...job import CANCELLED, FAILED, SKIPPED, Batch, container_of, is_owner, record_of
 from ...store import records_of
 from ..acts import RERUN, may_act
 from ..interfaces import IPages
@@ -26,6 +26,7 @@ from .rows import (
     texts_of,
     url_maker,
 )
+from .trace import Part, parts_of
 from .words import words_for
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Step(NamedTuple):
       text: The same for people.
       time: When it happened, as the JSON of a job spells it, or None.
       after: How long after the step before it, or "".
-      detail: Why a try failed, or "".
+      detail: Why a try failed, or why the job ended as it did, or "".
       took: How long a try that failed took, or a job of several tries in all, or "".
     """
 
@@ -61,7 +62,10 @@ class Step(NamedTuple):
 
 
 def timeline_of(
-    job: Mapping[str, Any], tries: Sequence[Mapping[str, Any]], words: Words
+    job: Mapping[str, Any],
+    tries: Sequence[Mapping[str, Any]],
+    reason: str,
+    words: Words,
 ) -> list[Step]:
     """Return the steps of a job.
 
@@ -69,6 +73,7 @@ def timeline_of(
       job: The JSON of the job.
       tries: Its last failed tries, as GET …/inspect gives them; none for a viewer who
         may not read them.
+      reason: Why it ended as it did, if that is not an exception, or "".
     """
     started, status = job["started_at"], job["status"]
     # Whether the newest run is still to come, or succeeded, or is not told.
@@ -104,10 +109,11 @@ def timeline_of(
     finished = job["finished_at"]
     # A try that failed says itself how long it took.
     after = between(last, finished, words) if is_open or not tries else ""
+    detail = "" if reason == steps[-1].detail else reason
     total = between(job["queued_at"], finished, words)
     was_retried = earlier + len(tries) + is_open > 1
     took = words("since-sent", time=total) if total and was_retried else ""
-    end = Step(status, words.status(status), finished, after, took=took)
+    end = Step(status, words.status(status), finished, after, detail, took)
     return [*steps, end]
 
 
@@ -117,6 +123,63 @@ def between(first: str | None, second: str | None, words: Words) -> str:
         return ""
     begun, ended = map(datetime.datetime.fromisoformat, (first, second))
     return words.duration((ended - begun).total_seconds())
+
+
+#: What other viewers read of an exception, unless its class says more.
+TELL_NOTHING = (FAILED, SKIPPED)
+
+
+class Shown(NamedTuple):
+    """What viewers who may inspect a job see of its failure.
+
+    Attributes:
+      type: The class of the exception, or None if the job has ended without one.
+      message: Its text.
+      parts: The parts of the traceback of the last try that failed.
+      tells_all: Whether its exception tells all that other viewers read.
+    """
+
+    type: str | None
+    message: str
+    parts: Sequence[Part]
+    tells_all: bool
+
+
+def failure_of(
+    inspected: Mapping[str, Any], job: Mapping[str, Any], package: str, words: Words
+) -> Shown | None:
+    """Return what is shown of a failure, or None for nothing.
+
+    Parameters:
+      inspected: What GET …/inspect gives, or nothing for a viewer who may not read it.
+      job: The JSON of the job.
+      package: The package of the application.
+    """
+    error, traceback = inspected.get("error"), inspected.get("traceback")
+    if error is None or not (error["type"] or traceback):
+        return None
+    parts: Sequence[Part] = ()
+    if traceback:
+        # A job that was cancelled after it failed has another error by now.
+        last = [error, *inspected["tries"]][-1]
+        parts = parts_of(traceback, last.get("message", ""), package)
+    public = (job["error"] or {}).get("message")
+    told = [error["message"], *map(words.sentence, TELL_NOTHING)]
+    tells_all = bool(error["type"]) and public in told
+    return Shown(error["type"], error["message"], parts, tells_all)
+
+
+def reason_of(context: JobState, job: Mapping[str, Any], words: Words) -> str:
+    """Return why a job ended as it did, if that is neither an exception nor what its
+    status says.
+
+    Parameters:
+      job: The JSON of the job.
+    """
+    error = context.error
+    if error is None or error.type is not None or error == CANCELLED:
+        return ""
+    return words.sentence(str((job["error"] or {}).get("message", "")))
 
 
 #: The parameters that say which members are listed, and how many on a page.
@@ -288,6 +351,11 @@ def job_page(context: JobState, request: Request) -> Response:
     may_list = bool(container.permits(container, "list_jobs"))
     members = members_of(context, container, job, words, may_list=may_list)
     has_failures = bool((job["counts"] or {}).get("error"))
+    failure = failure_of(inspected, job, request.registry.package_name, words)
+    said = job
+    if failure and failure.tells_all:
+        said = {**job, "error": {"message": f"{failure.type}: {failure.message}"}}
+    tries = inspected.get("tries", ())
     values = {
         "words": words,
         "job": job,
@@ -297,11 +365,12 @@ def job_page(context: JobState, request: Request) -> Response:
         "batch": visible_batch(context, container, request),
         "members": members,
         "list_url": request.resource_url(container),
-        "text": text_of(job, words),
-        "steps": timeline_of(job, inspected.get("tries", ()), words),
+        "text": text_of(said, words),
+        "steps": timeline_of(job, tries, reason_of(context, job, words), words),
         "metrics": texts_of(metrics),
         "params": texts_of(params),
         "inspected": inspected,
+        "failure": failure,
         "data": for_script(
             request,
             url=job["url"],

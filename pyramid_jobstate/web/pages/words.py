@@ -151,10 +151,13 @@ WORDS = MappingProxyType(
         "due": _("due at"),
         "try": _("try ${number}"),
         "since-sent": _("${time} since it was sent"),
+        "actor": _("Actor"),
+        "queue": _("Queue"),
         "metrics": _("Metrics"),
         "params": _("Parameters"),
         "exception": _("Exception"),
         "traceback": _("Traceback"),
+        "copy-traceback": _("Copy the traceback"),
         "not-repeatable": _("The job cannot run again: ${reason}"),
     }
 )
@@ -237,6 +240,7 @@ PLURALS = MappingProxyType(
         "rerun-done": ("${number} job runs again.", "${number} jobs run again."),
         "delete-done": ("${number} job deleted.", "${number} jobs deleted."),
         "refused": ("${number} refused.", "${number} refused."),
+        "frames": ("${number} frame of ${names}", "${number} frames of ${names}"),
     }
 )
 
@@ -361,10 +365,10 @@ class Words:
         """Return the word for the status of a job."""
         return self._labels.get(status) or self._labels["working"]
 
-    def plural(self, name: str, number: int) -> str:
+    def plural(self, name: str, number: int, **values: object) -> str:
         """Return one of the PLURALS for a number."""
         form = self._plurals[name][self._locale.plural_form(number)]
-        return filled(form, {"number": self.number(number)})
+        return filled(form, {"number": self.number(number), **values})
 
     def about_all(self, act: str) -> str:
         """Return the question about all jobs that match, whose number is unknown."""
