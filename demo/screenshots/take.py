@@ -95,7 +95,7 @@ def take_pages(page: Page, url: str) -> None:
     take(page, "pages-list-light", "body", ".jobstate")
     page.get_by_role("link", name="Import of boston.csv").first.click()
     page.locator("job-state[state=error]").wait_for()
-    take(page, "pages-job-light", "body", ".jobstate-exception")
+    take(page, "pages-job-light", "body", ".jobstate")
 
 
 def take_batch(page: Page, url: str) -> None:
