@@ -246,8 +246,9 @@ def test_failed_jobs_lead_to_their_groups(store: JobStore, visit: Visiting) -> N
     link = failed.link("Group by reason")
     wanted = {"owner": "alice", "status": "error", "group": "error", "members": "1"}
     assert query_of(link) == {**wanted, "_LOCALE_": "en"}
+    # The batch ended when its member did: either may come first.
     reasons = visit(link.removeprefix("http://localhost")).texts("tbody th")
-    assert reasons == ["ValueError: wrong", "Some of its jobs failed."]
+    assert {*reasons} == {"ValueError: wrong", "Some of its jobs failed."}
     for query in "owner=alice", "owner=alice&status=success", "owner=bob&status=error":
         assert not visit(f"/job_state?{query}").has(".jobstate-by-reason")
 
