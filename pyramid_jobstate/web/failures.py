@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..job import JobState
+    from ..job import JobError, JobState
     from .jobstates import JobStates
 
 #: What differs between equal texts: quoted parts, addresses, uuids and numbers. An
@@ -33,8 +33,12 @@ def normal_form(text: str) -> str:
     """Return what a text has in common with equal ones, in one line: "…" stands for
     each variable part, and for the end of a long text.
     """
-    form = " ".join(VARIABLE.sub("…", text).split())
-    return form if len(form) <= MAX_FORM else f"{form[: MAX_FORM - 1]}…"
+    return shortened(" ".join(VARIABLE.sub("…", text).split()), MAX_FORM)
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text cut to so many characters, "…" being the last."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 class Group(NamedTuple):
@@ -56,6 +60,16 @@ class Group(NamedTuple):
     times: list[str | None]
 
 
+def exception_of(context: JobStates, job_state: JobState) -> JobError | None:
+    """Return the exception with which a job or its last try failed, if the viewer may
+    read it.
+    """
+    error = job_state.error
+    if error is None or error.type is None:
+        return None
+    return error if context.permits(job_state, "inspect_job") else None
+
+
 def reason_of(
     context: JobStates, job_state: JobState, state: Mapping[str, Any]
 ) -> tuple[str | None, str]:
@@ -66,12 +80,8 @@ def reason_of(
     Parameters:
       state: What the class of the job makes of it, as JSON.
     """
-    error = job_state.error
-    if (
-        error is not None
-        and error.type is not None
-        and context.permits(job_state, "inspect_job")
-    ):
+    error = exception_of(context, job_state)
+    if error is not None:
         return error.type, normal_form(error.message)
     public = (state.get("job") or {}).get("error") or {}
     return None, normal_form(str(public.get("message") or ""))

@@ -14,6 +14,7 @@ from pyramid.csrf import get_csrf_token
 from pyramid.encode import urlencode
 
 from ...job import FINISHED, STATUSES, Batch, Guard, is_link
+from ..failures import exception_of, shortened
 from ..interfaces import IPages
 from ..query import LOCALE, csrf_options
 from ..views import visible
@@ -233,11 +234,6 @@ class Tab(NamedTuple):
 SHORT, LONG = 40, 400
 
 
-def shortened(text: str, most: int) -> str:
-    """Return at most so many characters of a text."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
 def about_of(job: Mapping[str, Any]) -> str:
     """Return the public parameters of a job in short.
 
@@ -246,19 +242,6 @@ def about_of(job: Mapping[str, Any]) -> str:
     """
     texts = itertools.islice(texts_of(job["params"]).items(), 5)
     return " · ".join(f"{name}: {shortened(text, SHORT)}" for name, text in texts)
-
-
-def exception_of(context: JobStates, job_state: JobState) -> str:
-    """Return the exception with which the last try of a job failed, if the viewer may
-    inspect the job, or else "".
-    """
-    error = job_state.error
-    if error is None or error.type is None:
-        return ""
-    with Guard(job_state, "which is shown without its exception"):
-        if context.permits(job_state, "inspect_job"):
-            return shortened(f"{error.type}: {error.message}", LONG)
-    return ""
 
 
 class Row(NamedTuple):
@@ -323,7 +306,10 @@ def rows_of(
         owner = name_of(request, job_state.owner) if with_owners else None
         job = job_of(job_state, request, state)
         acts = acts_on(context, job_state, job)
-        reason = exception_of(context, job_state)
+        reason = ""
+        with Guard(job_state, "which is shown without its exception"):
+            if error := exception_of(context, job_state):
+                reason = shortened(f"{error.type}: {error.message}", LONG)
         text = text_of({**job, "error": None} if reason else job, words)
         return Row(job, about_of(job), owner, text, reason, *acts)
 
