@@ -15,7 +15,7 @@ from ..permits import require
 from ..views import inspection, members_page, visible
 from .layout import respond
 from .rows import (
-    Row,
+    Block,
     Tab,
     acts_on,
     for_script,
@@ -196,7 +196,7 @@ class Members(NamedTuple):
     """The members of a batch.
 
     Attributes:
-      tabs, rows: What the page lists.
+      tabs, blocks: What the page lists.
       none: What it says in place of rows.
       first, next: The URLs of other pages of the list, or None.
       is_unsent: Whether some of them were never sent.
@@ -205,7 +205,7 @@ class Members(NamedTuple):
     """
 
     tabs: Sequence[Tab]
-    rows: Sequence[Row]
+    blocks: Sequence[Block]
     none: str
     first: str | None
     next: str | None
@@ -256,7 +256,7 @@ def members_of(
         failed = 0
     return Members(
         tabs_of(words, status, counts, url),
-        rows,
+        [Block("", rows)] if rows else [],
         words("none-here-yet") if page.cursor else none,
         url() if "cursor" in query else None,
         url(cursor=page.cursor) if page.cursor else None,

@@ -19,7 +19,7 @@ from ..query import LOCALE, read_query
 from ..views import MEMBERS, asked_page, show_many
 from .failures import failures_page
 from .layout import Pages, respond
-from .rows import ACTS, Row, for_script, rows_of, tabs_of, url_maker
+from .rows import ACTS, Block, for_script, rows_of, tabs_of, url_maker
 from .words import words_for
 
 if TYPE_CHECKING:
@@ -179,20 +179,6 @@ RUNNING = 10
 FILTERS = ("kind", "owner", "all", "members", "status", "limit")
 
 
-class Block(NamedTuple):
-    """Some of the rows of a list.
-
-    Attributes:
-      title: What they have in common, or "" if they are all rows.
-      rows: The rows.
-      url: Where the others are that have this in common, or None if these are all.
-    """
-
-    title: str
-    rows: Sequence[Row]
-    url: str | None = None
-
-
 class Overview(NamedTuple):
     """What viewers who may list all jobs are told of them. Of one owner's jobs, the
     store knows neither counts nor a throughput.
@@ -301,10 +287,11 @@ def blocks_of(
     above = {row.job["uuid"] for row in first}
     others = [job for job in page.items if job.uuid not in above]
     rest = rows_of(context, others, words, with_owners=may_list)
-    if not first:
-        return [Block("", rest)] if rest else []
     more = url(status="working") if running.cursor else None
-    found = [Block(words.status("working"), first, more), Block(words("others"), rest)]
+    found = [
+        Block(words.status("working"), first, more),
+        Block(words("others") if first else "", rest),
+    ]
     return [block for block in found if block.rows]
 
 

@@ -267,6 +267,20 @@ class Row(NamedTuple):
     permitted: Sequence[str]
 
 
+class Block(NamedTuple):
+    """Some of the rows of a list.
+
+    Attributes:
+      title: What their jobs have in common, or "" without a heading.
+      rows: The rows.
+      url: Where all jobs are that have this in common, or None if these are all.
+    """
+
+    title: str
+    rows: Sequence[Row]
+    url: str | None = None
+
+
 def tabs_of(
     words: Words,
     status: str | None,
