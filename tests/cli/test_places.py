@@ -105,8 +105,14 @@ def test_places_that_are_none(pjobs: Operator, tmp_path: Path) -> None:
         assert "secret" not in line
 
 
-def test_command_before_the_ini_is_told_the_order(pjobs: Operator) -> None:
-    """The error says that the ini comes first, and shows the right command line."""
+def test_command_before_the_ini_is_told_the_order(
+    pjobs: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says that the ini comes first, and shows the right command line, even
+    beside a folder with the name of the command.
+    """
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path)
     for words, better in (
         ("work development.ini", "development.ini work"),
         ("dev 'a.ini#site' x=1 y=2", "'a.ini#site' x=1 y=2 dev"),

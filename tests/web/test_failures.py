@@ -172,6 +172,19 @@ def test_groups_are_those_of_the_list(paged: TestApp, store: JobStore) -> None:
     assert groups(paged, "&_LOCALE_=de", "nobody") == []
 
 
+class Silent(JobState):
+    """A kind of job that does not say why it failed."""
+
+    def __json__(self, request: Any) -> dict[str, Any]:
+        return {"job_state": "error"}
+
+
+def test_job_without_a_public_reason(paged: TestApp, store: JobStore) -> None:
+    """It stands in the group of those that give none."""
+    fail(store, "Row 3", "Row 4", cls=Silent)
+    assert reasons(paged, "", "alice") == [(None, "", 2)]
+
+
 class Clockless(JobState):
     """A kind of job whose code fails."""
 

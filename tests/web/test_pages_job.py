@@ -123,7 +123,7 @@ def test_failure_is_for_those_who_may_inspect(
     assert button.has_attr("disabled")
     assert button["aria-describedby"] == "jobstate-reason"
     # A reason is no exception.
-    assert other.texts("h2") == ["Timeline"]
+    assert other.texts("h2") == ["Timeline"] and not other.has(".jobstate-failure")
     assert other.texts(".jobstate-detail") == ["It broke."]
 
 

@@ -103,28 +103,46 @@ def test_owners_are_named(
     redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The application names owners on pages: each once, as text. An owner whom it does
-    not name, or for whom it raises, is shown as they are.
+    not name, or for whom it raises, is shown as they are. An outage is a 503.
     """
     asked: list[Any] = []
 
     def label(request: Request, owner: Any) -> Any:
         asked.append(owner)
+        if owner == "carol":
+            raise StoreUnavailable(None)
         names = {1: "One", "alice": "<b>Alice", "dave": None}
         return names[owner]
 
     app = paged_app(redis_url, settings={"jobstate.owner_label": label})
     (job,) = put(store, "alice")
-    put(store, 1, 1, 1.5, "bob", "dave", None)
+    put(store, 1, 1, 1.0, "bob", "dave", None)
     page = Visit(app, "/job_state?all=1")
-    named = ["nobody", "dave", "bob", "1.5", "One", "One", "<b>Alice"]
+    named = ["nobody", "dave", "bob", "One", "One", "One", "<b>Alice"]
     assert page.texts(".jobstate-whose")[1:] == named
-    assert sorted(map(repr, asked)) == ["'alice'", "'bob'", "'dave'", "1", "1.5"]
+    # The owners 1 and 1.0 are two.
+    assert sorted(map(repr, asked)) == ["'alice'", "'bob'", "'dave'", "1", "1.0"]
     assert Visit(app, f"/job_state/{job}").texts(".jobstate-owner") == [
         "Owner: <b>Alice"
     ]
     (record,) = caplog.records
     assert "jobstate.owner_label raised an exception" in record.message
     assert get(app, "/job_state?owner=bob", OPERATOR).json["items"]
+    put(store, "carol")
+    assert browse(app, "/job_state/?all=1", OPERATOR).status_code == 503
+
+
+def test_row_has_the_first_public_parameters(store: JobStore, visit: Visiting) -> None:
+    """It has five of them, the text of each cut to 40 characters."""
+
+    class Order(JobState):
+        public_params = tuple("abcdef")
+
+    params: dict[str, Any] = {"a": 1, "b": "x" * 40, "c": "y" * 41, "d": [2]}
+    put_job(store, Order, params={**params, "e": None, "f": 6, "secret": 7})
+    (about,) = visit("/job_state").texts(".jobstate-about > span")
+    cut = f"{'y' * 39}…"
+    assert about == f"a: 1 · b: {'x' * 40} · c: {cut} · d: [2] · e: null"
 
 
 def test_operators_read_why_jobs_fail(redis_url: str, store: JobStore) -> None:
@@ -478,6 +496,27 @@ def test_acts_need_their_permissions(redis_url: str, store: JobStore) -> None:
     assert runner.acts == reader.acts == []
     assert reader.data["bulk"] == {}
     assert not reader.has("input[type=checkbox], button[data-act]")
+
+
+def test_exception_of_a_policy_that_fails(
+    redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the policy fails, jobs are shown without their exceptions."""
+
+    class Fencing(JobState):
+        pass
+
+    def fail(request: Request, context: Any, permission: str) -> None:
+        if permission == "inspect_job":
+            raise LookupError("no such shoes")
+
+    app = paged_app(redis_url, security_policy=Asked(fail))
+    error = JobError("ValueError", "wrong")
+    put(store, "alice", "bob", cls=Fencing, status="error", error=error)
+    page = Visit(app, "/job_state", ADMIN)
+    assert len(page.uuids) == 2 and not page.has(".jobstate-reason")
+    (line,) = messages(caplog, "pyramid_jobstate", logging.ERROR)
+    assert "which is shown without its exception" in line
 
 
 def test_acts_of_a_policy_that_fails(

@@ -250,7 +250,7 @@ def sending(redis_url: str, set_broker: SetBroker) -> Callable[..., TestApp]:
     """
     broker = make_broker(redis_url)
     set_broker(broker)
-    for name in "walk", "swim", "run", "row", "play":
+    for name in "walk", "swim", "run", "row", "play", "crawl":
         cls = Team if name == "play" else JobState
         declare = dramatiq.actor(actor_name=name, broker=broker, job_state=cls)
         declare(lambda *, job_state: None)
@@ -313,6 +313,20 @@ def test_job_that_need_not_be_seen_is_not_warned_of(
     assert messages(caplog, "pyramid_jobstate") == []
     app.get("/send/run")
     assert len(messages(caplog, "pyramid_jobstate")) == 1
+
+
+def test_warning_of_a_policy_that_fails(
+    sending: Callable[..., TestApp], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job is sent even if the policy fails for it. The failure is logged."""
+
+    class Faulty(TutorialPolicy):
+        def permits(self, request: Request, context: Any, permission: str) -> Any:
+            raise LookupError("no such right")
+
+    assert sending(security_policy=Faulty()).get("/send/crawl").text
+    (line,) = messages(caplog, "pyramid_jobstate", logging.ERROR)
+    assert "which was sent" in line
 
 
 def test_refusal_is_told_to_the_applications_logging(

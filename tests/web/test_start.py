@@ -200,7 +200,7 @@ def test_unknown_setting_is_told_the_known_ones() -> None:
     of others are left alone.
     """
     nearest = "is unknown. Did you mean jobstate.owner? Known settings: jobstate.active"
-    for name in "ownr", "Owner":
+    for name in "ownr", "OWNER":
         error = refusal(configured(**{name: "session"}))
         assert error.startswith(f"The setting jobstate.{name} {nearest}")
         assert len(error.splitlines()) == 1
