@@ -76,7 +76,7 @@ def parts_of(text: str, message: str, package: str) -> list[Part]:
         installed among the libraries.
     """
     pieces = [*_pieces(text, message, package)]
-    if not any(piece.is_own for piece in pieces):
+    if not any(piece.number and not piece.library for piece in pieces):
         return [Part(text)]
     parts = []
     for is_library, group in itertools.groupby(pieces, lambda each: bool(each.library)):
@@ -92,13 +92,11 @@ class _Piece(NamedTuple):
 
     Attributes:
       text: Its lines.
-      is_own: Whether it is a frame of the application's.
-      library: Its library, or "".
-      number: How often the frame stands there.
+      library: The library of the frame, or "" if it is the application's.
+      number: How often the frame stands there, or 0 if it is none.
     """
 
     text: str
-    is_own: bool = False
     library: str = ""
     number: int = 0
 
@@ -107,16 +105,14 @@ def _pieces(text: str, message: str, package: str) -> Iterator[_Piece]:
     """Yield the pieces of a traceback."""
     # The message has no frames, whatever it says. Only the beginning is known of a long
     # one, and all that is left of the traceback may be its rest.
-    is_long = len(message) >= MAX_TEXT
-    said = text.rfind(message)
-    first = last = at = 0
-    if said >= 0:
-        first, last = text.rfind("\n", 0, said) + 1, said + len(message)
-    if is_long:
+    first = max(0, text.rfind(message))
+    last = first + len(message) if message in text else 0
+    if len(message) >= MAX_TEXT:
         last = len(text)
+    at = 0
     # Frames follow a header, up to the exception. That of the beginning may be cut off.
-    may_follow = said >= 0
-    if may_follow and not (_HEADER.match(text) or _FRAME.match(text)):
+    may_follow = True
+    if not (_HEADER.match(text) or _FRAME.match(text)):
         rest = _REST.match(text, 0, first)
         at = rest.end() if rest else 0
         yield _Piece(text[:at])
@@ -130,7 +126,7 @@ def _pieces(text: str, message: str, package: str) -> Iterator[_Piece]:
             end = frame.end()
             library = _library_of(frame["path"], package)
             number = 1 + int(frame["more"] or 0)
-            yield _Piece(text[at:end], not library, library, number)
+            yield _Piece(text[at:end], library, number)
         else:
             yield _Piece(text[at:end])
             may_follow = bool(is_header)
