@@ -113,7 +113,6 @@ def test_libraries(shown: Callable[..., list[str]]) -> None:
         (r"C:\Python312\Lib\json\decoder.py", "json"),
         (r"C:\app\.venv\Lib\site-packages\redis\client.py", "redis"),
         ("/src/pyramid_jobstate/pyramid_jobstate/web/request.py", "pyramid_jobstate"),
-        ("/src/dramatiq/dramatiq/middleware/retries.py", "dramatiq"),
         # The application's own. The package of the tests' one is `tests`.
         ("/src/pyramid_jobstate/demo/jobs.py", ""),
         ("/srv/dramatiq/jobs.py", ""),

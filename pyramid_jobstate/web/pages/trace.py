@@ -53,10 +53,6 @@ _LIBRARY = re.compile(
     r"""
     .*[/\\](?:site|dist)-packages[/\\](?P<installed>[^/\\]+)
     | .*[/\\](?P<own>pyramid_jobstate)[/\\](?:cli|job|store|web|worker)[/\\]
-    | .*[/\\](?P<dramatiq>dramatiq)[/\\](?:
-        (?:brokers|middleware|rate_limits|results)[/\\]
-        | (?:actor|asyncio|broker|composition|encoder|message|threading|worker)\.py$
-      )
     | .*[/\\]lib(?:64)?[/\\]python\d\.\d+t?[/\\]
     | .*[/\\]Python\d+[/\\]Lib[/\\]
     | <frozen\ (?P<frozen>\w+)
