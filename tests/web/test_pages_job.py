@@ -147,6 +147,11 @@ def test_exception_replaces_what_others_read(store: JobStore, visit: Visiting) -
         page = visit(f"/job_state/{put_job(store, cls, 'error', error=error).uuid}")
         assert page.texts("job-state p") == [f"Failed · \u2068{shown}\u2069"]
         assert page.has(".jobstate-instead") is (cls is not Kind)
+    # The element keeps why a job was skipped.
+    skipped = put_job(store, JobState, "cancelled", error=error)
+    page = visit(f"/job_state/{skipped.uuid}")
+    assert page.texts("job-state p") == ["Cancelled · \u2068The job was skipped.\u2069"]
+    assert not page.has(".jobstate-instead")
 
 
 class SelfTimed(JobState):

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...job import CANCELLED, FAILED, SKIPPED, Batch, container_of, is_owner, record_of
+from ...job import CANCELLED, FAILED, Batch, container_of, is_owner, record_of
 from ...store import records_of
 from ..acts import RERUN, may_act
 from ..interfaces import IPages
@@ -125,10 +125,6 @@ def between(first: str | None, second: str | None, words: Words) -> str:
     return words.duration((ended - begun).total_seconds())
 
 
-#: What other viewers read of an exception, unless its class says more.
-TELL_NOTHING = (FAILED, SKIPPED)
-
-
 class Shown(NamedTuple):
     """What viewers who may inspect a job see of its failure.
 
@@ -164,8 +160,10 @@ def failure_of(
         last = [error, *inspected["tries"]][-1]
         parts = parts_of(traceback, last.get("message", ""), package)
     public = (job["error"] or {}).get("message")
-    told = [error["message"], *map(words.sentence, TELL_NOTHING)]
-    tells_all = bool(error["type"]) and public in told
+    tells_all = bool(error["type"]) and public in (
+        error["message"],
+        words.sentence(FAILED),
+    )
     return Shown(error["type"], error["message"], parts, tells_all)
 
 
