@@ -199,13 +199,13 @@ def test_timeline(
             "success 2 queued=0 started=20100 finished=61100",
             "2100-5100",
             "sent|2.1 sec try 1 ValueError 3 sec|15 sec try 2"
-            "|41 sec Done 1 min since it was sent",
+            "|41 sec Done 1 min after it was sent",
         ),
         (
             "error 12 queued=0 started=10000 finished=12000",
             "10000-12000",
             "sent|11 earlier tries|try 12 ValueError 2 sec"
-            "|Failed 12 sec since it was sent",
+            "|Failed 12 sec after it was sent",
         ),
         (
             "retrying 1 queued=0 started=1000 due=30000",

@@ -150,7 +150,7 @@ WORDS = MappingProxyType(
         "started": _("started"),
         "due": _("due at"),
         "try": _("try ${number}"),
-        "since-sent": _("${time} since it was sent"),
+        "since-sent": _("${time} after it was sent"),
         "actor": _("Actor"),
         "queue": _("Queue"),
         "metrics": _("Metrics"),
