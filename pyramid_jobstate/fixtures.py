@@ -62,8 +62,8 @@ def job_store(
 @pytest.fixture
 def job_outbox(app: Router) -> Iterator[Outbox]:
     """What the application sends in this test: messages and their JobStates. They are
-    neither written nor sent, whether or not the transaction commits. What an actor is
-    sent without a request, with ``actor.send()``, is among them.
+    neither written nor sent, whether or not the transaction commits. Those that
+    ``actor.send()`` sends without a request are among them.
     """
     from .web import IOutbox
 

@@ -164,8 +164,8 @@ class Clerk:
 
     @contextlib.contextmanager
     def instead_of(self, broker: Broker | None) -> Iterator[None]:
-        """Keep what actors are sent without a request, too, in place of their broker.
-        It still gets what is untracked, and jobs that run again.
+        """Keep messages that are sent without a request, too, in place of their broker.
+        It still gets those of untracked actors, and of jobs that run again.
         """
         if broker is None or not any(
             isinstance(m, JobStateMiddleware) for m in broker.middleware

@@ -165,7 +165,7 @@ def _run(words: CommandLine) -> int:
 
 
 def _ini_first(command: str, words: CommandLine) -> str:
-    """Return a command line that begins with a command as it should be."""
+    """Return a command line that begins with a command, in the right order."""
     ini, others = ["INI"], [*words.head, *words.rest]
     others.remove(command)
     for i, word in enumerate(others):

@@ -66,16 +66,16 @@ def place_of(error: BaseException) -> str:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """Return what has stopped the start of an application: Pyramid wraps what an action
-    raises.
+    """Return the exception that stopped the start of an application: Pyramid wraps what
+    an action raises.
     """
     cause: BaseException = getattr(error, "evalue", error)
     return cause
 
 
 def misconfigured(error: BaseException) -> str | None:
-    """Return what is wrong with the configuration of an application, and the line that
-    says so if Pyramid knows it, or None if an error has another reason.
+    """Return what an error says of the configuration of an application, with the line
+    that is wrong if Pyramid knows it, or None if the error has another cause.
     """
     cause = cause_of(error)
     if not isinstance(cause, ConfigurationError):

@@ -50,7 +50,7 @@ def make_console() -> Console:
 def draw_table(
     jobs: Sequence[JobState], kinds: Sequence[str], *, has_more: bool
 ) -> None:
-    """Draw a list of jobs with what is shown of the kind of each."""
+    """Draw a list of jobs, each with the text for its kind."""
     console = make_console()
     if not jobs:
         console.print(Text("No job matches.", "dim"))

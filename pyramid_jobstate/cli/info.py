@@ -12,7 +12,7 @@ from ..store import Bucket, JobStore, kind_texts
 from .arguments import Operation, add_members
 from .terminal import DONE, Output, number, short, span
 
-#: The statuses that are told of a kind only if it has such jobs.
+#: The statuses that are shown for a kind only if it has such jobs.
 OTHERS = ("retrying", "stalled", "cancelling")
 
 #: Seconds in which ended jobs count.

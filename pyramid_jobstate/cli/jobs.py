@@ -45,8 +45,8 @@ NEWEST = 1000
 #: The most candidates to name.
 CANDIDATES = 5
 
-#: The statuses of members, in the order in which they are told.
-TOLD = ("success", "error", "cancelled", "working", "queued", "retrying")
+#: The statuses of members, in the order in which they are shown.
+MEMBER_STATUSES = ("success", "error", "cancelled", "working", "queued", "retrying")
 
 #: Those of members whose number is told beside how many are over.
 BAD = ("error", "cancelled")
@@ -110,7 +110,7 @@ def _named(jobs: Sequence[JobState], kinds: Sequence[str]) -> str:
 
 
 class Kinds:
-    """What people read of the kinds of jobs: see :func:`.kind_texts`.
+    """What people read for the kinds of jobs: see :func:`.kind_texts`.
 
     Parameters:
       store: The store of the jobs.
@@ -120,7 +120,7 @@ class Kinds:
         self._texts = kind_texts(store.kinds())
 
     def texts(self, jobs: Sequence[JobState]) -> list[str]:
-        """Return what is shown of the kind of each job, "-" if it has none."""
+        """Return the text for the kind of each job, "-" if it has none."""
         kinds = [kind_name(record_of(job)) for job in jobs]
         if not self._texts.keys() >= {*kinds}:
             # Jobs of further kinds were sent since.
@@ -155,7 +155,7 @@ def over_text(batch: Batch) -> str:
     return ", ".join([over, *counted(batch, BAD)])
 
 
-def counted(batch: Batch, statuses: Sequence[str] = TOLD) -> list[str]:
+def counted(batch: Batch, statuses: Sequence[str] = MEMBER_STATUSES) -> list[str]:
     """Return how many members have each of some statuses, such as "2 error", without
     zeros.
     """
@@ -295,8 +295,8 @@ def remarks(job: JobState) -> str:
 
 
 def row(job: JobState, kind: str) -> str:
-    """Return a job as one line: its id, the time at which it was queued, what is shown
-    of its kind, its owner and its state.
+    """Return a job as one line: its id, the time at which it was queued, the text for
+    its kind, its owner and its state.
     """
     queued = job.queued_at
     since = "-" if queued is None else local(queued, "T")

@@ -61,7 +61,7 @@ def facts(job: JobState, kind: str) -> Iterator[tuple[str, str]]:
     """Yield the names and texts of what a record says, in reading order.
 
     Parameters:
-      kind: What is shown of its kind.
+      kind: The text for its kind.
     """
     yield "id", job.uuid
     yield "title", clean(title_of(job))

@@ -277,7 +277,7 @@ def parse_json(text: str | None, default: Any = None) -> Any:
 
 
 def parse_all(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Return the values of JSON texts by the names of these, without invalid ones."""
+    """Return the values of some JSON texts by name, without those that are invalid."""
     # Parsing all at once is faster. It fails if any of them is not valid JSON.
     values = parse_json(f"[{','.join(texts.values())}]")
     if isinstance(values, list) and len(values) == len(texts):

@@ -13,7 +13,7 @@ from .texts import DOMAIN
 
 _ = TranslationStringFactory(DOMAIN)
 
-#: The words for each status: that of the pages, then everyday ones.
+#: The words for each status: first that of the pages, then everyday ones.
 STATUS_WORDS = MappingProxyType(
     {
         "queued": (_("Waiting"), "delayed", "enqueued", "pending", "scheduled"),
@@ -29,8 +29,8 @@ STATUS_WORDS = MappingProxyType(
 
 
 def did_you_mean(word: object, known: Sequence[str] = STATUSES) -> str:
-    """Return a question for the end of an error, after a space: which status a wrong
-    word means. Return "" if it means none.
+    """Return what to add to an error: " Did you mean …?" with the statuses that a wrong
+    word may mean, or "" if it means none.
 
     Parameters:
       word: The word, in any spelling.

@@ -50,7 +50,7 @@ addEventListener("pageshow", () => {
 });
 recall();
 
-/** Write a time in the viewer's zone: today's without the date, a short one without it, too. */
+/** Write a time in the viewer's zone, without the date if it is today's or a short one. */
 function showLocally(node) {
   const time = new Date(node.dateTime);
   const now = new Date();
@@ -620,7 +620,7 @@ function prepareCopies(root) {
 
 async function copy(button) {
   const source = one(button.dataset.copies);
-  // A traceback has lines of its own between its parts.
+  // Leave out the headings of folded frames.
   const parts = [...source.querySelectorAll("pre")];
   const text = (parts.length ? parts : [source]).map((part) => part.textContent).join("");
   try {

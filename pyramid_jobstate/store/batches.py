@@ -169,7 +169,7 @@ MAX_NUMBER = 10**9 - 1
 
 _CURSOR = re.compile(r"m([0-9]{1,9})")
 
-#: What a batch keeps of a member that runs: see lua/batch.lua. Last is its number.
+#: What a batch keeps of a member that runs: see lua/batch.lua. Its number comes last.
 _RUNNING = re.compile(r"w(?: [0-9]+){3} ([0-9]{1,9})")
 
 
@@ -329,8 +329,8 @@ class Batches:
             count = PORTION
 
     def running(self, batch: str, uuids: Sequence[str]) -> list[str]:
-        """Return those of some jobs that are members of a batch and run, as far as it
-        knows, in the order in which they were sent.
+        """Return which of some jobs are running members of a batch, as far as it knows,
+        in the order in which they were sent.
         """
         if not uuids:
             return []

@@ -568,8 +568,8 @@ def newest_uuids(
 
     Parameters:
       count: How many at most.
-      sets: The sets of a scope in which they are.
-      lone: Whether to return not only members of batches.
+      sets: The sets of a scope to look in.
+      lone: Whether jobs outside batches count, too.
 
     Raises:
       redis.exceptions.RedisError: The store does not answer.
@@ -590,8 +590,8 @@ class AmbiguousKind(ValueError):
 
 
 def kind_texts(kinds: Iterable[str]) -> dict[str, str]:
-    """Return what a person reads of each kind: the name of its class or its actor, or
-    with what it is, if there are both or the name seems to say so itself.
+    """Return what people read for each kind: the name of its class or its actor. The
+    whole kind is shown if both have that name, or if the name looks like a kind.
     """
     names = {kind: kind.partition(":")[2] for kind in kinds}
     counts = collections.Counter(names.values())

@@ -148,9 +148,9 @@ class Records:
         return found
 
     def running_members(self, batch: str, limit: int) -> list[str]:
-        """Return the uuids of members of a batch that run, in the order in which they
-        were sent, in two round trips: of the MAX_READ members of all batches that began
-        last.
+        """Return the uuids of running members of a batch, in the order in which they
+        were sent, in two round trips. Only the MAX_READ members of all batches that
+        began last are examined.
 
         Parameters:
           limit: How many at most.

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from ..job import JobError, JobState
     from .jobstates import JobStates
 
-#: What differs between equal texts: quoted parts, addresses, uuids and numbers. An
-#: apostrophe within a word is no quote. No part extends beyond the next place where one
-#: like it may begin, so that hostile texts take linear time.
+#: The parts in which equal texts may differ: those in quotation marks, addresses, uuids
+#: and numbers. An apostrophe within a word is no quotation mark. No part extends beyond
+#: the next place where one like it may begin, so that hostile texts take linear time.
 VARIABLE = re.compile(
     r"""
     "[^"]*" | “[^“”]*” | `[^`]*`
@@ -48,7 +48,7 @@ class Group(NamedTuple):
       type: The qualified name of the exception's class, or None if the reason is no
         exception, or the viewer may not read it.
       text: The normal form of the exception's text, or of the public reason.
-      newest: What the class of the job that failed last makes of it, as JSON.
+      newest: The JSON that the class of the job that failed last makes of it.
       jobs: The jobs, the newest first.
       times: When each of them failed, as JSON spells it.
     """
@@ -78,7 +78,7 @@ def reason_of(
     public reason.
 
     Parameters:
-      state: What the class of the job makes of it, as JSON.
+      state: The JSON that the class of the job makes of it.
     """
     error = exception_of(context, job_state)
     if error is not None:

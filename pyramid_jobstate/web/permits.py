@@ -98,7 +98,7 @@ _NEW_NAME = "_jobstate_new_name"
 #: The request attribute that marks the request of a job.
 _IS_JOB = "_jobstate_is_job"
 
-#: The actors and kinds of batches of which a job without an owner was examined.
+#: The actors and kinds of batches whose jobs without an owner were examined.
 _ownerless = Once()
 
 OWNERLESS = (
@@ -203,8 +203,8 @@ def sender_of(request: Request) -> Any:
 
 
 def note_ownerless(request: Request, job_states: Iterable[JobState]) -> None:
-    """Log that a visitor may not see jobs without an owner that they have just sent,
-    the first of each actor and of each class of batches.
+    """Warn of jobs without an owner that the visitor who has just sent them may not
+    see, once for each actor and each kind of batch.
 
     Whom the ACL of a class lets in is not known here. A request that no router has
     handled is that of a job or of a script.

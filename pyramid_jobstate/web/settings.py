@@ -87,8 +87,8 @@ class StreamLimits(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """What the include has set up in an application, as ``registry.jobstate``: an
-    attribute, since a poll reads it five times, and utilities take longer to look up.
+    """What the include sets up in an application. It is ``registry.jobstate``, and no
+    utility, since a poll reads it five times and an attribute is faster.
 
     Attributes:
       path: The path of our route to the container.

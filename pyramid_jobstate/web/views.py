@@ -127,7 +127,7 @@ def asked_page(context: JobStates, request: Request, **changes: Any) -> Page:
 
 def asked_groups(context: JobStates, request: Request) -> tuple[list[Group], bool]:
     """Return the groups of the failed jobs that the query asks for and the request may
-    see, those first that failed last, and whether older jobs were not examined.
+    see, and whether there are older ones. The first group has the job that failed last.
 
     Raises:
       BadRequest: A parameter is invalid.
@@ -136,7 +136,7 @@ def asked_groups(context: JobStates, request: Request) -> tuple[list[Group], boo
     """
     query = read_query(request, *GROUPED)
     if query["group"] != "error":
-        raise BadRequest(f"group can only be error, not {query['group']!r}.")
+        raise BadRequest(f"group must be error, not {query['group']!r}.")
     if query.get("status") != "error":
         raise BadRequest("group=error needs status=error.")
     groups: dict[tuple[str | None, str], Group] = {}

@@ -33,7 +33,7 @@ LIST_QUERIES = [
     *each("cursor", f"x a{'9' * 30}.{UUID}"),
     *each("all", "'' 0"),
     *each("kind uuid %FF owner", "%FF", "parameter"),
-    *each("status=error&group", "'' kind", "group can only be error"),
+    *each("status=error&group", "'' kind", "group must be error"),
     *each("group=error&status", "'' success", "group=error needs status=error"),
     ("group=error", "group=error needs status=error"),
     *each("status=error&group=error&limit", "5", "'limit' is not a parameter"),

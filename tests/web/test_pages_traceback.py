@@ -34,7 +34,7 @@ GROUP = f'''\
     +------------------------------------
 '''
 
-#: What a message says of itself.
+#: A message that looks like a traceback.
 FAKE = f"wrong\n\nTraceback (most recent call last):\n{INNER}{OWN}Exception: x"
 
 

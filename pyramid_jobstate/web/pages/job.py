@@ -186,7 +186,7 @@ FILTERS = ("status", "limit")
 #: The most failed members that are examined for one which the viewer may run again.
 EXAMINED = 50
 
-#: The most members that failed, and that run, before the others on the first page.
+#: How many failed and how many running members the first page lists first, at most.
 FAILED_FIRST, RUNNING_FIRST = 20, 10
 
 

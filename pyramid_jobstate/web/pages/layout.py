@@ -70,8 +70,8 @@ class Pages:
         )
 
     def owner_name(self, request: Request, owner: str | float | None) -> str | None:
-        """Return what a page shows in place of an owner: what the application's
-        function returns or, without any, the owner.
+        """Return what a page shows for an owner: what the application's function
+        returns or, if that is None, the owner.
         """
         if owner is None:
             return None
@@ -85,8 +85,8 @@ class Pages:
                 if _faulty.is_new(self.label_owner):
                     log.exception(
                         "The function of the setting jobstate.owner_label raised an "
-                        "exception for the owner %r, who is shown as they are. Further "
-                        "exceptions of the function are not logged.",
+                        "exception for the owner %r. Pages show the owner as it is. "
+                        "Further exceptions of the function are not logged.",
                         owner,
                     )
         return str(owner if label is None else label)
