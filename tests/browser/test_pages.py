@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from pyramid_jobstate import Counts, JobError, JobState, JobStore, Progress
+from pyramid_jobstate import Batch, Counts, JobError, JobState, JobStore, Progress
 from pyramid_jobstate.asgi import asgi_app
-from pyramid_jobstate.testing import put_job
+from pyramid_jobstate.testing import put_batch, put_job
 from tests import streams
 from tests.browser.paged import ImportSheet, Pages, Runner, fill, serving
 from tests.browser.sites import protected
@@ -41,12 +41,16 @@ def button(pages: Pages, name: str) -> Any:
 
 
 def test_rows_are_live(pages: Pages, store: JobStore, runner: Runner) -> None:
-    """A row follows its job's state, attempt and end, and what can be done with it."""
+    """A row follows its job's state, attempt and end, and what can be done with it. A
+    batch has no attempts.
+    """
     runner.alarm.ring()
     job = runner.start(max_retries=1)
     (other,) = put(store, "success")
+    batch = put_batch(store, Batch, ["queued"]).uuid
     pages.visit()
     row = pages.row(job)
+    expect(pages.row(batch).locator(".jobstate-number")).to_have_text("")
     expect(row.locator("[part=status]")).to_have_text("Running")
     expect(row.locator(".jobstate-ended time")).to_have_count(0)
     row.get_by_role("checkbox").check()
@@ -58,7 +62,22 @@ def test_rows_are_live(pages: Pages, store: JobStore, runner: Runner) -> None:
     expect(row.locator(".jobstate-ended time")).to_have_text(re.compile(r"\d:\d\d:"))
     expect(button(pages, "Delete")).to_be_enabled()
     expect(button(pages, "Cancel")).to_be_disabled()
-    pages.expect_uuids(job, other)
+    pages.expect_uuids(job, batch, other)
+
+
+def test_row_forgets_the_failure_of_an_earlier_try(
+    pages: Pages, runner: Runner
+) -> None:
+    """The exception of a try leaves its row when the next one begins."""
+    job = runner.start(max_retries=1, min_backoff=600_000)
+    runner.tell(job, stumble)
+    runner.wait_for(job, "retrying")
+    pages.visit()
+    row = pages.row(job)
+    expect(row.locator(".jobstate-reason")).to_contain_text("ValueError")
+    runner.alarm.ring()
+    expect(row.locator("[part=status]")).to_have_text("Running")
+    expect(row.locator(".jobstate-reason")).to_have_count(0)
 
 
 def test_rows_are_streamed(page: Page, redis_url: str, runner: Runner) -> None:
@@ -356,6 +375,8 @@ def test_timeline_follows_the_tries(pages: Pages, runner: Runner) -> None:
     )
     traceback = pages.page.get_by_role("region", name="Traceback")
     expect(traceback).to_contain_text("Blister")
+    beside = pages.page.locator("#jobstate-job + [data-jobstate=failure]")
+    expect(beside.get_by_role("button", name="Copy the traceback")).to_be_visible()
     folded = traceback.locator("details").first
     folded.locator("summary").click()
     traceback.focus()
@@ -426,6 +447,23 @@ def test_traceback_is_read_and_copied(pages: Pages, store: JobStore) -> None:
 
 
 # Beside them
+
+
+def test_traceback_is_selected_where_it_cannot_be_copied(
+    pages: Pages, store: JobStore
+) -> None:
+    """If the browser refuses to copy, the whole is open and selected."""
+    error = JobError("ValueError", "wrong")
+    job = put_job(store, RunMarathon, "error", error=error, traceback=TRACEBACK).uuid
+    page = pages.page
+    devtools = page.context.new_cdp_session(page)
+    denied = {"permission": {"name": "clipboard-write"}, "setting": "denied"}
+    devtools.send("Browser.setPermission", denied)
+    pages.visit(f"/job_state/{job}")
+    button(pages, "Copy the traceback").click()
+    folded = page.get_by_role("region", name="Traceback").locator("details")
+    expect(folded.first).to_have_attribute("open", "")
+    assert "in process_message" in page.evaluate("getSelection().toString()")
 
 
 def test_back_shows_the_page(pages: Pages, store: JobStore) -> None:
