@@ -339,8 +339,10 @@ function prepareRows() {
     const known = rows.find(({ row }) => row.contains(target));
     if (!known) return;
     const attempts = job.counts ? "" : format("NumberFormat", {}, job.attempt ?? 0);
-    known.row.querySelector(".jobstate-number").textContent = attempts;
-    if (known.status === job.status) return;
+    const cell = known.row.querySelector(".jobstate-number");
+    const isNewTry = cell.textContent !== attempts;
+    cell.textContent = attempts;
+    if (known.status === job.status && !isNewTry) return;
     known.status = job.status;
     // It was that of an earlier try.
     known.row.querySelector(".jobstate-reason")?.remove();
@@ -434,9 +436,10 @@ function prepareLook() {
   const timer = setInterval(async () => {
     if (document.hidden || dialog.open || isLooking) return;
     isLooking = true;
-    const answer = await read(data.first);
+    const [answer, told] = await Promise.all([read(data.first), data.counts && read(data.counts)]);
     isLooking = false;
     if (answer === undefined) clearInterval(timer);
+    if (told) showCounts(told.counts);
     if (!answer) return;
     const jobs = answer.items.map(({ job }) => job).filter(Boolean);
     const count = countNew(jobs, last);
@@ -448,15 +451,18 @@ function prepareLook() {
 
 /**
  * How many new jobs the first page of the list has by now. New jobs are unknown and stand
- * before a known one: unknown ones at the end of the page have only moved up. Without a known
- * one, new is what happened after the last time that this page was loaded with.
+ * before a known one: unknown ones at the end of the page have only moved up. Running jobs,
+ * which stand above the others, may stand anywhere in the list. Without a known one, new is
+ * what happened after the last time that this page was loaded with.
  */
 function countNew(jobs, last) {
-  const rows = [...page.querySelectorAll("tr[data-uuid]")];
-  const known = new Set(rows.map((row) => row.dataset.uuid));
-  const isKnown = jobs.map(({ uuid }) => known.has(uuid));
-  const end = data.more ? isKnown.lastIndexOf(true) : jobs.length;
-  if (end >= 0) return isKnown.slice(0, end).filter((each) => !each).length;
+  const [shown, placed] = ["", "tbody:last-child "].map((block) => {
+    const rows = [...page.querySelectorAll(`${block}tr[data-uuid]`)];
+    const known = new Set(rows.map((row) => row.dataset.uuid));
+    return jobs.map(({ uuid }) => known.has(uuid));
+  });
+  const end = data.more ? placed.lastIndexOf(true) : jobs.length;
+  if (end >= 0) return shown.slice(0, end).filter((each) => !each).length;
   const isNew = ({ queued_at, started_at, finished_at }) =>
     [queued_at, started_at, finished_at].some((time) => Date.parse(time) > last);
   return jobs.filter(isNew).length;
@@ -514,14 +520,14 @@ function prepareJob() {
   });
 }
 
-/** Show how many jobs of a batch have which status. */
+/** Show how many jobs of the list, or of the batch, have which status. */
 function showCounts(counts) {
   const total = Object.values(counts).reduce((sum, number) => sum + number, 0);
   const numbers = { ...counts, all: total };
   for (const node of page.querySelectorAll("[data-count]")) {
     node.textContent = format("NumberFormat", {}, numbers[node.dataset.count]);
   }
-  const button = page.querySelector("[data-act=rerun]");
+  const button = page.querySelector("[data-act=rerun][data-verb]");
   if (button && counts.error) button.textContent = plural("rerun-failed", counts.error);
 }
 

@@ -18,7 +18,7 @@ from tests.browser.paged import ImportSheet, Pages, Runner, fill, serving
 from tests.browser.sites import protected
 from tests.catalogs import Texts, write_catalog
 from tests.jobs import RunMarathon
-from tests.support import load_job, wait_for
+from tests.support import key_of, load_job, wait_for
 from tests.web.operating import OPERATOR, Marathons
 from tests.web.paging import TRACEBACK, paged_config
 from tests.webapp import Root
@@ -96,7 +96,9 @@ def test_rows_are_streamed(page: Page, redis_url: str, runner: Runner) -> None:
 
 
 def test_new_jobs_wait_until_they_are_asked_for(pages: Pages, store: JobStore) -> None:
-    """The page says how many there are. Until then its rows stay where they are."""
+    """The page says how many there are, and counts them. Until they are asked for, its
+    rows stay where they are.
+    """
     pages.page.clock.install()
     old = put(store, "success", "success")[::-1]
     pages.visit()
@@ -104,10 +106,64 @@ def test_new_jobs_wait_until_they_are_asked_for(pages: Pages, store: JobStore) -
     expect(pages.one("new")).to_be_hidden()
     pages.page.clock.fast_forward(10_000)
     expect(pages.one("new")).to_have_text("3 new jobs · Show")
+    expect(pages.page.locator("[data-count=all]")).to_have_text("5")
+    expect(pages.page.locator("[data-count=queued]")).to_have_text("1")
+    expect(button(pages, "Run again")).to_have_count(0)
     assert pages.uuids == old
     pages.one("new").click()
     expect(pages.page.locator("tr[data-uuid]")).to_have_count(5)
     assert set(pages.uuids) == {*old, *new}
+
+
+def test_jobs_that_move_up_are_not_new(pages: Pages, store: JobStore) -> None:
+    """If waiting jobs are cancelled, those of the next page come before a running one,
+    which the page shows above them.
+    """
+    pages.page.clock.install()
+    put(store, "working")
+    waiting = put(store, *["queued"] * 60)
+    pages.visit()
+    for uuid in waiting[-11:]:
+        assert load_job(store, uuid).cancel()
+    with pages.page.expect_response("**/job_state/?all=1"):
+        pages.page.clock.fast_forward(10_000)
+    expect(pages.page.locator("[data-count=cancelled]")).to_have_text("11")
+    expect(pages.one("new")).to_be_hidden()
+
+
+def test_row_drops_the_reason_of_an_earlier_try(pages: Pages, store: JobStore) -> None:
+    """A job that is tried again may have failed again when the page looks."""
+    first, second = (
+        put_job(
+            store,
+            RunMarathon,
+            "retrying",
+            owner="alice",
+            error=JobError("ValueError", text),
+            attempt=attempt,
+            delay=9999,
+        ).uuid
+        for attempt, text in ((1, "Blister"), (2, "Cramp"))
+    )
+    pages.visit()
+    row = pages.row(first)
+    expect(row).to_contain_text("Blister")
+    later: Any = store.client.hgetall(key_of(store, second))
+    store.client.hset(key_of(store, first), mapping=later)
+    expect(row.locator(".jobstate-number")).to_have_text("2")
+    expect(row).not_to_contain_text("Blister")
+
+
+def test_row_says_why_it_is_lost(pages: Pages, store: JobStore) -> None:
+    """The reason of a failure does not hide what is wrong with the page."""
+    error = JobError("ValueError", "x")
+    job = put_job(store, RunMarathon, "retrying", error=error, delay=9999).uuid
+    pages.visit()
+    row = pages.row(job)
+    expect(row).to_contain_text("ValueError: x")
+    pages.refuse = lambda method: 401
+    expect(row.get_by_text("You are not signed in.")).to_be_visible()
+    pages.problems.clear()
 
 
 # Acts on jobs of a list
@@ -575,6 +631,13 @@ def test_pages_are_plain_without_javascript(
         expect(pages.row(jobs[1]).locator("job-state")).to_contain_text("Running")
         assert page.locator("button:visible").all_text_contents() == ["Show"]
         expect(page.get_by_role("checkbox")).to_have_count(0)
+        # Without the boxes, the rows are as wide as their table.
+        boxes = [
+            page.locator(place).first.bounding_box()
+            for place in (".jobstate-rows", "tr[data-uuid]")
+        ]
+        assert boxes[0] and boxes[1]
+        assert boxes[0]["width"] - boxes[1]["width"] < 5
         page.get_by_label("Kind").select_option(ImportSheet.kind)
         page.get_by_role("button", name="Show").click()
         expect(page.locator("tr[data-uuid]")).to_have_count(len(jobs))

@@ -81,7 +81,7 @@ def test_hostile_titles_of_a_batch_stay_text(store: JobStore, visit: Visiting) -
     member, other = (visit(f"/job_state/{j}") for j in (jobs[0], plain_jobs[0]))
     assert shape_of(page) == shape_of(usual)
     assert page.one("h1").get_text() == f"batch {HOSTILE}"
-    assert page.one("tr a").get_text() == f"title {HOSTILE}"
+    assert page.one("tr th a").get_text() == f"title {HOSTILE}"
     assert shape_of(member) == shape_of(other)
     assert member.one(".jobstate-batch a").get_text() == f"batch {HOSTILE}"
 

@@ -72,13 +72,18 @@ def test_rows_are_the_jobs_of_the_json(paged: TestApp, store: JobStore) -> None:
         items = [] if "status" in query else get(paged, runs, user).json["items"]
         items += [item for item in listed if item not in items]
         assert visit.uuids == uuids_of(items) != []
-        for name in "href", "src":
-            urls = [str(tag[name]) for tag in visit.all(f"tr [{name}]")]
+        for selector, name in ("th a", "href"), ("job-state", "src"):
+            urls = [str(tag[name]) for tag in visit.all(f"tr {selector}")]
             assert urls == [item["job"]["url"] for item in items]
         assert all(tag.has_attr("compact") for tag in visit.all("job-state"))
         assert ("Owner" in visit.texts("thead th")) is (user == OPERATOR)
     everyone = Visit(paged, "/job_state/?all=1&limit=3")
-    assert everyone.texts("tbody td:last-child") == ["nobody", "7", "alice", "alice"]
+    assert everyone.texts("[data-uuid] td:last-child") == [
+        "nobody",
+        "7",
+        "alice",
+        "alice",
+    ]
 
 
 def test_running_jobs_stand_above_the_others(store: JobStore, visit: Visiting) -> None:
@@ -143,6 +148,45 @@ def test_row_has_the_first_public_parameters(store: JobStore, visit: Visiting) -
     (about,) = visit("/job_state").texts(".jobstate-about > span")
     cut = f"{'y' * 39}…"
     assert about == f"a: 1 · b: {'x' * 40} · c: {cut} · d: [2] · e: null"
+
+
+def test_owners_lead_to_their_jobs(store: JobStore, visit: Visiting) -> None:
+    """Whoever may list all jobs finds the others of an owner by a click on their name.
+    The link keeps the language.
+    """
+    put(store, "alice & co", 7, None)
+    page = visit("/job_state?kind=Letter&_LOCALE_=de")
+    links = [str(tag["href"]) for tag in page.all(".jobstate-whose a")]
+    owners = [query_of(link) for link in links]
+    assert owners == [{"owner": o, "_LOCALE_": "de"} for o in ("7", "alice & co")]
+    found = visit(links[1].removeprefix("http://localhost"))
+    assert found.texts(".jobstate-whose")[1:] == ["alice & co"]
+    assert not visit("/job_state", "alice & co").has(".jobstate-whose")
+
+
+def test_job_is_found_by_the_beginning_of_its_id(
+    paged: TestApp, store: JobStore, visit: Visiting
+) -> None:
+    """The form takes what a row shows of an id, if one job of the list begins so."""
+    job, other = put(store, "alice", "bob")
+    for user, found in ("alice", job), (OPERATOR, job), (OPERATOR, other):
+        page = visit(f"/job_state?id=+{found[:8].upper()}+", user)
+        assert page.texts("[data-jobstate=id]") == [found]
+    for user, wrong in ("alice", other[:8]), (OPERATOR, ""), (OPERATOR, "zz"):
+        page = visit(f"/job_state?id={wrong}", user)
+        assert not page.has("[data-jobstate=id]")
+        assert page.has("#jobstate-wrong-id") is bool(wrong)
+
+
+def test_page_says_which_status_a_word_means(paged: TestApp) -> None:
+    """A browser shows what is wrong with an address."""
+    response = browse(paged, "/job_state?all=1&status=failed")
+    text = " ".join(response.html.get_text().split())
+    assert response.status_code == 400
+    assert text.endswith(
+        "This page's address is invalid. status must be a status of a job, not "
+        "'failed'. Did you mean 'error'?"
+    )
 
 
 def test_operators_read_why_jobs_fail(redis_url: str, store: JobStore) -> None:
@@ -359,7 +403,7 @@ def test_attempts_may_be_anything(store: JobStore, visit: Visiting) -> None:
     """A list shows whatever the application's class says of the attempts of a job."""
     for value in None, "second", [1], 1234:
         put_job(store, Decathlon, metrics={"attempt": value})
-    cells = visit("/job_state").texts("td.jobstate-number")
+    cells = visit("/job_state").texts("[data-uuid] .jobstate-number")
     assert sorted(cells) == ["1,234", "None", "[1]", "second"]
 
 

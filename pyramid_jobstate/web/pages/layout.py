@@ -120,7 +120,7 @@ def showing(view: View) -> View:
                 words_for(request)("bad-address"),
                 comment=str(e),
                 # Without Pyramid's explanation, which is English.
-                body_template="${detail}\n${html_comment}\n",
+                body_template="${detail}${br}${br}\n${comment}\n",
             ) from e
 
     return show

@@ -10,7 +10,7 @@ from pyramid.httpexceptions import HTTPFound, HTTPNotFound
 
 from ...errors import StoreUnavailable
 from ...job import is_uuid, iso_time
-from ...store import Page, kind_texts
+from ...store import MAX_LIMIT, Page, kind_texts
 from ..acts import CANCEL, CLEAR, RERUN
 from ..answers import answering
 from ..interfaces import IPages
@@ -210,6 +210,12 @@ def list_page(context: JobStates, request: Request) -> Response:
         return HTTPFound(request.resource_url(context, query=query))
     if "group" in query:
         return failures_page(context, request)
+    if asked_id:
+        newest = asked_page(context, request, limit=MAX_LIMIT).items
+        found = [job for job in newest if job.uuid.startswith(asked_id.lower())]
+        # Rows show the beginnings of ids.
+        if len(found) == 1:
+            return HTTPFound(request.resource_url(found[0]))
     page = asked_page(context, request)
     filters = {name: query[name] for name in FILTERS if name in query}
     kept = ("members", "status", "limit", LOCALE, *(() if may_list else ("kind",)))
@@ -232,6 +238,7 @@ def list_page(context: JobStates, request: Request) -> Response:
         if act in bulk or any(act in row.permitted for row in rows)
     }
     counts = {} if overview.counts is None else dataclasses.asdict(overview.counts)
+    counted = {name: query[name] for name in ("kind", "members") if name in query}
     title = words("jobs" if may_list else "own-jobs")
     values = {
         "words": words,
@@ -258,6 +265,10 @@ def list_page(context: JobStates, request: Request) -> Response:
             # Where newer jobs would be, and whether older ones follow.
             first=url() if is_first else None,
             more=page.cursor is not None,
+            # Where the numbers of the tabs are.
+            counts=request.resource_url(context, "counts", query=counted)
+            if counts
+            else None,
             bulk=bulk,
         ),
     }

@@ -251,6 +251,7 @@ class Row(NamedTuple):
       job: Its JSON.
       about: Its public parameters in short.
       owner: The name of its owner, for viewers who may list all jobs, or None.
+      owner_url: Where the other jobs of the owner are.
       text: The job in one line.
       reason: The exception with which its last try failed, for viewers who may inspect
         the job, or "".
@@ -261,6 +262,7 @@ class Row(NamedTuple):
     job: Mapping[str, Any]
     about: str
     owner: str | None
+    owner_url: str
     text: str
     reason: str
     acts: Sequence[str]
@@ -315,6 +317,7 @@ def rows_of(
     pages: Pages = request.registry.getUtility(IPages)
     # The owners 1 and 1.0 are two.
     name_of = functools.lru_cache(typed=True)(pages.owner_name)
+    url = url_maker(request.resource_url(context), request.GET, ())
 
     def make(job_state: JobState, state: dict[str, Any]) -> Row:
         owner = name_of(request, job_state.owner) if with_owners else None
@@ -325,7 +328,8 @@ def rows_of(
             if error := exception_of(context, job_state):
                 reason = shortened(f"{error.type}: {error.message}", LONG)
         text = text_of({**job, "error": None} if reason else job, words)
-        return Row(job, about_of(job), owner, text, reason, *acts)
+        owner_url = url(owner=str(job_state.owner))
+        return Row(job, about_of(job), owner, owner_url, text, reason, *acts)
 
     rows = [visible(context, request, job_state, make) for job_state in jobs]
     return [row for row in rows if row is not None]
