@@ -125,6 +125,10 @@ def test_end_leaves_out_what_is_over(stage: Stage) -> None:
             assert bar is not None
     end = "getComputedStyle(job.shadowRoot.querySelector('.bar'), '::after').content"
     assert stage.page.evaluate(end) == "none"
+    # A language without labels
+    stage.set("e.lang = 'fr'")
+    assert stage.show(data("cancelled", error=reason))["notice"] is None
+    stage.set("e.removeAttribute('lang')")
     german = {"message": "Der Auftrag wurde abgebrochen."}
     stage.set(
         "e.setAttribute('label-reason-cancelled', 'Der Auftrag wurde abgebrochen.')"

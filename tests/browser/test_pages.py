@@ -440,6 +440,9 @@ def test_timeline_follows_the_tries(pages: Pages, runner: Runner) -> None:
     expect(timeline).to_contain_text(re.compile(r"try 1.+try 2.+Running", re.S))
     expect(traceback).to_be_focused()
     expect(folded).to_have_attribute("open", "")
+    runner.tell(job, lambda job_state: job_state.set_progress_metric("miles", 12))
+    metrics = pages.page.locator("[data-jobstate=timeline] + [data-jobstate=metrics]")
+    expect(metrics).to_contain_text("12")
     assert pages.page.evaluate("window.isTheSame")
 
 

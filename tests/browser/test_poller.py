@@ -370,6 +370,7 @@ def test_cancel_sends_the_csrf_token_in_the_header_asked_for(polling: Polling) -
 REFUSED = {
     "400": (Answer(400, "{}"), "status", 400, "The server answered 400."),
     "csrf": (Answer(400, "The CSRF check"), "csrf", 400, "The CSRF header or token"),
+    "500": (Answer(500, "CSRF"), "status", 500, "The server answered 500."),
     "403": (Answer(403), "status", 403, "You may not do this."),
     "200": (Answer(200, "{}"), "status", 200, "The server answered 200."),
     "302": (Answer(302, headers={"Location": "/"}), "redirect", 0, "login page"),

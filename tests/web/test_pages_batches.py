@@ -175,6 +175,10 @@ def test_failed_members_may_run_again(store: JobStore, visit: Visiting) -> None:
         "Some of its jobs failed."
     ]
     assert done.texts("h2") == ["Jobs", "Timeline"]
+    # A batch makes no attempts.
+    assert done.texts(".jobstate-timeline b") == ["sent", "started", "Failed"]
+    listed = visit("/job_state").texts(f"tr[data-uuid='{batch}'] .jobstate-number")
+    assert listed == [""]
 
 
 def test_batch_that_does_not_run_again(store: JobStore, visit: Visiting) -> None:
