@@ -125,8 +125,8 @@ def between(first: str | None, second: str | None, words: Words) -> str:
     return words.duration((ended - begun).total_seconds())
 
 
-class Shown(NamedTuple):
-    """What viewers who may inspect a job see of its failure.
+class FailureSection(NamedTuple):
+    """The section about a failure, for viewers who may inspect the job.
 
     Attributes:
       type: The class of the exception, or None if the job has ended without one.
@@ -143,8 +143,8 @@ class Shown(NamedTuple):
 
 def failure_of(
     inspected: Mapping[str, Any], job: Mapping[str, Any], package: str, words: Words
-) -> Shown | None:
-    """Return what is shown of a failure, or None for nothing.
+) -> FailureSection | None:
+    """Return the section about the failure of a job, or None if it has none.
 
     Parameters:
       inspected: What GET …/inspect gives, or nothing for a viewer who may not read it.
@@ -164,7 +164,7 @@ def failure_of(
         error["message"],
         words.sentence(FAILED),
     )
-    return Shown(error["type"], error["message"], parts, tells_all)
+    return FailureSection(error["type"], error["message"], parts, tells_all)
 
 
 def reason_of(context: JobState, job: Mapping[str, Any], words: Words) -> str:
@@ -350,9 +350,9 @@ def job_page(context: JobState, request: Request) -> Response:
     members = members_of(context, container, job, words, may_list=may_list)
     has_failures = bool((job["counts"] or {}).get("error"))
     failure = failure_of(inspected, job, request.registry.package_name, words)
-    said = job
+    error = job["error"]
     if failure and failure.tells_all:
-        said = {**job, "error": {"message": f"{failure.type}: {failure.message}"}}
+        error = {"message": f"{failure.type}: {failure.message}"}
     tries = inspected.get("tries", ())
     values = {
         "words": words,
@@ -363,7 +363,7 @@ def job_page(context: JobState, request: Request) -> Response:
         "batch": visible_batch(context, container, request),
         "members": members,
         "list_url": request.resource_url(container),
-        "text": text_of(said, words),
+        "text": text_of({**job, "error": error}, words),
         "steps": timeline_of(job, tries, reason_of(context, job, words), words),
         "metrics": texts_of(metrics),
         "params": texts_of(params),
