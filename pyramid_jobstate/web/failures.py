@@ -48,15 +48,13 @@ class Group(NamedTuple):
       type: The qualified name of the exception's class, or None if the reason is no
         exception, or the viewer may not read it.
       text: The normal form of the exception's text, or of the public reason.
-      newest: The JSON that the class of the job that failed last makes of it.
-      jobs: The jobs, the newest first.
+      jobs: What is shown of the jobs, the newest first.
       times: When each of them failed, as JSON spells it.
     """
 
     type: str | None
     text: str
-    newest: Mapping[str, Any]
-    jobs: list[JobState]
+    jobs: list[Any]
     times: list[str | None]
 
 

@@ -125,9 +125,16 @@ def asked_page(context: JobStates, request: Request, **changes: Any) -> Page:
         raise BadRequest(str(e)) from e
 
 
-def asked_groups(context: JobStates, request: Request) -> tuple[list[Group], bool]:
+def asked_groups(
+    context: JobStates,
+    request: Request,
+    show: Callable[[JobState, dict[str, Any]], object],
+) -> tuple[list[Group], bool]:
     """Return the groups of the failed jobs that the query asks for and the request may
     see, and whether there are older ones. The first group has the job that failed last.
+
+    Parameters:
+      show: Returns what is shown of a job: see :func:`visible`.
 
     Raises:
       BadRequest: A parameter is invalid.
@@ -139,13 +146,18 @@ def asked_groups(context: JobStates, request: Request) -> tuple[list[Group], boo
         raise BadRequest(f"group must be error, not {query['group']!r}.")
     if query.get("status") != "error":
         raise BadRequest("group=error needs status=error.")
+    members = read_flag(query, "members")
     groups: dict[tuple[str | None, str], Group] = {}
 
-    def add(job_state: JobState, state: Mapping[str, Any]) -> None:
+    def add(job_state: JobState, state: dict[str, Any]) -> None:
+        if members and isinstance(job_state, Batch):
+            # Its members say why they failed.
+            return
         reason = reason_of(context, job_state, state)
         time = iso_time(job_state.finished_at)
-        group = groups.setdefault(reason, Group(*reason, state, [], []))
-        group.jobs.append(job_state)
+        shown = show(job_state, state)
+        group = groups.setdefault(reason, Group(*reason, [], []))
+        group.jobs.append(shown)
         group.times.append(time)
 
     cursor = None
@@ -327,7 +339,7 @@ def show_list(context: JobStates, request: Request) -> Response:
 
 def show_groups(context: JobStates, request: Request) -> Response:
     """Respond with groups of jobs that failed for equal reasons."""
-    groups, more = asked_groups(context, request)
+    groups, more = asked_groups(context, request, lambda job_state, _: job_state.uuid)
     found = [
         {
             "type": group.type,
@@ -335,7 +347,7 @@ def show_groups(context: JobStates, request: Request) -> Response:
             "count": len(group.jobs),
             "newest": group.times[0],
             "oldest": group.times[-1],
-            "uuids": [job_state.uuid for job_state in group.jobs],
+            "uuids": group.jobs,
         }
         for group in groups
     ]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyramid.request import Request
     from pyramid.response import Response
 
+    from ...job import JobState
     from ..failures import Group
     from ..jobstates import JobStates
 
@@ -41,18 +42,19 @@ class GroupRow(NamedTuple):
 
 def failures_page(context: JobStates, request: Request) -> Response:
     """Respond with the page of groups of failed jobs: those of its JSON."""
-    groups, more = asked_groups(context, request)
+
+    def show(job_state: JobState, state: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        is_batch = isinstance(job_state, Batch)
+        may_rerun = not is_batch and may_act(context, job_state, RERUN.permission)
+        return job_of(job_state, request, state), may_rerun
+
+    groups, more = asked_groups(context, request, show)
     words = words_for(request)
     rows = [
         GroupRow(
             group,
-            job_of(group.jobs[0], request, group.newest),
-            [
-                request.resource_url(job_state)
-                for job_state in group.jobs
-                if not isinstance(job_state, Batch)
-                and may_act(context, job_state, RERUN.permission)
-            ],
+            group.jobs[0][0],
+            [job["url"] for job, may_rerun in group.jobs if may_rerun],
         )
         for group in groups
     ]
