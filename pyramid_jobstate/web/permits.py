@@ -9,13 +9,13 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pyramid.authorization import ACLHelper, Authenticated, Everyone
-from pyramid.httpexceptions import HTTPForbidden
+from pyramid.httpexceptions import HTTPException, HTTPForbidden
 from pyramid.interfaces import ISecurityPolicy
 from pyramid.threadlocal import get_current_request
 from redis.exceptions import RedisError
 
 from ..errors import StoreUnavailable
-from ..job import Guard, JobState, Once, as_seen_from, record_of
+from ..job import JobState, Once, as_seen_from, record_of
 from ..store import LOST
 from ..worker import Outage
 
@@ -219,10 +219,17 @@ def note_ownerless(request: Request, job_states: Iterable[JobState]) -> None:
             or not _ownerless.is_new(name)
         ):
             continue
-        with Guard(job_state, "which was sent"):
-            if not may_see(request, job_state):
-                find = request.registry.jobstate.owner
-                log.warning(OWNERLESS, name, getattr(find, "__qualname__", find))
+        try:
+            is_seen = may_see(request, job_state)
+        except HTTPException:
+            # Such as a redirect to the login.
+            is_seen = False
+        except Exception:
+            # The job is sent already. Requests for it will tell.
+            continue
+        if not is_seen:
+            find = request.registry.jobstate.owner
+            log.warning(OWNERLESS, name, getattr(find, "__qualname__", find))
 
 
 def name_visitor(request: Request, owner: str) -> None:

@@ -13,11 +13,12 @@ import dramatiq
 import pytest
 from pyramid.authorization import ACLHelper, Allow, Authenticated, Everyone
 from pyramid.exceptions import ConfigurationError
+from pyramid.httpexceptions import HTTPUnauthorized
 from pyramid.request import Request
 from pyramid.scripting import prepare
 from webtest import TestApp
 
-from pyramid_jobstate import Batch, JobState, JobStore
+from pyramid_jobstate import Batch, JobState, JobStore, StoreUnavailable
 from tests.jobs import messages
 from tests.support import key_of, load_job
 from tests.web.reading import put
@@ -250,7 +251,8 @@ def sending(redis_url: str, set_broker: SetBroker) -> Callable[..., TestApp]:
     """
     broker = make_broker(redis_url)
     set_broker(broker)
-    for name in "walk", "swim", "run", "row", "play", "crawl":
+    names = ("walk", "swim", "run", "row", "play", "crawl", "dive", "climb")
+    for name in names:
         cls = Team if name == "play" else JobState
         declare = dramatiq.actor(actor_name=name, broker=broker, job_state=cls)
         declare(lambda *, job_state: None)
@@ -318,15 +320,25 @@ def test_job_that_need_not_be_seen_is_not_warned_of(
 def test_warning_of_a_policy_that_fails(
     sending: Callable[..., TestApp], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job is sent even if the policy fails for it. The failure is logged."""
+    """A job is sent even if the policy fails for it, which is not told. A policy that
+    sends visitors to the login lets them see nothing.
+    """
+    errors: dict[str, Exception] = {
+        "crawl": LookupError("no such right"),
+        "dive": StoreUnavailable(None),
+        "climb": HTTPUnauthorized(),
+    }
 
     class Faulty(TutorialPolicy):
         def permits(self, request: Request, context: Any, permission: str) -> Any:
-            raise LookupError("no such right")
+            raise errors[context.actor]
 
-    assert sending(security_policy=Faulty()).get("/send/crawl").text
-    (line,) = messages(caplog, "pyramid_jobstate", logging.ERROR)
-    assert "which was sent" in line
+    app = sending(security_policy=Faulty())
+    for name in errors:
+        assert app.get(f"/send/{name}").text
+    (record,) = (r for r in caplog.records if r.name == "pyramid_jobstate")
+    assert record.levelno == logging.WARNING
+    assert "'climb'" in record.getMessage()
 
 
 def test_refusal_is_told_to_the_applications_logging(
