@@ -112,21 +112,32 @@ def test_owners_are_named(
     """
     asked: list[Any] = []
 
-    def label(request: Request, owner: Any) -> Any:
-        asked.append(owner)
-        if owner == "carol":
-            raise StoreUnavailable(None)
-        names = {1: "One", "alice": "<b>Alice", "dave": None}
-        return names[owner]
+    class Labels:
+        __hash__ = None  # type: ignore[assignment]
 
-    app = paged_app(redis_url, settings={"jobstate.owner_label": label})
+        def __call__(self, request: Request, owner: Any) -> Any:
+            asked.append(owner)
+            if owner == "carol":
+                raise StoreUnavailable(None)
+            names = {1: "One", "alice": "<b>Alice", "dave": None, "eve": "", 7: Lazy()}
+            return names[owner]
+
+    class Lazy:
+        def __str__(self) -> str:
+            raise LookupError("no name")
+
+    app = paged_app(redis_url, settings={"jobstate.owner_label": Labels()})
     (job,) = put(store, "alice")
-    put(store, 1, 1, 1.0, "bob", "dave", None)
+    put(store, 1, 1, 1.0, "bob", "dave", "eve", 7, None)
+    put(store, 1, status="queued")
     page = Visit(app, "/job_state?all=1")
-    named = ["nobody", "dave", "bob", "One", "One", "One", "<b>Alice"]
-    assert page.texts(".jobstate-whose")[1:] == named
+    named = ["nobody", "7", "eve", "dave", "bob", "One", "One", "One", "<b>Alice"]
+    assert page.texts("tbody .jobstate-whose") == [*named, "One"]
     # The owners 1 and 1.0 are two.
-    assert sorted(map(repr, asked)) == ["'alice'", "'bob'", "'dave'", "1", "1.0"]
+    assert sorted(map(repr, asked)) == [
+        *("'alice'", "'bob'", "'dave'", "'eve'"),
+        *("1", "1.0", "7"),
+    ]
     assert Visit(app, f"/job_state/{job}").texts(".jobstate-owner") == [
         "Owner: <b>Alice"
     ]

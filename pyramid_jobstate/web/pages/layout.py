@@ -45,6 +45,9 @@ HEADERS = (
 #: half an hour, and counting takes longer than all else.
 CHART_SECONDS = 10.0
 
+#: The request attribute that caches the names of owners.
+_NAMES = "_jobstate_owner_names"
+
 
 class Pages:
     """What the pages of an application share.
@@ -65,35 +68,42 @@ class Pages:
         self.environment = environment
         self.layout = layout
         self.label_owner = label_owner
+        self._complaints = Once()
         self.throughputs: Fresh[tuple[str | None, bool], Sequence[Bucket]] = Fresh(
             CHART_SECONDS
         )
 
     def owner_name(self, request: Request, owner: str | float | None) -> str | None:
         """Return what a page shows for an owner: what the application's function
-        returns or, if that is None, the owner.
+        returns or, if that is None or empty, the owner. It is called once a request for
+        each owner.
         """
         if owner is None:
             return None
-        label = None
+        names: dict[tuple[type, object], str] = vars(request).setdefault(_NAMES, {})
+        # The owners 1 and 1.0 are two.
+        key = type(owner), owner
+        if key not in names:
+            names[key] = self._label_of(request, owner) or str(owner)
+        return names[key]
+
+    def _label_of(self, request: Request, owner: str | float) -> str:
+        """Return the application's name for an owner, or "" if it has none."""
         if self.label_owner is not None:
             try:
                 label = self.label_owner(request, owner)
+                return "" if label is None else str(label)
             except StoreUnavailable:
                 raise
             except Exception:
-                if _faulty.is_new(self.label_owner):
+                if self._complaints.is_new("owner_label"):
                     log.exception(
                         "The function of the setting jobstate.owner_label raised an "
                         "exception for the owner %r. Pages show the owner as it is. "
                         "Further exceptions of the function are not logged.",
                         owner,
                     )
-        return str(owner if label is None else label)
-
-
-#: The functions whose exceptions were logged.
-_faulty = Once()
+        return ""
 
 
 def showing(view: View) -> View:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import math
@@ -315,12 +314,10 @@ def rows_of(
     """Return the rows of those jobs that the viewer may see."""
     request = context.request
     pages: Pages = request.registry.getUtility(IPages)
-    # The owners 1 and 1.0 are two.
-    name_of = functools.lru_cache(typed=True)(pages.owner_name)
     url = url_maker(request.resource_url(context), request.GET, ())
 
     def make(job_state: JobState, state: dict[str, Any]) -> Row:
-        owner = name_of(request, job_state.owner) if with_owners else None
+        owner = pages.owner_name(request, job_state.owner) if with_owners else None
         job = job_of(job_state, request, state)
         acts = acts_on(context, job_state, job)
         reason = ""
