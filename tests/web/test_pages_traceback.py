@@ -10,7 +10,16 @@ from pyramid_jobstate import JobError, JobStore
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
 from tests.support import load_job
-from tests.web.paging import INNER, OUTER, OWN, SITE, TRACEBACK, Visiting
+from tests.web.paging import (
+    INNER,
+    OUTER,
+    OWN,
+    SITE,
+    TRACEBACK,
+    Visit,
+    Visiting,
+    paged_app,
+)
 
 CAUSE = """
 The above exception was the direct cause of the following exception:
@@ -127,6 +136,20 @@ def test_libraries(shown: Callable[..., list[str]]) -> None:
     # Without any frame of the application's, nothing is folded.
     text = f"{OUTER}{INNER}ValueError: wrong\n"
     assert shown(text) == [text]
+
+
+def test_application_may_be_configured_in_a_subpackage(
+    redis_url: str, store: JobStore
+) -> None:
+    """The frames of all its packages are its own."""
+    app = paged_app(redis_url, package="tests.web")
+    text = TRACEBACK.replace("/srv/shop/shop", f"{SITE}/tests")
+    error = JobError("ValueError", "wrong")
+    job = put_job(store, RunMarathon, "error", error=error, traceback=text)
+    assert Visit(app, f"/job_state/{job.uuid}").texts("[role=region] summary") == [
+        "2 frames of dramatiq, pyramid_jobstate",
+        "1 frame of openpyxl",
+    ]
 
 
 def test_what_is_no_frame_is_seen(shown: Callable[..., list[str]]) -> None:

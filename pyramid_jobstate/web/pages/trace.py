@@ -68,10 +68,10 @@ def parts_of(text: str, message: str, package: str) -> list[Part]:
     Parameters:
       text: The end of a traceback, which may be cut off anywhere.
       message: The text of its exception, which may look like frames.
-      package: The package of the application, whose frames are its own even if it is
-        installed among the libraries.
+      package: The package of the application, or one within it. Its frames are its own
+        even if it is installed among the libraries.
     """
-    pieces = [*_pieces(text, message, package)]
+    pieces = [*_pieces(text, message, package.partition(".")[0])]
     if not any(piece.number and not piece.library for piece in pieces):
         return [Part(text)]
     parts = []
