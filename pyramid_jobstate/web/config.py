@@ -57,6 +57,7 @@ def include(config: Configurator) -> None:
     broker = provide_broker(config, at_include)
     add_routes(config, path)
     check_request_method(config.registry)
+    check_attribute(config.registry)
     config.add_request_method(JOB_STATES, "job_states", property=True)
     config.add_directive("set_job_store", set_job_store)
     add_views(config)
@@ -74,6 +75,7 @@ def include(config: Configurator) -> None:
                 "included."
             )
         check_broker(broker, at_include, settings)
+        check_attribute(config.registry)
         setup = config.registry.jobstate = Setup(
             path=path_of(config, f"{LIST}/"),
             owner=settings.owner(),
@@ -212,15 +214,29 @@ def check_request_method(registry: Registry) -> None:
         )
 
 
-def check_application(event: ApplicationCreated) -> None:
-    """Check that `request.job_states` is ours. Warn if the application recognises no
-    owner of a job.
+def check_attribute(registry: Registry) -> None:
+    """Check that `registry.jobstate` is ours, if it is set.
 
     Raises:
-      ConfigurationError: `request.job_states` is the application's own.
+      ConfigurationError: It is the application's own.
+    """
+    if not isinstance(getattr(registry, "jobstate", None), Setup | None):
+        raise ConfigurationError(
+            "The application sets registry.jobstate, but pyramid_jobstate sets an "
+            "attribute of that name. Rename yours."
+        )
+
+
+def check_application(event: ApplicationCreated) -> None:
+    """Check that `request.job_states` and `registry.jobstate` are ours. Warn if the
+    application recognises no owner of a job.
+
+    Raises:
+      ConfigurationError: One is the application's own.
     """
     registry = event.app.registry
     check_request_method(registry)
+    check_attribute(registry)
     factory = registry.queryUtility(IRequestFactory, default=Request)
     if hasattr(factory, "job_states"):
         raise ConfigurationError(

@@ -331,3 +331,12 @@ def test_request_method_of_the_same_name_stops_the_start() -> None:
             take_steps(config, f"{steps} make", own=own)
     with pytest.raises(ConfigurationError, match=r"OwnRequest.*Rename yours"):
         make_app(make_config(NOWHERE, request_factory=OwnRequest))
+
+
+def test_attribute_of_the_same_name_stops_the_start() -> None:
+    """An application's own `registry.jobstate` is an error, whenever it is set."""
+    for steps in "own include", "include own", "include commit own":
+        config = make_config(NOWHERE)
+        own = functools.partial(setattr, config.registry, "jobstate", {})
+        with pytest.raises(ConfigurationError, match=r"sets registry\.jobstate"):
+            take_steps(config, f"{steps} make", own=own)
