@@ -20,7 +20,7 @@ from ..store import JobStore
 from ..web import IJobStore
 from ..worker import STUB, masked
 from .ini import Ini, explained
-from .terminal import CouldNot, Refused, log_to_stderr, without_passwords
+from .terminal import CouldNot, Refused, log_to_stderr, one_line, without_passwords
 
 #: Names of settings whose values no error may show.
 SECRET = re.compile("secret|passw|token|key|credential", re.IGNORECASE)
@@ -73,16 +73,18 @@ def cause_of(error: BaseException) -> BaseException:
     return cause
 
 
-def misconfigured(error: BaseException) -> str | None:
+def misconfigured(error: BaseException, ini: Ini) -> str | None:
     """Return what an error says of the configuration of an application, with the line
-    that is wrong if Pyramid knows it, or None if the error has another cause.
+    that is wrong if Pyramid knows it, or None if the error has another cause. The text
+    is one line that shows no secret.
     """
     cause = cause_of(error)
     if not isinstance(cause, ConfigurationError):
         return None
     info: Any = getattr(error, "info", None)
     is_placed = info is not None and info.file
-    return f"{info.file}, line {info.line}: {cause}" if is_placed else str(cause)
+    text = f"{info.file}, line {info.line}: {cause}" if is_placed else str(cause)
+    return one_line(_without_secrets(text, ini))
 
 
 def _store_of(ini: Ini) -> JobStore:
@@ -119,15 +121,16 @@ def _starting(ini: Ini) -> Iterator[None]:
         with explained(ini.path):
             raise
     except (Exception, SystemExit) as e:
-        text = misconfigured(e)
+        text = misconfigured(e, ini)
         if text is None:
             cause = cause_of(e)
             text = f"{place_of(e)}{type(cause).__name__}: {cause}"
+            text = _without_secrets(text, ini)
         text = f"The application of {ini.path} does not start: {text}"
     else:
         return
     # Raised outside the handler, which would chain the original exception.
-    raise CouldNot(_without_secrets(text, ini))
+    raise CouldNot(text)
 
 
 def _without_secrets(text: str, ini: Ini) -> str:

@@ -60,7 +60,7 @@ def main() -> int:
         run(ini, reporter)
     except BaseException as e:
         reporter.report(files_of(e), needs_change=needs_change(e))
-        text = str(e) if isinstance(e, Refused) else misconfigured(e)
+        text = str(e) if isinstance(e, Refused) else misconfigured(e, ini)
         if text is not None:
             print(f"pjobs: {text}", file=sys.stderr)
             return work.IMPORT

@@ -40,6 +40,11 @@ def clean(text: str) -> str:
     return UNSAFE.sub(lambda m: m[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def one_line(text: str) -> str:
+    """Return a text cleaned, in one line."""
+    return clean(" ".join(text.split()))
+
+
 def without_passwords(text: str) -> str:
     """Return a text with the URLs in it masked."""
     from ..worker import masked
@@ -153,7 +158,7 @@ class CouldNot(Exception):
 
 def say(text: str) -> None:
     """Write a line to stderr, whatever is in the text."""
-    line = f"pjobs: {clean(' '.join(text.split()))}"
+    line = f"pjobs: {one_line(text)}"
     # Nobody may be left to read it.
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)

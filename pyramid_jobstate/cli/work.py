@@ -275,7 +275,7 @@ def boot() -> None:
         if isinstance(e, SystemExit) and e.code:
             # Also Dramatiq's own, on a second signal.
             raise
-        text = misconfigured(e)
+        text = misconfigured(e, ini)
         if text is not None:
             _fail(IMPORT, text)
         _fail(FAILED, "".join(traceback.format_exception(e)).rstrip())

@@ -290,10 +290,11 @@ def test_broker_is_checked(folder: Folder, become: Become, boot: Boot) -> None:
     folder.ini.write_text(INI)
     none, away = "pjobs: The application has no broker. Set", "pjobs: The broker cannot"
     set_broker = "dramatiq.set_broker({})".format
+    hostile, cleaned = r"no\nway redis://:secret@h \x1b", r"no way redis://…@h \x1b"
     cannot_start(
         *(folder, become(str(folder.ini), "work"), boot),
         ("dramatiq.get_broker()", 2, none),
-        ("raise ConfigurationError('no way')", 2, "pjobs: no way"),
+        (f"raise ConfigurationError('{hostile}')", 2, f"pjobs: {cleaned}"),
         (set_broker("StubBroker()"), 2, "as tests need it"),
         (set_broker(f"RedisBroker(url={folder.url!r})"), None, ""),
         (set_broker("RedisBroker(url='redis://:secret@127.0.0.1:1')"), 3, away),
