@@ -77,6 +77,10 @@ examples:
 """
 
 
+#: What the path of an ini contains.
+_INI = re.compile(r"\.ini(#|$)")
+
+
 class CommandLine(NamedTuple):
     """The words of a command line.
 
@@ -134,11 +138,18 @@ def _run(words: CommandLine) -> int:
     given += args.words
     if not given:
         parser.error("the following arguments are required: INI")
-    if args.url is None and given[0] in COMMANDS and not os.path.isfile(given[0]):
-        parser.error(
-            f"an INI must precede the command {given[0]}, as in "
-            f"`pjobs {without_passwords(_ini_first(given[0], words))}`"
-        )
+    if args.url is None and args.namespace is not None:
+        parser.error("--namespace needs --url: an application knows its own")
+    if args.url is None and not os.path.isfile(given[0]):
+        if given[0] in COMMANDS:
+            parser.error(
+                f"an INI must precede the command {given[0]}, as in "
+                f"`pjobs {without_passwords(_ini_first(given[0], words))}`"
+            )
+        if _is_variable(given[0]) and not _INI.search(given[0]):
+            parser.error(
+                f"an INI must precede the variable {without_passwords(given[0])}"
+            )
     if len(given) == 1:
         given.append(DEFAULT)
     place, name = given[0], " ".join(given[1:])
@@ -146,8 +157,6 @@ def _run(words: CommandLine) -> int:
         parser.error(f"invalid choice: {name!r} (choose from {', '.join(COMMANDS)})")
     command = COMMANDS[name]
     program = f"pjobs {place} {name}" if args.url is None else f"pjobs --url URL {name}"
-    if args.url is None and args.namespace is not None:
-        parser.error("--namespace needs --url: an application knows its own")
     if args.url is not None and not command.is_for_operators:
         parser.error(f"{name} needs an ini instead of --url")
     module = importlib.import_module(f"{__name__}.{command.module}")
@@ -169,7 +178,7 @@ def _ini_first(command: str, words: CommandLine) -> str:
     ini, others = ["INI"], [*words.head, *words.rest]
     others.remove(command)
     for i, word in enumerate(others):
-        if re.search(r"\.ini(#|$)", word):
+        if _INI.search(word):
             variables = itertools.takewhile(_is_variable, others[i + 1 :])
             ini = [word, *variables]
             del others[i : i + len(ini)]

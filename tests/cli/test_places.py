@@ -92,6 +92,12 @@ def test_places_that_are_none(pjobs: Operator, tmp_path: Path) -> None:
         (["a.ini", "--url", "redis://h", "list"], "invalid choice: 'a.ini'"),
         (["--url=redis://h", "--namespace=", "list"], "--namespace '' is empty."),
         (["--namespace", "n", "a.ini", "list"], "--namespace needs --url"),
+        (["--namespace", "n", "list", "a.ini"], "--namespace needs --url"),
+        (
+            ["x=redis://:secret@h", "list", "a.ini"],
+            "precede the variable x=redis://…@h",
+        ),
+        (["x=1/a.ini", "list"], "x=1/a.ini does not exist."),
         (["missing.ini", "list"], "missing.ini does not exist."),
         ([str(tmp_path), "list"], " is a folder, not an ini file."),
         ([], "the following arguments are required: INI"),
