@@ -52,6 +52,8 @@ def include(config: Configurator) -> None:
     # Routes are added now, so the path is read now: a route added in an action would
     # come after a catch-all of the application.
     at_include = Settings(config.registry.settings)
+    # Again in the action; but there, Pyramid would bury the error in tracebacks.
+    at_include.check_names()
     path = at_include.path()
     check_route_prefix(config)
     broker = provide_broker(config, at_include)

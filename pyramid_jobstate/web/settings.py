@@ -131,6 +131,16 @@ class Settings:
         Raises:
           ConfigurationError: One is unknown, or has another type.
         """
+        self.check_names()
+        for name in self._settings:
+            self._value(name)
+
+    def check_names(self) -> None:
+        """Check that every setting is known.
+
+        Raises:
+          ConfigurationError: One is unknown.
+        """
         for name in self._settings:
             if name not in SETTINGS:
                 known = ", ".join(PREFIX + known for known in sorted(SETTINGS))
@@ -140,7 +150,6 @@ class Settings:
                     f"The setting {PREFIX}{name} is unknown.{meant} Known settings: "
                     f"{known}."
                 )
-            self._value(name)
 
     def path(self) -> str:
         """Return the path below which jobs are served, without slashes at its ends."""

@@ -78,6 +78,14 @@ def refusal(config: Configurator) -> str:
     return str(error.evalue)
 
 
+def include_refusal(**settings: Any) -> str:
+    """Return the error that stops the include, which Pyramid has not wrapped."""
+    with pytest.raises(ConfigurationError) as caught:
+        configured(**settings)
+    assert caught.type is ConfigurationError
+    return str(caught.value)
+
+
 @pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """Returns what the package has warned of since the last call, which must show no
@@ -197,24 +205,27 @@ def test_bad_setting_stops_the_start(subtests: pytest.Subtests) -> None:
 
 def test_unknown_setting_is_told_the_known_ones() -> None:
     """The error lists the known settings in one line, with the nearest one first. Those
-    of others are left alone.
+    of others are left alone. Settings that follow the include are checked, too.
     """
     nearest = "is unknown. Did you mean jobstate.owner? Known settings: jobstate.active"
     for name in "ownr", "OWNER":
-        error = refusal(configured(**{name: "session"}))
+        error = include_refusal(**{name: "session"})
         assert error.startswith(f"The setting jobstate.{name} {nearest}")
         assert len(error.splitlines()) == 1
-    assert "Did you mean" not in refusal(configured(greeting="hi"))
+    assert "Did you mean" not in include_refusal(greeting="hi")
     for name in ("expires", ""):
-        error = refusal(configured(**{name: "1h"}))
+        error = include_refusal(**{name: "1h"})
         assert f"jobstate.{name} is unknown" in error
         assert re.search(r"jobstate\.expire_in, .*jobstate\.redis_url", error)
     made_config(NOWHERE, settings={"jobstate_x": "1", "expire_in": "soon"})
+    config = configured()
+    config.add_settings({"jobstate.ownr": "session"})
+    assert nearest in refusal(config)
 
 
 def test_setting_of_a_wrong_type_stops_the_start() -> None:
     """A setting that no ini could give is named in an error without passwords."""
-    known = refusal(configured(x="")).partition("Known settings:")[2]
+    known = include_refusal(x="").partition("Known settings:")[2]
     names = re.findall(r"jobstate\.(\w+)", known)
     assert len(names) > 10
     for name in names:
