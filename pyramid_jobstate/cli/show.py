@@ -67,6 +67,8 @@ def facts(job: JobState, kind: str) -> Iterator[tuple[str, str]]:
     yield "title", clean(title_of(job))
     yield "kind", kind
     yield "actor", clean(job.actor) or "-"
+    if (queue := record_of(job).queue) is not None:
+        yield "queue", clean(queue)
     yield "status", job.status
     if job.cancel_requested:
         yield "cancel", "requested"

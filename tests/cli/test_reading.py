@@ -259,9 +259,10 @@ def test_show_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
         assert line in lines
     assert any(line.startswith(f"metric {HARMLESS}: ") for line in lines)
     job = put(store, "cancelling")
-    write(store, job, progress='[1, 4, "rows", 14.2]', unique=HOSTILE)
+    write(store, job, progress='[1, 4, "rows", 14.2]', unique=HOSTILE, queue=HOSTILE)
     found = {*pjobs("show", job.uuid).out}
     assert {"left: 14 s", "cancel: requested", f"unique: {HARMLESS}"} <= found
+    assert f"queue: {HARMLESS}" in found
 
 
 def test_show_finds_the_job_of_an_alias(pjobs: Operator, store: JobStore) -> None:
