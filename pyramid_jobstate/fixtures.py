@@ -63,7 +63,7 @@ def job_store(
 def job_outbox(app: Router) -> Iterator[Outbox]:
     """What the application sends in this test: messages and their JobStates. They are
     neither written nor sent, whether or not the transaction commits. Those that
-    ``actor.send()`` sends without a request are among them.
+    ``actor.send()`` sends without a request are among them, and the steps of pipelines.
     """
     from .web import IOutbox
 

@@ -20,12 +20,15 @@ import json
 import re
 import secrets
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
+from unittest import mock
 
-from dramatiq import Message
+from dramatiq import Message, Worker, pipeline
+from dramatiq.broker import MessageProxy
 from redis import Redis
 
 from .job import (
@@ -165,7 +168,10 @@ class Clerk:
     @contextlib.contextmanager
     def instead_of(self, broker: Broker | None) -> Iterator[None]:
         """Keep messages that are sent without a request, too, in place of their broker.
-        It still gets those of untracked actors, and of jobs that run again.
+        It still gets those of untracked actors, of jobs that run again, and what a
+        worker that runs beside the test puts back or sends in its turn.
+
+        A pipeline is kept as when a request sends it, with all its steps.
         """
         if broker is None or not any(
             isinstance(m, JobStateMiddleware) for m in broker.middleware
@@ -175,18 +181,20 @@ class Clerk:
         ledger, enqueue = ledger_of(broker), broker.enqueue
 
         def keep(message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+            steps = [message]
+            while target := steps[-1].options.get("pipe_target"):
+                steps.append(Message(**target))
             is_rerun = message.message_id in ledger.thread.announced
-            if is_rerun or ledger.functions.find(message) is None:
+            is_tracked = any(map(ledger.functions.find, steps))
+            if is_rerun or not is_tracked or _is_sent_by_worker(message, broker):
                 return enqueue(message, delay=delay)
-            outgoing = Outgoing(message, broker=broker, delay=delay)
+            what = pipeline(steps, broker=broker) if len(steps) > 1 else message
+            outgoing = Outgoing(what, broker=broker, delay=delay)
             self.keep(outgoing)
             return outgoing.messages[0]
 
-        vars(broker)["enqueue"] = keep
-        try:
+        with mock.patch.object(broker, "enqueue", keep):
             yield
-        finally:
-            del vars(broker)["enqueue"]
 
     def unique_job(self, identity: str, *, ended: bool) -> JobState | None:
         """Return the job of an identity that has not ended or, with `ended`, the last
@@ -220,6 +228,17 @@ class Clerk:
                 if sent.message.message_id == uuid:
                     record_of(sent.job_state).status = "cancelled"
         self._running = None
+
+
+def _is_sent_by_worker(message: Message[Any], broker: Broker) -> bool:
+    """Return whether a worker sends a message itself, rather than the function of a
+    tracked actor that it calls.
+    """
+    in_worker = type(threading.current_thread()).__module__ == Worker.__module__
+    job = ledger_of(broker).thread.job
+    is_called = job is not None and job.is_running
+    # Middleware puts back proxies, also where no worker runs the job.
+    return isinstance(message, MessageProxy) or (in_worker and not is_called)
 
 
 class KeptMembers(RunningMember):

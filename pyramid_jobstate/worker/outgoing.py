@@ -321,7 +321,7 @@ class Outgoing:
         steps = []
         before = 0
         for i, step in enumerate(unlinked(what)):
-            delay = _own_delay(step)
+            delay = _own_delay(step) if i or self.delay is None else self.delay
             # The record of a later step must live until its turn comes.
             wait = before if i else delay
             steps.append(self._message(step, wait, waits=i > 0))

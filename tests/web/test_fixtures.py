@@ -8,6 +8,7 @@ import dramatiq.broker
 import pytest
 import transaction
 from dramatiq import pipeline
+from dramatiq.broker import MessageProxy
 from dramatiq.brokers.stub import StubBroker
 from pyramid.config import Configurator
 from pyramid.request import Request
@@ -15,6 +16,7 @@ from pyramid.router import Router
 from webtest import TestApp
 
 from pyramid_jobstate import (
+    ActorError,
     JobError,
     JobState,
     JobStateMiddleware,
@@ -24,7 +26,7 @@ from pyramid_jobstate import (
 )
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.testing import Outbox, outbox, put_job, values
-from tests.jobs import job_actor
+from tests.jobs import job_actor, wait_until, working
 from tests.webapp import EXPLICIT, NOWHERE
 
 # `run_jobs` is a fixture and a function: the fixture is requested by its name.
@@ -61,6 +63,8 @@ def app() -> Iterator[Router]:
     @job_actor(broker=broker)
     def broken(*, job_state: JobState) -> None:
         raise ZeroDivisionError
+
+    job_actor(actor_name="untracked", broker=broker)(lambda: None)
 
     def send(request: Request) -> Any:
         return {"uuid": request.job_states.send(lead, 26).uuid}
@@ -140,6 +144,7 @@ def test_plain_send_is_in_the_outbox(job_outbox: Outbox, run_jobs: RunJobs) -> N
     assert values(followed, "miles_run") == [3]
 
 
+@pytest.mark.usefixtures("app")
 @pytest.mark.parametrize("is_tracking", [True, False])
 def test_what_has_no_place_in_the_outbox_is_sent(
     job_store: JobStore,
@@ -147,7 +152,9 @@ def test_what_has_no_place_in_the_outbox_is_sent(
     monkeypatch: pytest.MonkeyPatch,
     is_tracking: bool,
 ) -> None:
-    """The broker gets the messages of untracked actors, and of jobs that run again."""
+    """The broker gets the messages of untracked actors, of jobs that run again, and
+    what a middleware puts back.
+    """
     broker = StubBroker()
     monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
     if is_tracking:
@@ -160,8 +167,54 @@ def test_what_has_no_place_in_the_outbox_is_sent(
         error = JobError("ValueError", "bad")
         failed = put_job(job_store, status="error", actor="walk", error=error)
         assert rerun(job_store, broker, failed.uuid)
-    assert broker.queues["default"].qsize() == 1 + is_tracking
+        put_back: Any = MessageProxy(broker.get_actor("walk").message())
+        broker.enqueue(put_back)
+    assert broker.queues["default"].qsize() == 1 + 2 * is_tracking
     assert job_outbox == []
+
+
+@pytest.mark.usefixtures("app")
+def test_worker_beside_the_test_keeps_its_messages(
+    job_store: JobStore,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker that runs beside the test gets what is due, retries and later steps.
+    What an actor sends there is in the outbox.
+    """
+    broker = StubBroker()
+    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+    broker.add_middleware(JobStateMiddleware(job_store))
+
+    @job_actor(broker=broker, max_retries=1, min_backoff=1)
+    def stumble(*, job_state: JobState) -> None:
+        assert job_state.attempt == 2
+
+    @job_actor(broker=broker)
+    def greet(name: str | None = None, *, job_state: JobState) -> None:
+        if name is None:
+            greet.send("bob")
+
+    steps = pipeline([stumble.message(), greet.message()]).run(delay=1).messages
+    job_outbox = request.getfixturevalue("job_outbox")
+    with working(broker):
+        wait_until(broker, steps[1], "success")
+    (sent,) = job_outbox
+    assert sent.message.args == ("bob",)
+
+
+def test_plain_pipeline_is_in_the_outbox(job_outbox: Outbox, run_jobs: RunJobs) -> None:
+    """All steps of a pipeline that is run without a request are in the outbox. One
+    with an untracked step is refused, as when a request sends it.
+    """
+    broker = dramatiq.get_broker()
+    follow = broker.get_actor("follow")
+    pipeline([follow.message(1), follow.message()]).run(delay=1000)
+    first, second = (sent.job_state for sent in job_outbox)
+    assert first.due_at is not None and second.due_at is None
+    assert [values(job, "miles_run") for job in run_jobs()] == [[1], [2]]
+    with pytest.raises(ActorError, match="'untracked' is not tracked"):
+        pipeline([broker.get_actor("untracked").message(), follow.message()]).run()
 
 
 def test_steps_of_a_pipeline_get_results(testapp: TestApp, run_jobs: RunJobs) -> None:
@@ -196,7 +249,15 @@ def test_job_store_is_empty(job_store: JobStore, number: int) -> None:
 
 @pytest.fixture
 def afterwards(app: Router) -> Iterator[None]:
-    """Looks at the application once the fixtures that a test names later have ended."""
+    """Looks at the application once the fixtures that a test names later have ended.
+    Before, it sets an `enqueue` of its own on the broker, as a tracer does.
+    """
+    enqueue = dramatiq.get_broker().enqueue
+
+    def traced(message: Any, *, delay: int | None = None) -> Any:
+        return enqueue(message, delay=delay)
+
+    vars(dramatiq.get_broker())["enqueue"] = traced
     yield
     with pytest.raises(LookupError, match="has no outbox"):
         outbox(app.registry)
@@ -206,6 +267,7 @@ def afterwards(app: Router) -> Iterator[None]:
     broker.get_actor("follow").send(1)
     assert broker.queues["default"].qsize() == 1
     broker.flush_all()
+    assert vars(broker).pop("enqueue", None) is traced
 
 
 @pytest.mark.usefixtures("afterwards")
