@@ -207,7 +207,16 @@ class Clerk:
         return None
 
     def next(self) -> Sent | None:
-        """Return the first message whose job has not run, which now begins."""
+        """Return the first message whose job has not run, which now begins.
+
+        Raises:
+          RuntimeError: Another job is running.
+        """
+        if self._running is not None:
+            raise RuntimeError(
+                "run_jobs() cannot be called inside a job. Call it in the test: what a "
+                "job sends runs after the job."
+            )
         for sent in self.outbox:
             if sent.message.message_id not in self._ran:
                 self._ran.add(sent.message.message_id)
@@ -311,6 +320,7 @@ def run_jobs(
 
     Raises:
       LookupError: The application has not included this module.
+      RuntimeError: A job calls it.
       Exception: What an actor raises. The jobs after it have not run.
     """
     jobs = []
