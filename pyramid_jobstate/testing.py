@@ -677,6 +677,7 @@ class _Put:
             encoded,
             dumps(dict(params or {})),
             batch=batch,
+            queue="default" if actor else None,
         )
         self._status = status
         self._error = CANCELLED if error is None and status == "cancelled" else error

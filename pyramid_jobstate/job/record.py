@@ -80,9 +80,6 @@ TIMES = (
     *("listed", "latest", "stopped", "looked"),
 )
 
-#: The queue of actors that name none, which is not stored.
-DEFAULT_QUEUE = "default"
-
 #: The prefix of a metric's field in the hash.
 METRIC = "m:"
 
@@ -138,7 +135,7 @@ class JobInfo(NamedTuple):
         has "", only one without.
       unique: The identity of a unique job, or None: see :func:`.identity_of`.
       batch: The uuid of the job's batch, BATCH_MARK if it is a batch itself, or None.
-      queue: The queue of its message, or None for DEFAULT_QUEUE.
+      queue: The queue of its message, or None if unknown.
     """
 
     kind: str = ""
@@ -294,8 +291,8 @@ class Record:
         return self._fields.get("actor", "")
 
     @property
-    def queue(self) -> str:
-        return self._fields.get("queue", DEFAULT_QUEUE)
+    def queue(self) -> str | None:
+        return self._fields.get("queue")
 
     @property
     def owner(self) -> Any:

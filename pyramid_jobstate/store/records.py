@@ -451,9 +451,12 @@ class Records:
             return self._calls.of_batch("stop_batch", uuid, word)
         return self._calls.cancel(uuid, info, word)
 
-    def requeue(self, record: Record) -> str | None:
+    def requeue(self, record: Record, queue: str) -> str | None:
         """Queue a job that failed, which is about to be sent again. It keeps its time
         of queueing, its owner and its tries.
+
+        Parameters:
+          queue: The queue to which its message goes.
 
         Returns:
           A word that its message has to bear, or None if the job does not wait to run
@@ -468,7 +471,7 @@ class Records:
         with self.claims.held(uuid, record.info) as hold:
             if hold.other is not None:
                 raise NotUnique(hold.other)
-            call = self._calls.requeue(uuid, record.info, word, hold.deadline)
+            call = self._calls.requeue(uuid, record.info, queue, word, hold.deadline)
             (done,), changes = self._change_jobs([call])
         if not done:
             return None

@@ -456,8 +456,10 @@ class Calls:
         """Return a call of a script of batches."""
         return self._call(script, uuid, *args, more_keys=self.batch_keys(uuid))
 
-    def requeue(self, uuid: str, info: JobInfo, word: str, deadline: str) -> Call:
-        words = word, deadline, "queued", *info._fields
+    def requeue(
+        self, uuid: str, info: JobInfo, queue: str, word: str, deadline: str
+    ) -> Call:
+        words = word, deadline, queue, "queued", *info._fields
         return self._change_both("requeue", info, uuid, *words)
 
     def restore(self, uuid: str, info: JobInfo, word: str) -> Call:

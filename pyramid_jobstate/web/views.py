@@ -265,7 +265,7 @@ def inspection(context: JobState) -> dict[str, Any]:
     return {
         "uuid": context.uuid,
         "actor": record.actor or None,
-        "queue": record.queue if record.actor else None,
+        "queue": record.queue,
         "params": context.job_params,
         "error": error_of(context.error),
         "traceback": failures.traceback or None,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dramatiq import GenericActor
+from dramatiq.common import q_name
 
 from ..errors import ActorError
 from ..job import (
@@ -36,7 +37,6 @@ from .message import (
     attempts_before,
     batch_of,
     check_owner,
-    queue_of,
     sends_for,
     unique_of,
     word_of,
@@ -340,7 +340,8 @@ class TrackedFunction(HandedFunction):
             rerun=word_of(message),
             unique=unique_of(message),
             batch=batch_of(message),
-            queue=queue_of(message),
+            # Of a delayed message, the one that it goes to when it is due.
+            queue=q_name(message.queue_name),
         )
 
     def unsaved(self, message: MessageProxy) -> Unsaved:

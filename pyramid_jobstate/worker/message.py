@@ -6,9 +6,7 @@ import json
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from dramatiq.common import q_name
-
-from ..job import DEFAULT_QUEUE, MAX_DELAY, Failure, is_number, is_owner, is_uuid
+from ..job import MAX_DELAY, Failure, is_number, is_owner, is_uuid
 
 if TYPE_CHECKING:
     from dramatiq import Message
@@ -63,14 +61,6 @@ def batch_of(message: Message[Any] | MessageProxy) -> str | None:
     """Return the uuid of the batch of a message's job, or None."""
     batch = message.options.get(BATCH)
     return batch if is_uuid(batch) else None
-
-
-def queue_of(message: Message[Any] | MessageProxy) -> str | None:
-    """Return the queue of a message, or None for DEFAULT_QUEUE. Of a message that is
-    delayed, it is the one that it goes to when it is due.
-    """
-    queue = q_name(message.queue_name)
-    return None if queue == DEFAULT_QUEUE else queue
 
 
 def sends_for(message: Message[Any] | MessageProxy) -> str | None:

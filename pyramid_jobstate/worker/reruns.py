@@ -86,7 +86,7 @@ def rerun(store: JobStore, broker: Broker, uuid: str) -> bool:
             # Somebody was faster, and the message is gone.
             return False
         raise
-    word = records_of(store).requeue(record)
+    word = records_of(store).requeue(record, message.queue_name)
     if word is None:
         return False
     try:
@@ -231,7 +231,7 @@ def message_of(
         for step in later
         if (function := functions.find(step)) is not None
     ]
-    queue = record.info.queue
+    queue = record.queue
     if queue is None or queue not in broker.get_declared_queues():
         # That of its actor.
         queue = message.queue_name

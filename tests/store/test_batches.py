@@ -165,6 +165,8 @@ def test_failed_member_runs_again(bed: Bed) -> None:
     with away, pytest.raises(ConnectionError):
         rerun(bed.store, bed.broker, bed.uuids[0])
     assert (bed.load().status, bed.counts()) == ("error", {"error": 3})
+    # Not to the worker of the bed.
+    bed.client.hset(key_of(bed.store, bed.uuids[0]), "queue", "sent")
     assert rerun(bed.store, bed.broker, bed.uuids[0])
     assert bed.load().status == "working" and bed.load().finished_at is None
     assert bed.store.counts("Batch", anew=True) == Counts(working=1)

@@ -96,7 +96,7 @@ class Scripts:
         return self.store.delete(self.uuid)
 
     def rerun(self) -> str | None:
-        return records_of(self.store).requeue(self._record)
+        return records_of(self.store).requeue(self._record, "default")
 
     def restore(self, word: str) -> bool:
         return records_of(self.store).restore(self._record, word)

@@ -9,12 +9,12 @@ import dramatiq.broker
 from dramatiq.brokers.stub import StubBroker
 from webtest import TestApp
 
-from pyramid_jobstate import Batch, JobStore
+from pyramid_jobstate import Batch, JobState, JobStore
 from pyramid_jobstate.testing import put_batch, put_job
 from tests.asgi import pushing
-from tests.jobs import RunMarathon
+from tests.jobs import RunMarathon, job_actor
 from tests.store.jobs import Diary
-from tests.support import STATUSES
+from tests.support import STATUSES, key_of
 from tests.web.operating import OPERATOR, Blister, Marathons, act, operated_root, put
 from tests.web.visits import Refusing
 from tests.webapp import get, make_config, queued
@@ -131,6 +131,42 @@ def test_inspect_names_the_actor_and_the_queue(
     marathons.wait_for(job, "error")
     assert told(job) == ("run_marathon", "default")
     assert told(put_batch(store, Batch, ["error"]).uuid) == (None, None)
+
+
+def test_job_runs_again_in_the_queue_that_it_names(
+    operated: TestApp, store: JobStore, marathons: Marathons
+) -> None:
+    """It names its queue at any time, also Dramatiq's "default". Only if it names none,
+    or one that the broker does not know, it runs again in that of its actor, and names
+    that from then on.
+    """
+    broker = marathons.broker
+
+    @job_actor(actor_name="mail", broker=broker, max_retries=0, queue_name="mails")
+    def mail(*, job_state: JobState) -> None:
+        raise Blister
+
+    def told(uuid: str) -> Any:
+        return get(operated, f"/job_state/{uuid}/inspect", OPERATOR).json["queue"]
+
+    # Before a worker has run: it would consume what is declared after its end.
+    broker.declare_queue("night")
+    names = {"default": "default", "night": "mails", None: "mails"}
+    for sent_to, runs_in in names.items():
+        message = mail.message().copy(queue_name=sent_to or "mails")
+        uuid = message.message_id
+        broker.enqueue(message)
+        assert told(uuid) == (sent_to or "mails")
+        marathons.wait_for(uuid, "error")
+        if sent_to is None:
+            store.client.hdel(key_of(store, uuid), "queue")
+            assert told(uuid) is None
+        if sent_to == "night":
+            broker.queues.remove("night")
+        act(operated, f"/job_state/{uuid}/rerun")
+        assert [m.message_id for m in queued(broker.client, runs_in)] == [uuid]
+        assert told(uuid) == runs_in
+        marathons.wait_for(uuid, "error")
 
 
 def test_inspect_says_why_a_job_cannot_run_again(

@@ -12,6 +12,7 @@ from webtest import TestApp
 from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
+from tests.support import key_of
 from tests.web.operating import KEEPER, Marathons, put
 from tests.web.paging import Visit, Visiting
 from tests.webapp import get
@@ -115,6 +116,9 @@ def test_failure_is_for_those_who_may_inspect(
     seen = Visit(paged, f"/job_state/{job}", "alice")
     assert seen.texts("job-state p") == ["Failed · \u2068The job failed.\u2069"]
     assert not seen.has("pre, .jobstate-failure, .jobstate-actor, .jobstate-queue")
+    store.client.hdel(key_of(store, job), "queue")
+    unknown = Visit(paged, f"/job_state/{job}", KEEPER)
+    assert unknown.has(".jobstate-actor") and not unknown.has(".jobstate-queue")
     assert "try 1 tests.web.operating.Blister" in page.texts(".jobstate-timeline li")[1]
     assert not page.has("#jobstate-reason, [data-act][disabled]")
     (reason,) = other.texts("#jobstate-reason")

@@ -1,6 +1,7 @@
 -- A job that failed is about to run again. KEYS: the record, what is kept of its failure.
 -- ARGV: a word that identifies this request and the only message that may run the job from now
--- on, the deadline of a unique job, then the names of the fields to keep.
+-- on, the deadline of a unique job, the queue of that message, then the names of the fields to
+-- keep.
 -- The failure keeps the record as it is now, for restore.lua.
 -- Returns 1 if the job was queued, by this call or by the same call before, whose reply was
 -- lost; 0 if the job has not failed, is being sent, or is unknown, or its message is not kept;
@@ -31,12 +32,13 @@ else
   redis.call("HSET", KEYS[2], "former", cmsgpack.pack(redis.call("HGETALL", key)))
 end
 local words = {}
-for i, value in ipairs(redis.call("HMGET", key, unpack(ARGV, 3))) do
+for i, value in ipairs(redis.call("HMGET", key, unpack(ARGV, 4))) do
   if value then
-    add(words, ARGV[i + 2], value)
+    add(words, ARGV[i + 3], value)
   end
 end
 add_all(words, { "status", "sending", "updated", int(now), "rerun", ARGV[1], "attempt", "0" }, 1)
+add(words, "queue", ARGV[3])
 local past = earlier(old[4], old[5])
 if past ~= " " then
   add(words, "past", past)
