@@ -585,7 +585,7 @@ declare namespace JobState {
   /** The JSON of `GET …/{uuid}/inspect`, for operators only: it may hold secrets. */
   interface Inspection {
     uuid: string;
-    /** The name of the actor, and the queue of the message; null for a batch. */
+    /** The name of the actor, and the queue of the message, if known; null for a batch. */
     actor: string | null;
     queue: string | null;
     /** All parameters of the job. */

@@ -26,7 +26,7 @@ from pyramid_jobstate import (
 from pyramid_jobstate.testing import put_batch
 from tests.jobs import RunMarathon
 from tests.store.jobs import make_desk, uuids_of
-from tests.support import load_job, wait_for
+from tests.support import key_of, load_job, wait_for
 from tests.trips import Killed, counting_trips, dying
 from tests.webapp import make_request
 
@@ -214,6 +214,12 @@ class Bed(contextlib.ExitStack):
         if before is not None:
             # The earlier run is over, whatever it does.
             before.put(None)
+
+    def rerun(self, place: int) -> bool:
+        """Run a failed member again. Its worker does not take the message."""
+        uuid = self.uuids[place]
+        self.client.hset(key_of(self.store, uuid), "queue", "sent")
+        return rerun(self.store, self.broker, uuid)
 
     def tell(self, place: int, order: Order) -> None:
         """Have a member that runs fail, act or, with None, return."""

@@ -165,9 +165,7 @@ def test_failed_member_runs_again(bed: Bed) -> None:
     with away, pytest.raises(ConnectionError):
         rerun(bed.store, bed.broker, bed.uuids[0])
     assert (bed.load().status, bed.counts()) == ("error", {"error": 3})
-    # Not to the worker of the bed.
-    bed.client.hset(key_of(bed.store, bed.uuids[0]), "queue", "sent")
-    assert rerun(bed.store, bed.broker, bed.uuids[0])
+    assert bed.rerun(0)
     assert bed.load().status == "working" and bed.load().finished_at is None
     assert bed.store.counts("Batch", anew=True) == Counts(working=1)
     assert members_of(bed.store, bed.uuid, status="error") == bed.uuids[1:]
@@ -487,7 +485,7 @@ def test_clock_that_goes_back(make_bed: MakeBed) -> None:
     assert bed.counts() == {"queued": 1, "error": 3}
     assert calls[2] == calls[1]
     with losing(bed.client, bed.uuids[2]):
-        rerun(bed.store, bed.broker, bed.uuids[2])
+        bed.rerun(2)
     turn_clock_back(bed.client, 3600, bed.uuid)
     bed.run(2)
     assert bed.counts() == {"queued": 1, "working": 1, "error": 2}
