@@ -15,7 +15,14 @@ from typing import NamedTuple, NoReturn, TypeVar
 from redis import exceptions as errors
 from redis.exceptions import RedisError
 
-from ..store import AmbiguousKind, JobStore, is_passing, name_of, namespace_fault
+from ..store import (
+    HOPELESS,
+    AmbiguousKind,
+    JobStore,
+    name_of,
+    namespace_fault,
+    passes,
+)
 from .arguments import EXIT_CODES, Operation, Parser
 from .terminal import (
     BROKEN_PIPE,
@@ -82,19 +89,6 @@ T = TypeVar("T")
 #: Seconds between two tries.
 INTERVAL = 0.5
 
-#: What a server answers while it starts, or while another takes over. `is_passing`
-#: knows the errors without a class of their own.
-PASSING = (
-    errors.ConnectionError,
-    errors.TimeoutError,
-    errors.ReadOnlyError,
-    errors.ClusterDownError,
-    errors.TryAgainError,
-)
-
-#: What more patience does not help against.
-HOPELESS = (errors.AuthenticationError, errors.AuthorizationError)
-
 
 class TimeUp(Exception):
     """A deadline has passed."""
@@ -157,13 +151,6 @@ class Patience:
             if left <= 0:
                 raise TimeUp
         time.sleep(left)
-
-
-def passes(error: errors.RedisError) -> bool:
-    """Return whether an error may pass by itself."""
-    if isinstance(error, PASSING):
-        return not isinstance(error, HOPELESS)
-    return is_passing(error)
 
 
 def answers_ping(store: JobStore) -> bool:

@@ -11,11 +11,11 @@ from typing import Protocol
 from redis.exceptions import RedisError
 
 from ..job import JobState
-from ..store import JobStore
+from ..store import JobStore, passes
 from .arguments import Filters, Operation, add_ids, add_members
 from .jobs import RUNNING, Changes, Kinds, as_json, find_all
 from .lists import PAGE, jobs
-from .operate import INTERVAL, explained, passes
+from .operate import INTERVAL, explained
 from .terminal import DONE, Output, clock, joined, say, span
 
 #: Seconds that a job stays after its end.

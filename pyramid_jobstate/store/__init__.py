@@ -7,12 +7,13 @@ This wing may import redis-py, :mod:`pyramid_jobstate.job` and
 from .arguments import checked_namespace, namespace_fault, positive, type_name
 from .bulk import Act, Acted, Bulk, BulkResult, Tell, check_empty
 from .connection import (
+    HOPELESS,
     LOST,
     Client,
     connect,
     deferred_client,
-    is_passing,
     name_of,
+    passes,
     place_of,
     redis_errors,
 )
@@ -36,6 +37,7 @@ from .scripts import Reply
 
 __all__ = [
     "FAILED_OR_LOST",
+    "HOPELESS",
     "LOST",
     "MAX_LIMIT",
     "Act",
@@ -59,12 +61,12 @@ __all__ = [
     "connect",
     "deferred_client",
     "is_foreign",
-    "is_passing",
     "kind_name",
     "kind_texts",
     "name_of",
     "namespace_fault",
     "newest_uuids",
+    "passes",
     "place_of",
     "positive",
     "records_of",

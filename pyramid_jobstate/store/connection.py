@@ -48,6 +48,13 @@ SCHEMES = ("redis", "rediss", "unix", f"redis{CLUSTER}", f"rediss{CLUSTER}")
 #: The errors after which a call may have been carried out, or not.
 LOST = (errors.ConnectionError, errors.TimeoutError)
 
+#: What a server answers while it starts, or while another takes over. `is_passing`
+#: knows the errors without a class of their own.
+AWAY = (*LOST, errors.ReadOnlyError, errors.ClusterDownError, errors.TryAgainError)
+
+#: What more patience does not help against.
+HOPELESS = (errors.AuthenticationError, errors.AuthorizationError)
+
 #: The errors of a Cluster node that does not hold a key, or does not hold it yet.
 MOVED = (errors.MovedError, errors.AskError, errors.TryAgainError)
 
@@ -355,6 +362,13 @@ def is_passing(error: Exception) -> bool:
     prefix of the errors that it has a class for: see `redis.exceptions`.
     """
     return isinstance(error, ResponseError) and str(error).startswith(PASSING)
+
+
+def passes(error: errors.RedisError) -> bool:
+    """Return whether an error may pass by itself."""
+    if isinstance(error, AWAY):
+        return not isinstance(error, HOPELESS)
+    return is_passing(error)
 
 
 class Keyed(Protocol):
