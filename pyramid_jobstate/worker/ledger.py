@@ -21,7 +21,7 @@ from ..job import MAX_DELAY, NOT_REACHED, NOT_SENT, End, JobInfo, NewJob, Run
 from ..store import LOST, JobStore, positive, records_of, store_beside
 from .actors import TrackedFunctions
 from .current import CurrentJob, ThreadState
-from .message import attempts_before, batch_of, word_of
+from .message import attempts_before, batch_of, steps_after, word_of
 from .recorder import Outage, Recorder, watch_forks
 from .unsaved import Unsaved
 
@@ -300,12 +300,11 @@ class Ledger:
         """Write `end` for the next step of a message's pipeline, and UNREACHED for the
         steps after that.
         """
-        while (target := message.options.get("pipe_target")) is not None:
-            message = Message(**target)
-            function = self.functions.find(message)
+        for step in steps_after(message):
+            function = self.functions.find(step)
             if function is not None:
-                info = function.info_of(message)
-                self.write_dropped(broker, message.message_id, info, end)
+                info = function.info_of(step)
+                self.write_dropped(broker, step.message_id, info, end)
             end = UNREACHED
 
 

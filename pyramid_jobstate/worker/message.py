@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import traceback
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from dramatiq import Message
 
 from ..job import MAX_DELAY, Failure, is_number, is_owner, is_uuid
 
 if TYPE_CHECKING:
-    from dramatiq import Message
     from dramatiq.broker import MessageProxy
 
 
@@ -69,6 +71,13 @@ def sends_for(message: Message[Any] | MessageProxy) -> str | None:
     """
     batch = message.options.get(LOST_BATCH)
     return batch if is_uuid(batch) else batch_of(message)
+
+
+def steps_after(message: Message[Any] | MessageProxy) -> Iterator[Message[Any]]:
+    """Yield the messages of the later steps of a message's pipeline."""
+    while (target := message.options.get("pipe_target")) is not None:
+        message = Message(**target)
+        yield message
 
 
 def check_owner(owner: Any) -> str | float | None:
