@@ -7,7 +7,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from pyramid_jobstate import JobState, OwnBatch
+from pyramid_jobstate import FollowedJobs, JobState, OwnBatch
 
 project = "pyramid_jobstate"
 copyright = "pyramid_jobstate contributors"
@@ -19,7 +19,7 @@ autodoc_inherit_docstrings = False
 autodoc_default_options = {
     "members": True,
     # But not of these bases: they are on the page themselves, or not ours.
-    "inherited-members": "JobState, BaseException, Middleware, list",
+    "inherited-members": "JobState, BaseException, OSError, Middleware, list",
     "special-members": "__acl__, __getitem__, __json__",
 }
 autodoc_preserve_defaults = True
@@ -63,7 +63,9 @@ def tidy_signature(
     returned: str | None,
 ) -> tuple[str, str] | None:
     """Show no signature of classes that users do not call, nor of fixtures."""
-    is_handed = what == "class" and issubclass(thing, JobState | OwnBatch)
+    is_handed = what == "class" and issubclass(
+        thing, JobState | OwnBatch | FollowedJobs
+    )
     if is_handed or name.startswith("pyramid_jobstate.fixtures."):
         return "", ""
     if arguments is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import (
     ActorError,
     JobCancelled,
+    JobStalled,
     NotRepeatable,
     NotUnique,
     StoreUnavailable,
@@ -21,7 +22,7 @@ from .job import (
     Progress,
     current_job_state,
 )
-from .store import Bucket, BulkResult, Failures, JobStore, Page, Try
+from .store import Bucket, BulkResult, Failures, FollowedJobs, JobStore, Page, Try
 from .worker import JobStateMiddleware, rerun, rerun_all
 
 if TYPE_CHECKING:
@@ -36,8 +37,10 @@ __all__ = [
     "BulkResult",
     "Counts",
     "Failures",
+    "FollowedJobs",
     "JobCancelled",
     "JobError",
+    "JobStalled",
     "JobState",
     "JobStateMiddleware",
     "JobStore",

@@ -7,6 +7,7 @@ from dramatiq.middleware import Interrupt, MiddlewareError
 __all__ = [
     "ActorError",
     "JobCancelled",
+    "JobStalled",
     "NotRepeatable",
     "NotUnique",
     "StoreUnavailable",
@@ -31,6 +32,19 @@ class PoolJobCancelled(JobCancelled, Exception):
     """A JobCancelled raised in a thread of a multiprocessing pool, which passes only
     an Exception on to the caller that waits for the result.
     """
+
+
+class JobStalled(TimeoutError):
+    """Raised if a job that is waited for is stalled for too long. A TimeoutError.
+
+    Attributes:
+      uuid: The uuid of the job.
+    """
+
+    # A default, since pickle passes the text alone.
+    def __init__(self, text: str, uuid: str = "") -> None:
+        super().__init__(text)
+        self.uuid = uuid
 
 
 class NotRepeatable(Exception):

@@ -80,6 +80,9 @@ TIMES = (
     *("listed", "latest", "stopped", "looked"),
 )
 
+#: The fields with which a worker says that it lives, or a batch looks at its members.
+SIGNS = ("seq", "seen", "looked", "cursor")
+
 #: The prefix of a metric's field in the hash.
 METRIC = "m:"
 
@@ -336,6 +339,16 @@ class Record:
     @property
     def error(self) -> JobError | None:
         return parse_error(self._fields["error"]) if "error" in self._fields else None
+
+    def reads_like(self, other: Record) -> bool:
+        """Return whether it says the same as another, apart from signs of life."""
+        if (self.uuid, self.status) != (other.uuid, other.status):
+            return False
+        mine, others = dict(self._fields), dict(other._fields)
+        for name in SIGNS:
+            mine.pop(name, None)
+            others.pop(name, None)
+        return mine == others
 
     @property
     def info(self) -> JobInfo:

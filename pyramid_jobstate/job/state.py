@@ -10,6 +10,7 @@ import re
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
+    Callable,
     Collection,
     Iterable,
     Iterator,
@@ -124,6 +125,8 @@ class JobState:
     _container: Container | None = None
     #: What sends further members of its batch, in the worker that runs it.
     _member_sender: MemberSender | None = None
+    #: Returns the uuids of the later steps of its pipeline, in the same worker.
+    _later_steps: Callable[[], Iterable[str]] = tuple
 
     def __init__(self, record: Record, run: Run = NO_RUN) -> None:
         self._run = run
@@ -862,6 +865,19 @@ def set_store(job_state: JobState, store: Store) -> None:
 def set_member_sender(job_state: JobState, sender: MemberSender | None) -> None:
     """Set the sender of a batch's members, or of those of a running job's batch."""
     job_state._member_sender = sender
+
+
+def set_later_steps(job_state: JobState, steps: Callable[[], Iterable[str]]) -> None:
+    """Set what returns the uuids of the later steps of a running job's pipeline."""
+    job_state._later_steps = steps
+
+
+def ends_after(job_state: JobState, uuid: str) -> bool:
+    """Return whether a job cannot end before one that runs: it is that job itself, its
+    batch or a later step of its pipeline.
+    """
+    record = job_state._record
+    return uuid in (record.uuid, record.batch, *job_state._later_steps())
 
 
 def set_container(job_state: JobState, container: Container) -> None:

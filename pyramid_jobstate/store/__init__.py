@@ -30,6 +30,7 @@ from .lists import (
     kind_texts,
     newest_uuids,
 )
+from .looks import FollowedJobs, Looks, Unended, note_sender
 from .places import refusal
 from .reader import Failures, Try, is_foreign
 from .records import Records
@@ -49,13 +50,16 @@ __all__ = [
     "Client",
     "Failures",
     "Filter",
+    "FollowedJobs",
     "Fresh",
     "JobStore",
+    "Looks",
     "Page",
     "Records",
     "Reply",
     "Tell",
     "Try",
+    "Unended",
     "check_empty",
     "checked_namespace",
     "connect",
@@ -66,6 +70,7 @@ __all__ = [
     "name_of",
     "namespace_fault",
     "newest_uuids",
+    "note_sender",
     "passes",
     "place_of",
     "positive",

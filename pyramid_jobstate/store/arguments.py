@@ -91,17 +91,17 @@ def positive(name: str, seconds: float, longest: float = MAX_SECONDS) -> float:
     return seconds
 
 
-def check_age(seconds: float) -> None:
-    """Check the age of jobs that a call is to act on.
+def check_seconds(name: str, seconds: float) -> None:
+    """Check a number of seconds that may be 0.
 
     Raises:
       TypeError: It is not a number.
       ValueError: It is negative, or too long for the store's clock.
     """
     if not is_number(seconds):
-        raise TypeError(f"older_than must be a number of seconds, not {seconds!r}.")
+        raise TypeError(f"{name} must be a number of seconds, not {seconds!r}.")
     if not 0 <= seconds <= MAX_SECONDS:
         raise ValueError(
-            f"older_than must be 0 seconds or more, at most {MAX_SECONDS:,.0f}, not "
+            f"{name} must be 0 seconds or more, at most {MAX_SECONDS:,.0f}, not "
             f"{seconds}."
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ..job import Record, did_you_mean, dumps, is_uuid
-from .arguments import check_age, check_int
+from .arguments import check_int, check_seconds
 from .batches import FailedMembers
 from .lists import (
     MAX_READ,
@@ -126,7 +126,7 @@ class Bulk:
         if wanted.batch is not None and not is_uuid(wanted.batch):
             raise ValueError(f"batch must be a uuid, not {wanted.batch!r}.")
         if older_than is not None:
-            check_age(older_than)
+            check_seconds("older_than", older_than)
         if len(act.statuses) == 1:
             wanted = wanted._replace(status=act.statuses[0])
         self._act = act

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from redis import Redis, RedisCluster
 
@@ -16,7 +16,13 @@ from ..job import (
     Record,
     record_of,
 )
-from .arguments import check_int, checked_namespace, client_of, positive
+from .arguments import (
+    check_int,
+    check_seconds,
+    checked_namespace,
+    client_of,
+    positive,
+)
 from .bulk import Act, Bulk, BulkResult, Tell
 from .connection import impatient, name_of
 from .lists import (
@@ -29,6 +35,7 @@ from .lists import (
     list_page,
     resolved,
 )
+from .looks import FollowedJobs, Looks, Unended
 from .reader import Failures
 from .records import Records
 from .scripts import Lives, millis
@@ -104,6 +111,98 @@ class JobStore:
         an exception is also None, and is logged.
         """
         return self._make(self._records.records(uuids))
+
+    @overload
+    def wait(
+        self, uuid: str, /, *, timeout: float | None = ..., stalled: float | None = ...
+    ) -> JobState: ...
+
+    @overload
+    def wait(
+        self, *uuids: str, timeout: float | None = ..., stalled: float | None = ...
+    ) -> Sequence[JobState]: ...
+
+    def wait(
+        self, *uuids: str, timeout: float | None = 60, stalled: float | None = 60
+    ) -> JobState | Sequence[JobState]:
+        """Wait until a job has ended, or all of several::
+
+            job_state = store.wait(uuid, timeout=600)
+
+        The arguments and errors are those of :meth:`follow`.
+
+        Returns:
+          The ended job, or a list of several in the order of the uuids.
+        """
+        jobs = self.follow(*uuids, timeout=timeout, stalled=stalled)
+        for _ in jobs:
+            pass
+        return jobs._ends()
+
+    @overload
+    def follow(
+        self, uuid: str, /, *, timeout: float | None = ..., stalled: float | None = ...
+    ) -> FollowedJobs[JobState]: ...
+
+    @overload
+    def follow(
+        self, *uuids: str, timeout: float | None = ..., stalled: float | None = ...
+    ) -> FollowedJobs[Sequence[JobState]]: ...
+
+    def follow(
+        self, *uuids: str, timeout: float | None = 60, stalled: float | None = 60
+    ) -> FollowedJobs[Any]:
+        """Return an object that follows jobs until they have ended. Iterate over it for
+        each change that it sees, the end of each job last, or await it for the ends::
+
+            for job_state in store.follow(uuid, timeout=None):
+                print(job_state.status, job_state.progress)
+
+            async for job_state in store.follow(uuid):
+                ...
+
+            job_state = await store.follow(uuid)
+
+        It asks for all jobs that have not ended in one round trip, ten times a second
+        while something changes and once a second while nothing does. While the store is
+        away, it asks again. In asyncio, a thread asks. An end that it has seen counts,
+        even if the job runs again. After an error about one job, the next item is that
+        of another.
+
+        Parameters:
+          uuids: The jobs. `await` returns the ended job, or a list of several in the
+            order of the uuids.
+          timeout: After so many seconds it gives up. None is for ever. An answer of the
+            store that does not come takes a second more, or for ever if `client` has no
+            timeout.
+          stalled: For so many seconds a job may be stalled. None is for ever.
+
+        Raises:
+          KeyError: Its argument is the uuid of a job that was unknown at the first
+            look, or for longer than `stalled_after` later, or whose class raises an
+            exception, which is logged.
+          JobStalled: A job has been stalled for longer than `stalled`.
+          TimeoutError: The jobs have not ended in time. Its cause is the error of the
+            store if that is away.
+          JobCancelled: The job that waits was cancelled.
+          RuntimeError: A job cannot end: it was sent in a transaction that has not
+            committed, or it is the job that waits, its batch or a later step of its
+            pipeline.
+          redis.exceptions.RedisError: The store refuses to answer.
+          TypeError: A uuid is not a string, or a duration not a number.
+          ValueError: A duration is negative.
+        """
+        for uuid in uuids:
+            if not isinstance(uuid, str):
+                raise TypeError(f"A job is named by its uuid, a str, not {uuid!r}.")
+        for name, seconds in (("timeout", timeout), ("stalled", stalled)):
+            if seconds is not None:
+                check_seconds(name, seconds)
+        unended = Unended(uuids, self.stalled_after, stalled)
+        looks = Looks(
+            lambda: self.load_many([*unended.jobs]), timeout, overdue=unended.overdue
+        )
+        return FollowedJobs(uuids, unended, looks)
 
     def list(
         self,

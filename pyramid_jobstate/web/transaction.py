@@ -12,6 +12,7 @@ from pyramid import threadlocal
 from redis.exceptions import RedisError
 
 from ..errors import StoreUnavailable
+from ..store import note_sender
 from ..worker import NotClaimed, Outgoing, OutgoingBatch
 
 if TYPE_CHECKING:
@@ -100,6 +101,11 @@ class JobDataManager:
         transaction.join(self.vote)
         transaction.join(self)
         self._is_over = False
+        note_sender(self)
+
+    def will_send(self, uuid: str) -> bool:
+        """Return whether it sends a job once the transaction commits."""
+        return not self._is_over and self._outgoing.will_send(uuid)
 
     def abort(self, transaction: Any) -> None:
         # Also called after a commit, and if a commit was interrupted before tpc_abort.

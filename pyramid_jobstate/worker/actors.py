@@ -29,6 +29,7 @@ from ..job import (
     is_uuid,
     last_notice,
     run_of,
+    set_later_steps,
     set_member_sender,
 )
 from .current import CurrentJob, ThreadState, skip
@@ -38,6 +39,7 @@ from .message import (
     batch_of,
     check_owner,
     sends_for,
+    steps_after,
     unique_of,
     word_of,
 )
@@ -280,6 +282,10 @@ class TrackedFunction(HandedFunction):
         info = unsaved.info._replace(batch=sends_for(job.message))
         job_state = self.job_state(job.uuid, unsaved.run, info)
         set_member_sender(job_state, job.members)
+        message = job.message
+        set_later_steps(
+            job_state, lambda: [step.message_id for step in steps_after(message)]
+        )
         return self._run(job, job_state, args, kwargs)
 
     def call(

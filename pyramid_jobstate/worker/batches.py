@@ -153,6 +153,11 @@ class OutgoingBatch:
             records_of(store).forget(*portion)
         records_of(store).batches.forget(self._new())
 
+    def will_send(self, uuid: str) -> bool:
+        """Return whether it is, or has, a job."""
+        is_own = uuid == self.batch.uuid or self.members.has(uuid)
+        return is_own and not self.members.is_withdrawn
+
     def withdraw(self) -> None:
         """Note that nothing is sent: the transaction is aborted, unless it has been
         committed.
@@ -270,6 +275,10 @@ class Gathering:
             self._uuids.difference_update(job.uuid for job in outgoing.jobs)
         del self.items[count:]
         self.show()
+
+    def has(self, uuid: str) -> bool:
+        """Return whether a job is one of them."""
+        return uuid in self._uuids
 
     def jobs(self) -> list[NewJob]:
         """Return the members, in order."""

@@ -1,6 +1,9 @@
 """A store on a Cluster."""
 
+import asyncio
+import concurrent.futures
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +18,7 @@ from tests.jobs import new_id
 from tests.lost import losing
 from tests.store.bed import Bed, cancel_between_calls
 from tests.store.jobs import make_desk, put, uuids_of
-from tests.support import STATUSES, key_of, load_job
+from tests.support import STATUSES, frozen, key_of, load_job, write
 from tests.trips import counting_trips, met
 from tests.webapp import make_app, make_tm_config
 
@@ -59,6 +62,33 @@ def test_store_writes_and_reads_across_nodes(
     broker, _ = make_desk(cluster_store)
     assert rerun(cluster_store, broker, failed[0])
     assert cluster_store.clear(status="error").done == 4
+
+
+def test_jobs_are_followed_across_nodes(
+    cluster: Cluster, cluster_store: JobStore
+) -> None:
+    """A wait for jobs on all nodes gets the ends of all, in threads and in asyncio. A
+    Cluster that is away is asked again.
+    """
+    uuids = [put(cluster_store, "working") for _ in range(30)]
+
+    def end() -> None:
+        for uuid in uuids:
+            write(cluster_store, uuid, status="success")
+
+    async def work() -> Any:
+        return await cluster_store.follow(*uuids)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        waits = [pool.submit(cluster_store.wait, *uuids)]
+        waits.append(pool.submit(asyncio.run, work()))
+        with contextlib.ExitStack() as stack:
+            for node in cluster.nodes:
+                stack.enter_context(frozen(node))
+            time.sleep(0.5)
+        end()
+        for wait in waits:
+            assert [job.uuid for job in wait.result(30)] == uuids
 
 
 def test_lists_take_one_round_trip(cluster: Cluster, cluster_store: JobStore) -> None:

@@ -534,6 +534,31 @@ def test_script_of_the_readme_sends(myapp: MyApp, store: JobStore) -> None:
     assert (job_state.actor, job_state.status) == ("run_marathon", "queued")
 
 
+def test_scripts_of_the_documents_wait(myapp: MyApp, worker: None) -> None:
+    """They get the ends of jobs that the README's worker runs, in threads, in asyncio
+    and after a commit.
+    """
+    myapp.run("""
+import asyncio
+from myapp import awaiting, committed, waiting
+
+uuid, other = [run_marathon.send(2).message_id for _ in range(2)]
+asyncio.run(awaiting.follow(store, uuid))
+waiting.follow(store, other)
+for job_state, jobs in (
+    waiting.wait(store, uuid, [other]),
+    asyncio.run(awaiting.wait(store, uuid, [other])),
+):
+    assert [job_state.uuid, *jobs] == [uuid, jobs[0], jobs[1]]
+    assert [(job.uuid, job.status) for job in jobs] == [
+        (uuid, "success"), (other, "success")
+    ]
+registry = including("pyramid_tm").app.registry
+with prepare(registry=registry) as env:
+    assert committed.run_and_wait(env["request"]).is_success
+""")
+
+
 def test_json_of_the_readme_has_the_real_names(app: TestApp, store: JobStore) -> None:
     """The README's example of a state has exactly the keys of a real one."""
     more: Any = {"metrics": {"miles_run": 12}, "progress": Progress(12, 26, "miles")}

@@ -150,6 +150,61 @@ def test_abort_leaves_nothing(
         assert (client.keys(), sqlite.count()) == ([], 0), way
 
 
+def test_nobody_waits_for_a_job_before_its_commit(
+    tm_config: Configurator, global_broker: Broker, store: JobStore
+) -> None:
+    """Such a job, or a member of such a batch, cannot end: a RuntimeError says so. Once
+    its transaction is aborted, it is unknown.
+    """
+
+    def look() -> None:
+        for uuid in uuids:
+            with pytest.raises(KeyError):
+                store.wait(uuid)
+            unknown.append(uuid)
+
+    def view(request: Request) -> None:
+        request.tm.get().addAfterAbortHook(look)
+        run_marathon = global_broker.get_actor("run_marathon")
+        uuids.append(send(request))
+        with request.job_states.batch() as batch:
+            member = batch.send(run_marathon, 26)
+            uuids.extend([batch.uuid, member.uuid])
+        for uuid in uuids:
+            with pytest.raises(RuntimeError, match=f"{uuid} cannot end: it is sent"):
+                store.wait(uuid)
+        fail()
+
+    uuids: list[str] = []
+    unknown: list[str] = []
+    with pytest.raises(ZeroDivisionError):
+        visit(tm_config, view)
+    assert len(uuids) == 3
+    assert unknown == uuids
+
+
+def test_job_may_be_waited_for_after_its_commit(
+    tm_config: Configurator, store: JobStore
+) -> None:
+    """It has a record then, though the request goes on. What an exception in the block
+    of a batch takes back is unknown.
+    """
+
+    def view(request: Request) -> str:
+        uuid = send(request)
+        request.tm.commit()
+        with pytest.raises(TimeoutError):
+            store.wait(uuid, timeout=0)
+        request.tm.begin()
+        with contextlib.suppress(ZeroDivisionError), request.job_states.batch() as b:
+            fail()
+        with pytest.raises(KeyError):
+            store.wait(b.uuid)
+        return uuid
+
+    assert visit(tm_config, view).status_code == 200
+
+
 def test_commit_veto_leaves_nothing(redis_url: str, client: redis.Redis) -> None:
     """A response that the application's commit veto rejects sends nothing."""
     veto = {"tm.commit_veto": "pyramid_tm.default_commit_veto"}

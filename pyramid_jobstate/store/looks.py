@@ -1,0 +1,304 @@
+"""Looks at a store, one after the other, until jobs have ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+from weakref import WeakValueDictionary
+
+from redis.exceptions import RedisError
+
+from ..errors import JobStalled
+from ..job import JobState, current_job_state, ends_after, record_of
+from .connection import passes
+
+T = TypeVar("T")
+
+#: Seconds between two looks while something moves, and while nothing does.
+BUSY, CALM = 0.1, 1.0
+
+
+class Looks(Generic[T]):
+    """The answers of a store that is asked again and again: an iterator and an async
+    iterator. While the store is away, the answer is None.
+
+    Parameters:
+      ask: Asks it.
+      timeout: Seconds between the first look and the last, or None.
+      pause: Seconds between two looks. After one that takes longer, as long as that.
+      overdue: Returns what has not happened in time, as the beginning of a sentence.
+
+    Attributes:
+      pause: As the parameter.
+      error: Why the store is away, or None.
+      away_since: Since when, in seconds of `time.monotonic()`.
+    """
+
+    away_since = 0.0
+
+    def __init__(
+        self,
+        ask: Callable[[], T],
+        timeout: float | None = None,
+        pause: float = BUSY,
+        overdue: Callable[[], str] = lambda: "The store has not answered",
+    ) -> None:
+        self.pause = pause
+        self.error: RedisError | None = None
+        self._ask = ask
+        self._timeout = timeout
+        self._overdue = overdue
+        self._deadline: float | None = None
+        #: Seconds that the last look took, or None before the first.
+        self._cost: float | None = None
+
+    def __iter__(self) -> Looks[T]:
+        return self
+
+    def __next__(self) -> T | None:
+        if pause := self._next_pause():
+            time.sleep(pause)
+        return self._look()
+
+    def __aiter__(self) -> Looks[T]:
+        return self
+
+    async def __anext__(self) -> T | None:
+        await asyncio.sleep(self._next_pause())
+        return await asyncio.to_thread(self._look)
+
+    def _look(self) -> T | None:
+        # Only this much may change here: in asyncio, the task that waits for the answer
+        # may have been cancelled.
+        began = time.monotonic()
+        answer, error = None, None
+        try:
+            answer = self._ask()
+        except RedisError as e:
+            if not passes(e):
+                raise
+            error = e
+        now = time.monotonic()
+        if self.error is None:
+            self.away_since = now
+        self.error, self._cost = error, now - began
+        return answer
+
+    def _next_pause(self) -> float:
+        """Return for how many seconds to wait before the next look.
+
+        Raises:
+          JobCancelled: The job that looks is to stop.
+          TimeoutError: The last look was taken.
+        """
+        job_state = current_job_state()
+        if job_state is not None:
+            job_state.raise_if_cancelled()
+        now = time.monotonic()
+        if self._cost is None:
+            if self._timeout is not None:
+                self._deadline = now + self._timeout
+            return 0
+        pause = max(self.pause, self._cost)
+        if self._deadline is None:
+            return pause
+        if now >= self._deadline:
+            text = f"{self._overdue()} after {self._timeout:g} seconds."
+            raise TimeoutError(text) from self.error
+        return min(pause, self._deadline - now)
+
+
+class Unended:
+    """What is known of jobs that have not ended.
+
+    Parameters:
+      uuids: The jobs.
+      missing: Seconds for which a job may have no record. If the store comes back
+        empty, a running job writes its record again.
+      stalled: Seconds for which a job may be stalled, or None.
+
+    Attributes:
+      jobs: Those that have not ended, by their uuids, None before the first look.
+    """
+
+    def __init__(
+        self, uuids: Sequence[str], missing: float, stalled: float | None
+    ) -> None:
+        self.jobs: dict[str, JobState | None] = dict.fromkeys(uuids)
+        self._patience = missing
+        self._stalled = stalled
+        #: Since when jobs are stalled or without a record.
+        self._silent: dict[str, float] = {}
+
+    def take(
+        self, answer: Sequence[JobState | None] | None
+    ) -> list[JobState | Exception]:
+        """Return the jobs that have changed, and why others are not waited for any
+        longer.
+
+        Parameters:
+          answer: The jobs as they are now, or None if the store is away.
+        """
+        if answer is None:
+            # What a job does meanwhile is not known.
+            self._silent.clear()
+            return []
+        news: list[JobState | Exception] = []
+        for (uuid, old), new in zip([*self.jobs.items()], answer, strict=True):
+            error = self._missing(uuid, old) if new is None else self._fault(old, new)
+            if error is not None:
+                news.append(error)
+            elif new is not None and (old is None or not _is_like(new, old)):
+                news.append(new)
+            if error is not None or (new is not None and new.is_finished):
+                # An end counts, even if the job runs again.
+                del self.jobs[uuid]
+            elif new is not None:
+                self.jobs[uuid] = new
+        return news
+
+    def overdue(self) -> str:
+        """Return what they have not done, as the beginning of a sentence."""
+        first, *others = self.jobs
+        if not others:
+            return f"The job {first} has not ended"
+        return f"The job {first} and {len(others):,} more have not ended"
+
+    def _missing(self, uuid: str, old: JobState | None) -> Exception | None:
+        """Return why a job is not waited for that has no record."""
+        if old is not None:
+            is_gone = self._silence(uuid) > self._patience
+            return KeyError(uuid) if is_gone else None
+        if is_uncommitted(uuid):
+            return RuntimeError(
+                f"The job {uuid} cannot end: it is sent when a transaction commits, "
+                "and that has not committed. Commit first, or send the job with "
+                "request.job_states.send_immediately(...)."
+            )
+        return KeyError(uuid)
+
+    def _fault(self, old: JobState | None, new: JobState) -> Exception | None:
+        """Return why a job is not waited for any longer that has a record."""
+        own = current_job_state()
+        if own is not None and old is None and ends_after(own, record_of(new).uuid):
+            return RuntimeError(
+                f"The job {own.uuid} cannot wait for {new.uuid}, which ends after it: "
+                "that is the job itself, its batch or a later step of its pipeline."
+            )
+        if new.status != "stalled":
+            self._silent.pop(new.uuid, None)
+        elif self._stalled is not None and self._silence(new.uuid) > self._stalled:
+            text = f"The job {new.uuid} has been stalled for {self._stalled:g} seconds."
+            return JobStalled(text, new.uuid)
+        return None
+
+    def _silence(self, uuid: str) -> float:
+        now = time.monotonic()
+        return now - self._silent.setdefault(uuid, now)
+
+
+def _is_like(new: JobState, old: JobState) -> bool:
+    return record_of(new).reads_like(record_of(old))
+
+
+class FollowedJobs(Generic[T]):
+    """Jobs that are followed until they have ended: see :meth:`.JobStore.follow`. An
+    iterator and an async iterator of their changes, and an awaitable of their ends.
+    """
+
+    def __init__(
+        self,
+        uuids: Sequence[str],
+        unended: Unended,
+        looks: Looks[Sequence[JobState | None]],
+    ) -> None:
+        self._uuids = uuids
+        self._unended = unended
+        self._looks = looks
+        self._news: deque[JobState | Exception] = deque()
+        self._ended: dict[str, JobState] = {}
+        self._moved_at = time.monotonic()
+
+    def __iter__(self) -> Iterator[JobState]:
+        return self
+
+    def __next__(self) -> JobState:
+        while self._is_waiting():
+            self._take(next(self._looks))
+        if not self._news:
+            raise StopIteration
+        return self._next()
+
+    def __aiter__(self) -> AsyncIterator[JobState]:
+        return self
+
+    async def __anext__(self) -> JobState:
+        while self._is_waiting():
+            self._take(await anext(self._looks))
+        if not self._news:
+            raise StopAsyncIteration
+        return self._next()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._last().__await__()
+
+    async def _last(self) -> T:
+        async for _ in self:
+            pass
+        return self._ends()
+
+    def _ends(self) -> T:
+        """Return the ended job, or a list of several in the order of the uuids.
+
+        Raises:
+          KeyError: One of them has not ended.
+        """
+        found: Any = [self._ended[uuid] for uuid in self._uuids]
+        ends: T = found[0] if len(found) == 1 else found
+        return ends
+
+    def _is_waiting(self) -> bool:
+        return not self._news and bool(self._unended.jobs)
+
+    def _take(self, answer: Sequence[JobState | None] | None) -> None:
+        now = time.monotonic()
+        self._news += self._unended.take(answer)
+        if self._news:
+            self._moved_at = now
+        self._looks.pause = BUSY if now - self._moved_at < CALM else CALM
+
+    def _next(self) -> JobState:
+        found = self._news.popleft()
+        if isinstance(found, Exception):
+            raise found
+        if found.is_finished:
+            self._ended[found.uuid] = found
+        return found
+
+
+class Sender(Protocol):
+    """The interface of what sends jobs when a transaction commits."""
+
+    def will_send(self, uuid: str) -> bool:
+        """Return whether it sends a job once the transaction commits."""
+
+
+#: Those of this process that live, by their ids.
+_senders: WeakValueDictionary[int, Sender] = WeakValueDictionary()
+
+
+def note_sender(sender: Sender) -> None:
+    """Note something that sends jobs when a transaction commits."""
+    _senders[id(sender)] = sender
+
+
+def is_uncommitted(uuid: str) -> bool:
+    """Return whether a job is sent in a transaction of this process that has not
+    committed.
+    """
+    # The list is made at once, whatever other threads do.
+    senders = [reference() for reference in _senders.valuerefs()]
+    return any(s is not None and s.will_send(uuid) for s in senders)

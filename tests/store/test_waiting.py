@@ -1,0 +1,581 @@
+"""Waiting for jobs and following them, in threads and in asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import gc
+import pickle
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from pyramid_jobstate import Batch, JobStalled, JobState, JobStore, Progress, rerun
+from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.testing import put_batch
+from tests.faulty import FaultyProxy
+from tests.operated import Course, Pauses, steps
+from tests.store.jobs import make_desk, put
+from tests.support import UUID, frozen, key_of, load_job, write
+from tests.trips import counting_trips
+from tests.webapp import make_alias
+
+#: Lets time pass while the test waits: each time that it pauses, the next step.
+Passing = Callable[[Course], Pauses]
+
+
+@pytest.fixture
+def passing(monkeypatch: pytest.MonkeyPatch) -> Passing:
+    """Has the pauses of this thread take no time."""
+
+    def start(course: Course) -> Pauses:
+        pauses = Pauses(course)
+        monkeypatch.setattr(time, "sleep", pauses.sleep)
+        monkeypatch.setattr(time, "monotonic", pauses.monotonic)
+        return pauses
+
+    return start
+
+
+def report(store: JobStore, uuid: str, done: int) -> None:
+    """Write the progress of a job as its worker does."""
+    write(store, uuid, progress=f"[{done}, 9, null, null]")
+
+
+def finish(store: JobStore, *uuids: str) -> None:
+    """Write the end of jobs."""
+    for uuid in uuids:
+        write(store, uuid, status="success")
+
+
+def later(seconds: float, act: Callable[[], object]) -> threading.Timer:
+    """Do something later."""
+    timer = threading.Timer(seconds, act)
+    timer.start()
+    return timer
+
+
+def statuses(jobs: Any) -> list[str]:
+    return [job.status for job in jobs]
+
+
+def test_wait_returns_the_ended_job(store: JobStore, passing: Passing) -> None:
+    """One uuid gives the ended job, several a list in their order."""
+    first, second = put(store, "working"), put(store, "queued")
+    ended = put(store, "error")
+    passing(steps(lambda: finish(store, second), lambda: finish(store, first)))
+    jobs = store.wait(first, ended, second)
+    assert [job.uuid for job in jobs] == [first, ended, second]
+    assert statuses(jobs) == ["success", "error", "success"]
+    assert store.wait(first).status == "success"
+    assert [job.uuid for job in store.wait(first, first)] == [first, first]
+    assert store.wait() == []
+
+
+def test_follow_yields_each_change_that_it_sees(
+    store: JobStore, passing: Passing
+) -> None:
+    """The state at first, each change, the end last. A sign of life is no change."""
+    uuid = put(store, "working")
+    pauses = passing(
+        steps(
+            functools.partial(report, store, uuid, 1),
+            functools.partial(write, store, uuid, seen=10**15, seq=7),
+            functools.partial(report, store, uuid, 2),
+            functools.partial(finish, store, uuid),
+        )
+    )
+    seen = [
+        (job.status, job.progress and job.progress.done) for job in store.follow(uuid)
+    ]
+    assert seen == [("working", None), ("working", 1), ("working", 2), ("success", 2)]
+    assert len(pauses.slept) == 4
+
+
+def test_follow_yields_whichever_job_has_changed(
+    store: JobStore, passing: Passing
+) -> None:
+    """Of several jobs, those that have changed come, each with its own end."""
+    first, second = put(store, "working"), put(store, "working")
+    passing(
+        steps(
+            functools.partial(report, store, second, 1),
+            functools.partial(finish, store, second),
+            functools.partial(finish, store, first),
+        )
+    )
+    seen = [(job.uuid, job.status) for job in store.follow(first, second)]
+    assert seen == [
+        (first, "working"),
+        (second, "working"),
+        (second, "working"),
+        (second, "success"),
+        (first, "success"),
+    ]
+
+
+def test_looks_are_frequent_while_something_moves(
+    store: JobStore, passing: Passing
+) -> None:
+    """Ten looks a second while a job changes, one a second after a second of quiet, and
+    ten again as soon as it changes.
+    """
+    uuid = put(store, "working")
+
+    def course() -> Iterator[None]:
+        for done in range(30):
+            report(store, uuid, done)
+            yield
+        quiet.append(len(pauses.slept))
+        for _ in range(20):
+            yield
+        quiet.append(len(pauses.slept))
+        report(store, uuid, 50)
+        yield
+        finish(store, uuid)
+
+    quiet: list[int] = []
+    pauses = passing(course())
+    store.wait(uuid, stalled=None)
+    moving, calm = pauses.slept[:30], pauses.slept[quiet[0] : quiet[1]]
+    # On a busy machine, a look may take longer.
+    assert statistics.median(moving) == pytest.approx(0.1)
+    assert sum(pause == 1 for pause in calm) >= 10
+    assert calm == sorted(calm)
+    assert pauses.slept[-1] < 0.5
+
+
+def test_pause_is_as_long_as_a_look(
+    store: JobStore, passing: Passing, proxy: FaultyProxy
+) -> None:
+    """A slow store is not asked more than half of the time."""
+    uuid = put(store, "working")
+    own = JobStore(proxy.url)
+    own.load(uuid)
+
+    def judge(request: bytes) -> str:
+        pauses.passed += 0.4
+        return "pass"
+
+    pauses = passing(steps(lambda: None, functools.partial(finish, store, uuid)))
+    proxy.judge = judge
+    own.wait(uuid)
+    assert len(pauses.slept) == 2
+    assert min(pauses.slept) >= 0.4
+
+
+def test_only_unended_jobs_are_asked_for_at_once(
+    store: JobStore, passing: Passing, proxy: FaultyProxy
+) -> None:
+    """A look is one round trip, and asks for the jobs that have not ended alone."""
+    uuids = [put(store, "working") for _ in range(50)]
+    asked: list[list[bool]] = []
+
+    def judge(request: bytes) -> str:
+        if b"HGETALL" in request:
+            asked.append([uuid.encode() in request for uuid in uuids])
+        return "pass"
+
+    proxy.judge = judge
+    passing(steps(lambda: finish(store, *uuids[:49]), lambda: finish(store, uuids[49])))
+    assert len(JobStore(proxy.url).wait(*uuids)) == 50
+    assert asked == [[True] * 50, [True] * 50, [False] * 49 + [True]]
+
+
+def test_round_trips_of_a_look(store: JobStore, passing: Passing) -> None:
+    """Many jobs cost what one does."""
+    uuids = [put(store, "working") for _ in range(50)]
+    store.load(uuids[0])
+    passing(steps(lambda: finish(store, *uuids)))
+    with counting_trips() as trips:
+        store.wait(*uuids)
+    # Two looks, and what finishes the jobs.
+    looks = len(trips)
+    for uuid in uuids:
+        write(store, uuid, status="working")
+    passing(steps(lambda: finish(store, *uuids)))
+    with counting_trips() as trips:
+        store.wait(uuids[0])
+    assert len(trips) == looks
+
+
+def test_unknown_job_is_a_key_error_at_once(store: JobStore, passing: Passing) -> None:
+    """Nothing is waited for if a job is unknown at the first look."""
+    pauses = passing(steps())
+    with pytest.raises(KeyError, match=UUID):
+        store.wait(put(store, "working"), UUID)
+    assert pauses.slept == []
+
+
+def test_job_whose_record_goes(store: JobStore, passing: Passing) -> None:
+    """A record may be missing for `stalled_after`, since its worker writes it again."""
+    uuid = put(store, "working")
+    kept: Any = store.client.dump(key_of(store, uuid))
+    lose = functools.partial(store.client.delete, key_of(store, uuid))
+    restore = functools.partial(store.client.restore, key_of(store, uuid), 0, kept)
+    passing(
+        steps(
+            lose, *[lambda: None] * 15, restore, functools.partial(finish, store, uuid)
+        )
+    )
+    assert store.wait(uuid, stalled=None).status == "success"
+    store.client.delete(key_of(store, uuid))
+    store.client.restore(key_of(store, uuid), 0, kept)
+    pauses = passing(steps(lose))
+    with pytest.raises(KeyError, match=uuid):
+        store.wait(uuid)
+    assert store.stalled_after < sum(pauses.slept) < store.stalled_after + 2
+
+
+def test_stalled_job_ends_the_wait(store: JobStore, passing: Passing) -> None:
+    """A job that is stalled for longer than `stalled` raises JobStalled, which names
+    it. Without a limit only the timeout counts.
+    """
+    uuid = put(store, "stalled")
+    pauses = passing(steps())
+    with pytest.raises(JobStalled, match=f"{uuid} has been stalled for 5 sec") as e:
+        store.wait(uuid, stalled=5)
+    copy = pickle.loads(pickle.dumps(e.value))
+    for error in e.value, copy:
+        assert (error.uuid, str(error)) == (uuid, str(e.value))
+    assert 5 <= sum(pauses.slept) < 7
+    with pytest.raises(TimeoutError) as late:
+        store.wait(uuid, stalled=None, timeout=100)
+    assert not isinstance(late.value, JobStalled)
+
+
+def test_job_that_is_heard_of_again_is_not_stalled(
+    store: JobStore, passing: Passing
+) -> None:
+    """The time of `stalled` begins anew."""
+    uuid = put(store, "stalled")
+
+    def course() -> Iterator[None]:
+        for _ in range(2):
+            write(store, uuid, seen=1)
+            yield from [None] * 13
+            write(store, uuid, seen=10**15)
+            yield
+        finish(store, uuid)
+
+    passing(course())
+    assert store.wait(uuid, stalled=7).status == "success"
+
+
+def test_timeout_says_what_has_not_ended(store: JobStore, passing: Passing) -> None:
+    """The wait gives up in time, and looks once even if there is none."""
+    first, second = put(store, "queued"), put(store, "queued")
+    pauses = passing(steps())
+    with pytest.raises(TimeoutError, match=f"{first} has not ended after 2.5 s") as e:
+        store.wait(first, timeout=2.5)
+    assert 2 < sum(pauses.slept) <= 2.5
+    assert e.value.__cause__ is None
+    with pytest.raises(TimeoutError, match=f"{first} and 1 more have not ended"):
+        store.wait(first, second, timeout=0.1)
+    finish(store, first)
+    assert store.wait(first, timeout=0).is_success
+
+
+def test_errors_about_one_job_leave_the_others(
+    store: JobStore, passing: Passing
+) -> None:
+    """Who goes on with next() gets the changes of the other jobs."""
+    stalled, working = put(store, "stalled"), put(store, "working")
+    passing(steps(lambda: None, functools.partial(finish, store, working)))
+    jobs = store.follow(UUID, stalled, working, stalled=0)
+    with pytest.raises(KeyError):
+        next(jobs)
+    assert statuses([next(jobs), next(jobs)]) == ["stalled", "working"]
+    with pytest.raises(JobStalled):
+        next(jobs)
+    assert statuses(jobs) == ["success"]
+
+
+def test_end_that_was_seen_counts(store: JobStore, passing: Passing) -> None:
+    """A job that runs again after its end was seen has ended for this wait."""
+    broker, _ = make_desk(store)
+    failed, other = put(store, "error"), put(store, "working")
+    passing(
+        steps(
+            lambda: rerun(store, broker, failed),
+            functools.partial(finish, store, other),
+        )
+    )
+    assert statuses(store.wait(failed, other)) == ["error", "success"]
+    assert load_job(store, failed).status == "queued"
+
+
+def test_aliases_and_batches(
+    store: JobStore, passing: Passing, client: redis.Redis
+) -> None:
+    """An alias leads to the job in its place, and a batch ends with its members."""
+    target = put(store, "working")
+    make_alias(client, key_of(store, UUID), target)
+    batch = put_batch(store, Batch, ["queued"])
+    (member,) = store.members(batch.uuid).items
+    passing(steps(functools.partial(finish, store, target), member.cancel))
+    first, second = store.wait(UUID, batch.uuid)
+    assert (first.uuid, first.status) == (UUID, "success")
+    assert (second.uuid, second.status) == (batch.uuid, "cancelled")
+
+
+def test_store_that_is_away_is_asked_again(
+    store: JobStore, passing: Passing, proxy: FaultyProxy
+) -> None:
+    """The wait outlasts an outage at the start and later, and what the job does
+    meanwhile.
+    """
+    uuid = put(store, "working")
+    proxy.judge = lambda request: "refuse"
+
+    def course() -> Iterator[None]:
+        yield
+        proxy.judge = lambda request: "pass"
+        yield
+        proxy.judge = lambda request: "refuse"
+        finish(store, uuid)
+        yield from [None] * 4
+        proxy.judge = lambda request: "pass"
+
+    passing(course())
+    seen = statuses(JobStore(proxy.url).follow(uuid))
+    assert seen == ["working", "success"]
+
+
+def test_store_that_stays_away(
+    store: JobStore, passing: Passing, proxy: FaultyProxy
+) -> None:
+    """The timeout has the store's error as its cause. A store that is away is asked at
+    most once a second after a while.
+    """
+    uuid = put(store, "working")
+    proxy.judge = lambda request: "refuse"
+    pauses = passing(steps())
+    with pytest.raises(TimeoutError, match=uuid) as e:
+        JobStore(proxy.url).wait(uuid, timeout=12)
+    assert isinstance(e.value.__cause__, redis.ConnectionError)
+    assert 11 < len(pauses.slept) < 22
+    assert sum(pauses.slept) <= 12
+
+
+def test_outage_stalls_no_job(
+    store: JobStore, passing: Passing, proxy: FaultyProxy
+) -> None:
+    """A job that was stalled before an outage has all of `stalled` again after it: its
+    worker could not write.
+    """
+    uuid = put(store, "stalled")
+
+    def course() -> Iterator[None]:
+        yield
+        proxy.judge = lambda request: "refuse"
+        yield from [None] * 30
+        proxy.judge = lambda request: "pass"
+        yield
+        finish(store, uuid)
+
+    passing(course())
+    assert JobStore(proxy.url).wait(uuid, stalled=5).is_success
+
+
+def test_refusal_is_raised_at_once(
+    store: JobStore, passing: Passing, redis_url: str
+) -> None:
+    """What asking again does not cure is not waited for."""
+    uuid = put(store, "working")
+    store.client.acl_setuser("ann", enabled=True, nopass=True, categories=["+@all"])
+    pauses = passing(steps())
+    url = redis_url.replace("redis://", "redis://ann:x@")
+    try:
+        with pytest.raises(redis.ResponseError):
+            JobStore(url).wait(uuid)
+    finally:
+        store.client.acl_deluser("ann")
+    assert pauses.slept == []
+
+
+def test_frozen_store_delays_a_timeout_by_a_second(server: EmbeddedServer) -> None:
+    """A store that keeps its connections and answers nothing does not hold the wait for
+    long.
+    """
+    store = JobStore(server.url)
+    uuid = put(store, "working")
+    with frozen(server):
+        began = time.monotonic()
+        with pytest.raises(TimeoutError) as e:
+            store.wait(uuid, timeout=0.2)
+        assert time.monotonic() - began < 2.5
+    assert isinstance(e.value.__cause__, redis.TimeoutError)
+    # It goes on as if nothing had happened.
+    timer = later(0.2, functools.partial(finish, store, uuid))
+    with frozen(server):
+        time.sleep(0.1)
+    assert store.wait(uuid).is_success
+    timer.join()
+
+
+@pytest.mark.parametrize(
+    ("uuids", "options", "error"),
+    [
+        ((["a"],), {}, TypeError),
+        ((7,), {}, TypeError),
+        ((UUID,), {"timeout": "1"}, TypeError),
+        ((UUID,), {"timeout": -1}, ValueError),
+        ((UUID,), {"stalled": float("nan")}, ValueError),
+        ((UUID,), {"stalled": True}, TypeError),
+    ],
+)
+def test_bad_arguments(
+    store: JobStore, uuids: Any, options: Any, error: type[Exception]
+) -> None:
+    """They are refused before anybody waits."""
+    with pytest.raises(error, match=r"must be|is named by its uuid"):
+        store.follow(*uuids, **options)
+    with pytest.raises(error, match=r"must be|is named by its uuid"):
+        store.wait(*uuids, **options)
+
+
+# In asyncio.
+
+
+def test_await_returns_the_ended_job(store: JobStore) -> None:
+    """`await` gives what wait() returns, and the loop goes on meanwhile."""
+    uuid, other = put(store, "working"), put(store, "working")
+
+    async def work() -> tuple[JobState, Any, Any]:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.01)
+                ticks += 1
+                if ticks == 10:
+                    finish(store, uuid, other)
+
+        task = asyncio.create_task(tick())
+        jobs = store.follow(uuid)
+        one = await jobs
+        both, again = await asyncio.gather(store.follow(uuid, other), jobs)
+        task.cancel()
+        return one, both, again
+
+    one, both, again = asyncio.run(work())
+    assert (one.uuid, one.status) == (uuid, "success")
+    assert [job.uuid for job in both] == [uuid, other]
+    assert again is one
+
+
+def test_async_for_yields_each_change(store: JobStore) -> None:
+    """An async loop gets what a loop does."""
+    uuid = put(store, "working")
+
+    async def work() -> list[Any]:
+        seen = []
+        async for job in store.follow(uuid):
+            seen.append((job.status, job.progress and job.progress.done))
+            if len(seen) < 3:
+                report(store, uuid, len(seen))
+            else:
+                finish(store, uuid)
+        return seen
+
+    assert asyncio.run(work()) == [
+        ("working", None),
+        ("working", 1),
+        ("working", 2),
+        ("success", 2),
+    ]
+
+
+def test_async_errors(store: JobStore, proxy: FaultyProxy) -> None:
+    """They are those of wait()."""
+    uuid, stalled = put(store, "queued"), put(store, "stalled")
+
+    async def work() -> None:
+        with pytest.raises(KeyError):
+            await store.follow(UUID)
+        with pytest.raises(JobStalled):
+            await store.follow(stalled, stalled=0.05)
+        with pytest.raises(TimeoutError, match="has not ended after"):
+            await store.follow(uuid, timeout=0.2)
+        proxy.judge = lambda request: "refuse"
+        with pytest.raises(TimeoutError) as e:
+            await JobStore(proxy.url).follow(uuid, timeout=0.2)
+        assert isinstance(e.value.__cause__, redis.ConnectionError)
+
+    asyncio.run(work())
+
+
+def test_cancelled_wait_loses_no_change(store: JobStore, proxy: FaultyProxy) -> None:
+    """A timeout of asyncio ends a wait at once, also amid a look, and the same object
+    goes on afterwards.
+    """
+    uuid = put(store, "working")
+    own = JobStore(proxy.url)
+
+    async def work() -> list[str]:
+        jobs = own.follow(uuid)
+        first = await anext(jobs)
+        finish(store, uuid)
+        proxy.judge = lambda request: "late"
+        for _ in range(3):
+            began = time.monotonic()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(jobs), 0.25)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await jobs
+            assert time.monotonic() - began < 0.65
+        proxy.judge = lambda request: "pass"
+        return statuses([first, await anext(jobs), await jobs])
+
+    assert asyncio.run(work()) == ["working", "success", "success"]
+
+
+def test_abandoned_follow_leaves_nothing(
+    store: JobStore, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A loop that is left early leaves no thread, no task and no warning."""
+    uuid = put(store, "working")
+    threads = {*threading.enumerate()}
+    for _ in store.follow(uuid):
+        break
+    store.follow(uuid)
+    iter(store.follow(uuid))
+
+    async def work() -> None:
+        async for _ in store.follow(uuid):
+            break
+        store.follow(uuid)
+        jobs = store.follow(uuid)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(jobs, 0.15)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.15):
+                async for _ in store.follow(uuid):
+                    pass
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(work(), debug=True)
+    gc.collect()
+    assert {*threading.enumerate()} <= threads
+    assert [str(each.message) for each in recwarn] == []
+
+
+def test_progress_is_that_of_the_look(store: JobStore, passing: Passing) -> None:
+    """What is yielded is the state as it was seen, as a poll loads it."""
+    uuid = put(store, "working", progress=Progress(1, 4, "rows"))
+    passing(steps(functools.partial(finish, store, uuid)))
+    first, last = store.follow(uuid)
+    assert (first.progress and first.progress.done, first.status) == (1, "working")
+    assert last.status == "success"
+    with pytest.raises(RuntimeError):
+        first.set_message("A loaded JobState reports nothing.")
