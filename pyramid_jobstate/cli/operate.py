@@ -10,20 +10,23 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import NamedTuple, NoReturn, TypeVar
+from typing import NamedTuple, NoReturn
 
 from redis import exceptions as errors
 from redis.exceptions import RedisError
 
+from ..job import JobState
 from ..store import (
     HOPELESS,
     AmbiguousKind,
     JobStore,
+    Looks,
+    Unended,
     name_of,
     namespace_fault,
-    passes,
 )
 from .arguments import EXIT_CODES, Operation, Parser
+from .jobs import find_all
 from .terminal import (
     BROKEN_PIPE,
     COULD_NOT,
@@ -84,73 +87,72 @@ def open_store(place: Location) -> tuple[JobStore, object]:
         raise CouldNot(f"--url: {e}") from None
 
 
-T = TypeVar("T")
-
-#: Seconds between two tries.
+#: Seconds between two looks.
 INTERVAL = 0.5
 
 
-class TimeUp(Exception):
-    """A deadline has passed."""
-
-
-class Patience:
-    """Asks a store again while it does not answer.
+class Followed:
+    """The jobs that a command follows until they have ended. While the store is away,
+    it is asked again. An outage is said once, and so is its end.
 
     Parameters:
       store: The store.
-      seconds: How long it may be away.
-      deadline: When to stop asking in any case, in seconds of time.monotonic().
+      names: The jobs: see :func:`.find`.
+      patience: How long the store may be away, or a job without a record.
+      stalled: How long a job may be stalled, or None.
+      timeout: How long to follow them, or None.
+
+    Attributes:
+      uuids: The jobs, once they are found.
+      unended: What is known of those that have not ended.
     """
 
     def __init__(
-        self, store: JobStore, seconds: float, deadline: float | None = None
+        self,
+        store: JobStore,
+        names: Sequence[str],
+        patience: float,
+        stalled: float | None = None,
+        timeout: float | None = None,
     ) -> None:
+        self.uuids: Sequence[str] = ()
+        self.unended = Unended((), min(patience, store.stalled_after), stalled)
         self._store = store
-        self._seconds = seconds
-        self._deadline = deadline
+        self._names = names
+        self._patience = patience
+        self._looks = Looks(self._ask, timeout, INTERVAL)
 
-    def ask(self, call: Callable[[], T]) -> T:
-        """Return what a call returns, as soon as the store answers. An outage is said
-        once, and so is its end.
+    def __iter__(self) -> Iterator[Sequence[JobState | Exception]]:
+        """Yield what is new at each look: see :meth:`.Unended.take`.
 
         Raises:
-          CouldNot: The store was away for too long.
-          TimeUp: The deadline has passed.
+          CouldNot: A name does not mean one job, or the store was away for too long.
+          TimeoutError: The jobs have not ended in time.
           redis.exceptions.RedisError: Asking again would not help.
         """
-        began = None
-        while True:
-            try:
-                result = call()
-            except errors.RedisError as e:
-                if not passes(e):
-                    raise
-                reason = explained(self._store, e)
-                now = time.monotonic()
-                if began is None:
-                    began = now
-                    say(f"{reason}. Asking again for {span(self._seconds)}.")
-                if now - began >= self._seconds:
-                    raise CouldNot(f"{reason}, for {span(now - began)}.") from None
-                self.sleep()
-            else:
-                if began is not None:
+        is_away = False
+        for answer in self._looks:
+            news, error = self.unended.take(answer), self._looks.error
+            if error is None:
+                if is_away:
                     say("The store answers again.")
-                return result
+                yield news
+                if not self.unended.jobs:
+                    return
+            else:
+                reason = explained(self._store, error)
+                if not is_away:
+                    say(f"{reason}. Asking again for {span(self._patience)}.")
+                away = time.monotonic() - self._looks.away_since
+                if away >= self._patience:
+                    raise CouldNot(f"{reason}, for {span(away)}.")
+            is_away = error is not None
 
-    def sleep(self) -> None:
-        """Wait a moment.
-
-        Raises:
-          TimeUp: The deadline has passed.
-        """
-        left = INTERVAL
-        if self._deadline is not None:
-            left = min(left, self._deadline - time.monotonic())
-            if left <= 0:
-                raise TimeUp
-        time.sleep(left)
+    def _ask(self) -> Sequence[JobState | None]:
+        if not self.uuids:
+            self.uuids = [job.uuid for job in find_all(self._store, self._names)]
+            self.unended.jobs.update(dict.fromkeys(self.uuids))
+        return self._store.load_many([*self.unended.jobs])
 
 
 def answers_ping(store: JobStore) -> bool:

@@ -20,7 +20,7 @@ from .jobs import (
     title_of,
     try_text,
 )
-from .operate import Patience
+from .operate import Followed
 from .terminal import (
     COULD_NOT,
     DONE,
@@ -140,19 +140,14 @@ def log_job(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     if not args.follow:
         _print(find(store, args.id), LogLines(), output)
         return DONE
-    patience = Patience(store, args.stalled)
-    job = patience.ask(lambda: find(store, args.id))
-    uuid, lines = job.uuid, LogLines()
-    while True:
-        _print(job, lines, output)
-        if job.is_finished:
-            return DONE
-        patience.sleep()
-        (found,) = patience.ask(lambda: store.load_many([uuid]))
-        if found is None:
-            say(f"The record of {uuid} is gone.")
-            return COULD_NOT
-        job = found
+    lines = LogLines()
+    for news in Followed(store, [args.id], args.stalled):
+        for each in news:
+            if not isinstance(each, JobState):
+                say(f"The record of {each.args[0]} is gone.")
+                return COULD_NOT
+            _print(each, lines, output)
+    return DONE
 
 
 def _print(job: JobState, lines: LogLines, output: Output) -> None:

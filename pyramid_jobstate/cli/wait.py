@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Sequence
 
+from ..errors import JobStalled
 from ..job import JobState
 from ..store import JobStore
 from .arguments import Operation, add_duration, add_ids
-from .jobs import Changes, as_json, find_all, shortened
-from .operate import Patience, TimeUp
+from .jobs import Changes, as_json, shortened
+from .operate import Followed
 from .terminal import (
     CANCELLED,
     COULD_NOT,
@@ -40,86 +39,37 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 
 def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
-    deadline = None if args.timeout is None else time.monotonic() + args.timeout
-    patience = Patience(store, args.stalled, deadline)
+    followed = Followed(store, args.ids, args.stalled, args.stalled, args.timeout)
+    changes = Changes()
     codes: list[int] = []
     try:
-        found = patience.ask(lambda: find_all(store, args.ids))
-        waiting = Waiting(store, [job.uuid for job in found], args.stalled, output)
-        jobs: Sequence[JobState | None] = found
-        codes = waiting.codes
-        while waiting.pending:
-            waiting.look(jobs)
-            if waiting.pending:
-                patience.sleep()
-                jobs = patience.ask(waiting.load)
-    except TimeUp:
+        for news in followed:
+            names = shortened(followed.uuids) if len(followed.uuids) > 1 else {}
+            # A small change has its line later, without another change.
+            for job in (*news, *followed.unended.jobs.values()):
+                if isinstance(job, JobState) and (text := changes.text(job)):
+                    name = names.get(job.uuid)
+                    output.tell(joined([clock(), name, text]), **as_json(job))
+            found = [_code_of(each, args.stalled) for each in news]
+            codes += [code for code in found if code is not None]
+    except TimeoutError:
         say(f"Not all over after {span(args.timeout)}.")
-        codes = [*codes, TIMED_OUT]
+        codes.append(TIMED_OUT)
     return min(codes, key=WORST.index)
 
 
-class Waiting:
-    """Jobs that are waited for.
-
-    Parameters:
-      store: Their store.
-      uuids: The jobs.
-      seconds: How long a job may be stalled.
-      output: What takes the changes.
-
-    Attributes:
-      pending: The jobs that have not ended.
-      codes: The exit codes that the others stand for.
+def _code_of(news: JobState | Exception, stalled: float) -> int | None:
+    """Return the exit code of a job that is not waited for any longer, and say why if
+    it has not ended. Return None for any other.
     """
-
-    def __init__(
-        self, store: JobStore, uuids: Sequence[str], seconds: float, output: Output
-    ) -> None:
-        self._store = store
-        self._seconds = seconds
-        self._output = output
-        self._names = shortened(uuids) if len(uuids) > 1 else {}
-        self._changes = Changes()
-        #: Since when jobs are stalled or without a record.
-        self._silent: dict[str, float] = {}
-        self.pending = list(uuids)
-        self.codes: list[int] = []
-
-    def load(self) -> Sequence[JobState | None]:
-        """Return the pending jobs as they are now."""
-        return self._store.load_many(self.pending)
-
-    def look(self, jobs: Sequence[JobState | None]) -> None:
-        """Say what has changed of the pending jobs."""
-        for uuid, job in zip(list(self.pending), jobs, strict=True):
-            code = self._missing(uuid) if job is None else self._look(job)
-            if code is not None:
-                self.pending.remove(uuid)
-                self.codes.append(code)
-
-    def _look(self, job: JobState) -> int | None:
-        text = self._changes.text(job)
-        if text is not None:
-            name = self._names.get(job.uuid)
-            self._output.tell(joined([clock(), name, text]), **as_json(job))
-        if job.status != "stalled":
-            self._silent.pop(job.uuid, None)
-        elif self._silence(job.uuid) > self._seconds:
-            say(f"{job.uuid} has been stalled for {span(self._seconds)}.")
-            return STALLED
-        return CODES.get(job.status)
-
-    def _missing(self, uuid: str) -> int | None:
-        # If the store came back empty, a running job writes its record again.
-        if self._silence(uuid) <= min(self._seconds, self._store.stalled_after):
-            return None
-        say(f"The record of {uuid} is gone, so nobody can tell how the job ended.")
-        return COULD_NOT
-
-    def _silence(self, uuid: str) -> float:
-        now = time.monotonic()
-        return now - self._silent.setdefault(uuid, now)
+    if isinstance(news, JobState):
+        return CODES.get(news.status)
+    if isinstance(news, JobStalled):
+        say(f"{news.uuid} has been stalled for {span(stalled)}.")
+        return STALLED
+    (uuid,) = news.args
+    say(f"The record of {uuid} is gone, so nobody can tell how the job ended.")
+    return COULD_NOT
 
 
 WAIT = Operation(

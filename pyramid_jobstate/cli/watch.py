@@ -8,10 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from redis.exceptions import RedisError
-
 from ..job import JobState
-from ..store import JobStore, passes
+from ..store import JobStore, Looks, Unended
 from .arguments import Filters, Operation, add_ids, add_members
 from .jobs import RUNNING, Changes, Kinds, as_json, find_all
 from .lists import PAGE, jobs
@@ -37,14 +35,17 @@ def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     watched: WatchedJobs = Running(store, members=args.members)
     if args.ids:
         watched = Given(store, [job.uuid for job in find_all(store, args.ids)])
-    # Without a store, fail before the terminal changes.
-    found = watched.look()
+    looks = Looks(watched.look, pause=INTERVAL)
+    found = next(looks) or []
+    if looks.error is not None:
+        # Fail before the terminal changes.
+        raise looks.error
     if output.draws:
         from .draw import Screen
 
         with Screen(Kinds(store)) as screen:
-            return follow(store, watched, found, screen.show)
-    return follow(store, watched, found, ChangeLines(output).show)
+            return follow(store, watched, looks, found, screen.show)
+    return follow(store, watched, looks, found, ChangeLines(output).show)
 
 
 class WatchedJobs(Protocol):
@@ -63,26 +64,28 @@ class WatchedJobs(Protocol):
 
 
 def follow(
-    store: JobStore, watched: WatchedJobs, found: Sequence[JobState], show: Show
+    store: JobStore,
+    watched: WatchedJobs,
+    looks: Looks[Sequence[JobState]],
+    found: Sequence[JobState],
+    show: Show,
 ) -> int:
-    """Show jobs until they are over."""
-    notice, cost, away_since = "", 0.0, 0.0
-    while True:
+    """Show jobs until they are over.
+
+    Parameters:
+      looks: Looks at them.
+      found: What the first look has shown.
+    """
+    show(found, "")
+    while not watched.is_over:
+        answer, notice = next(looks), ""
+        if answer is not None:
+            found = answer
+        if looks.error is not None:
+            away = span(time.monotonic() - looks.away_since)
+            notice = f"{explained(store, looks.error)}, for {away}."
         show(found, notice)
-        if watched.is_over:
-            return DONE
-        # A slow look is not repeated at once.
-        time.sleep(max(INTERVAL, cost))
-        began = time.monotonic()
-        try:
-            found, notice = watched.look(), ""
-        except RedisError as e:
-            if not passes(e):
-                raise
-            away_since = away_since if notice else began
-            away = span(time.monotonic() - away_since)
-            notice = f"{explained(store, e)}, for {away}."
-        cost = time.monotonic() - began
+    return DONE
 
 
 class Running:
@@ -135,24 +138,21 @@ class Given:
 
     def __init__(self, store: JobStore, uuids: Sequence[str]) -> None:
         self._store = store
-        self._jobs: dict[str, JobState | None] = dict.fromkeys(uuids)
-        self._missing: dict[str, float] = {}
+        self._jobs: dict[str, JobState] = {}
+        self._unended = Unended(uuids, store.stalled_after, None)
 
     def look(self) -> Sequence[JobState]:
-        uuids = list(self._jobs)
-        now = time.monotonic()
-        for uuid, job in zip(uuids, self._store.load_many(uuids), strict=True):
-            if job is not None:
-                self._jobs[uuid] = job
-                self._missing.pop(uuid, None)
-            # If the store came back empty, a running job writes its record again.
-            elif now - self._missing.setdefault(uuid, now) > self._store.stalled_after:
-                del self._jobs[uuid]
-        return [job for job in self._jobs.values() if job is not None]
+        uuids = [*self._unended.jobs]
+        for each in self._unended.take(self._store.load_many(uuids)):
+            if isinstance(each, JobState):
+                self._jobs[each.uuid] = each
+            else:
+                self._jobs.pop(each.args[0], None)
+        return [*self._jobs.values()]
 
     @property
     def is_over(self) -> bool:
-        return all(job is not None and job.is_finished for job in self._jobs.values())
+        return not self._unended.jobs
 
 
 class ChangeLines:

@@ -180,6 +180,10 @@ def test_record_that_goes_ends_the_wait(pjobs: Operator, store: JobStore) -> Non
     assert (ran.code, states(ran.out)) == (1, ["working"])
     assert ran.err == [f"{error}ended."]
     assert 5 < sum(pjobs.pauses.slept) < store.stalled_after + 2
+    job = put(store)
+    lose = functools.partial(store.client.delete, key_of(store, job.uuid))
+    assert pjobs("wait", job.uuid, "--stalled=2s", course=steps(lose)).code == 1
+    assert sum(pjobs.pauses.slept) < 5
 
 
 def test_unknown_jobs_are_told_at_once(pjobs: Operator, store: JobStore) -> None:
@@ -429,6 +433,21 @@ def test_log_ends_with_the_record(pjobs: Operator, store: JobStore) -> None:
     lose = functools.partial(store.client.delete, key_of(store, job.uuid))
     ran = pjobs("log", "-f", job.uuid, course=steps(lose))
     assert ran == (1, ["one"], [f"pjobs: The record of {job.uuid} is gone."])
+
+
+def test_log_goes_on_with_a_record_that_comes_back(
+    pjobs: Operator, store: JobStore
+) -> None:
+    """If the store comes back empty, `log -f` lets a worker write the record again."""
+    job = put(store, log=["one"])
+    key = key_of(store, job.uuid)
+    kept: Any = store.client.dump(key)
+    course = steps(
+        functools.partial(store.client.delete, key),
+        functools.partial(store.client.restore, key, 0, kept),
+        functools.partial(write, store, job, status="success"),
+    )
+    assert pjobs("log", "-f", job.uuid, course=course) == (0, ["one"], [])
 
 
 def test_new_lines_are_the_fewest_that_explain_a_log(
