@@ -54,6 +54,8 @@ class Looks(Generic[T]):
         self._deadline: float | None = None
         #: Seconds that the last look took, or None before the first.
         self._cost: float | None = None
+        #: Until when the last look tells what has happened.
+        self._known_until = 0.0
 
     def __iter__(self) -> Looks[T]:
         return self
@@ -85,6 +87,7 @@ class Looks(Generic[T]):
         if self.error is None:
             self.away_since = now
         self.error, self._cost = error, now - began
+        self._known_until = began if error is None else now
         return answer
 
     def _next_pause(self) -> float:
@@ -105,10 +108,35 @@ class Looks(Generic[T]):
         pause = max(self.pause, self._cost)
         if self._deadline is None:
             return pause
-        if now >= self._deadline:
-            text = f"{self._overdue()} after {self._timeout:g} seconds."
-            raise TimeoutError(text) from self.error
-        return min(pause, self._deadline - now)
+        if self._known_until >= self._deadline:
+            raise self._late() from self.error
+        return max(0, min(pause, self._deadline - now))
+
+    def _late(self) -> TimeoutError:
+        return TimeoutError(f"{self._overdue()} after {_seconds(self._timeout)}.")
+
+
+class Spans:
+    """For how long things have been true of jobs, apart from the outages of the store."""
+
+    def __init__(self) -> None:
+        #: The time of a clock that stands still while the store is away.
+        self._now = 0.0
+        self._looked_at: float | None = None
+        self._since: dict[str, tuple[str, float]] = {}
+
+    def note_look(self, *, is_away: bool) -> None:
+        """Let the time since the last look count, unless the store was away then."""
+        now = time.monotonic()
+        if self._looked_at is not None:
+            self._now += now - self._looked_at
+        self._looked_at = None if is_away else now
+
+    def seconds(self, uuid: str, what: str) -> float:
+        """Return for how long something is true of a job. It ends what was before."""
+        if self._since.get(uuid, ("",))[0] != what:
+            self._since[uuid] = what, self._now
+        return self._now - self._since[uuid][1]
 
 
 class Unended:
@@ -122,16 +150,17 @@ class Unended:
 
     Attributes:
       jobs: Those that have not ended, by their uuids, None before the first look.
+      errors: Why others are not waited for any longer, by their uuids.
     """
 
     def __init__(
         self, uuids: Sequence[str], missing: float, stalled: float | None
     ) -> None:
         self.jobs: dict[str, JobState | None] = dict.fromkeys(uuids)
+        self.errors: dict[str, Exception] = {}
         self._patience = missing
         self._stalled = stalled
-        #: Since when jobs are stalled or without a record.
-        self._silent: dict[str, float] = {}
+        self._spans = Spans()
 
     def take(
         self, answer: Sequence[JobState | None] | None
@@ -142,14 +171,14 @@ class Unended:
         Parameters:
           answer: The jobs as they are now, or None if the store is away.
         """
+        self._spans.note_look(is_away=answer is None)
         if answer is None:
-            # What a job does meanwhile is not known.
-            self._silent.clear()
             return []
         news: list[JobState | Exception] = []
         for (uuid, old), new in zip([*self.jobs.items()], answer, strict=True):
-            error = self._missing(uuid, old) if new is None else self._fault(old, new)
+            error = self._fault(uuid, old, new)
             if error is not None:
+                self.errors[uuid] = error
                 news.append(error)
             elif new is not None and (old is None or not _is_like(new, old)):
                 news.append(new)
@@ -167,37 +196,36 @@ class Unended:
             return f"The job {first} has not ended"
         return f"The job {first} and {len(others):,} more have not ended"
 
-    def _missing(self, uuid: str, old: JobState | None) -> Exception | None:
-        """Return why a job is not waited for that has no record."""
-        if old is not None:
-            is_gone = self._silence(uuid) > self._patience
-            return KeyError(uuid) if is_gone else None
-        if is_uncommitted(uuid):
-            return RuntimeError(
-                f"The job {uuid} cannot end: it is sent when a transaction commits, "
-                "and that has not committed. Commit first, or send the job with "
-                "request.job_states.send_immediately(...)."
-            )
-        return KeyError(uuid)
-
-    def _fault(self, old: JobState | None, new: JobState) -> Exception | None:
-        """Return why a job is not waited for any longer that has a record."""
+    def _fault(
+        self, uuid: str, old: JobState | None, new: JobState | None
+    ) -> Exception | None:
+        """Return why a job is not waited for any longer, or None."""
+        if new is None:
+            seconds = self._spans.seconds(uuid, "missing")
+            if old is not None:
+                return KeyError(uuid) if seconds > self._patience else None
+            if is_uncommitted(uuid):
+                return RuntimeError(
+                    f"The job {uuid} cannot end: it is sent when a transaction "
+                    "commits, and that has not committed. Commit first, or send the "
+                    "job with request.job_states.send_immediately(...)."
+                )
+            return KeyError(uuid)
+        seconds = self._spans.seconds(uuid, new.status)
         own = current_job_state()
         if own is not None and old is None and ends_after(own, record_of(new).uuid):
             return RuntimeError(
                 f"The job {own.uuid} cannot wait for {new.uuid}, which ends after it: "
                 "that is the job itself, its batch or a later step of its pipeline."
             )
-        if new.status != "stalled":
-            self._silent.pop(new.uuid, None)
-        elif self._stalled is not None and self._silence(new.uuid) > self._stalled:
-            text = f"The job {new.uuid} has been stalled for {self._stalled:g} seconds."
-            return JobStalled(text, new.uuid)
-        return None
+        if new.status != "stalled" or self._stalled is None or seconds <= self._stalled:
+            return None
+        text = f"The job {uuid} has been stalled for {_seconds(self._stalled)}."
+        return JobStalled(text, uuid)
 
-    def _silence(self, uuid: str) -> float:
-        now = time.monotonic()
-        return now - self._silent.setdefault(uuid, now)
+
+def _seconds(number: float | None) -> str:
+    return f"{number:g} second{'' if number == 1 else 's'}"
 
 
 def _is_like(new: JobState, old: JobState) -> bool:

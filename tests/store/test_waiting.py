@@ -22,7 +22,7 @@ from pyramid_jobstate.testing import put_batch
 from tests.faulty import FaultyProxy
 from tests.operated import Course, Pauses, steps
 from tests.store.jobs import make_desk, put
-from tests.support import UUID, frozen, key_of, load_job, write
+from tests.support import UUID, frozen, key_of, load_job, wait_for, write
 from tests.trips import counting_trips
 from tests.webapp import make_alias
 
@@ -211,6 +211,11 @@ def test_unknown_job_is_a_key_error_at_once(store: JobStore, passing: Passing) -
     with pytest.raises(KeyError, match=UUID):
         store.wait(put(store, "working"), UUID)
     assert pauses.slept == []
+    # Half of a surrogate pair has no encoding.
+    for name in "nope", "\ud800":
+        with pytest.raises(KeyError) as e:
+            store.wait(name)
+        assert e.value.args == (name,)
 
 
 def test_job_whose_record_goes(store: JobStore, passing: Passing) -> None:
@@ -278,8 +283,26 @@ def test_timeout_says_what_has_not_ended(store: JobStore, passing: Passing) -> N
     assert e.value.__cause__ is None
     with pytest.raises(TimeoutError, match=f"{first} and 1 more have not ended"):
         store.wait(first, second, timeout=0.1)
+    with pytest.raises(TimeoutError, match=r"after 1 second\.$"):
+        store.wait(first, timeout=1)
     finish(store, first)
     assert store.wait(first, timeout=0).is_success
+
+
+def test_slow_consumer_gets_what_happened_in_time(
+    store: JobStore, passing: Passing
+) -> None:
+    """Time that passes between two looks hides no end: after the timeout, the last look
+    is still to come.
+    """
+    uuid = put(store, "working")
+    pauses = passing(steps())
+    seen = []
+    for job in store.follow(uuid, timeout=1):
+        seen.append(job.status)
+        pauses.passed += 1.5
+        finish(store, uuid)
+    assert seen == ["working", "success"]
 
 
 def test_errors_about_one_job_leave_the_others(
@@ -367,8 +390,8 @@ def test_store_that_stays_away(
 def test_outage_stalls_no_job(
     store: JobStore, passing: Passing, proxy: FaultyProxy
 ) -> None:
-    """A job that was stalled before an outage has all of `stalled` again after it: its
-    worker could not write.
+    """An outage does not count as time for which a job is stalled: its worker could not
+    write.
     """
     uuid = put(store, "stalled")
 
@@ -382,6 +405,49 @@ def test_outage_stalls_no_job(
 
     passing(course())
     assert JobStore(proxy.url).wait(uuid, stalled=5).is_success
+
+
+def test_short_outages_hide_no_stalled_job(
+    store: JobStore, passing: Passing, proxy: FaultyProxy
+) -> None:
+    """What was counted before an outage still counts after it."""
+    uuid = put(store, "stalled")
+
+    def course() -> Iterator[None]:
+        while True:
+            proxy.judge = lambda request: "pass"
+            yield from [None] * 9
+            proxy.judge = lambda request: "refuse"
+            yield
+
+    pauses = passing(course())
+    with pytest.raises(JobStalled):
+        JobStore(proxy.url).wait(uuid, timeout=100, stalled=20)
+    assert 20 < sum(pauses.slept) < 26
+
+
+def test_stalled_job_whose_record_goes(store: JobStore, passing: Passing) -> None:
+    """The time for which it is stalled does not count as time without a record, nor the
+    other way round.
+    """
+    uuid = put(store, "stalled")
+    kept: Any = store.client.dump(key_of(store, uuid))
+
+    def lose() -> None:
+        store.client.delete(key_of(store, uuid))
+
+    def restore() -> None:
+        store.client.restore(key_of(store, uuid), 0, kept)
+
+    nothing = [lambda: None] * 18
+    pauses = passing(steps(*nothing, lose, *nothing[:10], restore))
+    with pytest.raises(JobStalled):
+        store.wait(uuid, timeout=100, stalled=12)
+    assert sum(pauses.slept) > 28
+    pauses = passing(steps(*nothing, lose))
+    with pytest.raises(KeyError):
+        store.wait(uuid, stalled=None)
+    assert sum(pauses.slept) > store.stalled_after + 8
 
 
 def test_refusal_is_raised_at_once(
@@ -566,7 +632,8 @@ def test_abandoned_follow_leaves_nothing(
 
     asyncio.run(work(), debug=True)
     gc.collect()
-    assert {*threading.enumerate()} <= threads
+    # A look that was under way ends by itself.
+    wait_for(lambda: {*threading.enumerate()} <= threads)
     assert [str(each.message) for each in recwarn] == []
 
 
