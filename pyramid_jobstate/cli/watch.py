@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from redis.exceptions import RedisError
+
 from ..job import JobState
-from ..store import JobStore, Looks, Unended
+from ..store import JobStore, Looks, Spans
 from .arguments import Filters, Operation, add_ids, add_members
 from .jobs import RUNNING, Changes, Kinds, as_json, find_all
 from .lists import PAGE, jobs
@@ -138,21 +140,30 @@ class Given:
 
     def __init__(self, store: JobStore, uuids: Sequence[str]) -> None:
         self._store = store
-        self._jobs: dict[str, JobState] = {}
-        self._unended = Unended(uuids, store.stalled_after, None)
+        self._jobs: dict[str, JobState | None] = dict.fromkeys(uuids)
+        self._spans = Spans()
 
     def look(self) -> Sequence[JobState]:
-        uuids = [*self._unended.jobs]
-        for each in self._unended.take(self._store.load_many(uuids)):
-            if isinstance(each, JobState):
-                self._jobs[each.uuid] = each
-            else:
-                self._jobs.pop(each.args[0], None)
-        return [*self._jobs.values()]
+        # Also those that have ended: they may run again.
+        uuids = [*self._jobs]
+        try:
+            found = self._store.load_many(uuids)
+        except RedisError:
+            self._spans.note_look(is_away=True)
+            raise
+        self._spans.note_look(is_away=False)
+        for uuid, job in zip(uuids, found, strict=True):
+            seconds = self._spans.seconds(uuid, "missing" if job is None else "known")
+            if job is not None:
+                self._jobs[uuid] = job
+            # If the store came back empty, a running job writes its record again.
+            elif seconds > self._store.stalled_after:
+                del self._jobs[uuid]
+        return [job for job in self._jobs.values() if job is not None]
 
     @property
     def is_over(self) -> bool:
-        return not self._unended.jobs
+        return all(job is not None and job.is_finished for job in self._jobs.values())
 
 
 class ChangeLines:

@@ -30,7 +30,7 @@ from .lists import (
     kind_texts,
     newest_uuids,
 )
-from .looks import FollowedJobs, Looks, Unended, note_sender
+from .looks import FollowedJobs, Looks, Spans, Unended, note_sender
 from .places import refusal
 from .reader import Failures, Try, is_foreign
 from .records import Records
@@ -57,6 +57,7 @@ __all__ = [
     "Page",
     "Records",
     "Reply",
+    "Spans",
     "Tell",
     "Try",
     "Unended",

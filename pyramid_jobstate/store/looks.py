@@ -117,7 +117,9 @@ class Looks(Generic[T]):
 
 
 class Spans:
-    """For how long things have been true of jobs, apart from the outages of the store."""
+    """For how long things have been true of jobs. An outage of the store does not
+    count.
+    """
 
     def __init__(self) -> None:
         #: The time of a clock that stands still while the store is away.

@@ -369,6 +369,52 @@ def test_given_job_whose_record_is_gone(pjobs: Operator, store: JobStore) -> Non
     assert told == [*working, (back.uuid, "success")]
 
 
+def test_given_job_may_run_again(pjobs: Operator, store: JobStore) -> None:
+    """A job that ended and runs again is shown while another is watched."""
+    again, other = put(store, "error"), put(store)
+
+    def course() -> Iterator[None]:
+        write(store, again, status="working")
+        yield
+        write(store, other, status="success")
+        yield
+        write(store, again, status="success")
+
+    ran = pjobs("watch", again.uuid, other.uuid, course=course())
+    told = [tuple(line.split()[:2]) for line in states(ran.printed())]
+    assert told == [
+        (again.uuid, "error"),
+        (other.uuid, "working"),
+        (again.uuid, "working"),
+        (other.uuid, "success"),
+        (again.uuid, "success"),
+    ]
+
+
+def test_outage_loses_no_given_job(pjobs: Operator, store: JobStore) -> None:
+    """An outage does not count as time without a record."""
+    job = put(store)
+    key = key_of(store, job.uuid)
+    kept: Any = store.client.dump(key)
+    with faulty(pjobs.url) as proxy:
+
+        def course() -> Iterator[None]:
+            store.client.delete(key)
+            yield
+            proxy.judge = lambda request: "refuse"
+            yield
+            pjobs.pass_time(store.stalled_after + 1)
+            yield
+            proxy.judge = lambda request: "pass"
+            yield
+            store.client.restore(key, 0, kept)
+            write(store, job, status="success")
+
+        ran = pjobs.main("--url", proxy.url, "watch", job.uuid, course=course())
+    told = [line.split()[1] for line in states(ran.out)]
+    assert told == ["working", "success"]
+
+
 def test_log_is_followed_to_the_end(pjobs: Operator, runs: Runs) -> None:
     """`log -f` prints the lines so far, each new one once, and ends with the job."""
     run = runs.start()
