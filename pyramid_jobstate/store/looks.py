@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
@@ -251,44 +253,62 @@ class FollowedJobs(Generic[T]):
         self._news: deque[JobState | Exception] = deque()
         self._ended: dict[str, JobState] = {}
         self._moved_at = time.monotonic()
+        self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[JobState]:
         return self
 
     def __next__(self) -> JobState:
-        while self._is_waiting():
-            self._take(next(self._looks))
-        if not self._news:
-            raise StopIteration
-        return self._next()
+        with self._alone():
+            while self._is_waiting():
+                self._take(next(self._looks))
+            if not self._news:
+                raise StopIteration
+            return self._next()
 
     def __aiter__(self) -> AsyncIterator[JobState]:
         return self
 
     async def __anext__(self) -> JobState:
-        while self._is_waiting():
-            self._take(await anext(self._looks))
-        if not self._news:
-            raise StopAsyncIteration
-        return self._next()
+        with self._alone():
+            while self._is_waiting():
+                self._take(await anext(self._looks))
+            if not self._news:
+                raise StopAsyncIteration
+            return self._next()
 
     def __await__(self) -> Generator[Any, None, T]:
         return self._last().__await__()
 
     async def _last(self) -> T:
-        async for _ in self:
-            pass
+        if not self._unended.errors:
+            async for _ in self:
+                pass
         return self._ends()
 
     def _ends(self) -> T:
         """Return the ended job, or a list of several in the order of the uuids.
 
         Raises:
-          KeyError: One of them has not ended.
+          Exception: Why one of them is not waited for any longer.
         """
+        for error in self._unended.errors.values():
+            raise error
         found: Any = [self._ended[uuid] for uuid in self._uuids]
         ends: T = found[0] if len(found) == 1 else found
         return ends
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError(
+                "Another thread or task follows these jobs already. Call follow() for "
+                "each."
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _is_waiting(self) -> bool:
         return not self._news and bool(self._unended.jobs)

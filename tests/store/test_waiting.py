@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import functools
 import gc
@@ -371,6 +372,28 @@ def test_store_that_is_away_is_asked_again(
     assert seen == ["working", "success"]
 
 
+def test_second_consumer_is_refused(store: JobStore) -> None:
+    """Two threads or tasks cannot share the looks of one object, as with a generator."""
+    uuid = put(store, "working")
+    jobs = store.follow(uuid, timeout=9)
+    next(jobs)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        first = pool.submit(list, jobs)
+        time.sleep(0.05)
+        with pytest.raises(RuntimeError, match="follows these jobs already"):
+            next(jobs)
+        finish(store, uuid)
+        assert statuses(first.result()) == ["success"]
+
+    async def work() -> list[Any]:
+        jobs = store.follow(put(store, "working"), timeout=0.2)
+        first, second = (anext(jobs) for _ in range(2))
+        return await asyncio.gather(first, second, return_exceptions=True)
+
+    first_job, error = asyncio.run(work())
+    assert (first_job.status, type(error)) == ("working", RuntimeError)
+
+
 def test_store_that_stays_away(
     store: JobStore, passing: Passing, proxy: FaultyProxy
 ) -> None:
@@ -577,6 +600,19 @@ def test_async_errors(store: JobStore, proxy: FaultyProxy) -> None:
         assert isinstance(e.value.__cause__, redis.ConnectionError)
 
     asyncio.run(work())
+
+
+def test_await_raises_an_error_again(store: JobStore) -> None:
+    """Who awaits the same object again gets what was raised first."""
+    stalled = put(store, "stalled")
+
+    async def work() -> None:
+        jobs = store.follow(stalled, put(store, "working"), stalled=0)
+        for _ in range(3):
+            with pytest.raises(JobStalled, match=stalled):
+                await jobs
+
+    asyncio.run(asyncio.wait_for(work(), 20))
 
 
 def test_cancelled_wait_loses_no_change(store: JobStore, proxy: FaultyProxy) -> None:
