@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
@@ -21,6 +23,9 @@ T = TypeVar("T")
 
 #: Seconds between two looks while something moves, and while nothing does.
 BUSY, CALM = 0.1, 1.0
+
+#: Seconds that an answer may take after the deadline, in asyncio.
+GRACE = 1.0
 
 
 class Looks(Generic[T]):
@@ -72,7 +77,21 @@ class Looks(Generic[T]):
 
     async def __anext__(self) -> T | None:
         await asyncio.sleep(self._next_pause())
-        return await asyncio.to_thread(self._look)
+        # A thread of its own: those of the loop would make others wait, and the loop
+        # waits for them when it closes.
+        pool = ThreadPoolExecutor(1)
+        look = contextvars.copy_context().run
+        loop = asyncio.get_running_loop()
+        left = None
+        if self._deadline is not None:
+            left = max(0, self._deadline - time.monotonic()) + GRACE
+        try:
+            answer = loop.run_in_executor(pool, look, self._look)
+            return await asyncio.wait_for(answer, left)
+        except TimeoutError as e:
+            raise self._late() from self.error or e
+        finally:
+            pool.shutdown(wait=False)
 
     def _look(self) -> T | None:
         # Only this much may change here: in asyncio, the task that waits for the answer

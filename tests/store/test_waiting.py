@@ -615,6 +615,50 @@ def test_await_raises_an_error_again(store: JobStore) -> None:
     asyncio.run(asyncio.wait_for(work(), 20))
 
 
+def test_looks_leave_the_threads_of_the_loop(
+    store: JobStore, proxy: FaultyProxy
+) -> None:
+    """Many looks at a store that does not answer hold up neither each other nor what
+    else the loop has threads for.
+    """
+    uuid = put(store, "working")
+    own = JobStore(proxy.url)
+    proxy.judge = lambda request: "late"
+
+    async def work() -> tuple[float, float]:
+        began = time.monotonic()
+
+        async def follow() -> None:
+            with pytest.raises(TimeoutError):
+                await own.follow(uuid, timeout=0.5)
+
+        waits = asyncio.gather(*[follow() for _ in range(40)])
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(int)
+        foreign = time.monotonic() - began
+        await waits
+        return foreign, time.monotonic() - began
+
+    foreign, all_waits = asyncio.run(work())
+    assert foreign < 0.5
+    assert all_waits < 3
+
+
+def test_hung_client_does_not_hold_the_loop(server: EmbeddedServer) -> None:
+    """A client without a socket timeout delays the timeout by a second alone."""
+    store = JobStore(redis.Redis.from_url(server.url))
+    uuid = put(store, "working")
+
+    async def work() -> None:
+        with pytest.raises(TimeoutError, match="has not ended after"):
+            await store.follow(uuid, timeout=0.2)
+
+    with frozen(server):
+        began = time.monotonic()
+        asyncio.run(work())
+        assert time.monotonic() - began < 2.5
+
+
 def test_cancelled_wait_loses_no_change(store: JobStore, proxy: FaultyProxy) -> None:
     """A timeout of asyncio ends a wait at once, also amid a look, and the same object
     goes on afterwards.
