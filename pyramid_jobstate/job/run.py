@@ -152,6 +152,11 @@ class Run:
         self._closed = reason
         self._bar()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether every further call raises a RuntimeError."""
+        return bool(self._closed)
+
     def _bar(self) -> None:
         self.barred = True
         # With no known names, every call takes the slow path, which checks.

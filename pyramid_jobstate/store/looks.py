@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from redis.exceptions import RedisError
 
 from ..errors import JobStalled
-from ..job import JobState, current_job_state, ends_after, record_of
+from ..job import JobState, current_job_state, ends_after, record_of, run_of
 from .connection import passes
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ class Looks(Generic[T]):
           JobCancelled: The job that looks is to stop.
           TimeoutError: The last look was taken.
         """
-        job_state = current_job_state()
+        job_state = _running()
         if job_state is not None:
             job_state.raise_if_cancelled()
         now = time.monotonic()
@@ -235,7 +235,7 @@ class Unended:
                 )
             return KeyError(uuid)
         seconds = self._spans.seconds(uuid, new.status)
-        own = current_job_state()
+        own = _running()
         if own is not None and old is None and ends_after(own, record_of(new).uuid):
             return RuntimeError(
                 f"The job {own.uuid} cannot wait for {new.uuid}, which ends after it: "
@@ -245,6 +245,13 @@ class Unended:
             return None
         text = f"The job {uuid} has been stalled for {_seconds(self._stalled)}."
         return JobStalled(text, uuid)
+
+
+def _running() -> JobState | None:
+    """Return the job that looks, or None. A task of asyncio may outlive its job."""
+    job_state = current_job_state()
+    is_over = job_state is None or run_of(job_state).is_closed
+    return None if is_over else job_state
 
 
 def _seconds(number: float | None) -> str:

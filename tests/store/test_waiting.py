@@ -373,7 +373,7 @@ def test_store_that_is_away_is_asked_again(
 
 
 def test_second_consumer_is_refused(store: JobStore) -> None:
-    """Two threads or tasks cannot share the looks of one object, as with a generator."""
+    """Two threads or tasks cannot share one object, as with a generator."""
     uuid = put(store, "working")
     jobs = store.follow(uuid, timeout=9)
     next(jobs)
