@@ -8,10 +8,17 @@ import contextvars
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Generator,
+    Iterator,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, Protocol, TypeVar
-from weakref import WeakValueDictionary
+from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 from redis.exceptions import RedisError
 
@@ -184,6 +191,8 @@ class Unended:
         self._patience = missing
         self._stalled = stalled
         self._spans = Spans()
+        #: At a look, the jobs of transactions that have not committed, if it matters.
+        self._unsent: set[str] = set()
 
     def take(
         self, answer: Sequence[JobState | None] | None
@@ -198,6 +207,11 @@ class Unended:
         if answer is None:
             return []
         news: list[JobState | Exception] = []
+        is_unknown = any(
+            old is new is None
+            for old, new in zip(self.jobs.values(), answer, strict=True)
+        )
+        self._unsent = uncommitted() if is_unknown else set()
         for (uuid, old), new in zip([*self.jobs.items()], answer, strict=True):
             error = self._fault(uuid, old, new)
             if error is not None:
@@ -227,11 +241,11 @@ class Unended:
             seconds = self._spans.seconds(uuid, "missing")
             if old is not None:
                 return KeyError(uuid) if seconds > self._patience else None
-            if is_uncommitted(uuid):
+            if uuid in self._unsent:
                 return RuntimeError(
                     f"The job {uuid} cannot end: it is sent when a transaction "
-                    "commits, and that has not committed. Commit first, or send the "
-                    "job with request.job_states.send_immediately(...)."
+                    "commits, and that has not committed. Commit first, or send a job "
+                    "that is in no batch with request.job_states.send_immediately(...)."
                 )
             return KeyError(uuid)
         seconds = self._spans.seconds(uuid, new.status)
@@ -355,26 +369,26 @@ class FollowedJobs(Generic[T]):
         return found
 
 
-class Sender(Protocol):
-    """The interface of what sends jobs when a transaction commits."""
-
-    def will_send(self, uuid: str) -> bool:
-        """Return whether it sends a job once the transaction commits."""
+#: What sends jobs of this process when a transaction commits, while it lives, and what
+#: returns the uuids of its jobs.
+_senders: WeakKeyDictionary[Any, Callable[[Any], Collection[str]]] = WeakKeyDictionary()
 
 
-#: Those of this process that live, by their ids.
-_senders: WeakValueDictionary[int, Sender] = WeakValueDictionary()
+def note_sender(sender: T, uuids: Callable[[T], Collection[str]]) -> None:
+    """Note something that sends jobs when a transaction commits.
+
+    Parameters:
+      uuids: Returns the uuids of the jobs that it will send.
+    """
+    _senders[sender] = uuids
 
 
-def note_sender(sender: Sender) -> None:
-    """Note something that sends jobs when a transaction commits."""
-    _senders[id(sender)] = sender
-
-
-def is_uncommitted(uuid: str) -> bool:
-    """Return whether a job is sent in a transaction of this process that has not
-    committed.
+def uncommitted() -> set[str]:
+    """Return the uuids of the jobs that are sent in transactions of this process that
+    have not committed.
     """
     # The list is made at once, whatever other threads do.
-    senders = [reference() for reference in _senders.valuerefs()]
-    return any(s is not None and s.will_send(uuid) for s in senders)
+    senders = [reference() for reference in _senders.keyrefs()]
+    return {
+        uuid for each in senders if each is not None for uuid in _senders[each](each)
+    }

@@ -16,7 +16,7 @@ from ..store import note_sender
 from ..worker import NotClaimed, Outgoing, OutgoingBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from pyramid.request import Request
 
@@ -101,11 +101,11 @@ class JobDataManager:
         transaction.join(self.vote)
         transaction.join(self)
         self._is_over = False
-        note_sender(self)
+        note_sender(self, JobDataManager.unsent)
 
-    def will_send(self, uuid: str) -> bool:
-        """Return whether it sends a job once the transaction commits."""
-        return not self._is_over and self._outgoing.will_send(uuid)
+    def unsent(self) -> Collection[str]:
+        """Return the uuids of the jobs that it sends once the transaction commits."""
+        return () if self._is_over else self._outgoing.unsent
 
     def abort(self, transaction: Any) -> None:
         # Also called after a commit, and if a commit was interrupted before tpc_abort.

@@ -153,10 +153,11 @@ class OutgoingBatch:
             records_of(store).forget(*portion)
         records_of(store).batches.forget(self._new())
 
-    def will_send(self, uuid: str) -> bool:
-        """Return whether it is, or has, a job."""
-        is_own = uuid == self.batch.uuid or self.members.has(uuid)
-        return is_own and not self.members.is_withdrawn
+    @property
+    def unsent(self) -> set[str]:
+        """The uuids of the batch and its members, unless nothing is sent."""
+        members = self.members
+        return set() if members.is_withdrawn else {self.batch.uuid, *members.uuids}
 
     def withdraw(self) -> None:
         """Note that nothing is sent: the transaction is aborted, unless it has been
@@ -227,6 +228,7 @@ class Gathering:
 
     Attributes:
       items: What is to be sent, in order, each with its weight in thousandths.
+      uuids: The uuids of the members.
       is_open: Whether the block has begun and has not ended.
       is_withdrawn: Whether nothing is to be sent.
     """
@@ -252,7 +254,7 @@ class Gathering:
         self._begin = begin
         self._end = end
         self._check = check
-        self._uuids: set[str] = set()
+        self.uuids: set[str] = set()
 
     def enter(self) -> None:
         if self._is_used:
@@ -272,13 +274,9 @@ class Gathering:
     def truncate(self, count: int) -> None:
         """Keep only the first items: a savepoint is rolled back."""
         for outgoing, _ in self.items[count:]:
-            self._uuids.difference_update(job.uuid for job in outgoing.jobs)
+            self.uuids.difference_update(job.uuid for job in outgoing.jobs)
         del self.items[count:]
         self.show()
-
-    def has(self, uuid: str) -> bool:
-        """Return whether a job is one of them."""
-        return uuid in self._uuids
 
     def jobs(self) -> list[NewJob]:
         """Return the members, in order."""
@@ -287,7 +285,7 @@ class Gathering:
     def show(self) -> None:
         """Let the batch that the sender has show its members."""
         weights = [weight * len(outgoing.jobs) for outgoing, weight in self.items]
-        size = str(len(self._uuids))
+        size = str(len(self.uuids))
         self._fields.update({"size": size, "n:q": size, "weight": str(sum(weights))})
         status = "queued" if self.items or self.is_open else "success"
         record_of(self._batch).status = "cancelled" if self.is_withdrawn else status
@@ -315,14 +313,14 @@ class Gathering:
         )
         self._check(outgoing)
         uuids = [job.uuid for job in outgoing.jobs]
-        if not self._uuids.isdisjoint(uuids) or len({*uuids}) < len(uuids):
+        if not self.uuids.isdisjoint(uuids) or len({*uuids}) < len(uuids):
             raise ValueError(
                 f"The message {what!r} is in the batch already."
                 if key is None
                 else f"The key {key!r} was used before in this batch, for the same "
                 "actor."
             )
-        self._uuids.update(uuids)
+        self.uuids.update(uuids)
         self.items.append((outgoing, checked))
         return outgoing.job_states
 

@@ -239,10 +239,6 @@ class Outgoing:
         """Return the jobs whose records tell nothing if they are not sent."""
         return [job for job in self.left() if job.uuid not in self._ended]
 
-    def will_send(self, uuid: str) -> bool:
-        """Return whether it has a job."""
-        return any(job.uuid == uuid for job in self.jobs)
-
     def withdraw(self) -> None:
         """Note that nothing is sent: the transaction is aborted."""
         if self.unique is not None:

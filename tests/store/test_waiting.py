@@ -385,7 +385,7 @@ def test_second_consumer_is_refused(store: JobStore) -> None:
         finish(store, uuid)
         assert statuses(first.result()) == ["success"]
 
-    async def work() -> list[Any]:
+    async def work() -> Any:
         jobs = store.follow(put(store, "working"), timeout=0.2)
         first, second = (anext(jobs) for _ in range(2))
         return await asyncio.gather(first, second, return_exceptions=True)

@@ -176,7 +176,7 @@ def test_later_step_may_wait_for_an_earlier_one(
 
 
 def test_task_may_outlive_its_actor(broker: RedisBroker) -> None:
-    """A task that goes on after its job waits like code outside a job, even for that."""
+    """A task that goes on after its job waits as outside a job, even for that."""
     store = store_of(broker)
     other = put_job(store, JobState, "working").uuid
     tasks: list[asyncio.Task[JobState]] = []
