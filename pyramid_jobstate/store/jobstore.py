@@ -14,6 +14,7 @@ from ..job import (
     Counts,
     JobState,
     Record,
+    is_uuid,
     record_of,
 )
 from .arguments import (
@@ -172,22 +173,22 @@ class JobStore:
         Parameters:
           uuids: The jobs. `await` returns the ended job, or a list of several in the
             order of the uuids.
-          timeout: After so many seconds it gives up. None is for ever. An answer of the
-            store that does not come takes a second more, or for ever if `client` has no
-            timeout.
-          stalled: For so many seconds a job may be stalled. None is for ever.
+          timeout: How many seconds to wait, or None for no limit. A store that does not
+            answer can delay the error by a second. If `client` has no socket timeout,
+            it can do so for ever, but not in asyncio.
+          stalled: How many seconds a job may be stalled, or None for no limit.
 
         Raises:
-          KeyError: Its argument is the uuid of a job that was unknown at the first
-            look, or for longer than `stalled_after` later, or whose class raises an
-            exception, which is logged.
+          KeyError: A job is unknown at the first look, or its record has been gone for
+            longer than `stalled_after`, or its class raises an exception, which is
+            logged. The argument is the uuid.
           JobStalled: A job has been stalled for longer than `stalled`.
           TimeoutError: The jobs have not ended in time. Its cause is the error of the
             store if that is away.
           JobCancelled: The job that waits was cancelled.
           RuntimeError: A job cannot end: it was sent in a transaction that has not
             committed, or it is the job that waits, its batch or a later step of its
-            pipeline.
+            pipeline. Or another thread or task iterates over the same object.
           redis.exceptions.RedisError: The store refuses to answer.
           TypeError: A uuid is not a string, or a duration not a number.
           ValueError: A duration is negative.
@@ -195,6 +196,8 @@ class JobStore:
         for uuid in uuids:
             if not isinstance(uuid, str):
                 raise TypeError(f"A job is named by its uuid, a str, not {uuid!r}.")
+            if not is_uuid(uuid):
+                raise KeyError(uuid)
         for name, seconds in (("timeout", timeout), ("stalled", stalled)):
             if seconds is not None:
                 check_seconds(name, seconds)

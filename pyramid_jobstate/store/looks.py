@@ -163,7 +163,9 @@ class Spans:
         self._looked_at = None if is_away else now
 
     def seconds(self, uuid: str, what: str) -> float:
-        """Return for how long something is true of a job. It ends what was before."""
+        """Return for how long something has been true of a job, which begins now if
+        something else was true at the last look.
+        """
         if self._since.get(uuid, ("",))[0] != what:
             self._since[uuid] = what, self._now
         return self._now - self._since[uuid][1]
@@ -174,9 +176,9 @@ class Unended:
 
     Parameters:
       uuids: The jobs.
-      missing: Seconds for which a job may have no record. If the store comes back
+      missing: How many seconds a job may have no record. If the store comes back
         empty, a running job writes its record again.
-      stalled: Seconds for which a job may be stalled, or None.
+      stalled: How many seconds a job may be stalled, or None.
 
     Attributes:
       jobs: Those that have not ended, by their uuids, None before the first look.

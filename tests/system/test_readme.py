@@ -546,8 +546,8 @@ uuid, other = [run_marathon.send(2).message_id for _ in range(2)]
 asyncio.run(awaiting.follow(store, uuid))
 waiting.follow(store, other)
 for job_state, jobs in (
-    waiting.wait(store, uuid, [other]),
-    asyncio.run(awaiting.wait(store, uuid, [other])),
+    waiting.wait(store, uuid, other),
+    asyncio.run(awaiting.wait(store, uuid, other)),
 ):
     assert [job_state.uuid, *jobs] == [uuid, jobs[0], jobs[1]]
     assert [(job.uuid, job.status) for job in jobs] == [
