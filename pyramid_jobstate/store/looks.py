@@ -68,7 +68,7 @@ class Looks(Generic[T]):
         self._deadline: float | None = None
         #: Seconds that the last look took, or None before the first.
         self._cost: float | None = None
-        #: Until when the last look tells what has happened.
+        #: Until when the last answer tells what has happened.
         self._known_until = 0.0
 
     def __iter__(self) -> Looks[T]:
@@ -77,7 +77,7 @@ class Looks(Generic[T]):
     def __next__(self) -> T | None:
         if pause := self._next_pause():
             time.sleep(pause)
-        return self._look()
+        return self._answer(time.monotonic(), self._look())
 
     def __aiter__(self) -> Looks[T]:
         return self
@@ -89,12 +89,13 @@ class Looks(Generic[T]):
         pool = ThreadPoolExecutor(1)
         look = contextvars.copy_context().run
         loop = asyncio.get_running_loop()
+        began = time.monotonic()
         left = None
         if self._deadline is not None:
-            left = max(0, self._deadline - time.monotonic()) + GRACE
+            left = max(0, self._deadline - began) + GRACE
         try:
             answer = loop.run_in_executor(pool, look, self._look)
-            return await asyncio.wait_for(answer, left)
+            return self._answer(began, await asyncio.wait_for(answer, left))
         except TimeoutError as e:
             raise self._late() from self.error or e
         finally:
@@ -115,7 +116,11 @@ class Looks(Generic[T]):
         if self.error is None:
             self.away_since = now
         self.error, self._cost = error, now - began
-        self._known_until = began if error is None else now
+        return answer
+
+    def _answer(self, began: float, answer: T | None) -> T | None:
+        """Note until when an answer tells what has happened, and return it."""
+        self._known_until = began if self.error is None else time.monotonic()
         return answer
 
     def _next_pause(self) -> float:

@@ -688,6 +688,28 @@ def test_cancelled_wait_loses_no_change(store: JobStore, proxy: FaultyProxy) -> 
     assert asyncio.run(work()) == ["working", "success", "success"]
 
 
+def test_look_whose_answer_is_lost_is_not_the_last(
+    store: JobStore, proxy: FaultyProxy
+) -> None:
+    """After a look that was cancelled, another tells what happened in time."""
+    uuid = put(store, "working")
+    own = JobStore(proxy.url)
+
+    async def work() -> JobState:
+        jobs = own.follow(uuid, timeout=0.3)
+        await anext(jobs)
+        finish(store, uuid)
+        proxy.judge = lambda request: "late"
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(jobs), 0.2)
+        # Its thread goes on for a while.
+        await asyncio.sleep(1.2)
+        proxy.judge = lambda request: "pass"
+        return await jobs
+
+    assert asyncio.run(work()).is_success
+
+
 def test_abandoned_follow_leaves_nothing(
     store: JobStore, recwarn: pytest.WarningsRecorder
 ) -> None:
