@@ -174,8 +174,8 @@ class JobStore:
           uuids: The jobs. `await` returns the ended job, or a list of several in the
             order of the uuids.
           timeout: How many seconds to wait, or None for no limit. A store that does not
-            answer can delay the error by a second. If `client` has no socket timeout,
-            it can do so for ever, but not in asyncio.
+            answer can delay the error by a second, or, outside asyncio, for ever if
+            `client` has no socket timeout.
           stalled: How many seconds a job may be stalled, or None for no limit.
 
         Raises:

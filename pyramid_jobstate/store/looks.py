@@ -150,8 +150,8 @@ class Looks(Generic[T]):
 
 
 class Spans:
-    """For how long things have been true of jobs. An outage of the store does not
-    count.
+    """Counts for how long jobs have been stalled or without a record. An outage of the
+    store does not count.
     """
 
     def __init__(self) -> None:
@@ -394,8 +394,6 @@ def uncommitted() -> set[str]:
     """Return the uuids of the jobs that are sent in transactions of this process that
     have not committed.
     """
-    # The list is made at once, whatever other threads do.
+    # The list is made at once, and so is the union, whatever other threads do.
     senders = [reference() for reference in _senders.keyrefs()]
-    return {
-        uuid for each in senders if each is not None for uuid in _senders[each](each)
-    }
+    return set().union(*[_senders[each](each) for each in senders if each is not None])
