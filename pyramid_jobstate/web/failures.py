@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .jobstates import JobStates
 
 #: The parts in which equal texts may differ: those in quotation marks, addresses, uuids
-#: and numbers. An apostrophe within a word is no quotation mark. No part extends beyond
+#: and numbers. An apostrophe within a word does not count. No part extends beyond
 #: the next place where one like it may begin, so that hostile texts take linear time.
 VARIABLE = re.compile(
     r"""
@@ -45,8 +45,8 @@ class Group(NamedTuple):
     """Jobs that failed for equal reasons.
 
     Attributes:
-      type: The qualified name of the exception's class, or None if the reason is no
-        exception, or the viewer may not read it.
+      type: The qualified name of the exception's class, or None if the job did not
+        fail with an exception, or the viewer may not read it.
       text: The normal form of the exception's text, or of the public reason.
       jobs: What is shown of the jobs, the newest first.
       times: When each of them failed, as JSON spells it.

@@ -82,7 +82,7 @@ def test_wait_returns_the_ended_job(store: JobStore, passing: Passing) -> None:
 def test_follow_yields_each_change_that_it_sees(
     store: JobStore, passing: Passing
 ) -> None:
-    """The state at first, each change, the end last. A sign of life is no change."""
+    """The state at first, each change, the end last. A sign of life changes nothing."""
     uuid = put(store, "working")
     pauses = passing(
         steps(
@@ -278,7 +278,7 @@ def test_job_that_is_heard_of_again_is_not_stalled(
 
 
 def test_timeout_says_what_has_not_ended(store: JobStore, passing: Passing) -> None:
-    """The wait gives up in time, and looks once even if there is none."""
+    """The wait gives up in time, and looks once even without any."""
     first, second = put(store, "queued"), put(store, "queued")
     pauses = passing(steps())
     with pytest.raises(TimeoutError, match=f"{first} has not ended after 2.5 s") as e:

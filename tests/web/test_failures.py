@@ -130,7 +130,7 @@ def test_exceptions_are_for_viewers_who_may_read_them(
     paged: TestApp, store: JobStore
 ) -> None:
     """Others read the public reason. Jobs that nobody may view count for nobody, and
-    reasons that are no exceptions have no type.
+    reasons without an exception have no type.
     """
     fail(store, "Row 3 is wrong by Bob", "Row 4 is wrong by Ann")
     fail(store, "Row 3 is wrong by Bob", cls=Letter)
@@ -282,7 +282,7 @@ def test_failed_jobs_lead_to_their_groups(store: JobStore, visit: Visiting) -> N
 
 
 def test_page_without_failures(store: JobStore, visit: Visiting) -> None:
-    """It says that there are no jobs. Without a text, it says that a job failed."""
+    """It says that it has no jobs. Without a text, it says that a job failed."""
     page = visit(PATH, "alice")
     assert page.texts(".jobstate-none") == ["No jobs."]
     assert not page.has("table, .jobstate-none + .jobstate-note")

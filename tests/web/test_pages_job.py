@@ -126,7 +126,7 @@ def test_failure_is_for_those_who_may_inspect(
     button = other.one("[data-act=rerun]")
     assert button.has_attr("disabled")
     assert button["aria-describedby"] == "jobstate-reason"
-    # A reason is no exception.
+    # A reason differs from an exception.
     assert other.texts("h2") == ["Timeline"] and not other.has(".jobstate-failure")
     assert other.texts(".jobstate-detail") == ["It broke."]
 

@@ -113,6 +113,7 @@ def test_owners_are_named(
     asked: list[Any] = []
 
     class Labels:
+        # Cannot be the key of a dict.
         __hash__ = None  # type: ignore[assignment]
 
         def __call__(self, request: Request, owner: Any) -> Any:

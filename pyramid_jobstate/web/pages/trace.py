@@ -89,7 +89,7 @@ class _Piece(NamedTuple):
     Attributes:
       text: Its lines.
       library: The library of the frame, or "" if it is the application's.
-      number: How often the frame stands there, or 0 if it is none.
+      number: How often the frame stands there, or 0 for lines without a frame.
     """
 
     text: str
