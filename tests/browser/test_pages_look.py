@@ -143,6 +143,9 @@ def test_pages_are_accessible(
     check("job")
     page.locator("summary").first.click()
     check("traceback")
+    # A phone wraps its lines.
+    wide = "node => node.scrollWidth > node.clientWidth"
+    assert page.locator(".jobstate-traceback").evaluate(wide) is False
     pages.visit(f"/job_state/{running}")
     check("running")
     pages.visit("/job_state/?owner=nobody&id=x")
