@@ -5,6 +5,7 @@ This wing may import the standard library, translationstring and
 """
 
 from .batch import Batch, member_counts
+from .hooks import HOOKS, REQUEST, HookInfo, current_hook
 from .members import (
     MemberSender,
     OwnBatch,
@@ -49,13 +50,16 @@ from .state import (
     Guard,
     JobState,
     as_seen_from,
+    class_hooks,
     class_of,
     container_of,
     current_job_state,
     current_state,
     ends_after,
+    imported_class,
     is_link,
     job_state_of,
+    kinds_with_hooks,
     note_trouble,
     record_of,
     run_of,
@@ -92,6 +96,7 @@ from .values import (
     parse_json,
     parse_time,
     stored_iso_time,
+    stored_owner,
 )
 from .words import STATUS_WORDS, did_you_mean
 
@@ -103,6 +108,7 @@ __all__ = [
     "DOMAIN",
     "FAILED",
     "FINISHED",
+    "HOOKS",
     "MAX_AMOUNT",
     "MAX_DELAY",
     "MAX_SECONDS",
@@ -113,6 +119,7 @@ __all__ = [
     "NO_RUN",
     "REASONS",
     "REJECTED",
+    "REQUEST",
     "SKIPPED",
     "STATUSES",
     "STATUS_WORDS",
@@ -126,6 +133,7 @@ __all__ = [
     "End",
     "Failure",
     "Guard",
+    "HookInfo",
     "JobError",
     "JobInfo",
     "JobState",
@@ -146,8 +154,10 @@ __all__ = [
     "check_actor",
     "check_key",
     "check_weight",
+    "class_hooks",
     "class_of",
     "container_of",
+    "current_hook",
     "current_job_state",
     "current_state",
     "did_you_mean",
@@ -158,12 +168,14 @@ __all__ = [
     "ends_after",
     "filled",
     "identity_of",
+    "imported_class",
     "is_link",
     "is_number",
     "is_owner",
     "is_uuid",
     "iso_time",
     "job_state_of",
+    "kinds_with_hooks",
     "last_notice",
     "member_counts",
     "member_uuid",
@@ -182,6 +194,7 @@ __all__ = [
     "set_store",
     "share_of",
     "stored_iso_time",
+    "stored_owner",
     "translated",
     "url_in",
 ]

@@ -139,6 +139,7 @@ class JobInfo(NamedTuple):
       unique: The identity of a unique job, or None: see :func:`.identity_of`.
       batch: The uuid of the job's batch, BATCH_MARK if it is a batch itself, or None.
       queue: The queue of its message, or None if unknown.
+      hooks: The :class:`.HookInfo` of a class with hooks as JSON, or None.
     """
 
     kind: str = ""
@@ -150,6 +151,7 @@ class JobInfo(NamedTuple):
     unique: str | None = None
     batch: str | None = None
     queue: str | None = None
+    hooks: str | None = None
 
     @classmethod
     def of(cls, fields: Mapping[str, str]) -> JobInfo:

@@ -21,10 +21,11 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar, overload
 
 from ..errors import StoreUnavailable
+from .hooks import hooks_of
 from .members import MemberSender, OwnBatch
 from .once import Once
 from .progress import Progress, phase_of, progress_json, progress_of
-from .record import FINISHED, JobError, JobInfo, Record
+from .record import BATCH_MARK, FINISHED, JobError, JobInfo, Record
 from .run import NO_RUN, Run, check_phase
 from .texts import FAILED, REASONS, SKIPPED, humanized, sentence_of, translated
 from .values import AMOUNTS, LIMIT, NUMBERS, plain
@@ -120,6 +121,8 @@ class JobState:
     kind: str = "JobState"
     public_params: Collection[str] = ()
     __parent__: Any = None
+    #: Whether each hook receives a request, by the status that it is told of.
+    _hooks: Mapping[str, bool] = {}
     _store: Store | None = None
     #: The container that loaded it, even if the application changes __parent__.
     _container: Container | None = None
@@ -138,6 +141,7 @@ class JobState:
         if "kind" not in cls.__dict__:
             cls.kind = cls.__name__
         check_declaration(cls)
+        cls._hooks = hooks_of(cls)
         old = _kinds.get(cls.kind, cls)
         if (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
             raise TypeError(
@@ -783,6 +787,23 @@ class _UnknownKind(JobState):
 # The kind that no other class can declare.
 _kinds[""] = _kinds.pop(_UnknownKind.kind)
 _UnknownKind.kind = ""
+
+
+def imported_class(kind: str) -> type[JobState] | None:
+    """Return the class of a kind, or None if this process has not imported it."""
+    return None if kind in ("", BATCH_MARK) else _kinds.get(kind)
+
+
+def class_hooks(cls: type[JobState]) -> Mapping[str, bool]:
+    """Return for each status of which a class has a hook whether that receives a
+    request.
+    """
+    return cls._hooks
+
+
+def kinds_with_hooks() -> list[str]:
+    """Return the kinds with hooks whose classes this process has imported."""
+    return [kind for kind, cls in [*_kinds.items()] if cls._hooks]
 
 
 def class_of(record: Record) -> type[JobState]:

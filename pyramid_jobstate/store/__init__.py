@@ -17,6 +17,7 @@ from .connection import (
     place_of,
     redis_errors,
 )
+from .ends import UntoldEnd
 from .jobstore import JobStore, records_of, run_bulk, store_beside, tracker_of
 from .lists import (
     FAILED_OR_LOST,
@@ -61,6 +62,7 @@ __all__ = [
     "Tell",
     "Try",
     "Unended",
+    "UntoldEnd",
     "check_empty",
     "checked_namespace",
     "connect",

@@ -274,7 +274,7 @@ class Sets:
         """
         what, colon, rest = name.partition(":")
         first, last = self._braces
-        inside = what + colon + _ESCAPED.sub(_escape, rest)
+        inside = what + colon + escaped(rest)
         part = "members:" if members else ""
         return f"{self._namespace}:{first}{inside}{last}:{part}"
 
@@ -287,8 +287,9 @@ class Sets:
 _ESCAPED = re.compile("[%}:]")
 
 
-def _escape(match: re.Match[str]) -> str:
-    return f"%{ord(match[0]):02X}"
+def escaped(name: str) -> str:
+    """Return a name as it stands in the name of a set."""
+    return _ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", name)
 
 
 #: The maximum number of entries whose records are read at once.

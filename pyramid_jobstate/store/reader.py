@@ -200,6 +200,11 @@ class Reader:
         (rows,) = ask(self._client, [Command(key, args)])
         return [text(row) for row in rows or ()]
 
+    def members(self, key: str) -> set[str]:
+        """Return the members of a set."""
+        (rows,) = ask(self._client, [Command(key, ("SMEMBERS", key))])
+        return {text(row) for row in rows or ()}
+
     def now(self) -> int:
         """Return the server's time in milliseconds, as last set: see `has_clock`."""
         return int(time.monotonic() * 1000 + self._clock)

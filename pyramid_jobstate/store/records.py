@@ -18,6 +18,7 @@ from ..job import (
     Record,
     Update,
     class_of,
+    current_hook,
     job_state_of,
     note_trouble,
 )
@@ -25,6 +26,7 @@ from .batches import Batches, Change, answered, changes_of
 from .bulk import Acted
 from .claims import UNASKED, Claims, Hold
 from .connection import LOST, Client, text
+from .ends import Ends
 from .lists import MAX_READ, OUTLINE, Counter, ListAccess, Sets, newest_uuids
 from .reader import (
     FIELDS,
@@ -68,6 +70,7 @@ class Records:
       counter: Counts jobs.
       claims: Which unique jobs are under way.
       batches: The batches, and what they know of their members.
+      ends: The ends that are to be told to hooks.
     """
 
     def __init__(self, client: Client, namespace: str, lives: Lives) -> None:
@@ -84,6 +87,7 @@ class Records:
         self.counter = Counter(self.access)
         self.claims = Claims(self._calls, self.reader, lives, self._run)
         self.batches = Batches(self._runner, self._calls, self.reader, lives.silence)
+        self.ends = Ends(self._run, self._calls, self.reader)
 
     def now(self) -> int | None:
         """Return the server's time in milliseconds, as this process knows it from what
@@ -522,6 +526,9 @@ class Records:
 
         Returns:
           Whether this call deleted it: False if it has not ended or is unknown.
+
+        Raises:
+          RuntimeError: A hook of the job runs here.
         """
         (record,) = self.reader.read([uuid], *OUTLINE)
         record = record or self.claims.target_of(uuid)
@@ -530,7 +537,12 @@ class Records:
         if record.is_member and self.is_stopped(record.batch):
             # It reads cancelled, and may not have heard of that.
             self.cancel(record.uuid, record.info)
-        return bool([*self.delete_records([record])])
+        if record.uuid == current_hook.get():
+            raise RuntimeError(
+                f"A hook of the job {record.uuid} cannot delete it. Call "
+                "store.clear(older_than=...) elsewhere, or wait for it to expire."
+            )
+        return bool([*self._delete([record])])
 
     def is_stopped(self, batch: str) -> bool:
         """Return whether a batch was cancelled."""
@@ -539,13 +551,22 @@ class Records:
 
     def delete_records(self, records: Sequence[Record]) -> Iterator[Acted]:
         """Delete ended jobs, and yield those that this call has deleted, or may have.
+        Those whose ends are still to be told to hooks stay.
 
         Raises:
           redis.exceptions.RedisError: The server did not answer, at least for some.
         """
+        return self._delete(records, spares_untold=True)
+
+    def _delete(
+        self, records: Sequence[Record], *, spares_untold: bool = False
+    ) -> Iterator[Acted]:
         # The client may repeat a call if its reply is lost: the word identifies it.
         word = secrets.token_hex(8)
-        calls = [self._calls.delete(r.uuid, r.info, word) for r in records]
+        calls = [
+            self._calls.delete(r.uuid, r.info, word, spares_untold=spares_untold)
+            for r in records
+        ]
         return self._act(records, calls)
 
     def cancel_records(self, records: Sequence[Record]) -> Iterator[Acted]:

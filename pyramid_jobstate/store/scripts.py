@@ -62,7 +62,16 @@ OF_MANY = ("confirm", "create")
 OF_BATCHES = ("add_members", "forget_batch", "open_batch", "stop_batch", "tell_batch")
 
 #: The other scripts.
-OTHERS = ("claim", "mark", "raise", "touch")
+OTHERS = (
+    "begin_hook",
+    "claim",
+    "end_hook",
+    "end_sent",
+    "mark",
+    "raise",
+    "take_ends",
+    "touch",
+)
 
 #: A function of a prepended file.
 _FUNCTION = re.compile(r"^local function (\w+)\(.*?^end\n", re.MULTILINE | re.DOTALL)
@@ -206,7 +215,7 @@ def _texts(is_spread: bool) -> Mapping[str, tuple[str, bool]]:
         return _COMMENTS.sub("", "".join(texts))
 
     clock = read("clock")
-    common = clock + read("moves" if is_spread else "move", "sets", "common")
+    common = clock + read("moves" if is_spread else "move", "sets", "untold", "common")
     of_batches = common + read("batch", "tell")
     tail = "spread" if is_spread else "lone"
 
@@ -440,11 +449,48 @@ class Calls:
             words += [call.key, len(args), *args]
         return Call.of(self._scripts[MANY + script], calls[0].key, words)
 
-    def delete(self, uuid: str, info: JobInfo, word: str) -> Call:
+    def delete(
+        self, uuid: str, info: JobInfo, word: str, *, spares_untold: bool
+    ) -> Call:
+        """Return the call that deletes an ended job.
+
+        Parameters:
+          spares_untold: Whether to leave it alone if its end is still to be told.
+        """
         kept = [self.failure_key(uuid)]
         if info.is_batch:
             kept += self.batch_keys(uuid)
-        return self._call("delete", uuid, word, more_keys=kept)
+        return self._call("delete", uuid, word, int(spares_untold), more_keys=kept)
+
+    def take_ends(
+        self, sets: Iterable[str], milliseconds: int, limit: int, uuid: str = ""
+    ) -> Call:
+        """Return the call that takes ends that are to be told.
+
+        Parameters:
+          sets: The names of their sets.
+          milliseconds: For how long no other process takes them.
+          limit: The most ends.
+          uuid: The only job whose end to take, or "".
+        """
+        words: list[str | int] = [milliseconds, limit, uuid, *sets]
+        return Call.of(self._scripts["take_ends"], self.untold_key, words)
+
+    @property
+    def untold_key(self) -> str:
+        """The key of the set of the names of the sets of ends that are to be told."""
+        return self.key("untold")
+
+    def end_sent(self, uuid: str, finished: str) -> Call:
+        """Return the call that takes off the mark of an end that is told."""
+        return self._call("end_sent", uuid, finished)
+
+    def begin_hook(self, uuid: str, finished: str, message_id: str) -> Call:
+        return self._call("begin_hook", uuid, finished, message_id)
+
+    def end_hook(self, uuid: str, finished: str) -> Call:
+        kept = [self.failure_key(uuid), *self.batch_keys(uuid)]
+        return self._call("end_hook", uuid, finished, more_keys=kept)
 
     def batch_keys(self, uuid: str) -> list[str]:
         """Return the keys of what a batch knows of its members, in its hash's slot: see

@@ -13,7 +13,8 @@ local record, changed = {}, {}
 
 local NAMES = {
   "status", "stopped", "forced", "allow", "size", "latest", "weight", "sum", "held", "updated",
-  "started", "finished", "seen", "listed", "n:n", "n:q", "n:r", "n:w", "n:s", "n:e", "n:c",
+  "started", "finished", "seen", "listed", "kind", "hooks", "untold", "n:n", "n:q", "n:r", "n:w",
+  "n:s", "n:e", "n:c",
 }
 
 local function read_batch()
@@ -106,13 +107,21 @@ local function settle(now, has_grown)
   end
   -- Another program may have written it.
   local due = math.min(math.max(0, number("latest") - now), 2 ^ 50)
-  local at, is_aged = micros() + due * 1000, false
+  local at, is_aged, untold = micros() + due * 1000, false, nil
   if is_over and not was_over then
     set("finished", int(now))
+    untold = untold_in(record.hooks, record.kind, status)
+    if untold then
+      set("untold", "1")
+    end
   elseif was_over and not is_over then
     -- The bar starts anew.
     set("finished", false)
     set("held", false)
+    if record.untold then
+      leave(batch[1])
+      record.untold = nil
+    end
   end
   if is_over then
     at = micros()
@@ -137,13 +146,16 @@ local function settle(now, has_grown)
   local life, left = ACTIVE_TTL + due, redis.call("PTTL", batch[1])
   if has_grown or over == size or left < life then
     -- It lives longer than it needs to, so that this is rarely written.
-    life = over == size and ENDED_TTL or life + ACTIVE_TTL / 8
+    life = over == size and life_after(record.untold) or life + ACTIVE_TTL / 8
     for i = 1, #batch do
       redis.call("PEXPIRE", batch[i], int(life))
     end
   end
   if is_aged or status ~= was then
     place(batch[1], was, status, at, nil, nil, is_aged)
+  end
+  if untold then
+    enter(batch[1], untold, micros())
   end
   return status
 end

@@ -28,13 +28,14 @@ local function lengthen(ttl)
   redis.call("PEXPIRE", key, int(math.max(ttl, redis.call("PTTL", key))))
 end
 
--- What scopes_of() needs of a job whose fields are among the arguments from an index on.
+-- What scopes_of() needs of a job whose fields are among the arguments from an index on, and its
+-- hooks.
 local function facts_in(argv, from)
   local job = {}
   for i = from, #argv, 2 do
     job[argv[i]] = argv[i + 1]
   end
-  return { job.kind, job.actor, job.owner or false, job.batch or false }
+  return { job.kind, job.actor, job.owner or false, job.batch or false, job.hooks }
 end
 
 -- When a job is due, in microseconds, that is due in some milliseconds.
@@ -86,6 +87,29 @@ local function was_cancelled(status, asked)
   return status == "cancelled" and asked
 end
 
+-- Cancel a job that no run owns any more.
+--   was     its status
+--   reason  why, as its error is stored
+--   set     the set of ends to be told that it enters, or nil
+--   asked   the words of the requests to cancel it, if any
+local function cancel(was, now, reason, set, asked)
+  local words = {
+    "status", "cancelled", "error", reason, "updated", int(now), "finished", int(now),
+  }
+  if asked then
+    add(words, "asked", asked)
+  end
+  if set then
+    add(words, "untold", "1")
+  end
+  write(words)
+  lengthen(life_after(set))
+  place(key, was, "cancelled", micros())
+  if set then
+    enter(key, set, micros())
+  end
+end
+
 -- Whether a run counts as dead, given the time of its last sign of life.
 local function is_silent(seen, now)
   return now - (tonumber(seen) or 0) > SILENCE
@@ -120,12 +144,13 @@ local function stopped(status)
   return status == "cancelled" and OK or CANCELLING
 end
 
--- Read the record for a run. Returns its status, run, past and seq, and what scopes_of() needs.
+-- Read the record for a run. Returns its status, run, past and seq, what scopes_of() needs, and
+-- its hooks.
 -- Also returns the reply if the run may not write because it does not own the record, or because
 -- the record lacks the update `base` that the run builds on.
 local function read_for(token, base)
   local old = redis.call(
-    "HMGET", key, "status", "run", "past", "seq", "kind", "actor", "owner", "batch"
+    "HMGET", key, "status", "run", "past", "seq", "kind", "actor", "owner", "batch", "hooks"
   )
   if not old[1] then
     return old, MISSING

@@ -1,17 +1,20 @@
 -- Delete the record of an ended job. KEYS: the record, what is kept of its failure, and of a
 -- batch.
--- ARGV: a word that identifies this request.
+-- ARGV: a word that identifies this request, "1" to leave a job alone whose end is to be told.
 -- Returns 1 if the job was deleted, by this call or by the same call before, whose reply was
--- lost; 0 if it has not ended or is unknown.
+-- lost; 0 if it has not ended, is unknown or was left alone.
 -- A tombstone stays for the rest of the record's lifetime. It reads as an unknown job, and
 -- keeps a message that is still to come from running and from writing the job again.
 
-local old = redis.call("HMGET", key, "status", "asked", "stopped", "rev")
+local old = redis.call("HMGET", key, "status", "asked", "stopped", "rev", "untold")
 if old[1] == "deleted" then
   return old[2] == ARGV[1] and 1 or 0
 end
-if not is_finished(old[1]) then
+if not is_finished(old[1]) or (old[5] and ARGV[2] == "1") then
   return 0
+end
+if old[5] then
+  leave(key)
 end
 local ttl = redis.call("PTTL", key)
 place(key, old[1], nil)

@@ -11,7 +11,7 @@
 local token, status, delay, reason = ARGV[1], ARGV[6], tonumber(ARGV[7]), ARGV[9]
 local old = redis.call(
   "HMGET", key, "status", "seen", "run", "past", "drop", "rerun", "attempt", "kind", "actor",
-  "owner", "batch"
+  "owner", "batch", "hooks"
 )
 local was, now = old[1], time()
 if old[5] == token then
@@ -41,6 +41,7 @@ end
 if was == "cancelling" then
   status, reason = "cancelled", ARGV[8]
 end
+local untold = untold_in(old[12], old[8], status)
 -- Without a token, no run owns the record.
 local words, gone = { "status", status, "drop", token, "updated", int(now) }, { "run" }
 if old[3] then
@@ -60,9 +61,15 @@ else
   add(words, "finished", int(now))
   gone[#gone + 1] = "due"
 end
+if untold then
+  add(words, "untold", "1")
+end
 write(words)
 redis.call("HDEL", key, unpack(gone))
 -- A requeued message must find the record, even that of a cancelled job.
-redis.call("PEXPIRE", key, int(delay and ACTIVE_TTL + delay or ENDED_TTL))
+redis.call("PEXPIRE", key, int(delay and ACTIVE_TTL + delay or life_after(untold)))
 place(key, was, status, due_in(status == "retrying" and delay or 0), { unpack(old, 8) })
+if untold then
+  enter(key, untold, micros())
+end
 return status == "cancelled" and stopped(ARGV[6]) or OK

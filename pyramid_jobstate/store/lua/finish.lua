@@ -62,6 +62,7 @@ local reason = status ~= ARGV[4] and ARGV[6]
 if stop then
   status, delay, reason = unpack(cjson.decode(stop))
 end
+local untold = untold_in(old[9], old[5], status)
 local words = { "status", status, "seq", ARGV[2], "updated", int(now) }
 add_all(words, ARGV, has_failed and 14 or 9)
 if ARGV[7] == "0" then
@@ -78,9 +79,12 @@ if status == "retrying" then
 else
   add(words, "finished", int(now))
 end
+if untold then
+  add(words, "untold", "1")
+end
 write(words)
 -- A requeued message must find the record, even that of a cancelled job.
-local ttl = int(delay and ACTIVE_TTL + delay or ENDED_TTL)
+local ttl = int(delay and ACTIVE_TTL + delay or life_after(untold))
 redis.call("PEXPIRE", key, ttl)
 if stop and not reason then
   redis.call("HDEL", key, "error")
@@ -100,6 +104,9 @@ if has_failures and status ~= "retrying" and status ~= "error" then
   redis.pcall("HDEL", KEYS[2], "former", "message", "refusal")
 end
 place(key, was, status, due_in(status == "retrying" and delay or 0), { unpack(old, 5) })
+if untold then
+  enter(key, untold, micros())
+end
 if stop then
   redis.call("HDEL", key, "run", "stop")
   redis.call("HSET", key, "past", earlier(token, old[3]))

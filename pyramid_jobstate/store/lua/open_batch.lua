@@ -9,12 +9,21 @@ if redis.call("EXISTS", key) == 1 then
 end
 local now, status = int(time()), ARGV[1]
 local words = { "status", status, "queued", now, "updated", now, "sender", ARGV[2], "listed", now }
+local facts, untold = facts_in(ARGV, 4), nil
 if status == "success" then
   add(words, "started", now)
   add(words, "finished", now)
+  untold = untold_in(facts[5], facts[1], status)
+  if untold then
+    add(words, "untold", "1")
+  end
 end
 add_all(words, ARGV, 4)
 write(words)
-redis.call("PEXPIRE", key, int(status == "success" and ENDED_TTL or ACTIVE_TTL))
-place(key, nil, status, due_in(tonumber(ARGV[3])), facts_in(ARGV, 4))
+redis.call("PEXPIRE", key, int(status == "success" and life_after(untold) or ACTIVE_TTL))
+place(key, nil, status, due_in(tonumber(ARGV[3])), facts)
+if untold then
+  -- Its transaction may still be aborted.
+  enter(key, untold, micros() + SILENCE * 1000)
+end
 return 1

@@ -3,7 +3,7 @@
 -- the deadline of a unique job. Returns 1 if the job was queued again, by this call or by the
 -- same call before, whose reply was lost; 0 if the job has changed since.
 
-local old = redis.call("HMGET", key, "status", "run", "owner", "past", "asked", "rerun")
+local old = redis.call("HMGET", key, "status", "run", "owner", "past", "asked", "rerun", "hooks", "untold")
 local deadline, token = table.remove(ARGV), table.remove(ARGV)
 local status = old[1]
 if status == "sending" then
@@ -26,7 +26,13 @@ if old[6] == "" then
   end
   add(more, "rerun", old[6])
 end
+if old[7] then
+  add(more, "hooks", old[7])
+end
 local before = scopes_of(key)
+if old[8] then
+  leave(key)
+end
 redis.call("DEL", key)
 create(ARGV, status, more, before)
 return 1

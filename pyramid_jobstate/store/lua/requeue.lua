@@ -7,7 +7,7 @@
 -- lost; 0 if the job has not failed, is being sent, or is unknown, or its message is not kept;
 -- -1 after the deadline.
 
-local old = redis.call("HMGET", key, "status", "updated", "rerun", "run", "past")
+local old = redis.call("HMGET", key, "status", "updated", "rerun", "run", "past", "untold")
 local status, now = old[1], time()
 if status == "sending" and old[3] == ARGV[1] then
   return 1
@@ -42,6 +42,9 @@ add(words, "queue", ARGV[3])
 local past = earlier(old[4], old[5])
 if past ~= " " then
   add(words, "past", past)
+end
+if old[6] then
+  leave(key)
 end
 redis.call("DEL", key)
 write(words)

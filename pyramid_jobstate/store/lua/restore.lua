@@ -21,10 +21,14 @@ if type(words) ~= "table" or not words[1] or #words % 2 ~= 0 then
 end
 redis.call("DEL", key)
 write(words)
-local kept = redis.call("HMGET", key, "rerun", "finished", "status")
+local kept = redis.call("HMGET", key, "rerun", "finished", "status", "untold")
 -- The message of the failure may run the job. That of this request, which the broker may have
 -- after all, may not: "" admits only messages without a word.
 redis.call("HSET", key, "rerun", kept[1] or "", "refused", ARGV[1])
+if kept[4] then
+  -- Its end was not told before it was to run again, and is not now.
+  redis.call("HDEL", key, "untold")
+end
 redis.call("HDEL", KEYS[2], "former")
 redis.call("PEXPIRE", key, int(ENDED_TTL))
 redis.call("PEXPIRE", KEYS[2], int(ENDED_TTL))

@@ -10,7 +10,7 @@ local now = time()
 local started = now - ARGV[2]
 local old = redis.call(
   "HMGET", key, "status", "run", "started", "queued", "owner", "past", "asked", "attempt", "rerun",
-  "kind", "actor", "batch"
+  "kind", "actor", "batch", "hooks", "untold"
 )
 local was, facts = old[1], facts_in(ARGV, 8)
 if was == "deleted" or was == "alias" then
@@ -34,11 +34,7 @@ end
 if ARGV[7] ~= "" and is_stopped(space_of(key) .. facts[4]) then
   -- What becomes of a job whose record is gone is known to its batch alone.
   if was and not is_finished(was) then
-    redis.call(
-      "HSET", key, "status", "cancelled", "error", ARGV[7],
-      "updated", int(now), "finished", int(now)
-    )
-    place(key, was, "cancelled", micros())
+    cancel(was, now, ARGV[7], untold_in(old[13], old[10], "cancelled"))
   end
   return CANCELLED
 end
@@ -55,6 +51,10 @@ local words = {
   "status", is, "run", token, "seq", "0", "queued", old[4] or int(started),
   "started", int(started), "updated", int(started), "seen", int(now),
 }
+if old[13] then
+  -- This worker may know an earlier version of the class.
+  add(words, "hooks", old[13])
+end
 add_all(words, ARGV, 8)
 if old[9] == "" then
   -- A message that the broker has refused may still come: see restore.lua.
@@ -71,6 +71,9 @@ if old[3] then
 end
 if is == "cancelling" then
   add(words, "asked", old[7] or "")
+end
+if old[14] then
+  leave(key)
 end
 if was then
   redis.call("DEL", key)

@@ -3,7 +3,7 @@
 -- Returns 1 if it waits, by this call or an earlier one, -1 if it was deleted, so that its
 -- message will run nothing, else 0.
 
-local old = redis.call("HMGET", key, "status", "unreached")
+local old = redis.call("HMGET", key, "status", "unreached", "untold")
 if old[1] == "waiting" then
   return 1
 end
@@ -12,6 +12,9 @@ if old[1] == "deleted" then
 end
 if old[1] ~= "cancelled" or not old[2] then
   return 0
+end
+if old[3] then
+  leave(key)
 end
 redis.call("HSET", key, "status", "waiting", "updated", int(time()))
 redis.call("HDEL", key, "error", "finished", "due", "drop", "unreached")

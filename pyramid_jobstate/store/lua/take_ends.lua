@@ -1,0 +1,42 @@
+-- Take ends of jobs that are to be told, so that no other process tells them for a while.
+-- KEYS: the set of the names of their sets. ARGV: for how many milliseconds, how many at most, the
+-- uuid of the only job to take ("" for all that are due), then the names of sets.
+-- Returns for each its uuid, its hooks, its kind, its status, when it ended, and its owner ("" if
+-- it has none).
+
+local now, most, found = micros(), tonumber(ARGV[2]), {}
+local space = string.match(key, "^(.*)untold$")
+
+local function take(name, uuid, at)
+  local old = redis.pcall(
+    "HMGET", space .. uuid, "untold", "hooks", "kind", "status", "finished", "owner"
+  )
+  if not old[1] then
+    -- It is gone, or another program has written it.
+    try("ZREM", key .. ":" .. name, uuid)
+  elseif not at or at <= now then
+    try("ZADD", key .. ":" .. name, int(now + ARGV[1] * 1000), uuid)
+    found[#found + 1] = { uuid, old[2] or "", old[3] or "", old[4], old[5] or "", old[6] or "" }
+  end
+end
+
+for i = 4, #ARGV do
+  local name = ARGV[i]
+  if ARGV[3] ~= "" then
+    -- Its entry may be missing: see enter().
+    take(name, ARGV[3], tonumber(try("ZSCORE", key .. ":" .. name, ARGV[3]) or nil))
+  else
+    local left = int(most - #found)
+    local due = try("ZRANGEBYSCORE", key .. ":" .. name, "-inf", int(now), "LIMIT", 0, left)
+    for _, uuid in ipairs(due or {}) do
+      take(name, uuid, nil)
+    end
+    if try("EXISTS", key .. ":" .. name) == 0 then
+      try("SREM", key, name)
+    end
+  end
+  if #found >= most then
+    break
+  end
+end
+return found
