@@ -77,6 +77,7 @@ def include(config: Configurator) -> None:
                 "included."
             )
         check_broker(broker, at_include, settings)
+        settings.hooks_queue()
         check_attribute(config.registry)
         setup = config.registry.jobstate = Setup(
             path=path_of(config, f"{LIST}/"),

@@ -83,9 +83,12 @@ class RequestMiddleware(Middleware):
     beside its :class:`JobStateMiddleware`, added before the actors are declared.
 
     Attributes:
+      parameter: The parameter of those actors.
       applications: The applications that the requests are made for. The include adds
         each one to the middleware of the global broker.
     """
+
+    parameter = REQUEST
 
     def __init__(self) -> None:
         self.applications = Applications()

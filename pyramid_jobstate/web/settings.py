@@ -20,6 +20,7 @@ from ..store import JobStore, namespace_fault
 from ..worker import (
     STUB,
     BrokerSpec,
+    check_queue,
     global_broker,
     is_async,
     is_default,
@@ -45,6 +46,7 @@ SETTINGS: Mapping[str, str | None] = MappingProxyType(
         "active_expire_in": "8d",
         "stalled_after": "15s",
         "base_url": None,
+        "hooks_queue": None,
         "owner": None,
         "owner_label": None,
         "permits": None,
@@ -70,7 +72,7 @@ TYPES: Mapping[str, Any] = MappingProxyType(
 )
 
 #: The settings of which a broker is made.
-BROKER = ("broker", "redis_url", "namespace", *DURATIONS)
+BROKER = ("broker", "redis_url", "namespace", "hooks_queue", *DURATIONS)
 
 
 class StreamLimits(NamedTuple):
@@ -234,6 +236,7 @@ class Settings:
                 value,
                 self._value("redis_url"),
                 options,
+                self.hooks_queue(),
                 lambda: self._redis_store(options),
             )
         # An object that is not text may contain a password: show its type.
@@ -244,6 +247,23 @@ class Settings:
             f"{fault}. Name a broker, or a function that takes the settings and "
             "returns one",
         )
+
+    def hooks_queue(self) -> str | None:
+        """Return the queue of the messages that run hooks, or None."""
+        name: str | None = self._value("hooks_queue")
+        if name is None:
+            return None
+        if self._value("broker") is None:
+            raise _wrong(
+                "hooks_queue",
+                name,
+                "needs jobstate.broker. Pass a JobStateMiddleware of your own a "
+                "hooks_queue=...",
+            )
+        try:
+            return check_queue(name.strip())
+        except ValueError as e:
+            raise ConfigurationError(f"The setting {PREFIX}{e}") from None
 
     def base_url(self) -> str | None:
         """Return the URL of the application for jobs, without a slash at its end."""

@@ -4,8 +4,8 @@ This wing may import Dramatiq, redis-py's exceptions, :mod:`pyramid_jobstate.err
 :mod:`pyramid_jobstate.embedded` and the wings `store` and `job`, but not Pyramid.
 """
 
+from ..job import REQUEST
 from .actors import (
-    REQUEST,
     HandedFunction,
     TrackedFunction,
     called_function,
@@ -27,9 +27,19 @@ from .brokers import (
     release_broker,
     use_broker,
 )
-from .current import MAX_TEXT, Conflict
+from .current import MAX_TEXT, Conflict, describe
+from .hooks import call_hook, hook_message
 from .ledger import global_broker, ledger_of
-from .message import APPLICATION, BATCH, OWNER, UNIQUE, URL, check_delay, check_owner
+from .message import (
+    APPLICATION,
+    BATCH,
+    OWNER,
+    UNIQUE,
+    URL,
+    check_delay,
+    check_owner,
+    check_queue,
+)
 from .middleware import JobStateMiddleware
 from .outgoing import NotClaimed, Outgoing, Sendable, Unique
 from .recorder import Outage, watch_forks
@@ -61,12 +71,16 @@ __all__ = [
     "TrackedFunction",
     "Unique",
     "Unsaved",
+    "call_hook",
     "called_function",
     "check_delay",
     "check_owner",
+    "check_queue",
+    "describe",
     "describe_batch",
     "global_broker",
     "has_parameter",
+    "hook_message",
     "is_async",
     "is_default",
     "is_made",

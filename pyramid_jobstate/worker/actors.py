@@ -18,11 +18,13 @@ from dramatiq.common import q_name
 
 from ..errors import ActorError
 from ..job import (
+    REQUEST,
     Batch,
     JobInfo,
     JobState,
     Record,
     Run,
+    class_hooks,
     current_state,
     encode_owner,
     encode_params,
@@ -38,6 +40,7 @@ from .message import (
     attempts_before,
     batch_of,
     check_owner,
+    hook_text,
     sends_for,
     steps_after,
     unique_of,
@@ -50,9 +53,6 @@ if TYPE_CHECKING:
     from dramatiq.broker import MessageProxy
 
 log = logging.getLogger("pyramid_jobstate")
-
-#: The parameter of an actor that receives a request.
-REQUEST = "request"
 
 PARAMETER = "job_state"
 
@@ -213,6 +213,16 @@ def receives_request(broker: Broker, actor_name: str) -> bool:
     )
 
 
+def gives_request(broker: Broker, actor_name: str) -> bool:
+    """Return whether a hook of an actor's jobs receives a request."""
+    actor = broker.actors.get(actor_name)
+    return actor is not None and any(
+        isinstance(layer, TrackedFunction)
+        and any(class_hooks(layer.job_state_class).values())
+        for layer in layers(actor.fn)
+    )
+
+
 def refuse_request(message: Message[Any]) -> None:
     """Check that a message does not carry a request.
 
@@ -236,6 +246,7 @@ class TrackedFunction(HandedFunction):
       actor: The actor, with its original function.
       job_state_class: The class of its jobs.
       thread: The state of the calling thread.
+      hooks_queue: The queue of the messages that run hooks, or None for that of a job.
     """
 
     parameter = PARAMETER
@@ -245,9 +256,11 @@ class TrackedFunction(HandedFunction):
         actor: Actor[Any, Any],
         job_state_class: type[JobState],
         thread: ThreadState,
+        hooks_queue: str | None,
     ) -> None:
         super().__init__(actor.fn)
         self._thread = thread
+        self._hooks_queue = hooks_queue
         self.actor_name = actor.actor_name
         self.job_state_class = job_state_class
         parameters = dict(inspect.signature(called_function(actor.fn)).parameters)
@@ -337,6 +350,8 @@ class TrackedFunction(HandedFunction):
             # A wrong owner must not keep the message from being sent and run.
             log.warning("The job of %s has no owner: %s", message, e)
             owner = None
+        # Of a delayed message, the one that it goes to when it is due.
+        queue = q_name(message.queue_name)
         return JobInfo(
             kind=self.job_state_class.kind,
             actor=self.actor_name,
@@ -346,8 +361,10 @@ class TrackedFunction(HandedFunction):
             rerun=word_of(message),
             unique=unique_of(message),
             batch=batch_of(message),
-            # Of a delayed message, the one that it goes to when it is due.
-            queue=q_name(message.queue_name),
+            queue=queue,
+            hooks=hook_text(
+                self.job_state_class, self._hooks_queue or queue, message.options
+            ),
         )
 
     def unsaved(self, message: MessageProxy) -> Unsaved:

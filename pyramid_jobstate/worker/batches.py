@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from dramatiq import Message, group
+from dramatiq.common import q_name
 from redis.exceptions import RedisError
 
-from ..errors import StoreUnavailable
+from ..errors import ActorError, StoreUnavailable
 from ..job import (
     BATCH_MARK,
     NOT_SENT,
@@ -27,14 +28,16 @@ from ..job import (
     Run,
     check_key,
     check_weight,
+    class_hooks,
     encode_owner,
     record_of,
     set_member_sender,
     set_store,
 )
 from ..store import JobStore, records_of, redis_errors
-from .ledger import ledger_of
-from .message import APPLICATION, OWNER, URL, check_owner
+from .hooks import check_hooks
+from .ledger import global_broker, ledger_of
+from .message import APPLICATION, OWNER, URL, check_owner, hook_text
 from .outgoing import Outgoing, failure_to_send
 
 if TYPE_CHECKING:
@@ -136,6 +139,7 @@ class OutgoingBatch:
                 "The transaction is being committed inside the block of a batch. "
                 "Leave the block first."
             )
+        self._info = self._info._replace(hooks=self._hooks())
         records_of(store).batches.open(self._new())
         replies: list[bool | str] = []
         for portion in portions(members.jobs(), PORTION):
@@ -205,6 +209,33 @@ class OutgoingBatch:
                 self._confirms = False
         accepted.clear()
 
+    def _hooks(self) -> str | None:
+        """Return what the record of the batch says of its hooks, or None.
+
+        Raises:
+          ActorError: They cannot be told.
+          TypeError: The batch is empty, and no broker is set.
+        """
+        cls, items = type(self.batch), self.members.items
+        if not class_hooks(cls):
+            return None
+        broker = items[0][0].broker if items else global_broker()
+        if broker is None:
+            raise TypeError("No Dramatiq broker is set. Call dramatiq.set_broker(...).")
+        check_hooks(cls, broker, self.store)
+        hooks = ledger_of(broker).hooks
+        queue = hooks.queue or next(
+            (q_name(outgoing.messages[0].queue_name) for outgoing, _ in items),
+            hooks.queue_of(broker),
+        )
+        if queue is None:
+            raise ActorError(
+                f"The broker {broker!r} has no tracked actor, whose queue would take "
+                f"the hooks of the empty batch {self.batch.uuid}. Import the modules "
+                "of the actors, or name a hooks_queue."
+            )
+        return hook_text(cls, queue, self.members.origin())
+
     def _new(self) -> NewBatch:
         members = [
             Member(job, weight)
@@ -227,6 +258,7 @@ class Gathering:
       check: Checks an Outgoing before it becomes a member.
 
     Attributes:
+      origin: As it was given.
       items: What is to be sent, in order, each with its weight in thousandths.
       uuids: The uuids of the members.
       is_open: Whether the block has begun and has not ended.
@@ -250,7 +282,7 @@ class Gathering:
         self._batch = batch
         self._fields = fields
         self._owner = owner
-        self._origin = origin
+        self.origin = origin
         self._begin = begin
         self._end = end
         self._check = check
@@ -307,7 +339,7 @@ class Gathering:
             self._owner,
             broker=broker,
             delay=delay,
-            origin=self._origin,
+            origin=self.origin,
             batch=self._batch.uuid,
             key=key,
         )

@@ -18,6 +18,7 @@ from dramatiq.brokers.stub import StubBroker
 
 from ..store import JobStore, deferred_client, place_of, store_beside
 from .actors import own_function
+from .hooks import forget_actors
 from .middleware import JobStateMiddleware
 from .recorder import watch_forks
 
@@ -77,7 +78,12 @@ def use_broker(
             LateServer() if spec.broker == STUB and spec.redis_url is None else None
         )
         store = make_store(broker, spec, server)
-        added.insert(0, JobStateMiddleware(store))
+        added.insert(0, JobStateMiddleware(store, hooks_queue=spec.hooks_queue))
+    elif spec.hooks_queue is not None:
+        raise BrokerFault(
+            "names a broker that has a JobStateMiddleware. Remove "
+            "jobstate.hooks_queue, and pass that a hooks_queue=..."
+        )
     added = [m for m in added if not _has(broker, type(m))]
     functions = [(actor, actor.fn) for actor in broker.actors.values()]
     _add(broker, added)
@@ -111,12 +117,15 @@ class BrokerSpec:
       broker: The broker's URL, "stub", a Broker, or a function `settings → Broker`.
       redis_url: The URL of the Redis server for job states, or None for the broker's.
       options: The options of the JobStore, such as its namespace.
+      hooks_queue: The queue of the messages that run hooks, or None for those of the
+        jobs.
       make_store: Returns the store at `redis_url`.
     """
 
     broker: Any
     redis_url: str | None
     options: Mapping[str, Any]
+    hooks_queue: str | None
     make_store: Callable[[], JobStore] = dataclasses.field(compare=False)
 
 
@@ -457,6 +466,7 @@ def _check_movable(source: Broker, target: Broker) -> None:
     Raises:
       BrokerFault: One cannot.
     """
+    forget_actors(source)
     for name in source.actors:
         if name in target.actors:
             raise BrokerFault(
@@ -471,6 +481,7 @@ def _move_actors(source: Broker, target: Broker) -> None:
     Raises:
       ActorError: An actor is declared wrongly. None has moved.
     """
+    forget_actors(source)
     functions = [(actor, actor.fn) for actor in source.actors.values()]
     try:
         for actor, fn in functions:

@@ -21,6 +21,7 @@ from ..job import MAX_DELAY, NOT_REACHED, NOT_SENT, End, JobInfo, NewJob, Run
 from ..store import LOST, JobStore, positive, records_of, store_beside
 from .actors import TrackedFunctions
 from .current import CurrentJob, ThreadState
+from .hooks import Hooks, is_hook
 from .message import attempts_before, batch_of, steps_after, word_of
 from .recorder import Outage, Recorder, watch_forks
 from .unsaved import Unsaved
@@ -53,11 +54,14 @@ class Ledger:
       interval: Seconds between two flushes of the recorder.
       heartbeat: Seconds without an update before the recorder confirms that a job is
         still running, or None: see :func:`usual_heartbeat`.
+      hooks_queue: The queue of the messages that run hooks, or None for those of the
+        jobs.
 
     Attributes:
       functions: The functions of the tracked actors, by actor name.
       thread: The state of the calling thread.
       jobs: The jobs that this process runs, by message id.
+      hooks: Tells the ends of jobs to the hooks of their classes.
 
     Raises:
       TypeError, ValueError: interval or heartbeat is not a positive number of seconds.
@@ -69,6 +73,7 @@ class Ledger:
         namespace: str,
         interval: float,
         heartbeat: float | None,
+        hooks_queue: str | None,
     ) -> None:
         self._store = store
         self._namespace = namespace
@@ -79,6 +84,7 @@ class Ledger:
         self.functions = TrackedFunctions()
         self.thread = ThreadState()
         self.jobs: dict[str, CurrentJob] = {}
+        self.hooks = Hooks(hooks_queue, self.functions, self.store_for, self.thread)
         self._outage = Outage(log)
         self._recorder: Recorder | None = None
         self._lock = threading.Lock()
@@ -114,12 +120,14 @@ class Ledger:
           delay: Milliseconds until the message is due, or None.
         """
         function = self.functions.find(message)
-        if function is None:
+        if function is None and not is_hook(message):
             return
         uuid, thread = message.message_id, self.thread
         job = self._running_job(uuid)
         if job is not None:
             thread.returning[uuid] = job
+            return
+        if function is None:
             return
         if uuid in thread.announced:
             return
@@ -233,10 +241,14 @@ class Ledger:
                 self._recorder = self._recorder or Recorder(
                     store,
                     interval=self._interval,
-                    heartbeat=self._heartbeat or usual_heartbeat(store),
+                    heartbeat=self.heartbeat_for(store),
                     outage=self._outage,
                 )
         return self._recorder
+
+    def heartbeat_for(self, store: JobStore) -> float:
+        """Return the seconds between two signs of life of this process."""
+        return self._heartbeat or usual_heartbeat(store)
 
     def stop(self) -> None:
         """Have the recorder write what is left, within a few seconds."""
@@ -254,9 +266,12 @@ class Ledger:
         Parameters:
           acknowledged: Whether the message was acknowledged rather than rejected.
         """
-        if job.is_over or job.tracked is None:
+        if job.is_over or (job.tracked is None and not is_hook(job.message)):
             return
         job.is_over = True
+        if job.tracked is None:
+            self.hooks.end(broker, job.message, job.verdict(acknowledged))
+            return
         if self.jobs.get(job.uuid) is job:
             del self.jobs[job.uuid]
         message, unsaved = job.message, job.unsaved
@@ -265,7 +280,7 @@ class Ledger:
             info = job.tracked.info_of(message, attempts_before(message))
             self.drop(broker, message, info, end)
             return
-        self.recorder_for(broker).end(unsaved, end)
+        self._write_end(broker, unsaved, end)
         if (unsaved.lost or unsaved.is_fenced) and not unsaved.is_cancelled:
             # Another run decides about the later steps.
             return
@@ -288,8 +303,14 @@ class Ledger:
     ) -> Unsaved:
         """Write how a job ended that never began, as soon as the store answers."""
         unsaved = Unsaved(uuid, Run(), info, dropped=True)
-        self.recorder_for(broker).end(unsaved, end)
+        self._write_end(broker, unsaved, end)
         return unsaved
+
+    def _write_end(self, broker: Broker, unsaved: Unsaved, end: End) -> None:
+        """Write how a job ended, and tell its hooks once that is stored."""
+        is_stored = self.recorder_for(broker).end(unsaved, end)
+        if is_stored and unsaved.info.hooks is not None and end.status != "retrying":
+            self.hooks.tell(broker, unsaved.uuid, unsaved.info)
 
     def _drop_steps_after(
         self,

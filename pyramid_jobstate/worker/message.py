@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dramatiq import Message
 
-from ..job import MAX_DELAY, Failure, is_number, is_owner, is_uuid
+from ..job import (
+    MAX_DELAY,
+    Failure,
+    HookInfo,
+    JobState,
+    class_hooks,
+    is_number,
+    is_owner,
+    is_uuid,
+)
 
 if TYPE_CHECKING:
     from dramatiq.broker import MessageProxy
@@ -80,6 +90,22 @@ def steps_after(message: Message[Any] | MessageProxy) -> Iterator[Message[Any]]:
         yield message
 
 
+def hook_text(
+    cls: type[JobState], queue: str, options: Mapping[str, Any]
+) -> str | None:
+    """Return what the record of a job says of the hooks of its class, or None.
+
+    Parameters:
+      queue: The queue of the messages that tell them.
+      options: The message options that tell the request of a hook where it comes from.
+    """
+    hooks = class_hooks(cls)
+    if not hooks:
+        return None
+    letters = "".join(status[0] for status in hooks)
+    return HookInfo(letters, queue, options.get(URL), options.get(APPLICATION)).text
+
+
 def check_owner(owner: Any) -> str | float | None:
     """Return `owner` if it can own a job, or is None.
 
@@ -94,6 +120,26 @@ def check_owner(owner: Any) -> str | float | None:
         )
     checked: str | float | None = owner
     return checked
+
+
+def check_queue(name: str | None) -> str | None:
+    """Return the name of a queue, or None.
+
+    Raises:
+      TypeError: It is not a string.
+      ValueError: Dramatiq does not take it.
+    """
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise TypeError(f"hooks_queue must be the name of a queue, not {name!r}.")
+    if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9._-]*", name):
+        raise ValueError(
+            f"hooks_queue = {name!r} is not the name of a queue: it must begin with a "
+            "letter or an underscore, followed by letters, digits, dots, hyphens and "
+            "underscores."
+        )
+    return name
 
 
 def check_delay(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,10 @@ from ..store import JobStore, checked_namespace, type_name
 from .actors import TrackedFunction, job_state_class
 from .batches import RunningMember
 from .current import CurrentJob, skip
+from .hooks import check_hooks
 from .ledger import Ledger
-from .message import attempts_before, batch_of, sends_for, word_of
+from .message import attempts_before, batch_of, check_queue, sends_for, word_of
+from .presence import Presence
 
 if TYPE_CHECKING:
     from dramatiq import Actor, Broker, Message
@@ -47,12 +50,15 @@ class JobStateMiddleware(Middleware):
       heartbeat: Seconds without an update before a worker confirms that a job is still
         running. By default 5, or less with a store whose `stalled_after` or
         `active_expire_in` is short.
+      hooks_queue: The queue of the messages that run hooks, such as `on_success`. By
+        default that of the job. Set it alike wherever jobs are sent and run, and have
+        a worker consume it.
 
     Raises:
       TypeError: More than one of store, url and client is given, or an argument has the
         wrong type.
-      ValueError: The URL or the namespace is invalid, or interval or heartbeat is not
-        positive, or over 86,400 seconds (a day).
+      ValueError: The URL, the namespace or the name of the queue is invalid, or
+        interval or heartbeat is not positive, or over 86,400 seconds (a day).
     """
 
     def __init__(
@@ -64,10 +70,15 @@ class JobStateMiddleware(Middleware):
         namespace: str = "jobstate",
         interval: float = 0.1,
         heartbeat: float | None = None,
+        hooks_queue: str | None = None,
     ) -> None:
         given = _given_store(store, url, client, namespace)
         # What is written of the messages: ledger_of() finds it here.
-        self._ledger = Ledger(given, namespace, interval, heartbeat)
+        self._ledger = Ledger(
+            given, namespace, interval, heartbeat, check_queue(hooks_queue)
+        )
+        #: The threads of the workers of this process.
+        self._presences: dict[Worker, Presence] = {}
 
     def store_for(self, broker: Broker) -> JobStore:
         """Return the store of the job states, for a script that has a broker and no
@@ -87,9 +98,10 @@ class JobStateMiddleware(Middleware):
 
     def before_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
         # Only an error from a before_ hook reaches the code that declares the actor.
-        if job_state_class(actor) is not None:
+        cls = job_state_class(actor)
+        if cls is not None:
             self._refuse_twice(broker)
-            self.store_for(broker)
+            check_hooks(cls, broker, self.store_for(broker))
 
     def after_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
         cls = job_state_class(actor)
@@ -97,7 +109,9 @@ class JobStateMiddleware(Middleware):
             # For a middleware added after its actors, Dramatiq calls only this hook.
             self._refuse_twice(broker)
             self.store_for(broker)
-            function = TrackedFunction(actor, cls, self._ledger.thread)
+            function = TrackedFunction(
+                actor, cls, self._ledger.thread, self._ledger.hooks.queue
+            )
             self._ledger.functions[actor.actor_name] = function
             actor.fn = function
 
@@ -223,7 +237,20 @@ class JobStateMiddleware(Middleware):
     def after_nack(self, broker: Broker, message: MessageProxy) -> None:
         self._settle(broker, message, acknowledged=False, is_last=True)
 
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        self._ledger.hooks.declare(broker)
+
+    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        if not self._ledger.functions:
+            return
+        look = functools.partial(self._ledger.hooks.sweep, broker)
+        heartbeat = self._ledger.heartbeat_for(self.store_for(broker))
+        self._presences[worker] = Presence(worker, look, heartbeat)
+
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        presence = self._presences.pop(worker, None)
+        if presence is not None:
+            presence.stop()
         self._ledger.stop()
 
     def _settle(

@@ -27,7 +27,12 @@ from ..job import (
     set_store,
 )
 from ..store import JobStore, records_of, refusal
-from .actors import TrackedFunction, receives_request, refuse_request
+from .actors import (
+    TrackedFunction,
+    gives_request,
+    receives_request,
+    refuse_request,
+)
 from .ledger import UNREACHED, UNSENT, global_broker, ledger_of
 from .message import BATCH, LOST_BATCH, OWNER, UNIQUE, check_delay, check_owner
 
@@ -453,7 +458,8 @@ def encoded(
 
     Parameters:
       owner: The owner of its job, or None.
-      origin: Returns the options that tell an actor with a request where it comes from.
+      origin: Returns the options that tell an actor or a hook with a request where it
+        comes from.
       unique: The identity of its job if that is unique, or None.
       batch: The uuid of the batch of its job, or None.
 
@@ -468,8 +474,10 @@ def encoded(
         options[BATCH] = batch
     if owner is not None:
         options[OWNER] = owner
-    if receives_request(broker, message.actor_name):
+    is_handed = receives_request(broker, message.actor_name)
+    if is_handed:
         refuse_request(message)
+    if is_handed or gives_request(broker, message.actor_name):
         options.update(origin())
     try:
         return Message.decode(dataclasses.replace(message, options=options).encode())

@@ -16,7 +16,15 @@ from dramatiq.errors import BrokerError, ConnectionClosed, ConnectionFailed
 from redis.exceptions import RedisError
 
 from ..errors import BatchCancelled, NotRepeatable, NotUnique
-from ..job import JobInfo, JobState, Record, Update, parse_json, record_of
+from ..job import (
+    JobInfo,
+    JobState,
+    Record,
+    Update,
+    current_hook,
+    parse_json,
+    record_of,
+)
 from ..store import (
     FAILED_OR_LOST,
     LOST,
@@ -68,6 +76,7 @@ def rerun(store: JobStore, broker: Broker, uuid: str) -> bool:
     Raises:
       NotRepeatable: The job cannot run again. The error says why. It is a NotUnique if
         another job with its unique key is under way.
+      RuntimeError: A hook of the job runs here.
       redis.exceptions.RedisError: The store does not answer.
       dramatiq.errors.BrokerError: The server of a RedisBroker refuses the message, or,
         as a ConnectionClosed, does not answer. The job stays as it was.
@@ -78,6 +87,11 @@ def rerun(store: JobStore, broker: Broker, uuid: str) -> bool:
         return False
     # It may have been asked for by the uuid of an alias.
     uuid = record.uuid
+    if uuid == current_hook.get():
+        raise RuntimeError(
+            f"A hook of the job {uuid} cannot run it again: its next end would, too. "
+            "Dramatiq tries a job again that raises: see its max_retries."
+        )
     try:
         message, steps = message_of(store, broker, record)
     except NotRepeatable:
