@@ -2,11 +2,12 @@
 
 * ``config.include("pyramid_jobstate.testing")`` collects the messages that views send
   in an :func:`outbox`, even if the transaction is never committed. :func:`run_jobs`
-  runs their jobs.
+  runs their jobs, and their hooks.
 * :func:`detached` returns a JobState to call an actor with; :func:`values` and
   :func:`history` return what the actor reported, in order.
 * :func:`put_job` and :func:`put_batch` create jobs in any status, for testing a page;
-  :func:`pass_time` lets time pass for them, and :func:`away` takes their store away.
+  :func:`run_hook` runs the hook that is told of their end; :func:`pass_time` lets time
+  pass for them, and :func:`away` takes their store away.
 * :func:`release_broker` lets the next application have another ``jobstate.broker``.
 
 The pytest fixtures are in :mod:`pyramid_jobstate.fixtures`.
@@ -41,6 +42,7 @@ from .job import (
     Batch,
     End,
     Failure,
+    HookInfo,
     JobError,
     JobInfo,
     JobState,
@@ -52,13 +54,17 @@ from .job import (
     RecordingRun,
     Run,
     check_weight,
+    class_hooks,
     did_you_mean,
+    dump_error,
     dumps,
     encode_owner,
     record_of,
+    run_of,
+    set_container,
     set_member_sender,
 )
-from .store import JobStore, connect, positive, records_of, type_name
+from .store import JobStore, UntoldEnd, connect, positive, records_of, type_name
 from .worker import (
     BATCH,
     OWNER,
@@ -67,9 +73,12 @@ from .worker import (
     Outgoing,
     RunningMember,
     Unsaved,
+    call_hook,
     check_delay,
     check_owner,
+    describe,
     describe_batch,
+    hook_message,
     ledger_of,
     receives_request,
     release_broker,
@@ -96,6 +105,7 @@ __all__ = [
     "put_batch",
     "put_job",
     "release_broker",
+    "run_hook",
     "run_jobs",
     "values",
 ]
@@ -150,7 +160,8 @@ class Clerk:
         self.following: dict[str, str] = {}
         self.brokers: dict[str, Broker] = {}
         self.results: dict[str, Any] = {}
-        #: The ids of the messages whose jobs have run, or are running.
+        #: The ids of the messages whose jobs have run, or are running, and the uuids of
+        #: the batches that have ended.
         self._ran: set[str] = set()
         self._running: Sent | None = None
 
@@ -205,6 +216,25 @@ class Clerk:
             if sent.message.options.get(UNIQUE) == identity and (ended or not is_over):
                 return sent.job_state
         return None
+
+    def ended_batches(self) -> list[Batch]:
+        """Return the batches whose last member has run since the last call, which now
+        read as they have ended.
+        """
+        ended = []
+        for batch in self.outbox.batches:
+            states = [sent.job_state for sent in self.outbox.members(batch)]
+            if batch.uuid in self._ran or any(job.is_working for job in states):
+                continue
+            self._ran.add(batch.uuid)
+            is_failed = any(job.has_failed for job in states)
+            is_cut = any(job.is_cancelled for job in states)
+            status = "cancelled" if is_cut else "success"
+            if is_failed and not batch.allow_failures:
+                status = "error"
+            record_of(batch).status = status
+            ended.append(batch)
+        return ended
 
     def next(self) -> Sent | None:
         """Return the first message whose job has not run, which now begins.
@@ -309,6 +339,10 @@ def run_jobs(
     it receives one. Delays are ignored. A step of a pipeline receives the result of the
     step before it.
 
+    The hooks of a job run after its commit, in a transaction of their own, or before
+    the exception leaves this function. Those of a batch run once all of its members
+    have.
+
     Parameters:
       registry: The registry of the application.
       environ: Further keys for the WSGI environ of the actors' requests, such as the
@@ -321,40 +355,40 @@ def run_jobs(
     Raises:
       LookupError: The application has not included this module.
       RuntimeError: A job calls it.
-      Exception: What an actor raises. The jobs after it have not run.
+      Exception: What an actor or a hook raises. The jobs after it have not run.
     """
     jobs = []
     clerk = _clerk_of(registry)
     results = clerk.results
+    environ = environ or {}
     while (sent := clerk.next()) is not None:
         message = sent.message
         if message.message_id in results and not message.options.get("pipe_ignore"):
             args = (*message.args, results[message.message_id])
             message = message.copy(args=args)
-        status = "error"
+        status, broker = "error", clerk.brokers[message.message_id]
+        job_state = _job_of(registry, broker, message)
+        error: BaseException | None = None
         try:
-            job_state, result = _run_job(
-                registry, clerk.brokers[message.message_id], message, environ or {}
-            )
+            result = _run_job(registry, broker, message, job_state, environ)
             record_of(job_state).status = status = "success"
+        except BaseException as e:
+            error = e
+            raise
         finally:
             clerk.end(status)
+            _tell(registry, message, job_state, error, environ)
         jobs.append(job_state)
         following = clerk.following.get(message.message_id)
         if following is not None:
             results[following] = result
+    for batch in clerk.ended_batches():
+        _run_hook(registry, batch, environ)
     return jobs
 
 
-def _run_job(
-    registry: Registry,
-    broker: Broker,
-    message: Message[Any],
-    environ: Mapping[str, Any],
-) -> tuple[JobState, Any]:
-    """Run a job, and return its JobState and its result."""
-    from .web import with_request
-
+def _job_of(registry: Registry, broker: Broker, message: Message[Any]) -> JobState:
+    """Return the JobState of a job that is about to run."""
     function = ledger_of(broker).functions[message.actor_name]
     info, run = function.info_of(message, attempt=1), RecordingRun()
     job_state = function.job_state(message.message_id, run, info)
@@ -362,14 +396,102 @@ def _run_job(
         members = KeptMembers(broker, message, info.batch, run)
         members.clerk = _clerk_of(registry)
         set_member_sender(job_state, members)
+    return job_state
+
+
+def _run_job(
+    registry: Registry,
+    broker: Broker,
+    message: Message[Any],
+    job_state: JobState,
+    environ: Mapping[str, Any],
+) -> Any:
+    """Run a job, and return its result."""
+    from .web import with_request
+
+    function = ledger_of(broker).functions[message.actor_name]
     if not receives_request(broker, message.actor_name):
-        return job_state, function.call(job_state, message.args, message.kwargs)
+        return function.call(job_state, message.args, message.kwargs)
 
     def call(request: object) -> Any:
         kwargs = {**message.kwargs, "request": request}
         return function.call(job_state, message.args, kwargs)
 
-    return job_state, with_request(registry, message, call, environ)
+    return with_request(registry, message, call, environ)
+
+
+def _tell(
+    registry: Registry,
+    message: Message[Any],
+    job_state: JobState,
+    error: BaseException | None,
+    environ: Mapping[str, Any],
+) -> None:
+    """Run the hook that is told of the end of a job.
+
+    Parameters:
+      error: What it has raised, or None.
+    """
+    run, info = run_of(job_state), record_of(job_state).info
+    update = Unsaved(message.message_id, run, info).take(time.monotonic())
+    now = str(int(time.time() * 1000))
+    fields = {**info.fields(), **update.fields, "started": now, "finished": now}
+    status = "success"
+    if error is not None:
+        status = "cancelled" if run.cancel_requested else "error"
+        fields["error"] = dump_error(
+            CANCELLED if run.cancel_requested else describe(error)
+        )
+    ended = type(job_state)(Record(message.message_id, fields, status))
+    _run_hook(registry, ended, environ)
+
+
+def _run_hook(
+    registry: Registry, job_state: JobState, environ: Mapping[str, Any]
+) -> None:
+    """Run the hook of a job that has ended, if its class has one."""
+    from .web import with_request
+
+    record, hooks = record_of(job_state), class_hooks(type(job_state))
+    if record.status not in hooks:
+        return
+    if not hooks[record.status]:
+        call_hook(job_state, None)
+        return
+    hook = HookInfo.parse(record.info.hooks) or HookInfo("", "default")
+    owner = record.text("owner")
+    end = UntoldEnd(record.uuid, hook, record.kind, record.status, "", owner)
+
+    def call(request: Any) -> None:
+        set_container(job_state, request.job_states)
+        call_hook(job_state, request)
+
+    with_request(registry, hook_message(end), call, environ)
+
+
+def run_hook(
+    registry: Registry,
+    job_state: JobState,
+    environ: Mapping[str, Any] | None = None,
+) -> None:
+    """Run the hook that is told of the end of a job, such as one of :func:`put_job`: in
+    a request and its transaction, if the hook receives a request.
+
+    Parameters:
+      registry: The registry of the application.
+      job_state: The job, or the batch.
+      environ: As for :func:`run_jobs`.
+
+    Raises:
+      ValueError: The job has not ended, or its class has no hook for its status.
+      Exception: What the hook raises.
+    """
+    if job_state.status not in class_hooks(type(job_state)):
+        raise ValueError(
+            f"{type(job_state).__qualname__} has no hook for a job that reads "
+            f"{job_state.status}."
+        )
+    _run_hook(registry, job_state, environ or {})
 
 
 def detached(
@@ -448,7 +570,9 @@ def pass_time(store: JobStore, seconds: float) -> None:
     pattern = "".join(f"[{c}]" if c in "*?[" else c for c in store.namespace)
     # Some names begin with a hash tag. SCAN may return a key twice.
     patterns = (f"{pattern}:*", f"{{{pattern}:*")
-    names = r"unique:|(kinds|unsent|cancels)$|\{?(all|owner|class|actor)[:}]"
+    names = (
+        r"unique:|(kinds|unsent|cancels|untold)$|untold:|\{?(all|owner|class|actor)[:}]"
+    )
     ours = re.compile(rf"\{{?{re.escape(store.namespace)}:({UUID.pattern}|{names})")
     for key in {key for each in patterns for key in client.scan_iter(each)}:
         name = key if isinstance(key, str) else key.decode()
