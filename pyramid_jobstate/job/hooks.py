@@ -80,8 +80,10 @@ def _takes_request(cls: type[Any], name: str, hook: Any) -> bool:
         raise TypeError(
             f"{where} must be a method, not a {kind}. Declare it as: {form}"
         )
-    parameters = [*inspect.signature(hook).parameters.values()][1:]
-    for parameter in parameters:
+    parameters = [*inspect.signature(hook).parameters.values()]
+    if not parameters:
+        raise TypeError(f"{where}() has no parameter self. Declare it as: {form}")
+    for parameter in parameters[1:]:
         by_keyword = parameter.kind in (
             parameter.POSITIONAL_OR_KEYWORD,
             parameter.KEYWORD_ONLY,
@@ -90,6 +92,6 @@ def _takes_request(cls: type[Any], name: str, hook: Any) -> bool:
             raise TypeError(
                 f"{where}() has the parameter {str(parameter)!r}, but a hook receives "
                 f"only self and, by its name, a request. Declare it as: {form}, or "
-                f"without the request."
+                "without the request."
             )
-    return bool(parameters)
+    return len(parameters) > 1

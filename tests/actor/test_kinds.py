@@ -74,6 +74,54 @@ def test_public_params_are_no_text() -> None:
             public_params = "miles"
 
 
+def on_success(self: Any, request: Any) -> None:
+    """A hook as it should be."""
+
+
+async def sleeps(self: Any) -> None: ...
+
+
+def yields(self: Any) -> Any:
+    yield
+
+
+@pytest.mark.parametrize(
+    ("hook", "error"),
+    [
+        (property(lambda self: None), "must be a method, not a property"),
+        (staticmethod(on_success), "must be a method, not a staticmethod"),
+        (classmethod(on_success), "must be a method, not a classmethod"),
+        (JobState, "must be a method, not a type"),
+        (7, "must be a method, not a int"),
+        (sleeps, "is async, but a hook runs in one thread"),
+        (yields, "is a generator"),
+        (lambda self, error: None, "has the parameter 'error'"),
+        (lambda self, request, error=None: None, "has the parameter 'error=None'"),
+        (lambda self, request, /: None, "has the parameter 'request'"),
+        (lambda self, *args: None, r"has the parameter '\*args'"),
+        (lambda self, **kwargs: None, r"has the parameter '\*\*kwargs'"),
+        (lambda: None, "has no parameter self"),
+    ],
+)
+def test_hook_is_a_plain_method(hook: Any, error: str) -> None:
+    """Another is refused where its class is made, even if a mixin has it."""
+    mixin = type("Mixin", (), {"on_error": hook})
+    for base in (JobState, Batch):
+        with pytest.raises(
+            TypeError, match=rf"^Climb\.on_error\(?\)? {error}.*Declare"
+        ):
+            type("Climb", (mixin, base), {})
+
+
+def test_hook_may_be_switched_off() -> None:
+    """A subclass that sets it to None has none."""
+    first = type("Rise", (JobState,), {"on_success": on_success})
+    second = type("Fall", (first,), {"on_success": None})
+    assert not hasattr(JobState, "on_success")
+    assert first.on_success is on_success  # type: ignore[attr-defined]
+    assert second.on_success is None  # type: ignore[attr-defined]
+
+
 def test_unknown_kind_has_no_rights(
     store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:

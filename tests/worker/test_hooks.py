@@ -1,35 +1,41 @@
-"""Hooks: what a class is told of the ends of its jobs, by real workers."""
+"""Hooks: what a class is told of the ends of its jobs."""
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import dramatiq
 import pytest
+import redis
 from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import Retries
 
-from pyramid_jobstate import JobState
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, rerun
+from pyramid_jobstate.errors import ActorError
+from pyramid_jobstate.testing import put_job
+from tests.incaller import InCallerBroker
 from tests.jobs import (
+    Alarm,
     job_actor,
     load,
+    make_broker,
     store_of,
+    wait_until,
     working,
 )
-from tests.support import wait_for
+from tests.support import wait_for, write
+from tests.worker.conftest import Logged
 
-#: What the hooks of TellingMarathon were told: the hook, the uuid, and more.
-told: list[tuple[Any, ...]] = []
+#: What the hooks were told: their names, the jobs, and when these ended.
+told: list[tuple[str, str, Any]] = []
 
-#: What they raise, by hook, and what they do instead.
+#: What a hook does, by its name.
 acts: dict[str, Callable[[JobState], object]] = {}
 
 
-class TellingMarathon(JobState):
+class Telling(JobState):
     """Notes each end."""
-
-    def _note(self, hook: str) -> None:
-        told.append((hook, self.uuid, self.status))
-        if hook in acts:
-            acts[hook](self)
 
     def on_success(self) -> None:
         self._note("on_success")
@@ -40,45 +46,292 @@ class TellingMarathon(JobState):
     def on_cancelled(self) -> None:
         self._note("on_cancelled")
 
+    def _note(self, hook: str) -> None:
+        told.append((hook, self.uuid, self.finished_at))
+        acts.get(hook, lambda job: None)(self)
+
 
 @pytest.fixture(autouse=True)
-def silence() -> Iterator[None]:
+def quiet() -> None:
+    """No hook has been told of anything."""
     told.clear()
     acts.clear()
-    yield
-    told.clear()
-    acts.clear()
 
 
-def entries(broker: dramatiq.Broker) -> dict[str, list[str]]:
-    """Return which ends are to be told, by queue and kind."""
-    client: Any = store_of(broker).client
-    names = client.smembers("jobstate:untold")
-    return {name: client.zrange(f"jobstate:untold:{name}", 0, -1) for name in names}
+@pytest.fixture
+def broker(redis_url: str) -> RedisBroker:
+    """Override: a broker whose workers look for ends ten times a second."""
+    return make_broker(redis_url, JobStateMiddleware(heartbeat=0.1))
 
 
-def test_each_end_is_told(broker: RedisBroker) -> None:
-    """A hook sees the job as the store has it, and nothing is left to be told."""
+def hooks() -> list[tuple[str, str]]:
+    """Return which hooks have run, and for which jobs."""
+    return [(hook, uuid) for hook, uuid, _ in told]
 
-    @job_actor(broker=broker, max_retries=0)
-    def run_marathon(end: str, *, job_state: TellingMarathon) -> None:
+
+def make_actor(broker: dramatiq.Broker, **options: Any) -> Any:
+    """Declare an actor that raises what it is sent, if anything."""
+
+    @job_actor(broker=broker, **{"max_retries": 0, **options})
+    def run_marathon(error: str = "", *, job_state: Telling) -> None:
         job_state.set_progress_metric("miles", 26)
-        if end == "error":
-            raise ValueError("blisters")
+        if error:
+            raise ValueError(error)
 
-    seen: list[Any] = []
-    acts["on_success"] = lambda job: seen.append(job.get_progress_metric("miles"))
-    acts["on_error"] = lambda job: seen.append(job.error and job.error.message)
-    cancelled = run_marathon.message("late")
+    return run_marathon
+
+
+def untold(broker: dramatiq.Broker) -> list[str]:
+    """Return the jobs whose ends are to be told."""
+    client: Any = store_of(broker).client
+    keys = client.scan_iter("jobstate:untold:*")
+    return [uuid for key in keys for uuid in client.zrange(key, 0, -1)]
+
+
+def test_each_end_is_told_once(broker: RedisBroker) -> None:
+    """A hook gets the job as the store has it, whoever has ended it. Nothing is left to
+    be told after that.
+    """
+    run_marathon = make_actor(broker)
+    seen: dict[str, Any] = {}
+    for hook in ("on_success", "on_error", "on_cancelled"):
+        acts[hook] = lambda job: seen.update(
+            {job.status: (job.progress_metrics, job.error and job.error.message)}
+        )
+    cancelled = run_marathon.message()
+    broker.enqueue(cancelled, delay=60_000)
+    assert load(broker, cancelled).cancel() and untold(broker)
     with working(broker):
-        broker.enqueue(cancelled, delay=60_000)
-        assert load(broker, cancelled).cancel()
-        sent = [run_marathon.send(end) for end in ("success", "error")]
+        good, bad = run_marathon.send(), run_marathon.send("blisters")
         wait_for(lambda: len(told) == 3)
-    assert {(hook, uuid) for hook, uuid, _ in told} == {
-        ("on_success", sent[0].message_id),
-        ("on_error", sent[1].message_id),
-        ("on_cancelled", cancelled.message_id),
+        wait_for(lambda: not untold(broker))
+        store_of(broker).client.flushdb()
+    assert sorted(hooks()) == sorted(
+        [
+            ("on_success", good.message_id),
+            ("on_error", bad.message_id),
+            ("on_cancelled", cancelled.message_id),
+        ]
+    )
+    assert seen == {
+        "success": ({"miles": 26}, None),
+        "error": ({"miles": 26}, "blisters"),
+        "cancelled": ({}, "The job was cancelled."),
     }
-    assert seen == [26, "blisters"] or seen == ["blisters", 26]
-    assert not any(entries(broker).values())
+
+
+def test_attempt_that_is_tried_again_is_no_end(broker: RedisBroker) -> None:
+    """Only the last attempt is told."""
+    broker.add_middleware(alarm := Alarm())
+    run_marathon = make_actor(broker, max_retries=1, min_backoff=60_000)
+    with working(broker):
+        sent = run_marathon.send("blisters")
+        wait_until(broker, sent, "retrying")
+        assert not told and not untold(broker)
+        alarm.ring()
+        wait_for(lambda: told)
+    assert hooks() == [("on_error", sent.message_id)]
+
+
+def test_each_end_of_a_job_that_runs_again_is_told(broker: RedisBroker) -> None:
+    """Its uuid and the time of its end tell two ends apart."""
+    run_marathon = make_actor(broker)
+    with working(broker):
+        sent = run_marathon.send("blisters")
+        wait_for(lambda: told)
+        assert rerun(store_of(broker), broker, sent.message_id)
+        wait_for(lambda: len(told) == 2)
+    assert hooks() == [("on_error", sent.message_id)] * 2
+    assert told[0] != told[1]
+
+
+def test_hook_that_fails_is_tried_again(broker: RedisBroker, logged: Logged) -> None:
+    """The job stays as it was, and the hook sees the same end."""
+    run_marathon = make_actor(broker)
+    broker.add_middleware(alarm := Alarm())
+
+    def fail_once(job: JobState) -> None:
+        if len(told) == 1:
+            raise OSError("no mail today")
+
+    acts["on_success"] = fail_once
+    with working(broker):
+        sent = run_marathon.send()
+        wait_for(lambda: told)
+        before = wait_until(broker, sent, "success")
+        alarm.ring()
+        wait_for(lambda: len(told) == 2)
+        assert load(broker, sent).error is None
+    assert told[0] == told[1] == ("on_success", sent.message_id, before.finished_at)
+    assert not logged()
+
+
+def test_hook_that_dramatiq_gives_up_is_logged(redis_url: str, logged: Logged) -> None:
+    """Without retries it has one try. The job stays as it was, and is named."""
+    broker = make_broker(redis_url, without=Retries)
+    run_marathon = make_actor_without_retries(broker)
+    acts["on_success"] = lambda job: [][0]
+    with working(broker):
+        sent = run_marathon.send()
+        wait_for(lambda: logged(logging.ERROR))
+        assert load(broker, sent).status == "success"
+    (line,) = logged(logging.ERROR)
+    assert line.startswith(
+        f"on_success() of the job {sent.message_id} has failed for the last time"
+    )
+    assert line.endswith("IndexError: list index out of range")
+    assert len(told) == 1
+
+
+def make_actor_without_retries(broker: dramatiq.Broker) -> Any:
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: Telling) -> None: ...
+
+    return run_marathon
+
+
+def test_hook_cannot_put_its_own_job_back(broker: RedisBroker) -> None:
+    """Else each end would bring about the next one. It may delete another job."""
+    run_marathon = make_actor(broker)
+    store = store_of(broker)
+    other = put_job(store, status="success").uuid
+    found: list[Any] = []
+
+    def attempt(job: JobState) -> None:
+        for act in (
+            lambda: rerun(store, broker, job.uuid),
+            lambda: store.delete(job.uuid),
+            job.delete,
+        ):
+            with pytest.raises(RuntimeError, match=f"job {job.uuid} cannot"):
+                act()
+        found.append(job.cancel())
+        found.append(store.delete(other))
+
+    acts["on_error"] = attempt
+    with working(broker):
+        sent = run_marathon.send("blisters")
+        wait_for(lambda: found)
+        assert load(broker, sent).status == "error"
+    assert found == [False, True] and len(told) == 1
+
+
+def test_worker_without_the_class_says_so(
+    broker: RedisBroker, logged: Logged, client: redis.Redis
+) -> None:
+    """The message fails, and is tried again. The error names the kind."""
+    run_marathon = make_actor(broker)
+    with working(broker):
+        sent = run_marathon.send()
+        wait_for(lambda: told)
+        write(store_of(broker), sent.message_id, kind="Elsewhere", finished=1)
+        broker.enqueue(
+            dramatiq.Message(
+                "default", "jobstate_hook", (sent.message_id, "on_success", "1"), {}, {}
+            )
+        )
+        key = b"dramatiq:default.DQ.msgs"
+        wait_for(lambda: client.hlen(key))
+        (message,) = client.hvals(key)
+    assert b"has not imported the JobState class of the kind 'Elsewhere'" in message
+
+
+def test_message_of_a_past_end_runs_nothing(
+    broker: RedisBroker, said: Callable[[], list[str]]
+) -> None:
+    """Nor does a second message for one that was told. Both are logged at INFO."""
+    run_marathon = make_actor(broker)
+    with working(broker):
+        sent = run_marathon.send()
+        wait_for(lambda: told)
+        said()
+        uuid, finished = sent.message_id, told[0][2]
+        millis = str(round(finished.timestamp() * 1000))
+        for end in ("1", millis):
+            arguments = (uuid, "on_success", end)
+            broker.enqueue(
+                dramatiq.Message("default", "jobstate_hook", arguments, {}, {})
+            )
+        lines = wait_for(lambda: (found := said()) and len(found) == 2 and found)
+    assert len(told) == 1
+    assert lines == [
+        f"on_success() of the job {uuid} does not run: the job has gone on.",
+        f"on_success() of the job {uuid} does not run: it was told before.",
+    ]
+
+
+def test_options_are_those_that_the_broker_knows(redis_url: str) -> None:
+    """A message of a hook does not expire, and no shutdown interrupts it."""
+    whole = make_broker(redis_url)
+    bare = StubBroker(middleware=[JobStateMiddleware(url=redis_url)])
+    found = []
+    for broker in (whole, bare):
+        make_actor_without_retries(broker)
+        with working(broker):
+            found.append(broker.actors["jobstate_hook"].options)
+    assert found == [{"max_age": None, "notify_shutdown": False}, {}]
+
+
+def test_hooks_have_a_queue_of_their_own(redis_url: str) -> None:
+    """A worker that does not consume it leaves them to others."""
+    broker = make_broker(redis_url, JobStateMiddleware(hooks_queue="mails"))
+    run_marathon = make_actor(broker)
+    worker = dramatiq.Worker(broker, queues={"default"}, worker_timeout=20)
+    worker.start()
+    sent = run_marathon.send()
+    wait_until(broker, sent, "success")
+    worker.stop()
+    client: Any = store_of(broker).client
+    assert client.llen("dramatiq:mails") == 1 and not told
+    with working(broker):
+        wait_for(lambda: told)
+
+
+@pytest.mark.parametrize("queue", ["", "my mails", "1st", "mails,", 'a"b'])
+def test_bad_queue_is_refused(queue: str) -> None:
+    with pytest.raises(ValueError, match=r"hooks_queue = .* is not the name of a"):
+        JobStateMiddleware(hooks_queue=queue)
+    with pytest.raises(TypeError, match="hooks_queue must be the name of a queue"):
+        JobStateMiddleware(hooks_queue=7)  # type: ignore[arg-type]
+
+
+def test_request_needs_a_middleware(redis_url: str) -> None:
+    """A hook with a request is refused where its actor is declared."""
+
+    class Asking(JobState):
+        def on_error(self, request: Any) -> None: ...
+
+    with pytest.raises(ActorError, match=r"Asking\.on_error\(\) needs a request, but"):
+
+        @dramatiq.actor(broker=make_broker(redis_url), job_state=Asking)
+        def run_marathon() -> None: ...
+
+
+@pytest.mark.parametrize("tells_all", [False, True])
+def test_broker_that_runs_jobs_in_the_caller_tells_them(
+    redis_url: str, tells_all: bool
+) -> None:
+    """The process that sends is the worker: it tells the end at once."""
+    broker = InCallerBroker([JobStateMiddleware(url=redis_url)], tells_all=tells_all)
+    run_marathon = make_actor_without_retries(broker)
+    sent = run_marathon.send()
+    assert hooks() == [("on_success", sent.message_id)]
+    assert not untold(broker)
+
+
+def test_clear_spares_what_is_to_be_told(broker: RedisBroker, store: JobStore) -> None:
+    """It counts such jobs as refused. `delete()` deletes one, and it is not told."""
+    run_marathon = make_actor(broker)
+    messages = [run_marathon.message() for _ in range(2)]
+    for message in messages:
+        broker.enqueue(message, delay=60_000)
+        assert load(broker, message).cancel()
+    one, other = (message.message_id for message in messages)
+    result = store.clear(everything=True)
+    assert (result.done, result.refused) == (0, 2)
+    assert store.delete(one) and untold(broker) == [other]
+    with working(broker):
+        wait_for(lambda: told)
+        wait_for(lambda: not untold(broker))
+    assert hooks() == [("on_cancelled", other)]
+    assert store.clear(everything=True).done == 1

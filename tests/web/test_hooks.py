@@ -1,0 +1,314 @@
+"""Hooks with a request, those of batches, and both in an application's tests."""
+
+from collections.abc import Callable
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq import Broker
+from pyramid.config import Configurator
+from pyramid.exceptions import ConfigurationError
+from pyramid_retry import RetryableException
+
+from pyramid_jobstate import (
+    Batch,
+    JobError,
+    JobState,
+    JobStateMiddleware,
+    JobStore,
+    RequestMiddleware,
+    testing,
+)
+from tests.jobs import job_actor, make_broker, store_of, working
+from tests.support import wait_for
+from tests.web.databases import Manager, fail
+from tests.webapp import (
+    EXPLICIT,
+    NOWHERE,
+    make_app,
+    make_config,
+    make_request,
+    make_tm_config,
+)
+
+#: What the hooks have noted.
+notes: list[Any] = []
+
+#: What a hook does after that.
+acts: list[Callable[[], object]] = []
+
+
+def owner_in(request: Any) -> Any:
+    """Return the owner of what a request sends."""
+    letter = dramatiq.get_broker().get_actor("letter")
+    return request.job_states.send_immediately(letter).owner
+
+
+def note(job: JobState, request: Any) -> None:
+    notes.append(
+        (
+            type(job).__name__,
+            job.status,
+            job.owner,
+            owner_in(request) if request else None,
+            request.resource_url(job) if request else None,
+            request.environ.get("tm.active") if request else None,
+        )
+    )
+    if acts:
+        acts.pop(0)()
+
+
+class Told(JobState):
+    """Is told of its ends with a request, but for cancels."""
+
+    def on_success(self, request: Any) -> None:
+        note(self, request)
+
+    def on_error(self, *, request: Any) -> None:
+        note(self, request)
+
+    def on_cancelled(self) -> None:
+        note(self, None)
+
+
+class ToldAll(Batch):
+    """Is told how its batches end."""
+
+    def on_success(self, request: Any) -> None:
+        note(self, request)
+
+    def on_error(self) -> None:
+        note(self, None)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    notes.clear()
+    acts.clear()
+
+
+@pytest.fixture
+def broker(redis_url: str, set_broker: Callable[[Any], None]) -> Broker:
+    """The global broker, whose workers look for ends ten times a second."""
+    ours = JobStateMiddleware(heartbeat=0.1)
+    broker = make_broker(redis_url, ours, others=(RequestMiddleware(),))
+
+    @dramatiq.actor(broker=broker, job_state=True)
+    def letter() -> None: ...
+
+    set_broker(broker)
+    return broker
+
+
+@pytest.fixture
+def run_marathon(broker: Broker) -> Any:
+    @job_actor(broker=broker, max_retries=0)
+    def run_marathon(error: str = "", *, job_state: Told) -> None:
+        job_state.set_progress_metric("miles", 26)
+        if error:
+            raise ValueError(error)
+
+    return run_marathon
+
+
+@pytest.fixture
+def config(run_marathon: Any) -> Configurator:
+    """Override: a finished application with pyramid_tm."""
+    return app_config()
+
+
+def app_config(*includes: str) -> Configurator:
+    config = make_tm_config(None, EXPLICIT)
+    for name in (*includes, "pyramid_jobstate"):
+        config.include(name)
+    config.make_wsgi_app()
+    return config
+
+
+def url_of(uuid: str, host: str = "shop.example") -> str:
+    return f"http://{host}/job_state/{uuid}/"
+
+
+def alices(config: Configurator) -> Any:
+    """Return a request of Alice's to another host than the default."""
+    request = make_request(config, "alice")
+    request.host = "shop.example"
+    return request
+
+
+def test_hook_with_a_request(config: Configurator, run_marathon: Any) -> None:
+    """Its request is that of an actor: in a transaction, for the owner of the job, with
+    URLs that begin as the job's do. A hook without one gets none.
+    """
+    states = alices(config).job_states
+    with working(run_marathon.broker):
+        good = states.send_immediately(run_marathon)
+        bad = states.send_immediately(run_marathon, "blisters")
+        wait_for(lambda: len(notes) == 2)
+        late = run_marathon.message()
+        run_marathon.broker.enqueue(late, delay=60_000)
+        assert states[late.message_id].cancel()
+        wait_for(lambda: len(notes) == 3)
+    assert sorted(notes, key=str) == [
+        ("Told", "cancelled", None, None, None, None),
+        ("Told", "error", "alice", "alice", url_of(bad.uuid), True),
+        ("Told", "success", "alice", "alice", url_of(good.uuid), True),
+    ]
+
+
+def test_conflict_runs_the_hook_again(config: Configurator, run_marathon: Any) -> None:
+    """The job has ended, whatever its hook does."""
+
+    def conflict() -> None:
+        raise RetryableException
+
+    acts.append(conflict)
+    with working(run_marathon.broker):
+        job = alices(config).job_states.send_immediately(run_marathon)
+        wait_for(lambda: len(notes) == 2)
+    assert notes[0] == notes[1]
+    assert store_of(run_marathon.broker).load(job.uuid).is_success  # type: ignore[union-attr]
+
+
+def send_batch(config: Configurator, actor: Any, *errors: str) -> Batch:
+    request = alices(config)
+    with request.tm, request.job_states.batch(ToldAll, title="<b>all</b>") as batch:
+        for error in errors:
+            batch.send(actor, error)
+    return batch
+
+
+def test_batch_is_told(config: Configurator, run_marathon: Any) -> None:
+    """It is told when it ends, and again if it goes on and ends once more."""
+    states = alices(config).job_states
+    with working(run_marathon.broker):
+        good = send_batch(config, run_marathon, "", "")
+        wait_for(lambda: len(notes) == 3)
+        assert (
+            "ToldAll",
+            "success",
+            "alice",
+            "alice",
+            url_of(good.uuid),
+            True,
+        ) in notes
+        notes.clear()
+        send = send_batch(config, run_marathon, "", "blisters")
+        ending = ("ToldAll", "error", "alice", None, None, None)
+        wait_for(lambda: ending in notes)
+        (failed,) = states.store.members(send.uuid, status="error").items
+        assert states.rerun(failed)
+        wait_for(lambda: notes.count(ending) == 2)
+
+
+def test_empty_batch_is_told(config: Configurator, run_marathon: Any) -> None:
+    """It is over at once. Its transaction may last a while, and be aborted."""
+    store = store_of(run_marathon.broker)
+    with working(run_marathon.broker):
+        batch = send_batch(config, run_marathon)
+        assert batch.is_success and not notes
+        testing.pass_time(store, 20)
+        wait_for(lambda: notes)
+    assert notes == [("ToldAll", "success", "alice", "alice", url_of(batch.uuid), True)]
+
+
+def test_transaction_that_fails_tells_nothing(
+    config: Configurator, run_marathon: Any
+) -> None:
+    """Nothing of it is left in the store."""
+    store = store_of(run_marathon.broker)
+    request = alices(config)
+
+    def send() -> None:
+        with request.tm:
+            with request.job_states.batch(ToldAll):
+                pass
+            request.job_states.send(run_marathon)
+            request.tm.get().join(Manager("~~~~", "tpc_vote", fail))
+
+    with pytest.raises(ZeroDivisionError):
+        send()
+    assert not store.client.keys("*untold*:*") and not store.list().items
+
+
+def test_jobs_in_a_test_run_their_hooks(run_marathon: Any) -> None:
+    """A success is told after its commit, a failure before its exception leaves."""
+    config = app_config("pyramid_jobstate.testing")
+    states = alices(config).job_states
+    good = states.send_immediately(run_marathon)
+    ran, _ = testing.run_jobs(config.registry)
+    assert testing.values(ran, "miles") == [26]
+    states.send_immediately(run_marathon, "blisters")
+    with pytest.raises(ValueError, match="blisters"):
+        testing.run_jobs(config.registry)
+    assert [each[:4] for each in notes] == [
+        ("Told", "success", "alice", "alice"),
+        ("Told", "error", "alice", "alice"),
+    ]
+    assert notes[0][4:] == (url_of(good.uuid), True)
+    notes.clear()
+    send_batch(config, run_marathon, "", "")
+    testing.run_jobs(config.registry)
+    testing.run_jobs(config.registry)
+    assert [each[:2] for each in notes] == [("Told", "success")] * 2 + [
+        ("ToldAll", "success")
+    ]
+
+
+def test_one_hook_runs_in_a_test(config: Configurator, store: JobStore) -> None:
+    """It is told what the job says that was put."""
+    failed = testing.put_job(
+        store, Told, "error", owner="bob", error=JobError("OSError", "no")
+    )
+    testing.run_hook(config.registry, failed)
+    testing.run_hook(config.registry, testing.put_job(store, Told, "cancelled"))
+    batch = testing.put_batch(store, ToldAll, ["success"], owner="bob")
+    testing.run_hook(config.registry, batch)
+    assert [each[:4] for each in notes] == [
+        ("Told", "error", "bob", "bob"),
+        ("Told", "cancelled", None, None),
+        ("ToldAll", "success", "bob", "bob"),
+    ]
+    for job in testing.put_job(store, Told), testing.put_job(store, status="success"):
+        with pytest.raises(ValueError, match="has no hook for a job that reads"):
+            testing.run_hook(config.registry, job)
+    assert testing.detached(Told).status == "working"
+    assert not store.client.keys("*untold*")
+
+
+@pytest.mark.usefixtures("no_broker")
+def test_queue_of_the_hooks_is_a_setting() -> None:
+    """It goes to the middleware that the setting jobstate.broker makes."""
+    config = make_config(
+        None, settings={"jobstate.broker": NOWHERE, "jobstate.hooks_queue": " mails "}
+    )
+    config.include("pyramid_jobstate")
+    config.make_wsgi_app()
+    broker = dramatiq.get_broker()
+
+    @job_actor(broker=broker)
+    def run(*, job_state: Told) -> None: ...
+
+    broker.emit_before("worker_boot", None)
+    assert broker.actors["jobstate_request_hook"].queue_name == "mails"
+
+
+@pytest.mark.usefixtures("no_broker")
+@pytest.mark.parametrize(
+    ("broker_setting", "queue", "error"),
+    [
+        (NOWHERE, "my mails", "jobstate.hooks_queue = 'my mails' is not the name of"),
+        (None, "mails", "jobstate.hooks_queue = 'mails' needs jobstate.broker. Pass"),
+        ("stub", "", "jobstate.hooks_queue = '' is not the name of a queue"),
+    ],
+)
+def test_bad_setting_of_the_queue(
+    broker_setting: str | None, queue: str, error: str
+) -> None:
+    settings: dict[str, Any] = {"jobstate.hooks_queue": queue}
+    if broker_setting is not None:
+        settings["jobstate.broker"] = broker_setting
+    config = make_config(NOWHERE, settings=settings)
+    with pytest.raises(ConfigurationError, match=error):
+        make_app(config)
