@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import dramatiq
 from dramatiq import Message
+from dramatiq.errors import ConnectionClosed, ConnectionFailed
 from redis.exceptions import RedisError
 
 from ..errors import ActorError
@@ -24,7 +25,7 @@ from ..job import (
     record_of,
     stored_owner,
 )
-from ..store import JobStore, records_of
+from ..store import LOST, JobStore, records_of
 from .message import APPLICATION, OWNER, URL
 from .recorder import Outage
 
@@ -45,10 +46,13 @@ HOOK, REQUEST_HOOK = "jobstate_hook", "jobstate_request_hook"
 #: expire, nor be interrupted where a job would be cancelled.
 OPTIONS = {"max_age": None, "notify_shutdown": False, "store_results": False}
 
-AWAY = (
-    "The broker does not accept the messages that tell hooks of the ends of jobs. They "
-    "are sent once it does: %s: %s"
+REFUSED = (
+    "The broker does not accept messages that tell hooks of the ends of jobs. They are "
+    "sent once it does: %s: %s"
 )
+
+#: What a broker raises whose server does not answer.
+AWAY = (*LOST, ConnectionClosed, ConnectionFailed)
 
 
 def is_hook(message: Message[Any] | MessageProxy) -> bool:
@@ -65,8 +69,8 @@ def check_hooks(cls: type[JobState], broker: Broker, store: JobStore) -> None:
     hooks = class_hooks(cls)
     if not hooks:
         return
-    name = HOOKS[next(status for status in hooks)]
     if not records_of(store).ends.can_be_kept:
+        name = HOOKS[next(iter(hooks))]
         raise ActorError(
             f"{cls.__qualname__}.{name}() needs a store whose keys share a slot of the "
             "Cluster. Give its namespace a hash tag, such as {jobstate}."
@@ -112,7 +116,7 @@ class Hooks:
         self._store_for = store_for
         self._thread = thread
         self._lock = threading.Lock()
-        self._broker_outage = Outage(log, AWAY, None)
+        self._outage = Outage(log, REFUSED, None)
 
     def queue_of(self, broker: Broker) -> str | None:
         """Return the queue of the actors that run hooks, or None if the broker has no
@@ -184,11 +188,13 @@ class Hooks:
             try:
                 broker.enqueue(hook_message(end))
             except Exception as e:
-                # The others would each wait for it, too.
-                self._broker_outage.complain(e)
-                break
-            self._broker_outage.recover()
-            sent.append(end)
+                self._outage.complain(e)
+                if isinstance(e, AWAY):
+                    # The others would each wait for it, too.
+                    break
+            else:
+                self._outage.recover()
+                sent.append(end)
         try:
             records_of(self._store_for(broker)).ends.mark_sent(sent)
         except RedisError:
@@ -207,6 +213,7 @@ class Hooks:
         """
         job = self._thread.job
         assert job is not None
+        # Else a broker that runs jobs in the caller would seem to have rejected it.
         job.was_called = True
         store = self._store_for(broker)
         job_state: Any
@@ -216,7 +223,9 @@ class Hooks:
         record = None if job_state is None else record_of(job_state)
         if record is None or record.text("finished") != finished:
             log.info(
-                "%s() of the job %s does not run: the job has gone on.", hook, uuid
+                "%s() of the job %s does not run: that end is no longer there.",
+                hook,
+                uuid,
             )
             return
         cls = imported_class(record.kind)

@@ -9,11 +9,11 @@ import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import Retries
+from dramatiq.middleware import Middleware, MiddlewareError, Retries
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, rerun
 from pyramid_jobstate.errors import ActorError
-from pyramid_jobstate.testing import put_job
+from pyramid_jobstate.testing import pass_time, put_job
 from tests.incaller import InCallerBroker
 from tests.jobs import (
     Alarm,
@@ -255,7 +255,7 @@ def test_message_of_a_past_end_runs_nothing(
         lines = wait_for(lambda: (found := said()) and len(found) == 2 and found)
     assert len(told) == 1
     assert lines == [
-        f"on_success() of the job {uuid} does not run: the job has gone on.",
+        f"on_success() of the job {uuid} does not run: that end is no longer there.",
         f"on_success() of the job {uuid} does not run: it was told before.",
     ]
 
@@ -335,3 +335,33 @@ def test_clear_spares_what_is_to_be_told(broker: RedisBroker, store: JobStore) -
         wait_for(lambda: not untold(broker))
     assert hooks() == [("on_cancelled", other)]
     assert store.clear(everything=True).done == 1
+
+
+def test_message_that_the_broker_refuses_holds_up_no_other(
+    broker: RedisBroker, logged: Logged
+) -> None:
+    """It is logged once, and sent as soon as the broker takes it."""
+    refused: list[str] = []
+
+    class Refusing(Middleware):
+        def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+            if message.args and message.args[0] in refused:
+                raise MiddlewareError("The message is too long.")
+
+    broker.add_middleware(Refusing())
+    run_marathon = make_actor(broker)
+    messages = [run_marathon.message() for _ in range(3)]
+    for message in messages:
+        broker.enqueue(message, delay=60_000)
+        assert load(broker, message).cancel()
+    first, *others = (message.message_id for message in messages)
+    refused.append(first)
+    with working(broker):
+        wait_for(lambda: len(told) == 2)
+        assert {uuid for _, uuid in hooks()} == {*others}
+        (line,) = logged()
+        assert line.endswith("once it does: MiddlewareError: The message is too long.")
+        refused.clear()
+        pass_time(store_of(broker), 20)
+        wait_for(lambda: len(told) == 3)
+    assert not untold(broker)
