@@ -351,7 +351,8 @@ class JobState:
           False if the job has not ended, else True.
 
         Raises:
-          RuntimeError: This JobState was not loaded from a store.
+          RuntimeError: This JobState was not loaded from a store, or a hook of the job
+            runs here.
           redis.exceptions.RedisError: The store does not answer.
         """
         if self._store is None:
@@ -366,8 +367,8 @@ class JobState:
 
         Raises:
           NotRepeatable: The job cannot run again. The error says why.
-          RuntimeError: No request has loaded this JobState. Elsewhere, call
-            ``pyramid_jobstate.rerun(store, broker, uuid)``.
+          RuntimeError: No request has loaded this JobState, or a hook of the job runs
+            here. Elsewhere, call ``pyramid_jobstate.rerun(store, broker, uuid)``.
           StoreUnavailable: The store does not answer.
           dramatiq.errors.BrokerError: The server of a RedisBroker does not answer, or
             refuses the message. The job stays as it was.

@@ -296,7 +296,8 @@ class JobStore:
         permits: Callable[[JobState], bool] | None = None,
         tell: Callable[[str, bool], object] | None = None,
     ) -> BulkResult:
-        """Delete ended jobs, as :meth:`delete` does.
+        """Delete ended jobs, as :meth:`delete` does. Those whose ends are still to be
+        told to hooks stay, and count as refused.
 
         Parameters:
           owner: Only jobs of this owner. Members of batches are among them.
@@ -412,6 +413,9 @@ class JobStore:
         Returns:
           Whether this call deleted it. It did not if the job has not ended or is
           unknown.
+
+        Raises:
+          RuntimeError: A hook of the job runs here.
         """
         return self._records.delete(uuid)
 

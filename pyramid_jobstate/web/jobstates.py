@@ -286,6 +286,7 @@ class JobStates:
 
         Raises:
           NotRepeatable: The job cannot run again. The error says why.
+          RuntimeError: A hook of the job runs here.
           StoreUnavailable: The store does not answer.
         """
         broker = global_broker()
