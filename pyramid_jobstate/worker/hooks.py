@@ -129,6 +129,9 @@ class Hooks:
 
     def declare(self, broker: Broker) -> None:
         """Declare the actors that run hooks, unless they are."""
+        if HOOK in broker.actors:
+            # An interrupt could leave the lock locked.
+            return
         with self._lock:
             queue = self.queue_of(broker)
             if queue is None or HOOK in broker.actors:
@@ -144,9 +147,11 @@ class Hooks:
             ) -> None:
                 self._run(broker, uuid, hook, finished, request)
 
-            actors: dict[str, Callable[..., None]] = {HOOK: run}
+            actors: dict[str, Callable[..., None]] = {}
             if _gives_requests(broker):
                 actors[REQUEST_HOOK] = run_with_request
+            # Last, since it stands for both.
+            actors[HOOK] = run
             for name, function in actors.items():
                 declare: Any = dramatiq.actor
                 declare(
