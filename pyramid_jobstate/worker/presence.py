@@ -8,11 +8,19 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dramatiq.common import q_name
+from redis.exceptions import RedisError
+
+from .recorder import Outage
 
 if TYPE_CHECKING:
     from dramatiq.worker import Worker
 
 log = logging.getLogger("pyramid_jobstate")
+
+AWAY = (
+    "The job state store does not say which ends are to be told. Hooks wait until it "
+    "does: %s: %s"
+)
 
 
 class Presence:
@@ -30,6 +38,7 @@ class Presence:
         self._worker = worker
         self._look = look
         self._heartbeat = heartbeat
+        self._outage = Outage(log, AWAY, None)
         self._is_over = threading.Event()
         self._thread = threading.Thread(
             target=self._loop, name="pyramid_jobstate.presence", daemon=True
@@ -46,6 +55,9 @@ class Presence:
             try:
                 # Those of delayed messages are no queues of their own.
                 self._look({q_name(name) for name in [*self._worker.consumers]})
+                self._outage.recover()
+            except RedisError as e:
+                self._outage.complain(e)
             except Exception:
                 log.exception("A worker could not look for ends that are to be told.")
             if self._is_over.wait(self._heartbeat):

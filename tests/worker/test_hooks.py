@@ -1,6 +1,7 @@
 """Hooks: what a class is told of the ends of its jobs."""
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from dramatiq.middleware import Middleware, MiddlewareError, Retries
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, rerun
 from pyramid_jobstate.errors import ActorError
-from pyramid_jobstate.testing import pass_time, put_job
+from pyramid_jobstate.testing import away, pass_time, put_job
 from tests.incaller import InCallerBroker
 from tests.jobs import (
     Alarm,
@@ -371,3 +372,14 @@ def test_message_that_the_broker_refuses_holds_up_no_other(
         pass_time(store_of(broker), 20)
         wait_for(lambda: len(told) == 3)
     assert not untold(broker)
+
+
+def test_outage_of_the_store_is_logged_once(own: JobStore, logged: Logged) -> None:
+    """Workers look for ends all the time, and go on when the store is back."""
+    broker = StubBroker(middleware=[JobStateMiddleware(own, heartbeat=0.05)])
+    make_actor_without_retries(broker)
+    with working(broker), away(own):
+        wait_for(logged)
+        threading.Event().wait(0.3)
+    (line,) = logged()
+    assert line.startswith("The job state store does not say which ends are to be told")
