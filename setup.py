@@ -108,6 +108,7 @@ tests_require = [
     "pika",
     "playwright",
     "pygments",
+    "pyramid_mailer",
     "pyramid_mako",
     "pytest",
     "pytest-cov>=7",

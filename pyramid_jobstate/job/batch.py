@@ -65,7 +65,9 @@ class Batch(SendsMembers, JobState):
             for name in names:
                 batch.send(import_file, name)
 
-    Subclass it, like :class:`.JobState`, to give a kind of batch its own rights.
+    Subclass it, like :class:`.JobState`, to give a kind of batch its own rights and
+    hooks. Workers call these when the batch ends, and again if it goes on and ends once
+    more. They must have imported the subclass.
     """
 
     def __init__(self, record: Record, run: Run = NO_RUN) -> None:

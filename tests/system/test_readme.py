@@ -80,6 +80,25 @@ def includeme(config):
     config.set_root_factory("myapp.operators.OperatedRoot")
 """
 
+#: Gives the application a database, as Pyramid's cookiecutter does.
+DATABASE = """
+import zope.sqlalchemy
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+
+
+def includeme(config):
+    engine = config.registry["engine"] = create_engine("sqlite:///app.sqlite")
+    factory = sessionmaker(engine)
+
+    def dbsession(request):
+        session = factory()
+        zope.sqlalchemy.register(session, transaction_manager=request.tm)
+        return session
+
+    config.add_request_method(dbsession, reify=True)
+"""
+
 #: What the programs below begin with.
 PRELUDE = """
 import os
@@ -556,6 +575,103 @@ for job_state, jobs in (
 registry = including("pyramid_tm").app.registry
 with prepare(registry=registry) as env:
     assert committed.run_and_wait(env["request"]).is_success
+""")
+
+
+def test_hooks_of_the_documents_tell(myapp: MyApp) -> None:
+    """A worker mails the end of a job and of a batch, writes one row, and posts a
+    signed event. The documents' test of a hook passes.
+    """
+    myapp.write("database.py", DATABASE)
+    myapp.write("myapp/models/__init__.py", "")
+    myapp.write(
+        "myapp/models/meta.py",
+        "from sqlalchemy.orm import declarative_base\n\nBase = declarative_base()\n",
+    )
+    (test,) = [text for text in snippets("python") if "# tests/test_orders" in text]
+    myapp.write("test_orders.py", test)
+    for name in "a.csv", "b.csv":
+        myapp.write(name, "1,2\n3,4\n")
+    myapp.run("""
+import hashlib
+import hmac
+import http.server
+import json
+import threading
+import time
+
+import dramatiq
+from dramatiq.middleware import Retries
+from pyramid_mailer import get_mailer
+
+events = []
+
+
+class Receiver(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        expected = hmac.new(b"secret", body, hashlib.sha256).hexdigest()
+        assert self.headers["X-Signature"] == expected
+        events.append(json.loads(body))
+        self.send_response(204)
+        self.end_headers()
+
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ["WEBHOOK_URL"] = f"http://127.0.0.1:{server.server_port}"
+os.environ["WEBHOOK_SECRET"] = "secret"
+app = including("pyramid_tm pyramid_mailer.testing database").app
+from myapp import inbox, nightly, orders, webhook
+
+inbox.Base.metadata.create_all(app.registry["engine"])
+broker, outbox = dramatiq.get_broker(), get_mailer(app.registry).outbox
+(retries,) = [m for m in broker.middleware if isinstance(m, Retries)]
+retries.max_retries = 0
+with prepare(registry=app.registry) as env, env["request"].tm:
+    env["request"].environ["REMOTE_USER"] = "alice@example.com"
+    states = env["request"].job_states
+    imported = states.send(orders.import_orders, "a.csv")
+    printed = states.send(inbox.print_labels)
+    shipped = states.send(webhook.ship_parcel, 7)
+    batch = nightly.start_night(env["request"], ["b.csv", "none.csv"])["job_state"]
+
+
+def notes():
+    with app.registry["engine"].connect() as connection:
+        return [(*row,) for row in connection.execute(inbox.Note.__table__.select())]
+
+
+worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=2)
+worker.start()
+deadline = time.monotonic() + 30
+while not (len(outbox) == 4 and notes() and events):
+    assert time.monotonic() < deadline, (outbox, notes(), events)
+    time.sleep(0.05)
+worker.stop()
+assert {tuple(mail.recipients) for mail in outbox} == {("alice@example.com",)}
+assert sorted(mail.subject for mail in outbox) == [
+    "1 of 2 imports have failed",
+    "2 orders are imported",
+    "2 orders are imported",
+    "Your orders could not be imported",
+]
+for job in imported, batch:
+    assert f"http://localhost/job_state/{job.uuid}/" in [mail.body for mail in outbox]
+printed, shipped = store.load(printed.uuid), store.load(shipped.uuid)
+testing.run_hook(app.registry, printed)
+note = (printed.uuid, printed.finished_at.isoformat(), "Your labels are printed.")
+assert notes() == [note]
+ended = {"status": "success", "at": str(shipped.finished_at)}
+assert events == [{"job": shipped.uuid, **ended}]
+members = ["success", "error", "error"]
+batch = testing.put_batch(store, nightly.ImportNight, members, owner="bob@example.com")
+testing.run_hook(app.registry, batch)
+assert outbox.pop().subject == "2 of 3 imports have failed"
+outbox.clear()
+import test_orders
+
+test_orders.test_mail_of_a_failure(app, store)
 """)
 
 
