@@ -237,7 +237,8 @@ class Hooks:
         if cls is None:
             raise RuntimeError(
                 f"{hook}() of the job {uuid} cannot run: this worker has not imported "
-                f"the JobState class of the kind {record.kind!r}."
+                f'the JobState class of the kind {record.kind!r}. See "A hook does not '
+                'run" in the troubleshooting guide.'
             )
         if record.status not in class_hooks(cls) or HOOKS[record.status] != hook:
             raise RuntimeError(

@@ -261,6 +261,7 @@ NAMED = {
     "404": 2,
     "The job stays queued": 2,
     "The job is stalled": 2,
+    "A hook does not run": 2,
     "503": 2,
     "Two applications, two brokers": 1,
     "An error with a request in it": 4,
