@@ -68,7 +68,7 @@ DEFAULT_URL = "http://localhost"
 
 
 class RequestMiddleware(Middleware):
-    """Gives a request to each actor that has a parameter `request`::
+    """Gives a request to each actor, and to each hook, that has a parameter `request`::
 
         @dramatiq.actor
         def import_file(name, *, request, job_state):
