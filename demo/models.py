@@ -89,5 +89,8 @@ def dbsession(request: Request) -> Session:
 
 
 def includeme(config: Configurator) -> None:
-    Base.metadata.create_all(session_factory().kw["bind"])
+    with session_factory().kw["bind"].begin() as connection:
+        # The web process and the worker may start at once. One creates the tables.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        Base.metadata.create_all(connection)
     config.add_request_method(dbsession, reify=True)
