@@ -3,7 +3,7 @@
 `python -m demo` starts everything. The parts, in reading order:
 
 =========  =================================================================
-jobs       what the worker does, and how it reports progress
+jobs       what the worker does, how it reports progress, and its hooks
 views      the users' pages: how a job is sent, and who may see its page
 templates  `<job-state>` shows a job while it runs
 static     the rest: a user's list of jobs, the course of a marathon

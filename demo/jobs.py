@@ -1,5 +1,5 @@
-"""The jobs. The web process imports this module to send them, and `dramatiq demo.jobs`
-imports it to run them.
+"""The jobs. The web process imports this module to send them, and the worker imports it
+to run them.
 """
 
 import itertools
@@ -10,11 +10,12 @@ from typing import Any
 
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
+from pyramid.request import Request
 from sqlalchemy import delete, insert, select
 
 from demo import results, sample
-from demo.models import Result, Upload, session_factory
-from pyramid_jobstate import Batch, JobState, JobStateMiddleware
+from demo.models import Note, Result, Upload, session_factory
+from pyramid_jobstate import Batch, JobState, JobStateMiddleware, RequestMiddleware
 
 #: The Redis server of the broker and the job states.
 REDIS_URL = os.environ.get("JOBSTATE_REDIS_URL", "redis://localhost:6379/0")
@@ -27,6 +28,7 @@ CHUNK = 250
 
 broker = RedisBroker(url=REDIS_URL)
 broker.add_middleware(JobStateMiddleware())
+broker.add_middleware(RequestMiddleware())  # for the hooks
 dramatiq.set_broker(broker)
 
 
@@ -40,8 +42,29 @@ class RunMarathon(JobState):
         return f"Run of {self.get_job_param('miles', 0):g} miles"
 
 
-class ImportResults(JobState):
-    """A CSV file on its way into the database."""
+class LeavesNote(JobState):
+    """An import that leaves a note in its owner's inbox when it ends.
+
+    These are its hooks. A worker calls one of them once the end is stored, in a
+    transaction that commits when the hook returns.
+    """
+
+    def on_success(self, request: Request) -> None:
+        self.leave_note(request, f"{self.title} is done.")
+
+    def on_error(self, request: Request) -> None:
+        self.leave_note(request, f"{self.title} has failed.")
+
+    def leave_note(self, request: Request, text: str) -> None:
+        # A hook may run twice, so it looks for its own note. An import that runs again
+        # has a new end, and leaves a new note.
+        end = {"uuid": self.uuid, "finished_at": self.finished_at}
+        if request.dbsession.get(Note, end) is None:
+            request.dbsession.add(Note(**end, owner=self.owner, text=text))
+
+
+class ImportFile(JobState):
+    """A CSV file on its way into the database, by itself or as one of many."""
 
     public_params = ("filename",)
 
@@ -57,8 +80,14 @@ class ImportResults(JobState):
         return "The import failed through no fault of the file."
 
 
-class ImportAll(Batch):
-    """Many files on their way into the database, a job each."""
+class ImportResults(LeavesNote, ImportFile):
+    """A file that is imported by itself."""
+
+
+class ImportAll(LeavesNote, Batch):
+    """Many files on their way into the database, a job each. One note is enough for
+    them: an :class:`ImportFile` leaves none.
+    """
 
 
 def pacer(per_second: float | None) -> Callable[[int], None]:
@@ -153,7 +182,7 @@ def import_results(
 # These jobs have a queue of their own, and give way to all others: a marathon that is
 # started after 120 files need not wait for them.
 @dramatiq.actor(
-    job_state=ImportResults,
+    job_state=ImportFile,
     throws=results.BadFile,
     max_retries=3,
     queue_name="files",

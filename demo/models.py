@@ -9,7 +9,14 @@ from typing import Any
 import zope.sqlalchemy
 from pyramid.config import Configurator
 from pyramid.request import Request
-from sqlalchemy import ForeignKey, UniqueConstraint, create_engine, event
+from sqlalchemy import (
+    ForeignKey,
+    UniqueConstraint,
+    create_engine,
+    event,
+    func,
+    select,
+)
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -59,6 +66,19 @@ class Result(Base):
         return f"{hours}:{minutes:02}:{seconds:02}"
 
 
+class Note(Base):
+    """What the end of an import leaves in the inbox of its owner."""
+
+    __tablename__ = "notes"
+
+    #: The import, a job or a batch, and when it ended: it may run again.
+    uuid: Mapped[str] = mapped_column(primary_key=True)
+    finished_at: Mapped[datetime] = mapped_column(primary_key=True)
+    owner: Mapped[str] = mapped_column(index=True)
+    text: Mapped[str]
+    is_read: Mapped[bool] = mapped_column(default=False)
+
+
 @functools.cache
 def session_factory() -> sessionmaker[Session]:
     """Return the factory of this process for database sessions.
@@ -88,9 +108,18 @@ def dbsession(request: Request) -> Session:
     return session
 
 
+def unread_notes(request: Request) -> int:
+    """Return how many notes in the user's inbox are new."""
+    unread = select(func.count()).where(
+        Note.owner == request.authenticated_userid, ~Note.is_read
+    )
+    return request.dbsession.execute(unread).scalar_one()
+
+
 def includeme(config: Configurator) -> None:
     with session_factory().kw["bind"].begin() as connection:
         # The web process and the worker may start at once. One creates the tables.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         Base.metadata.create_all(connection)
     config.add_request_method(dbsession, reify=True)
+    config.add_request_method(unread_notes, reify=True)

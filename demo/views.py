@@ -15,13 +15,13 @@ from sqlalchemy import ColumnElement, func, select
 from demo import sample
 from demo.jobs import (
     ImportAll,
-    ImportResults,
+    ImportFile,
     RunMarathon,
     import_file,
     import_results,
     run_marathon,
 )
-from demo.models import Result, Upload
+from demo.models import Note, Result, Upload
 from demo.results import MAX_BYTES
 from demo.security import USERS
 from pyramid_jobstate import JobState, NotRepeatable
@@ -160,11 +160,11 @@ def marathon(context: RunMarathon, request: Request) -> dict[str, Any]:
 
 @view_config(
     route_name="job",
-    context=ImportResults,
+    context=ImportFile,
     permission="view_job",
     renderer="templates/import.jinja2",
 )
-def results_import(context: ImportResults, request: Request) -> dict[str, Any]:
+def results_import(context: ImportFile, request: Request) -> dict[str, Any]:
     uploads = Upload.id == context.get_job_param("upload_id")
     return {"job_state": context, **results_of(request, uploads)}
 
@@ -218,6 +218,16 @@ def results_of(request: Request, uploads: ColumnElement[bool]) -> dict[str, Any]
     }
 
 
+@view_config(route_name="inbox", renderer="templates/inbox.jinja2")
+def inbox(request: Request) -> dict[str, Any]:
+    """The user's own notes, newest first. Whoever opens the inbox has read them."""
+    own = select(Note).where(Note.owner == request.authenticated_userid)
+    notes = request.dbsession.scalars(own.order_by(Note.finished_at.desc())).all()
+    for note in notes:
+        note.is_read = True
+    return {"notes": notes}
+
+
 @view_config(
     route_name="login",
     request_method="GET",
@@ -257,6 +267,7 @@ def job_states(request: Request) -> Any:
 def includeme(config: Configurator) -> None:
     config.add_static_view("static", "demo:static")
     config.add_route("home", "/")
+    config.add_route("inbox", "/inbox")
     config.add_route("login", "/login")
     config.add_route("logout", "/logout")
     config.add_route("marathons", "/marathons")

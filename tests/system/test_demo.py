@@ -50,9 +50,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         yield demo
 
 
-def query(demo: Demo, statement: str) -> tuple[object, ...]:
-    """Return the only row that a statement finds in the demo's database."""
-    with contextlib.closing(sqlite3.connect(demo.data / "demo.sqlite")) as database:
+def query(data: Path, statement: str) -> tuple[object, ...]:
+    """Return the only row that a statement finds in a demo's database."""
+    with contextlib.closing(sqlite3.connect(data / "demo.sqlite")) as database:
         (row,) = database.execute(statement)
         return tuple(row)
 
@@ -132,7 +132,7 @@ def test_files_are_imported(demo: Demo, page: Page, console_errors: list[str]) -
     written = number(page, "[data-metric=rows_written]")
     assert written + number(page, "[data-metric=rows_rejected]") == 20_000
     imported = "SELECT count(*) FROM results JOIN uploads ON uploads.id = upload_id "
-    assert query(demo, f"{imported} WHERE filename = 'sample.csv'") == (written,)
+    assert query(demo.data, f"{imported} WHERE filename = 'sample.csv'") == (written,)
     page.goto(demo.url)
     content = b"bib,name\n1,Ruth\n"
     file: FilePayload = {"name": "a.csv", "mimeType": "text/csv", "buffer": content}
@@ -147,7 +147,9 @@ def test_files_are_imported(demo: Demo, page: Page, console_errors: list[str]) -
 def test_batch_fails_in_part_and_runs_again(
     demo: Demo, page: Page, console_errors: list[str]
 ) -> None:
-    """The page counts the files, and runs those that failed again until all are in."""
+    """The page counts the files, and runs those that failed again until all are in.
+    Each end of the batch leaves a note, and those of its jobs leave none.
+    """
     log_in(page, demo, "Alice")
     page.get_by_role("button", name="Import 120 files").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Import of 120 files")
@@ -165,6 +167,10 @@ def test_batch_fails_in_part_and_runs_again(
     failed.get_by_role("link", name="oslo.csv").click()
     expect_status(page, "Failed")
     page.get_by_role("link", name="All files").click()
+    notes = "SELECT group_concat(text, ' ') FROM notes "
+    notes += "WHERE text LIKE '%120 files%' OR text LIKE '%oslo.csv%'"
+    note = "Import of 120 files has failed."
+    wait_for(lambda: query(demo.data, notes) == (note,), PATIENCE)
 
     page.get_by_role("button", name="Run the 2 failed files again").click()
     expect(failed).to_be_hidden()
@@ -173,11 +179,13 @@ def test_batch_fails_in_part_and_runs_again(
     expect(figure).to_have_text("120 of 120 files in the database")
     uuid = batch.rpartition("/")[2]
     files, rows = query(
-        demo,
+        demo.data,
         "SELECT count(DISTINCT upload_id), count(*) FROM results "
         f"JOIN uploads ON uploads.id = upload_id WHERE batch = '{uuid}'",
     )
     assert files == 120
+    note += " Import of 120 files is done."
+    wait_for(lambda: query(demo.data, notes) == (note,), PATIENCE)
     caption = f"The fastest of {rows:,} in the database"
     expect(page.locator("caption")).to_have_text(caption)
     page.get_by_role("link", name="Your jobs").click()
@@ -216,6 +224,67 @@ def test_job_is_seen_by_its_owner_and_the_admin_only(demo: Demo, page: Page) -> 
     expect(page.get_by_text("Owner: alice")).to_be_visible()
     page.goto(job)
     expect(page.get_by_text("Started by alice")).to_be_visible()
+
+
+def show_home(page: Page, demo: Demo) -> str:
+    """Go to the home page, and return what it says of the inbox."""
+    page.goto(demo.url)
+    return page.get_by_role("link", name="Inbox").inner_text()
+
+
+def test_import_leaves_a_note_in_its_owners_inbox(
+    demo: Demo, page: Page, console_errors: list[str]
+) -> None:
+    """The note leads to the import. Only its owner sees it, and it counts until then.
+    Its text is no markup.
+    """
+    log_in(page, demo, "Grace")
+    file: FilePayload = {
+        "name": "<b>rome</b>.csv",
+        "mimeType": "text/csv",
+        "buffer": b"bib,name,country,finish\n1,Ruth,KEN,2:20:00\n",
+    }
+    page.get_by_label("File with").set_input_files(file)
+    page.get_by_role("button", name="Import file").click()
+    expect_status(page, "Done")
+    job = page.url
+    wait_for(lambda: show_home(page, demo) == "Inbox (1)", PATIENCE)
+
+    log_in(page, demo, "Bob")
+    assert show_home(page, demo) == "Inbox"
+    page.get_by_role("link", name="Inbox").click()
+    expect(page.get_by_text("Nothing yet.")).to_be_visible()
+
+    log_in(page, demo, "Grace")
+    page.get_by_role("link", name="Inbox").click()
+    note = page.get_by_role("listitem").get_by_role("link")
+    expect(note).to_have_text("Import of <b>rome</b>.csv is done.")
+    note.click()
+    expect(page).to_have_url(job)
+    assert show_home(page, demo) == "Inbox"
+    assert console_errors == []
+
+
+#: Tells an import of its end twice, as happens if a worker dies in a hook.
+TWICE = """
+import demo
+from demo.jobs import ImportResults, broker
+from pyramid_jobstate import JobStore
+from pyramid_jobstate.testing import put_job, run_hook
+
+registry = demo.main({}).registry
+import_ = put_job(JobStore(broker.client), ImportResults, "success", owner="alice")
+for _ in range(2):
+    run_hook(registry, import_)
+"""
+
+
+def test_hook_that_runs_twice_leaves_one_note(tmp_path: Path, redis_url: str) -> None:
+    """The hook finds the note of its first run."""
+    own = {"JOBSTATE_REDIS_URL": redis_url, "JOBSTATE_DEMO_DATA": str(tmp_path)}
+    command = [sys.executable, "-c", TWICE]
+    subprocess.run(command, cwd=ROOT, env={**unmeasured(), **own}, check=True)
+    assert query(tmp_path, "SELECT count(*), owner FROM notes") == (1, "alice")
 
 
 #: What a fresh checkout does not have.
