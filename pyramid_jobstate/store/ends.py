@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ..job import HookInfo, JobInfo
+from ..job import HookInfo
 from .connection import text
 from .lists import escaped
 from .reader import Reader
@@ -73,14 +73,11 @@ class Ends:
         names = own & self._reader.members(self._calls.untold_key)
         return self._take(sorted(names), MAX_TAKEN) if names else []
 
-    def take_one(self, uuid: str, info: JobInfo) -> UntoldEnd | None:
+    def take_one(self, uuid: str) -> UntoldEnd | None:
         """Take the end of a job. Return None if it is not to be told, or another
         process has taken it.
         """
-        hooks = HookInfo.parse(info.hooks)
-        if hooks is None:
-            return None
-        found = self._take([_name(hooks.queue, info.kind)], 1, uuid)
+        found = self._take([], 1, uuid)
         return found[0] if found else None
 
     def _take(

@@ -16,7 +16,6 @@ from ..errors import ActorError
 from ..job import (
     HOOKS,
     REQUEST,
-    JobInfo,
     JobState,
     class_hooks,
     current_hook,
@@ -162,12 +161,12 @@ class Hooks:
                     **options,
                 )
 
-    def tell(self, broker: Broker, uuid: str, info: JobInfo) -> None:
+    def tell(self, broker: Broker, uuid: str) -> None:
         """Send the message that tells the end of a job, which is stored. What fails is
         left to :meth:`sweep`.
         """
         try:
-            end = records_of(self._store_for(broker)).ends.take_one(uuid, info)
+            end = records_of(self._store_for(broker)).ends.take_one(uuid)
         except RedisError:
             return
         if end is not None:

@@ -310,7 +310,7 @@ class Ledger:
         """Write how a job ended, and tell its hooks once that is stored."""
         is_stored = self.recorder_for(broker).end(unsaved, end)
         if is_stored and unsaved.info.hooks is not None and end.status != "retrying":
-            self.hooks.tell(broker, unsaved.uuid, unsaved.info)
+            self.hooks.tell(broker, unsaved.uuid)
 
     def _drop_steps_after(
         self,

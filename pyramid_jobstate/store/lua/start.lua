@@ -51,11 +51,11 @@ local words = {
   "status", is, "run", token, "seq", "0", "queued", old[4] or int(started),
   "started", int(started), "updated", int(started), "seen", int(now),
 }
+add_all(words, ARGV, 8)
 if old[13] then
-  -- This worker may know an earlier version of the class.
+  -- This worker may know another version of the class.
   add(words, "hooks", old[13])
 end
-add_all(words, ARGV, 8)
 if old[9] == "" then
   -- A message that the broker has refused may still come: see restore.lua.
   add(words, "rerun", "")
