@@ -14,7 +14,7 @@ from pyramid_jobstate.testing import put_batch, put_job
 from tests.jobs import working
 from tests.lost import keys_of, keys_without_end, take_over
 from tests.store.jobs import Diary
-from tests.support import STATUSES, load_job, wait_for
+from tests.support import STATUSES, key_of, load_job, wait_for
 
 #: The hooks that have run, and the uuids of their jobs.
 told: list[tuple[str, str]] = []
@@ -121,6 +121,20 @@ def test_outbox_of_another_program(
     assert job.cancel()
     assert store.delete(job.uuid)
     assert said() == []
+
+
+def test_record_of_another_program(store: JobStore) -> None:
+    """What another program has made of ended jobs holds up no others."""
+    (_, work), (broker, _) = make_desk(store, Odd), make_desk(store, Odd)
+    uuids = [work.send().message_id for _ in range(3)]
+    for uuid in uuids:
+        assert load_job(store, uuid).cancel()
+    take_over(store.client, key_of(store, uuids[0]))
+    store.client.hdel(key_of(store, uuids[1]), "status")
+    with working(broker):
+        wait_for(lambda: told)
+    assert told == [("on_cancelled", uuids[2])]
+    assert outbox(store) == []
 
 
 def test_record_keeps_the_hooks_of_its_sender(store: JobStore) -> None:

@@ -11,7 +11,7 @@ local function take(name, uuid, at)
   local old = redis.pcall(
     "HMGET", space .. uuid, "untold", "hooks", "kind", "status", "finished", "owner"
   )
-  if not old[1] then
+  if not (old[1] and is_finished(old[4])) then
     -- It is gone, or another program has written it.
     try("ZREM", key .. ":" .. name, uuid)
   elseif not at or at <= now then
