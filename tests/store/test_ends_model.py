@@ -270,8 +270,7 @@ class Course:
             letters, queue, *_ = json.loads(hooks)
             pair = uuid, fields.get("finished", "")
             is_over = status in FINISHED
-            if is_over:
-                self.statuses.setdefault(pair, status)
+            assert not is_over or self.statuses.setdefault(pair, status) == status
             # The failure of a job whose rerun was refused is not told any more.
             is_left = pair not in self.told and "refused" not in fields
             is_untold = is_over and status[0] in letters and is_left
@@ -502,6 +501,7 @@ def scenes_of(slot: int, n: int) -> list[list[Any]]:
         [*whole, ("begin", BIG, 1), ("finish", BIG, ERROR), ("stop", BATCH, 0), *told],
         [*failed, *told, ("requeue", BIG, 0), ("begin", BIG, 2), ("finish", BIG, n)],
         [*failed, ("requeue", SMALL, 0), ("requeue", BIG, 0), ("finish", SMALL, AGAIN)],
+        [*failed, ("finish", BIG, AGAIN), ("finish", SMALL, AGAIN), *told],
     ]
 
 

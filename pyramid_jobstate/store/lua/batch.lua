@@ -108,7 +108,12 @@ local function settle(now, has_grown)
   -- Another program may have written it.
   local due = math.min(math.max(0, number("latest") - now), 2 ^ 50)
   local at, is_aged, untold = micros() + due * 1000, false, nil
-  if is_over and not was_over then
+  if status ~= was and record.untold then
+    leave(batch[1])
+    record.untold = nil
+  end
+  if is_over and status ~= was then
+    -- If it was over, it has gone on meanwhile: a member has run again.
     set("finished", int(now))
     untold = untold_in(record.hooks, record.kind, status)
     if untold then
@@ -118,10 +123,6 @@ local function settle(now, has_grown)
     -- The bar starts anew.
     set("finished", false)
     set("held", false)
-    if record.untold then
-      leave(batch[1])
-      record.untold = nil
-    end
   end
   if is_over then
     at = micros()
