@@ -45,7 +45,7 @@ ESCAPED = "a%7D%3A%25\"' \\{é"
 HOOKS = (
     '["sec","default",null,null]',
     '["s","mails",null,null]',
-    '["ec","default","https://example.com/","shop"]',
+    '["e","default","https://example.com/","shop"]',
 )
 
 QUEUES = ("default", "mails")
@@ -220,6 +220,8 @@ class Course:
             assert self.life_of(uuid) >= before - 1
         else:
             assert abs(self.life_of(uuid) - self.store.expire_in) < 1
+            keys = self.client.scan_iter(f"*{uuid}*")
+            assert max(map(self.client.pttl, keys)) <= self.store.expire_in * 1000
 
     def lose(self, uuid: str) -> None:
         """Lose a record. Whoever comes across its entry removes that."""
@@ -329,7 +331,12 @@ def take_step(course: Course, name: str, slot: int, n: int) -> None:
     """Take a step of a course, in a variant of many."""
     records, ends = course.records, course.ends
     uuid = course.uuids[slot]
-    pair = course.sent[n % len(course.sent)] if course.sent else None
+    # The messages of all ends, or of one of them.
+    pairs = (
+        [*course.sent]
+        if n < 8 or not course.sent
+        else [course.sent[n % len(course.sent)]]
+    )
     match name:
         case "create":
             job = course.job(slot, n, waits=n % 4 == 3)
@@ -356,7 +363,10 @@ def take_step(course: Course, name: str, slot: int, n: int) -> None:
             end = End(status, error, 5.0 if status == "retrying" else None)
             course.write(slot, n, end=end, dropped=True, token=f"drop {n}")
         case "cancel":
+            before = course.life_of(uuid)
             records.cancel(uuid, course.info(slot, n))
+            # Its message may still come.
+            assert course.life_of(uuid) >= before - 1
         case "silence":
             if course.stored(uuid):
                 course.client.hset(course.key(uuid), "seen", 0)
@@ -390,9 +400,12 @@ def take_step(course: Course, name: str, slot: int, n: int) -> None:
             # That ends the jobs of the identity whose senders have died.
             records.claims.take("one", uuid)
         case "open":
-            records.batches.open(course.batch((BATCH, EMPTY)[n % 2], n))
+            is_new = not course.stored(uuid)
+            records.batches.open(course.batch(slot, n))
+            # Its transaction may still be aborted.
+            assert not (is_new and uuid in course.due(*QUEUES))
         case "forget_batch":
-            records.batches.forget(course.batch((BATCH, EMPTY)[n % 2], n))
+            records.batches.forget(course.batch(slot, n))
         case "stop":
             records.cancel(course.uuids[BATCH], course.info(BATCH, n))
         case "add":
@@ -412,14 +425,19 @@ def take_step(course: Course, name: str, slot: int, n: int) -> None:
             course.send([] if found is None else [found], due)
         case "make_due":
             course.make_due()
-        case "accept" if pair is not None:
+        case "accept":
             hooks = HookInfo("", "default")
-            ends.mark_sent([UntoldEnd(pair[0], hooks, KIND, "", pair[1], None)])
-            course.told.add(pair)
-        case "begin_hook" if pair is not None:
-            course.begin_hook(pair, f"message {n % 2}")
-        case "end_hook" if pair is not None:
-            course.end_hook(pair)
+            ends.mark_sent(
+                UntoldEnd(uuid, hooks, KIND, "", finished, None)
+                for uuid, finished in pairs
+            )
+            course.told.update(pairs)
+        case "begin_hook":
+            for pair in pairs:
+                course.begin_hook(pair, f"message {n % 2}")
+        case "end_hook":
+            for pair in pairs:
+                course.end_hook(pair)
         case "lose":
             course.lose(uuid)
         case "lose_outbox":
@@ -471,36 +489,48 @@ SUCCESS, ERROR, CANCELLED, RETRYING, AGAIN = 0, 1, 2, 3, 8
 def scenes_of(slot: int, n: int) -> list[list[Any]]:
     """Return steps that rarely follow each other by chance."""
     run = [("create", slot, n), ("begin", slot, n + 1)]
+    rerun = [("create", slot, n), ("begin", slot, n + 2)]
     fail, succeed = ("finish", slot, ERROR), ("finish", slot, SUCCESS)
-    told = [("sweep", LONE, 0), ("begin_hook", LONE, n), ("end_hook", LONE, n)]
+    sweep, accept = ("sweep", LONE, 0), ("accept", LONE, 0)
+    begin, end = ("begin_hook", LONE, 0), ("end_hook", LONE, 0)
+    told, other = [sweep, begin, end], ("begin_hook", LONE, 1)
+    again, late = ("make_due", LONE, 0), ("end_hook", LONE, 8)
+    cancel, dies = ("cancel", slot, 0), ("silence", slot, 0)
     whole = [("open", BATCH, 0), *(("create", each, 0) for each in MEMBERS)]
     begun = [*whole, *(("begin", each, 1) for each in MEMBERS)]
     failed = [*begun, *(("finish", each, ERROR) for each in MEMBERS)]
-    dead = [("create", slot, n), ("silence", slot, 0)]
+    stop, requeue = ("stop", BATCH, 0), ("requeue", slot, 0)
+    goes_on = [("requeue", BIG, 0), ("begin", BIG, 2), ("finish", BIG, ERROR)]
+    worried = [("create", slot, 2), ("begin", slot, 2), cancel]
     return [
         [*run, succeed, *told],
-        [*run, succeed, ("sweep", LONE, 0), ("accept", LONE, 0), ("create", slot, n)],
-        [*run, succeed, ("make_due", LONE, 0), *told, *told],
+        [*run, succeed, sweep, accept, ("create", slot, n + 1)],
+        [*run, succeed, again, *told, *told],
         [*run, succeed, ("lose", slot, 0), *run, succeed, *told],
         [*run, succeed, ("lose_outbox", LONE, 0), *told],
-        [*run, succeed, ("sweep", LONE, 0), ("take_one", slot, 0)],
-        [*run, fail, ("requeue", slot, 0), ("restore", slot, 0), *told],
-        [*run, fail, ("sweep", LONE, 0), ("requeue", slot, 0), ("restore", slot, 0)],
-        [*run, fail, ("requeue", slot, 0), ("begin", slot, n), succeed, *told],
-        [*run, fail, ("begin", slot, n), fail, *told],
-        [*run, ("silence", slot, 0), ("cancel", slot, 0), *told],
-        [*run, ("cancel", slot, 0), ("finish", slot, CANCELLED), *told],
-        [*run, ("drop", slot, 6), ("finish", slot, RETRYING), *told],
-        [("create", slot, 3), ("drop", slot, 4), ("await_turn", slot, 0)],
-        [*dead, ("claim", FIRST, 0), ("alias", slot, 0)],
+        [*run, succeed, sweep, ("take_one", slot, 0), end],
+        [*run, succeed, sweep, begin, other, begin],
+        [*run, succeed, *told, *rerun, succeed, sweep, begin, late],
         [*run, succeed, ("pass_time", LONE, 0), ("clear", LONE, 0), *told],
-        [("open", EMPTY, 1), ("make_due", LONE, 0), *told],
-        [("open", EMPTY, 1), ("forget_batch", EMPTY, 1)],
-        [*whole, ("stop", BATCH, 0), ("begin", slot, n), *told],
-        [*begun, ("finish", BIG, ERROR), ("stop", BATCH, 0), *told],
-        [*whole, ("begin", BIG, 1), ("finish", BIG, ERROR), ("stop", BATCH, 0), *told],
-        [*failed, *told, ("requeue", BIG, 0), ("begin", BIG, 2), ("finish", BIG, n)],
-        [*failed, ("requeue", SMALL, 0), ("requeue", BIG, 0), ("finish", SMALL, AGAIN)],
+        [*run, fail, requeue, ("restore", slot, 0), *told],
+        [*run, fail, sweep, requeue, ("restore", slot, 0)],
+        [*run, fail, requeue, ("begin", slot, n), succeed, *told],
+        [*run, fail, ("begin", slot, n), fail, *told],
+        [*run, dies, cancel, *told],
+        [*run, cancel, ("finish", slot, CANCELLED), *told],
+        [*run, ("drop", slot, 6), ("finish", slot, RETRYING), *told],
+        [*worried, fail],
+        [*worried, dies, ("drop", slot, 6)],
+        [("create", slot, 3), ("drop", slot, 4), ("await_turn", slot, 0)],
+        [("create", SECOND, n), ("silence", SECOND, 0), ("claim", FIRST, 0)],
+        [("create", SECOND, 0), ("drop", SECOND, 1), ("alias", SECOND, 0)],
+        [("open", EMPTY, 0), again, *told],
+        [("open", EMPTY, 0), ("forget_batch", EMPTY, 0)],
+        [*whole, stop, ("begin", slot, n), *told],
+        [*begun, ("finish", BIG, ERROR), stop, *told],
+        [*whole, ("begin", BIG, 1), ("finish", BIG, ERROR), stop, *told],
+        [*failed, sweep, begin, *goes_on, sweep, other],
+        [*failed, *goes_on[:2], ("requeue", SMALL, 0), ("finish", SMALL, AGAIN)],
         [*failed, ("finish", BIG, AGAIN), ("finish", SMALL, AGAIN), *told],
     ]
 
@@ -548,9 +578,13 @@ def follow(course: Course, path: list[Step]) -> None:
 
 
 def with_scenes(test: Any) -> Any:
-    """Have a test begin with each of the scenes, of a lone job and of a member."""
-    for scene in [*scenes_of(LONE, 0), *scenes_of(BIG, 1)]:
+    """Have a test begin with each of the scenes: of a lone job, and of a member with
+    each call repeated.
+    """
+    for scene in scenes_of(LONE, 0):
         test = example(path=[(*step, False) for step in scene])(test)
+    for scene in scenes_of(BIG, 1):
+        test = example(path=[(*step, True) for step in scene])(test)
     return test
 
 
