@@ -104,9 +104,9 @@ class Ends:
         call = self._calls.begin_hook(uuid, finished, message_id)
         return self._run([call]) == [1]
 
-    def finish(self, uuid: str, finished: str) -> None:
+    def finish(self, uuid: str, finished: str, message_id: str) -> None:
         """Write that a hook has returned, or will not be tried again."""
-        self._run([self._calls.end_hook(uuid, finished)])
+        self._run([self._calls.end_hook(uuid, finished, message_id)])
 
 
 def _name(queue: str, kind: str) -> str:

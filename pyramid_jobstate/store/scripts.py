@@ -488,9 +488,9 @@ class Calls:
     def begin_hook(self, uuid: str, finished: str, message_id: str) -> Call:
         return self._call("begin_hook", uuid, finished, message_id)
 
-    def end_hook(self, uuid: str, finished: str) -> Call:
+    def end_hook(self, uuid: str, finished: str, message_id: str) -> Call:
         kept = [self.failure_key(uuid), *self.batch_keys(uuid)]
-        return self._call("end_hook", uuid, finished, more_keys=kept)
+        return self._call("end_hook", uuid, finished, message_id, more_keys=kept)
 
     def batch_keys(self, uuid: str) -> list[str]:
         """Return the keys of what a batch knows of its members, in its hash's slot: see

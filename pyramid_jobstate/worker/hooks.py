@@ -269,7 +269,8 @@ class Hooks:
                 reason,
             )
         try:
-            records_of(self._store_for(broker)).ends.finish(uuid, finished)
+            ends = records_of(self._store_for(broker)).ends
+            ends.finish(uuid, finished, message.message_id)
         except RedisError:
             # The record lives longer than it needs to.
             return

@@ -383,3 +383,25 @@ def test_outage_of_the_store_is_logged_once(own: JobStore, logged: Logged) -> No
         threading.Event().wait(0.3)
     (line,) = logged()
     assert line.startswith("The job state store does not say which ends are to be told")
+
+
+def test_second_message_shortens_no_life(redis_url: str) -> None:
+    """A job outlives the pause of a hook that is tried again, even if another message
+    for its end has come meanwhile.
+    """
+    store = JobStore(redis_url, expire_in=1)
+    broker = make_broker(redis_url, JobStateMiddleware(store, heartbeat=0.1))
+    broker.add_middleware(alarm := Alarm())
+    run_marathon = make_actor(broker)
+    acts["on_success"] = lambda job: [][len(told) == 1]
+    with working(broker):
+        message = run_marathon.send()
+        wait_for(lambda: told)
+        ended = str(round(told[0][2].timestamp() * 1000))
+        arguments = (message.message_id, "on_success", ended)
+        broker.enqueue(dramatiq.Message("default", "jobstate_hook", arguments, {}, {}))
+        client: Any = store.client
+        wait_for(lambda: not client.hlen("dramatiq:default.msgs"))
+        assert client.pttl(f"jobstate:{message.message_id}") > 1000
+        alarm.ring()
+        wait_for(lambda: len(told) == 2)

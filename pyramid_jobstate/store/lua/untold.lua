@@ -31,6 +31,13 @@ local function enter(record, set, at)
   try("PEXPIRE", names, life)
 end
 
+-- Whether a hook was begun for the end of a job by another message. `hook` is what its record says
+-- of the last hook that was begun: when the job had ended, and the id of the message.
+local function is_begun_by_other(hook, finished, message)
+  local own = finished .. " " .. message
+  return hook and hook ~= own and string.find(hook, finished .. " ", 1, true) == 1
+end
+
 -- The end of a job is told, or will not be.
 local function leave(record)
   local old = redis.call("HMGET", record, "hooks", "kind")
