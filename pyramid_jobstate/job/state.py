@@ -805,9 +805,18 @@ def class_hooks(cls: type[JobState]) -> Mapping[str, bool]:
     return cls._hooks
 
 
-def kinds_with_hooks() -> list[str]:
-    """Return the kinds with hooks whose classes this process has imported."""
-    return [kind for kind, cls in [*_kinds.items()] if cls._hooks]
+def kinds_with_hooks(*, has_requests: bool) -> list[str]:
+    """Return the kinds with hooks whose classes this process has imported.
+
+    Parameters:
+      has_requests: Whether hooks can receive a request. Else kinds are left out that
+        have such a hook.
+    """
+    return [
+        kind
+        for kind, cls in [*_kinds.items()]
+        if cls._hooks and (has_requests or not any(cls._hooks.values()))
+    ]
 
 
 def class_of(record: Record) -> type[JobState]:

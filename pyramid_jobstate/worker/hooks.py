@@ -174,12 +174,13 @@ class Hooks:
 
     def sweep(self, broker: Broker, queues: Iterable[str]) -> None:
         """Send the messages that tell ends which nobody has told, as far as this
-        process may: those of classes that it has imported.
+        process may: those of classes that it has imported, whose hooks receive a
+        request only if the broker gives them one.
 
         Parameters:
           queues: The queues that this process consumes.
         """
-        kinds = kinds_with_hooks()
+        kinds = kinds_with_hooks(has_requests=_gives_requests(broker))
         if not kinds:
             return
         ends = records_of(self._store_for(broker)).ends.take(queues, kinds)

@@ -405,3 +405,25 @@ def test_second_message_shortens_no_life(redis_url: str) -> None:
         assert client.pttl(f"jobstate:{message.message_id}") > 1000
         alarm.ring()
         wait_for(lambda: len(told) == 2)
+
+
+def test_broker_without_requests_leaves_their_hooks_to_others(redis_url: str) -> None:
+    """Two brokers of a process share a store. A worker of one whose hooks receive no
+    request tells none of the others'.
+    """
+
+    class Asked(JobState):
+        def on_cancelled(self, request: Any) -> None: ...
+
+    plain = make_broker(redis_url, JobStateMiddleware(heartbeat=0.1))
+    run_marathon = make_actor(plain)
+    asked = put_job(store_of(plain), Asked, "queued", actor="run_marathon")
+    store_of(plain).client.hset(
+        f"jobstate:{asked.uuid}", "hooks", '["c","default",null,null]'
+    )
+    message = run_marathon.message()
+    plain.enqueue(message, delay=60_000)
+    assert asked.cancel() and load(plain, message).cancel()
+    with working(plain):
+        wait_for(lambda: told)
+    assert untold(plain) == [asked.uuid]
