@@ -245,6 +245,11 @@ class Hooks:
                 f"{hook}() of the job {uuid} cannot run: the class "
                 f"{cls.__module__}.{cls.__qualname__} of this worker has no such hook."
             )
+        if request is None and class_hooks(cls)[record.status]:
+            # It took none where the message was sent. With another id, it would be
+            # told before if it has begun.
+            broker.enqueue(job.message.copy(actor_name=REQUEST_HOOK))
+            return
         if not records_of(store).ends.begin(uuid, finished, job.uuid):
             log.info("%s() of the job %s does not run: it was told before.", hook, uuid)
             return
