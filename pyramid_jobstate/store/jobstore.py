@@ -296,8 +296,8 @@ class JobStore:
         permits: Callable[[JobState], bool] | None = None,
         tell: Callable[[str, bool], object] | None = None,
     ) -> BulkResult:
-        """Delete ended jobs, as :meth:`delete` does. Those whose ends are still to be
-        told to hooks stay, and count as refused.
+        """Delete ended jobs, as :meth:`delete` does. Those whose hooks have yet to
+        begin stay, and count as refused.
 
         Parameters:
           owner: Only jobs of this owner. Members of batches are among them.

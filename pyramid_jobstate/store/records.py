@@ -551,20 +551,20 @@ class Records:
 
     def delete_records(self, records: Sequence[Record]) -> Iterator[Acted]:
         """Delete ended jobs, and yield those that this call has deleted, or may have.
-        Those whose ends are still to be told to hooks stay.
+        Those whose hooks have yet to begin stay.
 
         Raises:
           redis.exceptions.RedisError: The server did not answer, at least for some.
         """
-        return self._delete(records, spares_untold=True)
+        return self._delete(records, spares_awaited=True)
 
     def _delete(
-        self, records: Sequence[Record], *, spares_untold: bool = False
+        self, records: Sequence[Record], *, spares_awaited: bool = False
     ) -> Iterator[Acted]:
         # The client may repeat a call if its reply is lost: the word identifies it.
         word = secrets.token_hex(8)
         calls = [
-            self._calls.delete(r.uuid, r.info, word, spares_untold=spares_untold)
+            self._calls.delete(r.uuid, r.info, word, spares_awaited=spares_awaited)
             for r in records
         ]
         return self._act(records, calls)

@@ -450,17 +450,17 @@ class Calls:
         return Call.of(self._scripts[MANY + script], calls[0].key, words)
 
     def delete(
-        self, uuid: str, info: JobInfo, word: str, *, spares_untold: bool
+        self, uuid: str, info: JobInfo, word: str, *, spares_awaited: bool
     ) -> Call:
         """Return the call that deletes an ended job.
 
         Parameters:
-          spares_untold: Whether to leave it alone if its end is still to be told.
+          spares_awaited: Whether to leave it alone if its hook has yet to begin.
         """
         kept = [self.failure_key(uuid)]
         if info.is_batch:
             kept += self.batch_keys(uuid)
-        return self._call("delete", uuid, word, int(spares_untold), more_keys=kept)
+        return self._call("delete", uuid, word, int(spares_awaited), more_keys=kept)
 
     def take_ends(
         self, sets: Iterable[str], milliseconds: int, limit: int, uuid: str = ""

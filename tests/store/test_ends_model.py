@@ -162,6 +162,13 @@ class Course:
         is_over = fields.get("status") in FINISHED
         return (uuid, fields["finished"]) if is_over else None
 
+    def is_awaited(self, uuid: str) -> bool:
+        """Return whether a hook has yet to begin for the end of a job."""
+        fields, end = self.stored(uuid), self.end_of(uuid)
+        letters = json.loads(fields.get("hooks", '[""]'))[0]
+        is_told = end is not None and fields["status"][0] in letters
+        return is_told and "hook" not in fields
+
     def life_of(self, uuid: str) -> float:
         """Return the seconds that a record lives."""
         return float(self.client.pttl(self.key(uuid)) / 1000)
@@ -214,7 +221,7 @@ class Course:
         """
         uuid = pair[0]
         before, fields = self.life_of(uuid), self.stored(uuid)
-        self.ends.finish(*pair)
+        self.ends.finish(*pair, self.begun.get(pair, "message 0"))
         is_cut = fields.get("status") == "cancelled" or "stopped" in fields
         if self.end_of(uuid) != pair or is_cut or "untold" in fields:
             assert self.life_of(uuid) >= before - 1
@@ -250,7 +257,7 @@ class Course:
         self.told = {*map(past, self.told)}
         self.statuses = {past(pair): each for pair, each in self.statuses.items()}
         self.lives = {past(pair): each - seconds for pair, each in self.lives.items()}
-        self.begun.clear()
+        self.begun = {past(pair): each for pair, each in self.begun.items()}
         self.leased.clear()
 
     def check(self) -> None:
@@ -375,12 +382,12 @@ def take_step(course: Course, name: str, slot: int, n: int) -> None:
             is_over = course.end_of(uuid) is not None
             assert course.store.delete(uuid) or not is_over
         case "clear":
-            untold = [each for each in course.uuids if "untold" in course.stored(each)]
+            awaited = [each for each in course.uuids if course.is_awaited(each)]
             # Members of a cancelled batch read cancelled, and may not have ended.
             is_cut = "stopped" in course.stored(course.uuids[BATCH])
             result = course.store.clear(everything=True)
-            assert result.refused == len(untold) or is_cut
-            assert all("untold" in course.stored(each) for each in untold)
+            assert result.refused == len(awaited) or is_cut
+            assert all(map(course.is_awaited, awaited))
         case "requeue":
             record = records.record(uuid)
             with contextlib.suppress(NotRepeatable):

@@ -290,6 +290,9 @@ def test_hooks_have_a_queue_of_their_own(redis_url: str) -> None:
     worker.stop()
     client: Any = store_of(broker).client
     assert client.llen("dramatiq:mails") == 1 and not told
+    # A clean-up must not keep it from running.
+    cleared = store_of(broker).clear(everything=True)
+    assert (cleared.done, cleared.refused) == (0, 1)
     with working(broker):
         wait_for(lambda: told)
 

@@ -13,8 +13,8 @@ local record, changed = {}, {}
 
 local NAMES = {
   "status", "stopped", "forced", "allow", "size", "latest", "weight", "sum", "held", "updated",
-  "started", "finished", "seen", "listed", "kind", "hooks", "untold", "n:n", "n:q", "n:r", "n:w",
-  "n:s", "n:e", "n:c",
+  "started", "finished", "seen", "listed", "kind", "hooks", "untold", "hook", "n:n", "n:q", "n:r",
+  "n:w", "n:s", "n:e", "n:c",
 }
 
 local function read_batch()
@@ -111,6 +111,9 @@ local function settle(now, has_grown)
   if status ~= was and record.untold then
     leave(batch[1])
     record.untold = nil
+  end
+  if status ~= was and record.hook then
+    set("hook", false)
   end
   if is_over and status ~= was then
     -- If it was over, it has gone on meanwhile: a member has run again.

@@ -7,10 +7,10 @@ local old = redis.call("HMGET", key, "status", "finished", "hook", "untold")
 if not is_finished(old[1]) or old[2] ~= ARGV[1] then
   return 0
 end
-if is_begun_by_other(old[3], ARGV[1], ARGV[2]) then
+if old[3] and old[3] ~= ARGV[2] then
   return 0
 end
-redis.call("HSET", key, "hook", ARGV[1] .. " " .. ARGV[2])
+redis.call("HSET", key, "hook", ARGV[2])
 lengthen(life_after(true))
 if old[4] then
   leave(key)

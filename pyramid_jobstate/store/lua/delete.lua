@@ -1,16 +1,18 @@
 -- Delete the record of an ended job. KEYS: the record, what is kept of its failure, and of a
 -- batch.
--- ARGV: a word that identifies this request, "1" to leave a job alone whose end is to be told.
+-- ARGV: a word that identifies this request, "1" to leave a job alone whose hook has yet to
+-- begin.
 -- Returns 1 if the job was deleted, by this call or by the same call before, whose reply was
 -- lost; 0 if it has not ended, is unknown or was left alone.
 -- A tombstone stays for the rest of the record's lifetime. It reads as an unknown job, and
 -- keeps a message that is still to come from running and from writing the job again.
 
-local old = redis.call("HMGET", key, "status", "asked", "stopped", "rev", "untold")
+local old = redis.call("HMGET", key, "status", "asked", "stopped", "rev", "untold", "hooks", "kind", "hook")
 if old[1] == "deleted" then
   return old[2] == ARGV[1] and 1 or 0
 end
-if not is_finished(old[1]) or (old[5] and ARGV[2] == "1") then
+local is_awaited = untold_in(old[6], old[7], old[1]) and not old[8]
+if not is_finished(old[1]) or (is_awaited and ARGV[2] == "1") then
   return 0
 end
 if old[5] then

@@ -3,6 +3,7 @@
 -- queue of the message that tells them, and more that concerns the worker. While its end is not
 -- told, it has a field `untold`, and stands in a sorted set of its queue and kind, with the time
 -- in microseconds from which a worker may send the message. The names of these sets stand in a set.
+-- Once the hook has begun, the field `hook` holds the id of that message, until the job goes on.
 
 local HOOKS = '^%["(%l+)","([^"\\]+)"'
 
@@ -29,13 +30,6 @@ local function enter(record, set, at)
   try("PEXPIRE", key, life)
   try("SADD", names, set)
   try("PEXPIRE", names, life)
-end
-
--- Whether a hook was begun for the end of a job by another message. `hook` is what its record says
--- of the last hook that was begun: when the job had ended, and the id of the message.
-local function is_begun_by_other(hook, finished, message)
-  local own = finished .. " " .. message
-  return hook and hook ~= own and string.find(hook, finished .. " ", 1, true) == 1
 end
 
 -- The end of a job is told, or will not be.

@@ -17,7 +17,7 @@ if old[3] then
   leave(key)
 end
 redis.call("HSET", key, "status", "waiting", "updated", int(time()))
-redis.call("HDEL", key, "error", "finished", "due", "drop", "unreached")
+redis.call("HDEL", key, "error", "finished", "due", "drop", "unreached", "hook")
 redis.call("PEXPIRE", key, int(ACTIVE_TTL))
 place(key, "cancelled", "waiting", micros())
 return 1
