@@ -7,7 +7,9 @@
 -- A tombstone stays for the rest of the record's lifetime. It reads as an unknown job, and
 -- keeps a message that is still to come from running and from writing the job again.
 
-local old = redis.call("HMGET", key, "status", "asked", "stopped", "rev", "untold", "hooks", "kind", "hook")
+local old = redis.call(
+  "HMGET", key, "status", "asked", "stopped", "rev", "untold", "hooks", "kind", "hook"
+)
 if old[1] == "deleted" then
   return old[2] == ARGV[1] and 1 or 0
 end

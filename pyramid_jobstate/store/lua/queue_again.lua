@@ -3,7 +3,9 @@
 -- the deadline of a unique job. Returns 1 if the job was queued again, by this call or by the
 -- same call before, whose reply was lost; 0 if the job has changed since.
 
-local old = redis.call("HMGET", key, "status", "run", "owner", "past", "asked", "rerun", "hooks", "untold")
+local old = redis.call(
+  "HMGET", key, "status", "run", "owner", "past", "asked", "rerun", "hooks", "untold"
+)
 local deadline, token = table.remove(ARGV), table.remove(ARGV)
 local status = old[1]
 if status == "sending" then

@@ -11,7 +11,8 @@ local HOOKS = '^%["(%l+)","([^"\\]+)"'
 -- that is not told.
 local function untold_in(hooks, kind, status)
   local letters, queue = string.match(hooks or "", HOOKS)
-  if letters and is_finished(status) and string.find(letters, string.sub(status, 1, 1), 1, true) then
+  local letter = is_finished(status) and string.sub(status, 1, 1)
+  if letters and letter and string.find(letters, letter, 1, true) then
     return queue .. ":" .. escape(kind or "")
   end
 end
