@@ -13,19 +13,12 @@ from dramatiq.errors import ConnectionClosed
 
 from pyramid_jobstate import JobError, JobStateMiddleware, JobStore, rerun
 from tests.jobs import Alarm, Gate, RunMarathon, job_actor, load, wait_until, working
-from tests.rabbitmq import RabbitMQ, find_binary
-from tests.support import lack, wait_for
+from tests.rabbitmq import RabbitMQ
+from tests.support import wait_for
 
 #: The seconds that a worker may take to start on a busy machine, or a consumer to
 #: reconnect.
 PATIENCE = 30
-
-
-@pytest.fixture(scope="module")
-def rabbitmq() -> Iterator[RabbitMQ]:
-    missing = "No RabbitMQ is installed (Debian: apt-get install rabbitmq-server)"
-    with RabbitMQ(find_binary() or lack(missing)) as node:
-        yield node
 
 
 @pytest.fixture
