@@ -1,0 +1,207 @@
+"""Jobs whose class has hooks, and the worker processes of their tests. These are forked
+by one that has imported everything, ``python -m tests.hooked``: it takes little time to
+start many.
+"""
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import redis
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.middleware import Middleware
+
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
+from tests.support import ROOT, unmeasured
+from tests.workerprocess import STALLED_AFTER, make_broker
+
+#: Where a worker may be told to die: the message of a hook has not left, or the broker
+#: has just accepted it; a worker has taken it; the hook runs; it has returned.
+PLACES = ("before sending", "sent", "taken", "inside", "returned")
+
+
+class Crossing(JobState):
+    """A job whose ends are written down in a journal."""
+
+    def on_success(self) -> None:
+        self._note("on_success")
+
+    def on_error(self) -> None:
+        self._note("on_error")
+
+    def on_cancelled(self) -> None:
+        self._note("on_cancelled")
+
+    def _note(self, hook: str) -> None:
+        environ = _environ()
+        seen = JobStore(environ["STORE"]).load(self.uuid)
+        status = None if seen is None else seen.status
+        line = json.dumps([hook, self.uuid, moment(self), status])
+        _client(environ["JOURNAL"]).rpush("journal", line)
+        die("inside", self.uuid)
+
+
+def moment(job_state: JobState) -> int:
+    """Return when a job has ended, in milliseconds."""
+    ended = job_state.finished_at
+    return 0 if ended is None else round(ended.timestamp() * 1000)
+
+
+class Trap(Middleware):
+    """Kills the worker where it was told to die."""
+
+    def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+        self._spring("before sending", message)
+
+    def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+        self._spring("sent", message)
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        self._spring("taken", message)
+
+    def after_process_message(
+        self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
+    ) -> None:
+        self._spring("returned", message)
+
+    def _spring(self, place: str, message: Any) -> None:
+        if message.actor_name == "jobstate_hook":
+            die(place, message.args[0])
+
+
+def die(place: str, uuid: str) -> None:
+    """Die here if this worker was told to."""
+    if _environ().get("DEATH") == f"{place} {uuid}":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def declare(broker: dramatiq.Broker) -> dramatiq.Actor[..., Any]:
+    """Declare the actor of the jobs: they do as they are told, and may stand at a gate
+    before that.
+    """
+
+    @dramatiq.actor(broker=broker, max_retries=1, min_backoff=1, max_backoff=1)
+    def cross(plan: str = "success", gate: str = "", *, job_state: Crossing) -> None:
+        journal = _client(_environ()["JOURNAL"])
+        while gate and not journal.exists(gate):
+            job_state.set_progress_metric("at", time.time())
+            time.sleep(0.01)
+        if plan == "error" or (plan == "retry" and job_state.attempt == 1):
+            raise ValueError("a storm")
+
+    return cross
+
+
+def make_hooked_broker(url: str, store_url: str) -> dramatiq.Broker:
+    """Return a broker whose workers look for ends five times a second."""
+    if url.startswith("redis:"):
+        return make_broker(url, store_url)
+    broker = RabbitmqBroker(url=url, confirm_delivery=True)
+    store = JobStore(store_url, stalled_after=STALLED_AFTER)
+    broker.add_middleware(JobStateMiddleware(store, interval=0.05, heartbeat=0.2))
+    return broker
+
+
+class Workers:
+    """Starts and kills worker processes."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        with log.open("wb") as file:
+            self._parent = subprocess.Popen(
+                [sys.executable, "-m", "tests.hooked"],
+                cwd=ROOT,
+                # How soon a worker asks a broker again that was away.
+                env={**unmeasured(), "dramatiq_restart_delay": "100"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    def start(self, **environ: str) -> int:
+        """Start a worker, and return its process id.
+
+        Parameters:
+          environ: The URLs BROKER, STORE and JOURNAL, and perhaps the number of its
+            THREADS, and its DEATH: the place and the uuid of the job.
+        """
+        assert self._parent.stdin and self._parent.stdout
+        self._parent.stdin.write(json.dumps(environ).encode() + b"\n")
+        self._parent.stdin.flush()
+        return int(self._parent.stdout.readline())
+
+    def lines(self, text: str) -> list[str]:
+        """Return the lines that the workers have logged with a text in them."""
+        lines = self.log.read_text("utf-8", "replace").splitlines()
+        return [line for line in lines if text in line]
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._parent.pid, signal.SIGKILL)
+        self._parent.communicate()
+
+
+def kill(pid: int) -> None:
+    """Kill a worker, which may be dead."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def as_variable(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variable that tells the hooks of a process its URLs."""
+    return {"HOOKED": json.dumps(environ)}
+
+
+@contextlib.contextmanager
+def hiring(folder: Path) -> Iterator[Workers]:
+    """Yield what starts worker processes, and kill them at last."""
+    with contextlib.closing(Workers(folder / "workers.log")) as workers:
+        yield workers
+
+
+def _environ() -> dict[str, str]:
+    found: dict[str, str] = json.loads(os.environ["HOOKED"])
+    return found
+
+
+@functools.cache
+def _client(url: str) -> Any:
+    return redis.Redis.from_url(url)
+
+
+def _work(environ: dict[str, str]) -> None:
+    """Work until killed."""
+    os.environ.update(as_variable(environ))
+    logging.basicConfig(level=logging.INFO)
+    broker = make_hooked_broker(environ["BROKER"], environ["STORE"])
+    broker.add_middleware(Trap())
+    declare(broker)
+    threads = int(environ.get("THREADS", "1"))
+    dramatiq.Worker(broker, worker_timeout=20, worker_threads=threads).start()
+    signal.pause()
+
+
+def main() -> None:
+    """Fork a worker for each line, until there are no more."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            _work(json.loads(line))
+        print(pid, flush=True)
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

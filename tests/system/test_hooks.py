@@ -1,0 +1,523 @@
+"""The promise of hooks: each end that the store holds is told at least once, whoever
+dies or goes away.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+from redis.exceptions import RedisError
+
+from pyramid_jobstate import JobStateMiddleware, JobStore
+from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.testing import pass_time
+from tests.cliapp import Folder
+from tests.faulty import FaultyProxy, faulty
+from tests.hooked import (
+    PLACES,
+    Crossing,
+    Workers,
+    as_variable,
+    declare,
+    hiring,
+    kill,
+    make_hooked_broker,
+    moment,
+)
+from tests.incaller import InCallerBroker
+from tests.jobs import make_broker, working
+from tests.rabbitmq import RabbitMQ
+from tests.sentinels import replicated
+from tests.support import is_alive, load_job, wait_for
+from tests.web.operating import act
+from tests.web.visits import Refusing
+from tests.webapp import make_app, make_config, make_request, make_tm_config
+from tests.workerprocess import STALLED_AFTER
+
+#: What of a worker's requests changes something, or reads a job.
+ASKS = b"EVAL", b"HGETALL", b"HMGET"
+MESSAGES = b"$7\r\nenqueue\r\n", b"$3\r\nack\r\n", b"$4\r\nnack\r\n"
+
+ENDS = {"success": "on_success", "error": "on_error", "cancelled": "on_cancelled"}
+
+
+def calm(request: bytes) -> str:
+    return "pass"
+
+
+def refuse_all(request: bytes) -> str:
+    return "refuse"
+
+
+class Harbour:
+    """A broker, a store, and a journal of what hooks were told.
+
+    Attributes:
+      ways: The proxies through which workers reach the broker and the store.
+    """
+
+    def __init__(
+        self, workers: Workers, url: str, store_url: str, ways: Sequence[FaultyProxy]
+    ) -> None:
+        self.workers, self.store_url, self.ways = workers, store_url, ways
+        self.client: Any = redis.Redis.from_url(store_url)
+        self.broker = make_hooked_broker(url, store_url)
+        self.cross = declare(self.broker)
+        self.store = JobStore(store_url, stalled_after=STALLED_AFTER)
+
+    def start(self, **environ: str) -> int:
+        """Start a worker."""
+        urls = {"BROKER": self.ways[0].url, "STORE": self.ways[1].url}
+        return self.workers.start(**{**urls, "JOURNAL": self.store_url, **environ})
+
+    def judge(self, judge: Callable[[bytes], str]) -> None:
+        """Have a function say what becomes of the requests of workers."""
+        for way in self.ways:
+            way.judge = judge
+
+    def send(self, *args: Any, count: int = 1, **options: Any) -> list[str]:
+        """Send jobs, and return their uuids."""
+        return [
+            self.cross.send_with_options(args=args, **options).message_id
+            for _ in range(count)
+        ]
+
+    def statuses(self, uuids: Sequence[str]) -> set[str]:
+        return {load_job(self.store, uuid).status for uuid in uuids}
+
+    def wait_until(self, status: str, uuids: Sequence[str]) -> None:
+        wait_for(lambda: self.statuses(uuids) == {status})
+
+    def told(self) -> list[tuple[str, str, int]]:
+        """Return what hooks were told: their names, the jobs, and when these ended. The
+        end of each could be seen.
+        """
+        found = []
+        for line in self.client.lrange("journal", 0, -1):
+            hook, uuid, ended, status = json.loads(line)
+            assert ENDS.get(status) == hook, line
+            found.append((hook, uuid, ended))
+        return found
+
+    def untold(self) -> list[str]:
+        """Return the jobs whose ends are to be told."""
+        keys = self.client.scan_iter("jobstate:untold:*")
+        found = [uuid for key in keys for uuid in self.client.zrange(key, 0, -1)]
+        return [uuid.decode() for uuid in found]
+
+    def end_leases(self) -> None:
+        """Wait for no worker that has died while it told an end."""
+        for key in self.client.scan_iter("jobstate:untold:*"):
+            for uuid in self.client.zrange(key, 0, -1):
+                self.client.zadd(key, {uuid: 0}, xx=True)
+
+    def forget_workers(self) -> None:
+        """Have the broker take all workers for dead."""
+        for name in self.client.zrange("dramatiq:__heartbeats__", 0, -1):
+            self.client.zadd("dramatiq:__heartbeats__", {name: 0}, xx=True)
+
+    def is_settled(self, uuids: Sequence[str]) -> bool:
+        """Return whether jobs have ended, their last ends were told, and no message is
+        left.
+        """
+        told = self.told()
+        jobs = [load_job(self.store, uuid) for uuid in uuids]
+        return (
+            all(job.is_finished for job in jobs)
+            and all((ENDS[job.status], job.uuid, moment(job)) in told for job in jobs)
+            and not self.untold()
+            and not self.client.hlen("dramatiq:default.msgs")
+        )
+
+    def settle(self, uuids: Sequence[str], *, leases: bool = False) -> None:
+        """Wait until that is so.
+
+        Parameters:
+          leases: Whether to wait for leases, too.
+        """
+
+        def is_settled() -> bool:
+            if not leases:
+                self.end_leases()
+            return self.is_settled(uuids)
+
+        wait_for(is_settled)
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> Iterator[Workers]:
+    with hiring(tmp_path) as workers:
+        yield workers
+
+
+@contextlib.contextmanager
+def opened(workers: Workers, url: str, store_url: str) -> Iterator[Harbour]:
+    with faulty(url) as one, faulty(store_url) as other:
+        yield Harbour(workers, url, store_url, [one, other])
+
+
+@pytest.fixture
+def harbour(workers: Workers, redis_url: str) -> Iterator[Harbour]:
+    with opened(workers, redis_url, redis_url) as harbour:
+        yield harbour
+
+
+# Workers that die.
+
+
+@pytest.mark.parametrize(
+    ("plan", "fault"),
+    [
+        ("success", "refuse"),
+        ("error", "lose"),
+        ("cancelled", "lose"),
+        pytest.param("cancelled", "refuse", marks=pytest.mark.long),
+        pytest.param("success", "lose", marks=pytest.mark.long),
+        pytest.param("error", "refuse", marks=pytest.mark.long),
+        pytest.param("retry", "lose", marks=pytest.mark.long),
+    ],
+)
+def test_worker_dies_at_any_request(harbour: Harbour, plan: str, fault: str) -> None:
+    """Whatever a worker asked last, before or after a server heard of it, another one
+    tells the end of its job, or of one that somebody else has ended. No attempt that is
+    tried again is told.
+    """
+    number = 0
+    while dies_at(harbour, number, plan, fault):
+        number += 1
+        harbour.client.flushdb()
+    assert number > 6
+
+
+def dies_at(harbour: Harbour, number: int, plan: str, fault: str) -> bool:
+    """Run a job by a worker that dies at the request of a number, from 0, of those that
+    change something or read a job, and by another one. Return whether it died.
+    """
+    pids: list[int] = []
+    asked = 0
+
+    def judge(request: bytes) -> str:
+        nonlocal asked
+        words = MESSAGES if b"\r\ndramatiq\r\n" in request else ASKS
+        if not any(word in request for word in words):
+            return "pass"
+        asked += 1
+        if asked <= number:
+            return "pass"
+        kill(wait_for(lambda: pids)[0])
+        return fault
+
+    if plan == "cancelled":
+        uuids = harbour.send(delay=60_000)
+        assert load_job(harbour.store, *uuids).cancel()
+    else:
+        uuids = harbour.send(plan)
+    harbour.judge(judge)
+    pids.append(harbour.start())
+    wait_for(lambda: not is_alive(pids[0]) or harbour.is_settled(uuids))
+    has_died = not is_alive(pids[0])
+    harbour.judge(calm)
+    if has_died:
+        harbour.forget_workers()
+        pids.append(harbour.start())
+        harbour.settle(uuids)
+    for pid in pids:
+        kill(pid)
+    counts = Counter(harbour.told())
+    assert {hook for hook, _, _ in counts} == {f"on_{plan.replace('retry', 'success')}"}
+    assert max(counts.values()) <= 2
+    return has_died
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_worker_dies_with_rabbitmq(
+    workers: Workers, redis_url: str, rabbitmq: RabbitMQ, place: str
+) -> None:
+    """Another one tells the end of its job."""
+    with faulty(redis_url) as way:
+        harbour = Harbour(workers, rabbitmq.url, redis_url, [way, way])
+        uuids = harbour.send()
+        pid = harbour.start(BROKER=rabbitmq.url, DEATH=f"{place} {uuids[0]}")
+        wait_for(lambda: not is_alive(pid))
+        times = len(harbour.told())
+        harbour.start(BROKER=rabbitmq.url)
+        harbour.settle(uuids)
+        assert times == (place in ("inside", "returned"))
+        harbour.broker.close()
+
+
+def test_no_end_is_lost_in_a_storm(harbour: Harbour) -> None:
+    """Replies are lost, late or cut, requests do not arrive, jobs are cancelled. The
+    workers live, since a dead one may take an end with it that only it knew.
+    """
+    dice = random.Random(35)
+
+    def judge(request: bytes) -> str:
+        words = MESSAGES if b"\r\ndramatiq\r\n" in request else ASKS
+        if not any(word in request for word in words) or dice.random() > 0.1:
+            return "pass"
+        return dice.choice(("lose", "late", "cut", "refuse"))
+
+    harbour.judge(judge)
+    for _ in range(2):
+        harbour.start(THREADS="4")
+    uuids = []
+    for number in range(40):
+        plan = dice.choice(("success", "retry", "error"))
+        (uuid,) = harbour.send(plan, delay=dice.choice((None, 60_000)))
+        uuids.append(uuid)
+        delayed = load_job(harbour.store, uuid).due_at
+        if delayed or number % 5 == 0:
+            load_job(harbour.store, uuid).cancel()
+    harbour.client.delete("dramatiq:default.DQ", "dramatiq:default.DQ.msgs")
+    wait_for(lambda: len(harbour.told()) > 20)
+    harbour.judge(calm)
+    harbour.settle(uuids)
+    counts = Counter(harbour.told())
+    assert {hook for hook, _, _ in counts} == {*ENDS.values()}
+    assert all(sum(way.faults[f] for way in harbour.ways) for f in ("lose", "refuse"))
+
+
+# What goes away.
+
+
+def test_store_is_away_at_the_end(harbour: Harbour) -> None:
+    """The end is written late, and told then. Both are logged once."""
+    uuids = harbour.send("success", "gate", count=2) + harbour.send("error", "gate")
+    harbour.start(THREADS="4")
+    harbour.wait_until("working", uuids)
+    _, way = harbour.ways
+    way.judge = refuse_all
+    harbour.client.set("gate", 1)
+    # The broker has no message left.
+    wait_for(lambda: not harbour.client.hlen("dramatiq:default.msgs"), 30)
+    assert not harbour.told() and not harbour.untold()
+    way.judge = calm
+    harbour.settle(uuids, leases=True)
+    assert not {*Counter(harbour.told()).values()} - {1}
+    assert len(harbour.workers.lines("The job state store does not accept")) == 1
+    assert len(harbour.workers.lines("does not say which ends")) == 1
+    assert not harbour.workers.lines("could not look for ends")
+
+
+def test_broker_and_store_go_away_and_come_back(
+    workers: Workers, tmp_path: Path
+) -> None:
+    """Ends that are stored while the broker is away are told when it is back. A store
+    that is killed and starts again from its file still knows what is to be told.
+    """
+    folder = tmp_path / "store"
+    folder.mkdir()
+    kept = ["--appendonly", "yes", "--appendfsync", "always"]
+    with (
+        EmbeddedServer() as broker,
+        EmbeddedServer(directory=str(folder), arguments=kept) as server,
+        opened(workers, broker.url, server.url) as harbour,
+    ):
+        uuids = harbour.send(delay=60_000, count=3)
+        harbour.start()
+        broker.stop()
+        for uuid in uuids:
+            assert load_job(harbour.store, uuid).cancel()
+        said = "The broker does not accept messages that tell hooks"
+        wait_for(lambda: workers.lines(said))
+        os.kill(server.pid, signal.SIGKILL)
+        wait_for(lambda: not server.is_running)
+        server.stop()
+        server.start()
+        assert sorted(harbour.untold()) == sorted(uuids)
+        assert not harbour.told()
+        broker.start()
+        harbour.settle(uuids)
+        assert {*Counter(harbour.told()).values()} == {1}
+        assert len(workers.lines(said)) == 1
+
+
+def test_failover_loses_no_end(
+    workers: Workers,
+    redis_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker tells the ends that the replica has, once that takes over."""
+    with replicated(tmp_path) as (primary, replica, sentinel):
+        store = JobStore(sentinel.master_for("jobs", socket_timeout=0.5))
+        middleware = JobStateMiddleware(store, heartbeat=0.1)
+        broker = make_broker(redis_url, middleware)
+        cross = declare(broker)
+        variable = as_variable({"STORE": replica.url, "JOURNAL": redis_url})
+        monkeypatch.setenv(*variable.popitem())
+        messages = [cross.send_with_options(delay=60_000) for _ in range(3)]
+        for message in messages:
+            assert load_job(store, message.message_id).cancel()
+        with redis.Redis.from_url(primary.url) as client:
+            assert client.execute_command("WAIT", 1, 2000) == 1
+        os.kill(primary.pid, signal.SIGKILL)
+        client = redis.Redis.from_url(redis_url)
+        with working(broker):
+            wait_for(lambda: client.llen("journal") == 3, 30)
+
+        def is_quiet() -> bool:
+            with contextlib.suppress(RedisError):
+                return not [*store.client.scan_iter("jobstate:untold:*")]
+            return False
+
+        wait_for(is_quiet)
+
+
+# Who ends jobs.
+
+
+def test_cancels_by_any_means(harbour: Harbour, tmp_path: Path) -> None:
+    """A job that waits, is delayed, runs or is stalled is told of its cancel, whether
+    that came from a browser, `pjobs INI`, or `pjobs --url`, which know no class.
+    """
+    app = make_app(make_config(harbour.store_url))
+    folder = Folder(tmp_path, harbour.store_url)
+
+    def cancel(*kinds: Sequence[str]) -> None:
+        by_web, by_ini, by_url = zip(*kinds, strict=True)
+        for uuid in by_web:
+            path = f"/job_state/{uuid}/cancel"
+            assert act(app, path, "alice").status_code == 202
+        inis = [str(folder.ini), "word=hi"], by_ini
+        for place, uuids in inis, (["--url", harbour.store_url], by_url):
+            with folder.start(*place, "cancel", *uuids) as pjobs:
+                assert pjobs.end() == 0, pjobs.text()
+
+    def send(*args: str, **options: Any) -> list[str]:
+        return harbour.send(*args, count=3, job_owner="alice", **options)
+
+    stalled = send("success", "never")
+    pid = harbour.start(THREADS="3")
+    harbour.wait_until("working", stalled)
+    kill(pid)
+    wait_for(lambda: not is_alive(pid))
+    pass_time(harbour.store, 60)
+    waiting, delayed = send(), send(delay=60_000)
+    cancel(stalled, waiting, delayed)
+    ended = stalled + waiting + delayed
+    assert harbour.statuses(ended) == {"cancelled"}
+    assert sorted(harbour.untold()) == sorted(ended)
+    harbour.forget_workers()
+    harbour.start(THREADS="3")
+    harbour.settle(ended, leases=True)
+    running = send("success", "never")
+    harbour.wait_until("working", running)
+    cancel(running)
+    harbour.settle(ended + running, leases=True)
+    counts = Counter(harbour.told())
+    assert {hook for hook, _, _ in counts} == {"on_cancelled"}
+    assert len(counts) == counts.total() == 12
+
+
+def test_jobs_that_are_never_sent_or_skipped(
+    harbour: Harbour, set_broker: Callable[[Any], None]
+) -> None:
+    """What the broker refuses at the commit reads as failed, and its later steps as
+    cancelled; so do those of a step that fails. A worker tells of all. What is aborted
+    has no end.
+    """
+    set_broker(harbour.broker)
+    config = make_tm_config(harbour.store_url)
+    make_app(config)
+    request = make_request(config, "alice")
+    cross, refusing = harbour.cross, Refusing()
+
+    def send() -> list[str]:
+        request.tm.begin()
+        job = request.job_states.send(cross)
+        pipe = cross.message("error") | cross.message_with_options(pipe_ignore=True)
+        steps: Any = request.job_states.send_message(pipe)
+        return [job.uuid, *(step.uuid for step in steps)]
+
+    harbour.broker.add_middleware(refusing)
+    send()
+    request.tm.abort()
+    never = send()
+    request.tm.commit()
+    refusing.chooses = lambda message: False
+    later = send()
+    request.tm.commit()
+    statuses = [load_job(harbour.store, uuid).status for uuid in never]
+    assert statuses == ["error", "error", "cancelled"]
+    assert sorted(harbour.untold()) == sorted(never)
+    harbour.start()
+    harbour.settle(never + later, leases=True)
+    names = {uuid: hook for hook, uuid, _ in harbour.told()}
+    assert len(names) == len(harbour.told()) == 6
+    assert [names[uuid] for uuid in never] == ["on_error", "on_error", "on_cancelled"]
+    assert [names[uuid] for uuid in later] == ["on_success", "on_error", "on_cancelled"]
+
+
+# Who tells.
+
+
+def test_two_workers_sweep_the_same_ends(harbour: Harbour) -> None:
+    """None is lost, and each is sent once."""
+    uuids = harbour.send(delay=60_000, count=300)
+    for uuid in uuids:
+        assert load_job(harbour.store, uuid).cancel()
+    for _ in range(2):
+        harbour.start(THREADS="4")
+    wait_for(lambda: len(harbour.told()) >= 300)
+    wait_for(lambda: not harbour.untold())
+    counts = Counter(uuid for _, uuid, _ in harbour.told())
+    assert counts.keys() == {*uuids} and counts.total() == 300
+    assert not harbour.workers.lines("it was told before")
+
+
+def test_two_brokers_of_a_process_share_a_store(
+    harbour: Harbour, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of their workers takes an end tells it."""
+    url = harbour.store_url
+    monkeypatch.setenv(*as_variable({"STORE": url, "JOURNAL": url}).popitem())
+    other = make_hooked_broker(server.url, url)
+    uuids = []
+    for actor in harbour.cross, declare(other):
+        sent = [actor.send().message_id for _ in range(10)]
+        late = [actor.send_with_options(delay=60_000).message_id for _ in range(10)]
+        for uuid in late:
+            assert load_job(harbour.store, uuid).cancel()
+        uuids += sent + late
+    with working(harbour.broker), working(other):
+        wait_for(lambda: {uuid for _, uuid, _ in harbour.told()} == {*uuids})
+        wait_for(lambda: not harbour.untold())
+    assert len(harbour.told()) == 40
+
+
+@pytest.mark.parametrize("tells_all", [False, True])
+def test_broker_that_runs_jobs_in_the_caller(
+    harbour: Harbour, monkeypatch: pytest.MonkeyPatch, tells_all: bool
+) -> None:
+    """It tells the ends of its own jobs. Those from elsewhere wait for a worker."""
+    url = harbour.store_url
+    monkeypatch.setenv(*as_variable({"STORE": url, "JOURNAL": url}).popitem())
+    (elsewhere,) = harbour.send(delay=60_000)
+    assert load_job(harbour.store, elsewhere).cancel()
+    ours = JobStateMiddleware(url=url)
+    eager = InCallerBroker([ours], fail_fast=False, tells_all=tells_all)
+
+    @dramatiq.actor(broker=eager, job_state=Crossing)
+    def sail(fails: bool) -> None:
+        if fails:
+            raise ValueError
+
+    uuids = [sail.send(fails).message_id for fails in (False, True)]
+    told = [(hook, uuid) for hook, uuid, _ in harbour.told()]
+    assert told == [("on_success", uuids[0]), ("on_error", uuids[1])]
+    assert harbour.untold() == [elsewhere]
+    harbour.client.delete("dramatiq:default.DQ", "dramatiq:default.DQ.msgs")
+    harbour.start()
+    harbour.settle([*uuids, elsewhere], leases=True)
+    assert len(harbour.told()) == 3
