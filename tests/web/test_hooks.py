@@ -334,6 +334,7 @@ def test_queue_of_the_hooks_is_a_setting() -> None:
 def test_bad_setting_of_the_queue(
     broker_setting: str | None, queue: str, error: str
 ) -> None:
+    """The error names the setting, and what to do without jobstate.broker."""
     settings: dict[str, Any] = {"jobstate.hooks_queue": queue}
     if broker_setting is not None:
         settings["jobstate.broker"] = broker_setting

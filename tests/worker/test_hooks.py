@@ -299,6 +299,7 @@ def test_hooks_have_a_queue_of_their_own(redis_url: str) -> None:
 
 @pytest.mark.parametrize("queue", ["", "my mails", "1st", "mails,", 'a"b'])
 def test_bad_queue_is_refused(queue: str) -> None:
+    """Where the middleware is made, and not where the first hook is sent."""
     with pytest.raises(ValueError, match=r"hooks_queue = .* is not the name of a"):
         JobStateMiddleware(hooks_queue=queue)
     with pytest.raises(TypeError, match="hooks_queue must be the name of a queue"):
