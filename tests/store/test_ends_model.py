@@ -215,15 +215,16 @@ class Course:
             # It may be tried again for a while.
             assert self.life_of(pair[0]) > self.store.active_expire_in - 1
 
-    def end_hook(self, pair: Pair) -> None:
-        """Have a hook return: the record lives as long as others from now on, but that
-        of a cancelled job or batch is not shortened.
+    def end_hook(self, pair: Pair, message: str) -> None:
+        """Have a message return: if it ran the hook, the record lives as long as others
+        from now on, but that of a cancelled job or batch is not shortened.
         """
         uuid = pair[0]
         before, fields = self.life_of(uuid), self.stored(uuid)
-        self.ends.finish(*pair, self.begun.get(pair, "message 0"))
+        self.ends.finish(*pair, message)
         is_cut = fields.get("status") == "cancelled" or "stopped" in fields
-        if self.end_of(uuid) != pair or is_cut or "untold" in fields:
+        is_left = "untold" in fields or self.begun.get(pair, message) != message
+        if self.end_of(uuid) != pair or is_cut or is_left:
             assert self.life_of(uuid) >= before - 1
         else:
             assert abs(self.life_of(uuid) - self.store.expire_in) < 1
@@ -444,7 +445,7 @@ def take_step(course: Course, name: str, slot: int, n: int) -> None:
                 course.begin_hook(pair, f"message {n % 2}")
         case "end_hook":
             for pair in pairs:
-                course.end_hook(pair)
+                course.end_hook(pair, f"message {n % 2}")
         case "lose":
             course.lose(uuid)
         case "lose_outbox":
@@ -508,6 +509,7 @@ def scenes_of(slot: int, n: int) -> list[list[Any]]:
     failed = [*begun, *(("finish", each, ERROR) for each in MEMBERS)]
     stop, requeue = ("stop", BATCH, 0), ("requeue", slot, 0)
     goes_on = [("requeue", BIG, 0), ("begin", BIG, 2), ("finish", BIG, ERROR)]
+    unreached, skipped = [("create", slot, 3), ("drop", slot, 4)], ("drop", slot, 7)
     worried = [("create", slot, 2), ("begin", slot, 2), cancel]
     return [
         [*run, succeed, *told],
@@ -516,7 +518,7 @@ def scenes_of(slot: int, n: int) -> list[list[Any]]:
         [*run, succeed, ("lose", slot, 0), *run, succeed, *told],
         [*run, succeed, ("lose_outbox", LONE, 0), *told],
         [*run, succeed, sweep, ("take_one", slot, 0), end],
-        [*run, succeed, sweep, begin, other, begin],
+        [*run, succeed, sweep, begin, other, begin, ("end_hook", LONE, 1)],
         [*run, succeed, *told, *rerun, succeed, sweep, begin, late],
         [*run, succeed, ("pass_time", LONE, 0), ("clear", LONE, 0), *told],
         [*run, fail, requeue, ("restore", slot, 0), *told],
@@ -528,7 +530,8 @@ def scenes_of(slot: int, n: int) -> list[list[Any]]:
         [*run, ("drop", slot, 6), ("finish", slot, RETRYING), *told],
         [*worried, fail],
         [*worried, dies, ("drop", slot, 6)],
-        [("create", slot, 3), ("drop", slot, 4), ("await_turn", slot, 0)],
+        [*unreached, ("await_turn", slot, 0)],
+        [*unreached, sweep, begin, ("await_turn", slot, 0), skipped, sweep, other],
         [("create", SECOND, n), ("silence", SECOND, 0), ("claim", FIRST, 0)],
         [("create", SECOND, 0), ("drop", SECOND, 1), ("alias", SECOND, 0)],
         [("open", EMPTY, 0), again, *told],
