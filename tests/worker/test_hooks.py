@@ -225,7 +225,7 @@ def test_worker_without_the_class_says_so(
     with working(broker):
         sent = run_marathon.send()
         wait_for(lambda: told)
-        write(store_of(broker), sent.message_id, kind="Elsewhere", finished=1)
+        write(store_of(broker), sent.message_id, kind="Nowhere", finished=1)
         broker.enqueue(
             dramatiq.Message(
                 "default", "jobstate_hook", (sent.message_id, "on_success", "1"), {}, {}
@@ -234,7 +234,7 @@ def test_worker_without_the_class_says_so(
         key = b"dramatiq:default.DQ.msgs"
         wait_for(lambda: client.hlen(key))
         (message,) = client.hvals(key)
-    assert b"has not imported the JobState class of the kind 'Elsewhere'" in message
+    assert b"has not imported the JobState class of the kind 'Nowhere'" in message
 
 
 def test_message_of_a_past_end_runs_nothing(
