@@ -224,6 +224,9 @@ class Course:
         self.ends.finish(*pair, message)
         is_cut = fields.get("status") == "cancelled" or "stopped" in fields
         is_left = "untold" in fields or self.begun.get(pair, message) != message
+        if self.end_of(uuid) == pair:
+            # One that is given up before it began counts as begun.
+            self.begun.setdefault(pair, message)
         if self.end_of(uuid) != pair or is_cut or is_left:
             assert self.life_of(uuid) >= before - 1
         else:

@@ -397,7 +397,7 @@ def test_second_message_shortens_no_life(redis_url: str) -> None:
     broker = make_broker(redis_url, JobStateMiddleware(store, heartbeat=0.1))
     broker.add_middleware(alarm := Alarm())
     run_marathon = make_actor(broker)
-    acts["on_success"] = lambda job: [][len(told) == 1]
+    acts["on_success"] = lambda job: [None][len(told) == 1]
     with working(broker):
         message = run_marathon.send()
         wait_for(lambda: told)

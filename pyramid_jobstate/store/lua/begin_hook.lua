@@ -7,7 +7,8 @@ local old = redis.call("HMGET", key, "status", "finished", "hook", "untold")
 if not is_finished(old[1]) or old[2] ~= ARGV[1] then
   return 0
 end
-if old[3] and old[3] ~= ARGV[2] then
+local hook = old[3] or ""
+if hook ~= "" and hook ~= ARGV[2] then
   return 0
 end
 redis.call("HSET", key, "hook", ARGV[2])

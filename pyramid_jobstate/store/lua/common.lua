@@ -103,7 +103,9 @@ local function cancel(was, now, reason, set, asked)
     add(words, "untold", "1")
   end
   write(words)
-  lengthen(life_after(set))
+  if asked or set then
+    lengthen(life_after(set))
+  end
   place(key, was, "cancelled", micros())
   if set then
     enter(key, set, micros())

@@ -4,9 +4,16 @@
 -- So must that of a hook which is tried again, if another message for its end has run nothing.
 
 local old = redis.call("HMGET", key, "status", "finished", "stopped", "untold", "hook")
-local is_begun_by_other = old[5] and old[5] ~= ARGV[2]
-local is_awaited = old[1] == "cancelled" or old[3] or old[4] or is_begun_by_other
-if is_finished(old[1]) and old[2] == ARGV[1] and not is_awaited then
+local hook = old[5] or ""
+local is_awaited = old[1] == "cancelled" or old[3] or old[4] or (hook ~= "" and hook ~= ARGV[2])
+if not is_finished(old[1]) or old[2] ~= ARGV[1] then
+  return 0
+end
+if hook == "" then
+  -- It was given up before it began.
+  redis.call("HSET", key, "hook", ARGV[2])
+end
+if not is_awaited then
   for _, each in ipairs(KEYS) do
     redis.call("PEXPIRE", each, int(ENDED_TTL))
   end

@@ -28,6 +28,7 @@ redis.call("HSET", key, "rerun", kept[1] or "", "refused", ARGV[1])
 if kept[4] then
   -- Its end was not told before it was to run again, and is not now.
   redis.call("HDEL", key, "untold")
+  redis.call("HSET", key, "hook", "")
 end
 redis.call("HDEL", KEYS[2], "former")
 redis.call("PEXPIRE", key, int(ENDED_TTL))

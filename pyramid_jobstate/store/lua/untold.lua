@@ -3,7 +3,8 @@
 -- queue of the message that tells them, and more that concerns the worker. While its end is not
 -- told, it has a field `untold`, and stands in a sorted set of its queue and kind, with the time
 -- in microseconds from which a worker may send the message. The names of these sets stand in a set.
--- Once the hook has begun, the field `hook` holds the id of that message, until the job goes on.
+-- Once the hook has begun, the field `hook` holds the id of that message, until the job goes on; ""
+-- if nobody will send a message.
 
 local HOOKS = '^%["(%l+)","([^"\\]+)"'
 
