@@ -288,6 +288,9 @@ class Course:
             is_left = pair not in self.told and "refused" not in fields
             is_untold = is_over and status[0] in letters and is_left
             assert ("untold" in fields) == is_untold, (slot, fields)
+            if is_over and not is_untold and pair not in self.told:
+                # Nobody will be told: it may be cleared.
+                assert status[0] not in letters or "hook" in fields
             if is_untold:
                 outbox.setdefault(f"{queue}:{ESCAPED}", set()).add(uuid)
                 assert life / 1000 > self.store.active_expire_in - SLACK
