@@ -104,6 +104,10 @@ class Ends:
         call = self._calls.begin_hook(uuid, finished, message_id)
         return self._run([call]) == [1]
 
+    def tell_again(self, uuid: str, finished: str, message_id: str) -> None:
+        """Write that another message is to tell an end, as this one is lost."""
+        self._run([self._calls.tell_again(uuid, finished, message_id)])
+
     def finish(self, uuid: str, finished: str, message_id: str) -> None:
         """Write that a hook has returned, or will not be tried again."""
         self._run([self._calls.end_hook(uuid, finished, message_id)])

@@ -70,6 +70,7 @@ OTHERS = (
     "mark",
     "raise",
     "take_ends",
+    "tell_again",
     "touch",
 )
 
@@ -491,6 +492,9 @@ class Calls:
     def end_hook(self, uuid: str, finished: str, message_id: str) -> Call:
         kept = [self.failure_key(uuid), *self.batch_keys(uuid)]
         return self._call("end_hook", uuid, finished, message_id, more_keys=kept)
+
+    def tell_again(self, uuid: str, finished: str, message_id: str) -> Call:
+        return self._call("tell_again", uuid, finished, message_id)
 
     def batch_keys(self, uuid: str) -> list[str]:
         """Return the keys of what a batch knows of its members, in its hash's slot: see

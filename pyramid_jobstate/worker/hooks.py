@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import dramatiq
 from dramatiq import Message
 from dramatiq.errors import ConnectionClosed, ConnectionFailed
+from dramatiq.middleware import Retries
 from redis.exceptions import RedisError
 
 from ..errors import ActorError
@@ -116,6 +118,9 @@ class Hooks:
         self._thread = thread
         self._lock = threading.Lock()
         self._outage = Outage(log, REFUSED, None)
+        #: The hooks that are to be tried again, but whose messages the broker has not
+        #: accepted: the jobs, when these ended, and the ids of the messages.
+        self._lost: list[tuple[str, str, str]] = []
 
     def queue_of(self, broker: Broker) -> str | None:
         """Return the queue of the actors that run hooks, or None if the broker has no
@@ -183,6 +188,7 @@ class Hooks:
         kinds = kinds_with_hooks(has_requests=_gives_requests(broker))
         if not kinds:
             return
+        self._tell_again(broker)
         ends = records_of(self._store_for(broker)).ends.take(queues, kinds)
         self._send(broker, ends)
 
@@ -265,6 +271,13 @@ class Hooks:
                 return
         if end.status == "retrying":
             return
+        # Retries rejects a message once it has given up.
+        retries = any(isinstance(m, Retries) for m in broker.middleware)
+        if end.status == "error" and retries and not message.failed:
+            self._lost.append((uuid, finished, message.message_id))
+            with contextlib.suppress(RedisError):
+                self._tell_again(broker)
+            return
         if end.status != "success":
             reason = end.error and f"{end.error.type}: {end.error.message}"
             log.error(
@@ -280,6 +293,16 @@ class Hooks:
         except RedisError:
             # The record lives longer than it needs to.
             return
+
+    def _tell_again(self, broker: Broker) -> None:
+        """Have other messages tell the ends whose messages are lost."""
+        while self._lost:
+            lost = self._lost.pop()
+            try:
+                records_of(self._store_for(broker)).ends.tell_again(*lost)
+            except RedisError:
+                self._lost.append(lost)
+                raise
 
 
 def call_hook(job_state: JobState, request: Any) -> None:

@@ -15,6 +15,7 @@ from dramatiq.middleware import Middleware, MiddlewareError, Retries
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, rerun
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import away, pass_time, put_job
+from tests.faulty import FaultyProxy
 from tests.incaller import InCallerBroker
 from tests.jobs import (
     Alarm,
@@ -431,3 +432,38 @@ def test_broker_without_requests_leaves_their_hooks_to_others(redis_url: str) ->
     with working(plain):
         wait_for(lambda: told)
     assert untold(plain) == [asked.uuid]
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_hook_is_told_again_if_its_next_try_is_lost(
+    redis_url: str, proxy: FaultyProxy, logged: Logged, is_away: bool
+) -> None:
+    """The broker accepts no message for that while a hook fails. The store may be away,
+    too.
+    """
+
+    class Refusing(Middleware):
+        def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+            if message.actor_name == "jobstate_hook" and message.options.get("retries"):
+                raise MiddlewareError("The queue is full.")
+
+    store = JobStore(proxy.url)
+    broker = make_broker(redis_url, JobStateMiddleware(store, heartbeat=0.1))
+    broker.add_middleware(Refusing())
+    run_marathon = make_actor(broker)
+
+    def fail_once(job: JobState) -> None:
+        if len(told) == 1:
+            proxy.judge = lambda request: "refuse" if is_away else "pass"
+            raise OSError("no mail today")
+
+    acts["on_success"] = fail_once
+    client: Any = redis.Redis.from_url(redis_url)
+    with working(broker):
+        sent = run_marathon.send()
+        wait_for(lambda: told and not client.hlen("dramatiq:default.msgs"))
+        assert (len(told) == 1) or not is_away
+        proxy.judge = lambda request: "pass"
+        wait_for(lambda: len(told) == 2)
+    assert told[0] == told[1] and hooks()[0] == ("on_success", sent.message_id)
+    assert not [line for line in logged() if "for the last time" in line]
