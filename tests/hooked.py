@@ -19,9 +19,9 @@ from typing import Any
 import dramatiq
 import redis
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
-from dramatiq.middleware import Middleware
+from dramatiq.middleware import Middleware, Retries
 
-from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate import Batch, JobState, JobStateMiddleware, JobStore
 from tests.support import ROOT, unmeasured
 from tests.workerprocess import STALLED_AFTER, make_broker
 
@@ -34,21 +34,37 @@ class Crossing(JobState):
     """A job whose ends are written down in a journal."""
 
     def on_success(self) -> None:
-        self._note("on_success")
+        note(self, "on_success")
 
     def on_error(self) -> None:
-        self._note("on_error")
+        note(self, "on_error")
 
     def on_cancelled(self) -> None:
-        self._note("on_cancelled")
+        note(self, "on_cancelled")
 
-    def _note(self, hook: str) -> None:
-        environ = _environ()
-        seen = JobStore(environ["STORE"]).load(self.uuid)
-        status = None if seen is None else seen.status
-        line = json.dumps([hook, self.uuid, moment(self), status])
-        _client(environ["JOURNAL"]).rpush("journal", line)
-        die("inside", self.uuid)
+
+class Convoy(Batch):
+    """A batch whose ends are written down, too."""
+
+    def on_success(self) -> None:
+        note(self, "on_success")
+
+    def on_error(self) -> None:
+        note(self, "on_error")
+
+
+def note(job_state: JobState, hook: str) -> None:
+    """Write an end down, the status that others see then, and whether the job has been
+    queued or has begun again.
+    """
+    environ, status, is_newer = _environ(), None, False
+    if seen := JobStore(environ["STORE"]).load(job_state.uuid):
+        status, ended = seen.status, job_state.finished_at
+        since = [time for time in (seen.queued_at, seen.started_at) if time]
+        is_newer = ended is not None and max(since) >= ended
+    line = [hook, job_state.uuid, moment(job_state), status, is_newer]
+    _client(environ["JOURNAL"]).rpush("journal", json.dumps(line))
+    die("inside", job_state.uuid)
 
 
 def moment(job_state: JobState) -> int:
@@ -90,7 +106,7 @@ def declare(broker: dramatiq.Broker) -> dramatiq.Actor[..., Any]:
     before that.
     """
 
-    @dramatiq.actor(broker=broker, max_retries=1, min_backoff=1, max_backoff=1)
+    @dramatiq.actor(broker=broker, max_retries=1)
     def cross(plan: str = "success", gate: str = "", *, job_state: Crossing) -> None:
         journal = _client(_environ()["JOURNAL"])
         while gate and not journal.exists(gate):
@@ -103,12 +119,18 @@ def declare(broker: dramatiq.Broker) -> dramatiq.Actor[..., Any]:
 
 
 def make_hooked_broker(url: str, store_url: str) -> dramatiq.Broker:
-    """Return a broker whose workers look for ends five times a second."""
+    """Return a broker whose workers look for ends five times a second, and try hooks
+    again soon.
+    """
+    broker: dramatiq.Broker
     if url.startswith("redis:"):
-        return make_broker(url, store_url)
-    broker = RabbitmqBroker(url=url, confirm_delivery=True)
-    store = JobStore(store_url, stalled_after=STALLED_AFTER)
-    broker.add_middleware(JobStateMiddleware(store, interval=0.05, heartbeat=0.2))
+        broker = make_broker(url, store_url)
+    else:
+        broker = RabbitmqBroker(url=url, confirm_delivery=True)
+        store = JobStore(store_url, stalled_after=STALLED_AFTER)
+        broker.add_middleware(JobStateMiddleware(store, interval=0.05, heartbeat=0.2))
+    (retries,) = (m for m in broker.middleware if isinstance(m, Retries))
+    retries.min_backoff = retries.max_backoff = 50
     return broker
 
 
