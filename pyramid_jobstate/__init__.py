@@ -22,7 +22,16 @@ from .job import (
     Progress,
     current_job_state,
 )
-from .store import Bucket, BulkResult, Failures, FollowedJobs, JobStore, Page, Try
+from .store import (
+    Bucket,
+    BulkResult,
+    Failures,
+    FollowedJobs,
+    JobStore,
+    Page,
+    Try,
+    WorkerInfo,
+)
 from .worker import JobStateMiddleware, rerun, rerun_all
 
 if TYPE_CHECKING:
@@ -53,6 +62,7 @@ __all__ = [
     "RequestMiddleware",
     "StoreUnavailable",
     "Try",
+    "WorkerInfo",
     "current_job_state",
     "includeme",
     "rerun",

@@ -571,7 +571,8 @@ def pass_time(store: JobStore, seconds: float) -> None:
     # Some names begin with a hash tag. SCAN may return a key twice.
     patterns = (f"{pattern}:*", f"{{{pattern}:*")
     names = (
-        r"unique:|(kinds|unsent|cancels|untold)$|untold:|\{?(all|owner|class|actor)[:}]"
+        r"unique:|untold:|workers[:}]|(kinds|unsent|cancels|untold|workers)$|"
+        r"\{?(all|owner|class|actor)[:}]"
     )
     ours = re.compile(rf"\{{?{re.escape(store.namespace)}:({UUID.pattern}|{names})")
     for key in {key for each in patterns for key in client.scan_iter(each)}:

@@ -45,8 +45,9 @@ def disagreements(client: Any) -> set[tuple[str, str]]:
     expected: set[tuple[str, str]] = set()
     for key, kind, values in client.eval(ALL, 0):
         name, texts = key.decode(), [v and v.decode() for v in values]
-        # "again" holds traces; cancels and kinds do not list jobs.
-        if kind == b"zset" and not name.endswith((":again", ":cancels", ":kinds")):
+        # "again" holds traces; the others do not list jobs.
+        others = ":again", ":cancels", ":kinds", ":workers"
+        if kind == b"zset" and not name.endswith(others):
             found.update((name, uuid) for uuid in texts if "failed" not in name)
         elif re.fullmatch("jobstate:[0-9a-f-]{36}", name):
             uuid = name.removeprefix("jobstate:")

@@ -140,6 +140,7 @@ class JobInfo(NamedTuple):
       batch: The uuid of the job's batch, BATCH_MARK if it is a batch itself, or None.
       queue: The queue of its message, or None if unknown.
       hooks: The :class:`.HookInfo` of a class with hooks as JSON, or None.
+      worker: The token of the worker process that runs it, or has run it last, or None.
     """
 
     kind: str = ""
@@ -152,6 +153,7 @@ class JobInfo(NamedTuple):
     batch: str | None = None
     queue: str | None = None
     hooks: str | None = None
+    worker: str | None = None
 
     @classmethod
     def of(cls, fields: Mapping[str, str]) -> JobInfo:
@@ -298,6 +300,10 @@ class Record:
     @property
     def queue(self) -> str | None:
         return self._fields.get("queue")
+
+    @property
+    def worker(self) -> str | None:
+        return self._fields.get("worker")
 
     @property
     def owner(self) -> Any:

@@ -36,6 +36,7 @@ from .places import refusal
 from .reader import Failures, Try, is_foreign
 from .records import Records
 from .scripts import Reply
+from .workers import WorkerInfo, worker_as_json, worker_name
 
 __all__ = [
     "FAILED_OR_LOST",
@@ -63,6 +64,7 @@ __all__ = [
     "Try",
     "Unended",
     "UntoldEnd",
+    "WorkerInfo",
     "check_empty",
     "checked_namespace",
     "connect",
@@ -84,4 +86,6 @@ __all__ = [
     "store_beside",
     "tracker_of",
     "type_name",
+    "worker_as_json",
+    "worker_name",
 ]

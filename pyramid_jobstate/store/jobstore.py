@@ -40,6 +40,7 @@ from .looks import FollowedJobs, Looks, Unended
 from .reader import Failures
 from .records import Records
 from .scripts import Lives, millis
+from .workers import WorkerInfo
 
 if TYPE_CHECKING:
     from .watch import Tracker
@@ -376,6 +377,12 @@ class JobStore:
         declares none.
         """
         return self._records.counter.kinds()
+
+    def workers(self) -> Sequence[WorkerInfo]:
+        """Return the worker processes that were heard of within the last hour, by host
+        and pid. A process that shuts down is forgotten at once.
+        """
+        return self._records.workers.read()
 
     def throughput(
         self,

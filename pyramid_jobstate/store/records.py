@@ -49,6 +49,7 @@ from .scripts import (
     run_scripts,
     worst,
 )
+from .workers import Workers
 
 #: The replies to a call that did something, and the one after which a job stays among
 #: the unfinished ones.
@@ -71,6 +72,7 @@ class Records:
       claims: Which unique jobs are under way.
       batches: The batches, and what they know of their members.
       ends: The ends that are to be told to hooks.
+      workers: The worker processes.
     """
 
     def __init__(self, client: Client, namespace: str, lives: Lives) -> None:
@@ -88,6 +90,9 @@ class Records:
         self.claims = Claims(self._calls, self.reader, lives, self._run)
         self.batches = Batches(self._runner, self._calls, self.reader, lives.silence)
         self.ends = Ends(self._run, self._calls, self.reader)
+        self.workers = Workers(
+            client, self._calls, self._runner, self.reader, lives.silence
+        )
 
     def now(self) -> int | None:
         """Return the server's time in milliseconds, as this process knows it from what

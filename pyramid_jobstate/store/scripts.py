@@ -243,6 +243,7 @@ def _texts(is_spread: bool) -> Mapping[str, tuple[str, bool]]:
         },
         **{name: change(name, of_batches, "spread") for name in OF_BATCHES},
         **{name: (_shortened(common, read(name)), False) for name in OTHERS},
+        "presence": (_shortened(clock, read("presence")), False),
         "look_batch": (_shortened(of_batches, read("look_batch")), False),
         "move_in": (_shortened(clock + read("move"), read("move_in")), False),
     }
@@ -477,6 +478,17 @@ class Calls:
         words: list[str | int] = [milliseconds, limit, uuid, *sets]
         return Call.of(self._scripts["take_ends"], self.untold_key, words)
 
+    def worker_keys(self, token: str) -> list[str]:
+        """Return the keys of the worker processes, and of one of them."""
+        names = self.key("workers")
+        return [names, beside(names, token)]
+
+    def presence(self, token: str, milliseconds: int, says: str) -> Call:
+        """Return the call that writes that a worker process lives."""
+        names, own = self.worker_keys(token)
+        words = (token, milliseconds, says)
+        return Call.of(self._scripts["presence"], names, words, [own])
+
     @property
     def untold_key(self) -> str:
         """The key of the set of the names of the sets of ends that are to be told."""
@@ -509,7 +521,9 @@ class Calls:
     def requeue(
         self, uuid: str, info: JobInfo, queue: str, word: str, deadline: str
     ) -> Call:
-        words = word, deadline, queue, "queued", *info._fields
+        # Not the worker of the run that failed.
+        kept = (name for name in info._fields if name != "worker")
+        words = word, deadline, queue, "queued", *kept
         return self._change_both("requeue", info, uuid, *words)
 
     def restore(self, uuid: str, info: JobInfo, word: str) -> Call:

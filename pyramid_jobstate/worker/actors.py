@@ -367,10 +367,14 @@ class TrackedFunction(HandedFunction):
             ),
         )
 
-    def unsaved(self, message: MessageProxy) -> Unsaved:
-        """Return the recorder's entry for a run that begins now."""
+    def unsaved(self, message: MessageProxy, worker: str | None = None) -> Unsaved:
+        """Return the recorder's entry for a run that begins now.
+
+        Parameters:
+          worker: The token of the worker process, or None.
+        """
         info = self.info_of(message, attempts_before(message) + 1)
-        return Unsaved(message.message_id, Run(), info)
+        return Unsaved(message.message_id, Run(), info._replace(worker=worker))
 
     def job_state(self, message_id: str, run: Run, info: JobInfo) -> JobState:
         """Return the JobState that writes to a run."""

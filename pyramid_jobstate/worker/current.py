@@ -35,8 +35,12 @@ class Tracked(Protocol):
     ) -> JobInfo:
         """Return what to store about a message."""
 
-    def unsaved(self, message: MessageProxy) -> Unsaved:
-        """Return the recorder's entry for a run that begins now."""
+    def unsaved(self, message: MessageProxy, worker: str | None = None) -> Unsaved:
+        """Return the recorder's entry for a run that begins now.
+
+        Parameters:
+          worker: The token of the worker process, or None.
+        """
 
 
 class Conflict(Retry):

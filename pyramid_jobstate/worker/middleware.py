@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import sys
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from .current import CurrentJob, skip
 from .hooks import check_hooks
 from .ledger import Ledger
 from .message import attempts_before, batch_of, check_queue, sends_for, word_of
-from .presence import Presence
+from .presence import Presence, make_token
 
 if TYPE_CHECKING:
     from dramatiq import Actor, Broker, Message
@@ -139,7 +138,7 @@ class JobStateMiddleware(Middleware):
             return
         # From here on Ledger.end() is called, even if this thread is interrupted.
         self._ledger.jobs[job.uuid] = job
-        job.unsaved = job.tracked.unsaved(message)
+        job.unsaved = job.tracked.unsaved(message, self._ledger.worker)
         batch = sends_for(message)
         if batch is not None:
             job.members = RunningMember(broker, message, batch, job.unsaved.run)
@@ -239,18 +238,19 @@ class JobStateMiddleware(Middleware):
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         self._ledger.hooks.declare(broker)
+        # Its first jobs begin before it has booted.
+        self._ledger.worker = make_token()
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
         if not self._ledger.functions:
             return
-        look = functools.partial(self._ledger.hooks.sweep, broker)
-        heartbeat = self._ledger.heartbeat_for(self.store_for(broker))
-        self._presences[worker] = Presence(worker, look, heartbeat)
+        self._presences[worker] = Presence(worker, broker, self._ledger)
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         presence = self._presences.pop(worker, None)
         if presence is not None:
             presence.stop()
+        self._ledger.worker = None
         self._ledger.stop()
 
     def _settle(

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib.metadata
 import logging
+import os
+import platform
+import secrets
+import socket
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dramatiq.common import q_name
 from redis.exceptions import RedisError
 
+from ..store import records_of
 from .recorder import Outage
 
 if TYPE_CHECKING:
+    from dramatiq import Broker
     from dramatiq.worker import Worker
+
+    from .ledger import Ledger
 
 log = logging.getLogger("pyramid_jobstate")
 
@@ -23,21 +33,30 @@ AWAY = (
 )
 
 
+def make_token() -> str:
+    """Return a token for this process: see :class:`.WorkerInfo`."""
+    # In a container, the pid comes again.
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
 class Presence:
-    """Calls a function at once and then once a heartbeat, in a thread that lives from
-    the boot of a worker to its shutdown. It waits for nothing that the recorder does.
+    """The thread, from the boot of a worker to its shutdown: at once and then once a
+    heartbeat it writes that the process lives, and tells the ends of jobs that nobody
+    has told. It waits for nothing that the recorder does.
 
     Parameters:
-      look: Is called with the queues that the worker consumes.
-      heartbeat: Seconds between two calls.
+      worker: The worker.
+      broker: Its broker.
+      ledger: What is written of the broker's messages.
     """
 
-    def __init__(
-        self, worker: Worker, look: Callable[[set[str]], None], heartbeat: float
-    ) -> None:
+    def __init__(self, worker: Worker, broker: Broker, ledger: Ledger) -> None:
+        self._token = ledger.worker or make_token()
         self._worker = worker
-        self._look = look
-        self._heartbeat = heartbeat
+        self._broker = broker
+        self._ledger = ledger
+        self._store = ledger.store_for(broker)
+        self._heartbeat = ledger.heartbeat_for(self._store)
         self._outage = Outage(log, AWAY, None)
         self._is_over = threading.Event()
         self._thread = threading.Thread(
@@ -53,12 +72,46 @@ class Presence:
     def _loop(self) -> None:
         while True:
             try:
-                # Those of delayed messages are no queues of their own.
-                self._look({q_name(name) for name in [*self._worker.consumers]})
+                self._look()
                 self._outage.recover()
             except RedisError as e:
                 self._outage.complain(e)
             except Exception:
                 log.exception("A worker could not look for ends that are to be told.")
             if self._is_over.wait(self._heartbeat):
-                return
+                break
+        # Otherwise it reads silent, and is forgotten later.
+        with contextlib.suppress(RedisError):
+            records_of(self._store).workers.remove(self._token)
+
+    def _look(self) -> None:
+        # Those of delayed messages are no queues of their own.
+        queues = {q_name(name) for name in [*self._worker.consumers]}
+        says = {
+            "threads": self._worker.worker_threads,
+            "busy": len(self._ledger.jobs),
+            "queues": sorted(queues),
+            "memory": memory_used(),
+            "versions": versions(),
+        }
+        # Until the store takes it, the worker reads silent.
+        with contextlib.suppress(RedisError):
+            records_of(self._store).workers.write(self._token, says)
+        self._ledger.hooks.sweep(self._broker, queues)
+
+
+def memory_used() -> int | None:
+    """Return the bytes of memory that this process uses, or None: only Linux says."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return the versions of what this process runs, by name."""
+    packages = ("dramatiq", "pyramid_jobstate")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **found}
