@@ -26,6 +26,7 @@ class IStoreUnavailable(IException):
 
 LIST = "pyramid_jobstate"
 COUNTS = "pyramid_jobstate.counts"
+WORKERS = "pyramid_jobstate.workers"
 CLEAR = "pyramid_jobstate.clear"
 CANCEL_ALL = "pyramid_jobstate.cancel_all"
 RERUN_ALL = "pyramid_jobstate.rerun_all"

@@ -24,6 +24,7 @@ from .interfaces import (
     OTHER,
     RERUN,
     RERUN_ALL,
+    WORKERS,
 )
 from .jobstates import JOB_VIEWS, JobStates, JobStatesURL, unread
 
@@ -40,6 +41,7 @@ ROUTES = {
     LIST: "",
     f"{LIST}/": "/",
     COUNTS: "/counts",
+    WORKERS: "/workers",
     CLEAR: "/clear",
     CANCEL_ALL: "/cancel",
     RERUN_ALL: "/rerun",
@@ -53,12 +55,12 @@ ROUTES = {
 #: The names of our views, by the route that leads to one. The others have no name.
 VIEW_NAMES = {
     name: ROUTES[name].rpartition("/")[2]
-    for name in (COUNTS, CLEAR, CANCEL_ALL, RERUN_ALL, CANCEL, RERUN, INSPECT)
+    for name in (COUNTS, WORKERS, CLEAR, CANCEL_ALL, RERUN_ALL, CANCEL, RERUN, INSPECT)
 }
 
 #: The names that stand where a uuid would, and have a route of their own.
 RESERVED = frozenset(
-    ROUTES[name][1:] for name in (COUNTS, CLEAR, CANCEL_ALL, RERUN_ALL)
+    ROUTES[name][1:] for name in (COUNTS, WORKERS, CLEAR, CANCEL_ALL, RERUN_ALL)
 )
 
 
@@ -173,7 +175,7 @@ def enter_root(container: JobStates, request: Request) -> None:
 
 
 #: The names of the views of a container.
-CONTAINER_VIEWS = ("", "counts", "clear", "cancel", "rerun")
+CONTAINER_VIEWS = ("", "counts", "workers", "clear", "cancel", "rerun")
 
 
 class OursPredicate:

@@ -24,7 +24,7 @@ from ..job import (
     iso_time,
     record_of,
 )
-from ..store import MAX_LIMIT, Page
+from ..store import MAX_LIMIT, JobStore, Page, worker_as_json, worker_name
 from ..worker import global_broker, why_not_repeatable
 from .acts import cancel, cancel_many, clear, delete, rerun, rerun_many
 from .answers import (
@@ -55,6 +55,7 @@ from .interfaces import (
     OTHER,
     RERUN,
     RERUN_ALL,
+    WORKERS,
     IStoreUnavailable,
 )
 from .jobstates import JobStates, ask
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
     from pyramid.request import Request
 
     from ..job import Counts
-    from ..store import Failures, JobStore
+    from ..store import Failures
 
     T = TypeVar("T")
 
@@ -243,6 +244,14 @@ def counts(context: JobStates, request: Request) -> Response:
     return render_state(request, encode(answer))
 
 
+def workers(context: JobStates, request: Request) -> Response:
+    """Respond with the worker processes that were heard of within the last hour."""
+    require(request, context, "list_jobs")
+    read_query(request)
+    found = [worker_as_json(worker) for worker in ask(context, JobStore.workers)]
+    return render_state(request, encode({"workers": found}))
+
+
 def inspect(context: JobState, request: Request) -> Response:
     """Respond with what operators need to know of a job and its failures, all of which
     may be secret.
@@ -266,6 +275,7 @@ def inspection(context: JobState) -> dict[str, Any]:
         "uuid": context.uuid,
         "actor": record.actor or None,
         "queue": record.queue,
+        "worker": record.worker and worker_name(record.worker),
         "params": context.job_params,
         "error": error_of(context.error),
         "traceback": failures.traceback or None,
@@ -358,6 +368,7 @@ def show_groups(context: JobStates, request: Request) -> Response:
 VIEWS: tuple[tuple[tuple[str, ...], type, str, dict[str, View]], ...] = (
     ((LIST, f"{LIST}/"), JobStates, "", {"GET": show_many}),
     ((COUNTS,), JobStates, "counts", {"GET": counts}),
+    ((WORKERS,), JobStates, "workers", {"GET": workers}),
     ((CLEAR,), JobStates, "clear", {"POST": clear}),
     ((CANCEL_ALL,), JobStates, "cancel", {"POST": cancel_many}),
     ((RERUN_ALL,), JobStates, "rerun", {"POST": rerun_many}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from typing import Any
 
 import dramatiq.broker
@@ -86,6 +87,7 @@ def test_inspect_tells_all_of_an_error(operated: TestApp, marathons: Marathons) 
     params = {"miles": 26, "shoes": SECRET}
     again = {"repeatable": True, "reason": None}
     assert (found.pop("actor"), found.pop("queue")) == ("run_marathon", "default")
+    assert found.pop("worker").endswith(f":{os.getpid()}")
     assert found == {"uuid": job, "params": params, "error": error, **again}
     assert trace.startswith("Traceback (most recent call last):")
     assert "run_marathon" in trace and SECRET in trace

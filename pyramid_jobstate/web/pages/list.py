@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pyramid.response import Response
 
     from ...job import Counts
-    from ...store import Bucket, JobStore
+    from ...store import Bucket, JobStore, WorkerInfo
     from ..jobstates import JobStates
     from .words import Words
 
@@ -187,6 +187,7 @@ class Overview(NamedTuple):
     kinds: Sequence[str] = ()
     counts: Counts | None = None
     buckets: Sequence[Bucket] = ()
+    workers: Sequence[WorkerInfo] = ()
 
 
 def list_page(context: JobStates, request: Request) -> Response:
@@ -251,6 +252,7 @@ def list_page(context: JobStates, request: Request) -> Response:
         "list_url": list_url,
         "kinds": kinds_of(overview.kinds, filters.get("kind")),
         "tabs": tabs_of(words, filters.get("status"), counts, url),
+        "workers": workers_text(overview, words),
         "chart": chart_of(overview.buckets, words) if overview.buckets else None,
         "blocks": blocks,
         "acts": acts,
@@ -330,6 +332,21 @@ def to_batch(context: JobStates, request: Request) -> Response:
     return HTTPFound(url_maker(address, request.GET, MEMBERS)(batch=None))
 
 
+def workers_text(overview: Overview, words: Words) -> str:
+    """Return what is known of the workers, in words."""
+    alive = [worker for worker in overview.workers if not worker.is_silent]
+    parts = []
+    if alive:
+        busy = words.number(sum(worker.busy for worker in alive))
+        threads = words.number(sum(worker.threads for worker in alive))
+        parts.append(words.plural("workers", len(alive), busy=busy, threads=threads))
+    elif overview.counts is not None and overview.counts.queued:
+        parts.append(words.plural("no-worker", overview.counts.queued))
+    if silent := len(overview.workers) - len(alive):
+        parts.append(words.plural("silent-workers", silent))
+    return " · ".join(parts)
+
+
 def overview_of(
     context: JobStates, filters: Mapping[str, str], *, with_chart: bool
 ) -> Overview:
@@ -341,13 +358,14 @@ def overview_of(
         if "owner" in filters:
             return Overview(kinds)
         counts = store.counts(kind, members=members)
+        workers = store.workers()
         if not with_chart:
-            return Overview(kinds, counts)
+            return Overview(kinds, counts, (), workers)
         pages: Pages = context.request.registry.getUtility(IPages)
         buckets = pages.throughputs.get(
             (kind, members),
             lambda: store.throughput(kind, SECONDS, BARS, members=members),
         )
-        return Overview(kinds, counts, buckets)
+        return Overview(kinds, counts, buckets, workers)
 
     return ask(context, question)

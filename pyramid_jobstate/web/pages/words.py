@@ -153,6 +153,7 @@ WORDS = MappingProxyType(
         "since-sent": _("${time} after it was sent"),
         "actor": _("Actor"),
         "queue": _("Queue"),
+        "worker": _("Worker"),
         "metrics": _("Metrics"),
         "params": _("Parameters"),
         "exception": _("Exception"),
@@ -219,6 +220,18 @@ SCRIPT = MappingProxyType(
 PLURALS = MappingProxyType(
     {
         "new": ("${number} new job · Show", "${number} new jobs · Show"),
+        "workers": (
+            "${number} worker, ${busy} of ${threads} threads busy with tracked jobs",
+            "${number} workers, ${busy} of ${threads} threads busy with tracked jobs",
+        ),
+        "silent-workers": (
+            "${number} worker has not been heard of lately",
+            "${number} workers have not been heard of lately",
+        ),
+        "no-worker": (
+            "${number} job waits, and no worker has been heard of",
+            "${number} jobs wait, and no worker has been heard of",
+        ),
         "earlier": ("${number} earlier try", "${number} earlier tries"),
         "cancel": ("Cancel ${number} job?", "Cancel ${number} jobs?"),
         "rerun": ("Run ${number} job again?", "Run ${number} jobs again?"),
