@@ -44,6 +44,7 @@ COMMANDS = {
     "work": Subcommand("run Dramatiq workers with the application", "work", False),
     "dev": Subcommand("run web server, worker and Redis in one terminal", "dev", False),
     "info": Subcommand("count jobs (the default)", "info"),
+    "workers": Subcommand("list the worker processes", "workers"),
     "list": Subcommand("list jobs", "lists"),
     "show": Subcommand("show all that is known about a job", "show"),
     "log": Subcommand("print the log of a job, and follow it", "show"),

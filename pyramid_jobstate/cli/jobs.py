@@ -25,6 +25,7 @@ from ..store import (
     kind_texts,
     newest_uuids,
     records_of,
+    worker_name,
 )
 from .terminal import (
     CouldNot,
@@ -191,12 +192,13 @@ def title_of(job: JobState) -> str:
 
 def as_json(job: JobState) -> dict[str, Any]:
     """Return all that the record says, as an operator may read it."""
-    progress, error = job.progress, job.error
+    progress, error, worker = job.progress, job.error, record_of(job).worker
     return {
         "uuid": job.uuid,
         "kind": job.kind,
         "title": title_of(job),
         "actor": job.actor,
+        "worker": worker and worker_name(worker),
         "status": job.status,
         "cancel_requested": job.cancel_requested,
         "owner": job.owner,

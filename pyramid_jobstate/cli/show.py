@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 
 from ..job import Batch, JobState, record_of
-from ..store import Failures, JobStore
+from ..store import Failures, JobStore, worker_name
 from .arguments import Operation, add_duration, add_ids
 from .jobs import (
     Kinds,
@@ -69,6 +69,8 @@ def facts(job: JobState, kind: str) -> Iterator[tuple[str, str]]:
     yield "actor", clean(job.actor) or "-"
     if (queue := record_of(job).queue) is not None:
         yield "queue", clean(queue)
+    if (worker := record_of(job).worker) is not None:
+        yield "worker", clean(worker_name(worker))
     yield "status", job.status
     if job.cancel_requested:
         yield "cancel", "requested"

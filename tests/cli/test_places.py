@@ -55,7 +55,7 @@ def test_mistakes_are_usage_errors(pjobs: Operator, store: JobStore) -> None:
         ("clear 4f6c", "unrecognized arguments: 4f6c"),
         ("rerun 4f6c", "With --url, rerun needs --broker module:name."),
         ("rerun 4f6c --broker m", "the broker m is not a name such as shop.jobs:brok"),
-        ("retry", "invalid choice: 'retry' (choose from work, dev, info, list, "),
+        ("retry", "invalid choice: 'retry' (choose from work, dev, info, workers, "),
         ("work", "work needs an ini instead of --url"),
         ("--kind K", "unrecognized arguments: --kind K (see `pjobs --url URL info"),
     ):

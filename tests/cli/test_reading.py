@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib.metadata
 import json
 import re
 import sys
@@ -12,15 +13,25 @@ import unicodedata
 from collections import Counter
 from typing import Any
 
+import dramatiq
 import pytest
 from pyramid.i18n import TranslationString
 
-from pyramid_jobstate import JobError, JobState, JobStore, Progress
-from pyramid_jobstate.testing import put_batch
-from tests.jobs import RunMarathon
+from pyramid_jobstate import (
+    JobError,
+    JobState,
+    JobStateMiddleware,
+    JobStore,
+    Progress,
+)
+from pyramid_jobstate.testing import pass_time, put_batch
+from tests.jobs import RunMarathon, make_broker, working
 from tests.operated import HARMLESS, HOSTILE, Haul, Operator, put
 from tests.running import Runs
-from tests.support import STATUSES, UUID, key_of, load_job, write
+from tests.support import STATUSES, UUID, key_of, load_job, wait_for, write
+from tests.worker.floors import idle_actor
+
+VERSION = importlib.metadata.version("pyramid_jobstate")
 
 #: The bidirectional controls.
 BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
@@ -63,6 +74,28 @@ def state_of(pjobs: Operator, job: JobState) -> str:
     """Return what `list` says of the state of a job."""
     (line,) = [line for line in pjobs("list").out if line.startswith(job.uuid)]
     return line.split(" ", 4)[4]
+
+
+def test_workers_have_a_line_each(
+    pjobs: Operator, store: JobStore, redis_url: str
+) -> None:
+    """A line says who works where and how busily, or since when it is silent."""
+    assert pjobs("workers").printed() == ["No worker has been heard of."]
+    assert pjobs("workers", "--json").printed() == []
+    broker = make_broker(redis_url, JobStateMiddleware(heartbeat=3600))
+    idle_actor(broker)
+    with working(broker):
+        (worker,) = wait_for(store.workers)
+        (line,) = pjobs("workers").printed()
+        assert line.startswith(f"{worker.name} 0 of 4 threads busy queues default ")
+        assert line.endswith(
+            f" dramatiq {dramatiq.__version__} pyramid_jobstate {VERSION}"
+        )
+        (values,) = map(json.loads, pjobs("workers", "--json").printed())
+        assert (values["pid"], values["queues"]) == (worker.pid, ["default"])
+        pass_time(store, 60)
+        (line,) = pjobs("workers").printed()
+        assert line.startswith(f"{worker.name} silent since 20")
 
 
 def test_list_has_a_line_a_job(pjobs: Operator, store: JobStore) -> None:
@@ -204,6 +237,7 @@ def test_json_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
         "kind": "RunMarathon",
         "title": "Run marathon",
         "actor": "run_marathon",
+        "worker": None,
         "status": "working",
         "cancel_requested": False,
         "owner": "alice",

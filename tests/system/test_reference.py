@@ -20,10 +20,10 @@ from webtest import TestApp
 from pyramid_jobstate import Batch, JobError, JobState, JobStore, Progress
 from pyramid_jobstate.testing import put_batch, put_job
 from tests.cliapp import PJOBS
-from tests.jobs import RunMarathon
+from tests.jobs import RunMarathon, working
 from tests.readme import PAGES, page
 from tests.running import running
-from tests.support import PACKAGE, ROOT, write
+from tests.support import PACKAGE, ROOT, wait_for, write
 from tests.web.operating import OPERATOR, Marathons, operated_app
 from tests.web.paging import Visit, paged_app
 from tests.webapp import ADMIN, ask, get
@@ -302,14 +302,31 @@ def test_keys_of_an_inspection(
         {"status": "working"},
         {"status": "error", "error": error, "actor": "run_marathon"},
     ]
+    # A worker has run one of them.
+    uuids = marathons.fail("alice")
     for more in cases:
-        job = put_job(store, RunMarathon, **more)
-        found = get(app, f"/job_state/{job.uuid}/inspect", OPERATOR).json
+        uuids.append(put_job(store, RunMarathon, **more).uuid)
+    for uuid in uuids:
+        found = get(app, f"/job_state/{uuid}/inspect", OPERATOR).json
         values += [(value, name) for name, value in found.items()]
     (rows,) = tables(section("reference/http", "Inspect"), "key")
     assert documented_types(rows) == types_of(*values)
     (tries,) = (text for name, _, text in rows if name == "``tries``")
     assert set(words(tries)) == found["tries"][0].keys()
+
+
+def test_keys_of_a_worker(
+    redis_url: str, store: JobStore, marathons: Marathons
+) -> None:
+    """The table has each key of a worker, with its types."""
+    app = operated_app(redis_url)
+    with working(marathons.broker):
+        wait_for(store.workers)
+        (found,) = get(app, "/job_state/workers", OPERATOR).json["workers"]
+    (rows,) = tables(section("reference/http", "Workers"), "key")
+    types = {name: kinds - {"null"} for name, kinds in documented_types(rows).items()}
+    all_types = types_of(*((value, name) for name, value in found.items()))
+    assert types == {n: kinds for n, kinds in all_types.items() if "." not in n}
 
 
 def test_keys_of_groups(redis_url: str, store: JobStore) -> None:
