@@ -184,7 +184,7 @@ def test_hook_of_a_newer_version_gets_its_request(
         raise ZeroDivisionError
 
     def make_class(hook: Callable[..., None]) -> type[JobState]:
-        return type("Rowing", (JobState,), {"on_success": hook})
+        return type("Punting", (JobState,), {"on_success": hook})
 
     @dramatiq.actor(broker=broker, job_state=make_class(fail_once))
     def row() -> None: ...
@@ -196,7 +196,7 @@ def test_hook_of_a_newer_version_gets_its_request(
         alarm.ring()
         wait_for(lambda: len(notes) == 2)
     url = url_of(job.uuid, "localhost")
-    assert notes[1] == ("Rowing", "success", "alice", "alice", url, True)
+    assert notes[1] == ("Punting", "success", "alice", "alice", url, True)
 
 
 def send_batch(config: Configurator, actor: Any, *errors: str) -> Batch:
