@@ -296,17 +296,17 @@ class Ledger:
         self, broker: Broker, message: MessageProxy, info: JobInfo, end: End
     ) -> None:
         """Write how a job ended when its message was stopped before a run began."""
-        is_lost = self.write_dropped(broker, message.message_id, info, end).lost
-        if not is_lost and end.status != "retrying":
+        unsaved = Unsaved(message.message_id, Run(), info, dropped=True)
+        self._write_end(broker, unsaved, end)
+        if not unsaved.lost and end.status != "retrying":
             self._drop_steps_after(broker, message)
 
-    def write_dropped(
-        self, broker: Broker, uuid: str, info: JobInfo, end: End
-    ) -> Unsaved:
-        """Write how a job ended that never began, as soon as the store answers."""
-        unsaved = Unsaved(uuid, Run(), info, dropped=True)
-        self._write_end(broker, unsaved, end)
-        return unsaved
+    def write_unsent(self, broker: Broker, job: NewJob) -> None:
+        """Write that a job could not be sent, as soon as the store answers. A worker
+        tells its hooks: this process may be none.
+        """
+        unsaved = Unsaved(job.uuid, Run(), job.info, dropped=True)
+        self.recorder_for(broker).end(unsaved, UNSENT)
 
     def _write_end(self, broker: Broker, unsaved: Unsaved, end: End) -> None:
         """Write how a job ended, and tell its hooks once that is stored."""
@@ -327,7 +327,8 @@ class Ledger:
             function = self.functions.find(step)
             if function is not None:
                 info = function.info_of(step)
-                self.write_dropped(broker, step.message_id, info, end)
+                unsaved = Unsaved(step.message_id, Run(), info, dropped=True)
+                self._write_end(broker, unsaved, end)
             end = UNREACHED
 
 

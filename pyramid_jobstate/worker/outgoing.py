@@ -281,7 +281,7 @@ class Outgoing:
     def fail_soon(self) -> None:
         """Write that a unique job was not sent, as soon as the store answers."""
         (job,) = self.jobs
-        self._ledger.write_dropped(self.broker, job.uuid, job.info, UNSENT)
+        self._ledger.write_unsent(self.broker, job)
 
     def left(self) -> list[NewJob]:
         """Return the jobs that the broker has not accepted. The later steps of a
