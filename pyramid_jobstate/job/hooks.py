@@ -75,7 +75,8 @@ def _takes_request(cls: type[Any], name: str, hook: Any) -> bool:
         )
     if inspect.isgeneratorfunction(hook) or inspect.isasyncgenfunction(hook):
         raise TypeError(f"{where}() is a generator. Declare it as: {form}")
-    if not callable(hook) or isinstance(hook, (type, staticmethod, classmethod)):
+    is_bound = callable(hook) and hasattr(hook, "__get__")
+    if not is_bound or isinstance(hook, (type, staticmethod, classmethod)):
         kind = type(hook).__name__
         raise TypeError(
             f"{where} must be a method, not a {kind}. Declare it as: {form}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
 import dramatiq
@@ -121,6 +121,8 @@ class Hooks:
         #: The hooks that are to be tried again, but whose messages the broker has not
         #: accepted: the jobs, when these ended, and the ids of the messages.
         self._lost: list[tuple[str, str, str]] = []
+        #: The ids of the messages that are being sent, and have not been settled.
+        self._sending: set[str] = set()
 
     def queue_of(self, broker: Broker) -> str | None:
         """Return the queue of the actors that run hooks, or None if the broker has no
@@ -196,9 +198,14 @@ class Hooks:
         sent = []
         self.declare(broker)
         for end in ends:
+            message = hook_message(end)
+            self._sending.add(message.message_id)
             try:
-                broker.enqueue(hook_message(end))
+                broker.enqueue(message)
             except Exception as e:
+                if message.message_id not in self._sending:
+                    # It has run in the caller, and the hook has raised this.
+                    continue
                 self._outage.complain(e)
                 if isinstance(e, AWAY):
                     # The others would each wait for it, too.
@@ -206,6 +213,8 @@ class Hooks:
             else:
                 self._outage.recover()
                 sent.append(end)
+            finally:
+                self._sending.discard(message.message_id)
         try:
             records_of(self._store_for(broker)).ends.mark_sent(sent)
         except RedisError:
@@ -259,10 +268,16 @@ class Hooks:
         if not records_of(store).ends.begin(uuid, finished, job.uuid):
             log.info("%s() of the job %s does not run: it was told before.", hook, uuid)
             return
-        call_hook(job_state, request)
+        try:
+            call_hook(job_state, request)
+        except BaseException as e:
+            # A broker that runs it in the caller may tell the middleware nothing.
+            job.raised = e
+            raise
 
     def end(self, broker: Broker, message: MessageProxy, end: End) -> None:
         """Note that the message of a hook is settled."""
+        self._sending.discard(message.message_id)
         match message.args:
             case (str() as uuid, str() as hook, str() as finished):
                 pass
@@ -310,14 +325,25 @@ def call_hook(job_state: JobState, request: Any) -> None:
 
     Parameters:
       request: What it receives if it takes a request.
+
+    Raises:
+      TypeError: The hook is async.
+      Exception: What it raises.
     """
     status = job_state.status
     given = {REQUEST: request} if class_hooks(type(job_state))[status] else {}
     token = current_hook.set(record_of(job_state).uuid)
     try:
-        getattr(job_state, HOOKS[status])(**given)
+        result = getattr(job_state, HOOKS[status])(**given)
     finally:
         current_hook.reset(token)
+    if isinstance(result, Coroutine):
+        # A decorator hides that the hook is async, so its class could not be refused.
+        result.close()
+        raise TypeError(
+            f"{type(job_state).__qualname__}.{HOOKS[status]}() has returned a "
+            "coroutine, which nobody runs: a hook cannot be async."
+        )
 
 
 def hook_message(end: UntoldEnd) -> Message[Any]:

@@ -277,7 +277,10 @@ class JobStateMiddleware(Middleware):
             self._ledger.end(broker, job, acknowledged=acknowledged)
         finally:
             if is_last:
-                self._ledger.thread.leave(self._ledger.thread.jobs.index(job))
+                place = self._ledger.thread.find(message)
+                # A hook that has run in the caller may have left it already.
+                if place is not None:
+                    self._ledger.thread.leave(place)
 
 
 def _given_store(

@@ -85,6 +85,12 @@ def yields(self: Any) -> Any:
     yield
 
 
+class Called:
+    """Not bound to the job, so it would not receive it."""
+
+    def __call__(self, job: Any) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("hook", "error"),
     [
@@ -93,6 +99,7 @@ def yields(self: Any) -> Any:
         (classmethod(on_success), "must be a method, not a classmethod"),
         (JobState, "must be a method, not a type"),
         (7, "must be a method, not a int"),
+        (Called(), "must be a method, not a Called"),
         (sleeps, "is async, but a hook runs in one thread"),
         (yields, "is a generator"),
         (lambda self, error: None, "has the parameter 'error'"),

@@ -168,6 +168,27 @@ def test_hook_that_fails_is_tried_again(broker: RedisBroker, logged: Logged) -> 
     assert not logged()
 
 
+def test_hook_that_a_decorator_makes_async_fails(
+    redis_url: str, logged: Logged
+) -> None:
+    """Its class could not be refused, and its end must not seem to be told."""
+
+    async def on_success(self: JobState) -> None: ...
+
+    def decorated(self: JobState) -> object:
+        return on_success(self)
+
+    cls = type("Disguised", (JobState,), {"on_success": decorated})
+    broker = make_broker(redis_url, without=Retries)
+    run_marathon = job_actor(broker=broker, job_state=cls)(lambda: None)
+    with working(broker):
+        run_marathon.send()
+        wait_for(logged)
+    (line,) = logged()
+    assert "has failed for the last time" in line
+    assert "TypeError: Disguised.on_success() has returned a coroutine" in line
+
+
 def test_hook_that_dramatiq_gives_up_is_logged(redis_url: str, logged: Logged) -> None:
     """Without retries it has one try. The job stays as it was, and is named."""
     broker = make_broker(redis_url, without=Retries)
@@ -321,13 +342,30 @@ def test_request_needs_a_middleware(redis_url: str) -> None:
 
 @pytest.mark.parametrize("tells_all", [False, True])
 def test_broker_that_runs_jobs_in_the_caller_tells_them(
-    redis_url: str, tells_all: bool
+    redis_url: str, tells_all: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The process that sends is the worker: it tells the end at once."""
     broker = InCallerBroker([JobStateMiddleware(url=redis_url)], tells_all=tells_all)
     run_marathon = make_actor_without_retries(broker)
     sent = run_marathon.send()
     assert hooks() == [("on_success", sent.message_id)]
+    assert not untold(broker)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("tells_all", [False, True])
+def test_hook_that_fails_in_the_caller_is_logged(
+    redis_url: str, tells_all: bool, logged: Logged
+) -> None:
+    """Nobody tries it again. The broker is not to blame, and the sender goes on."""
+    broker = InCallerBroker([JobStateMiddleware(url=redis_url)], tells_all=tells_all)
+    run_marathon = make_actor_without_retries(broker)
+    acts["on_success"] = lambda job: 1 / 0
+    sent = run_marathon.send()
+    assert logged() == [
+        f"on_success() of the job {sent.message_id} has failed for the last time, and "
+        "is not told of this end again: ZeroDivisionError: division by zero"
+    ]
     assert not untold(broker)
 
 
