@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.metadata
 import logging
 import os
@@ -58,6 +57,7 @@ class Presence:
         self._store = ledger.store_for(broker)
         self._heartbeat = ledger.heartbeat_for(self._store)
         self._outage = Outage(log, AWAY, None)
+        self._versions = versions()
         self._is_over = threading.Event()
         self._thread = threading.Thread(
             target=self._loop, name="pyramid_jobstate.presence", daemon=True
@@ -92,7 +92,7 @@ class Presence:
             "busy": len(self._ledger.jobs),
             "queues": sorted(queues),
             "memory": memory_used(),
-            "versions": versions(),
+            "versions": self._versions,
         }
         # Until the store takes it, the worker reads silent.
         with contextlib.suppress(RedisError):
@@ -109,9 +109,11 @@ def memory_used() -> int | None:
         return None
 
 
-@functools.cache
 def versions() -> dict[str, str]:
-    """Return the versions of what this process runs, by name."""
-    packages = ("dramatiq", "pyramid_jobstate")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), **found}
+    """Return the versions of what this process runs, by name, as far as is known."""
+    found = {"python": platform.python_version()}
+    for name in ("dramatiq", "pyramid_jobstate"):
+        # A bundle of an application may have come without the metadata.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

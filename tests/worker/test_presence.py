@@ -1,10 +1,12 @@
 """What the store knows of worker processes."""
 
+import importlib.metadata
 import os
 import socket
 from typing import Any
 
 import dramatiq
+import pytest
 import redis
 
 from pyramid_jobstate import JobStateMiddleware, JobStore, WorkerInfo, rerun
@@ -67,6 +69,23 @@ def test_silent_worker_is_remembered_for_an_hour(
         assert the_worker(store).is_silent
         pass_time(store, 3600)
         assert store.workers() == []
+
+
+def test_version_may_be_unknown(
+    redis_url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An application may be bundled without the metadata of its packages."""
+    find = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "pyramid_jobstate":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return find(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    run_marathon, _ = make(redis_url)
+    with working(run_marathon.broker):
+        assert set(the_worker(store).versions) == {"python", "dramatiq"}
 
 
 def test_what_another_program_writes_is_skipped(
