@@ -76,7 +76,7 @@ def rerun(store: JobStore, broker: Broker, uuid: str) -> bool:
     Raises:
       NotRepeatable: The job cannot run again. The error says why. It is a NotUnique if
         another job with its unique key is under way.
-      RuntimeError: A hook of the job runs here.
+      RuntimeError: A hook of the job, or of its batch, runs here.
       redis.exceptions.RedisError: The store does not answer.
       dramatiq.errors.BrokerError: The server of a RedisBroker refuses the message, or,
         as a ConnectionClosed, does not answer. The job stays as it was.
@@ -87,10 +87,12 @@ def rerun(store: JobStore, broker: Broker, uuid: str) -> bool:
         return False
     # It may have been asked for by the uuid of an alias.
     uuid = record.uuid
-    if uuid == current_hook.get():
+    told = current_hook.get()
+    if told is not None and told in (uuid, record.batch):
+        what = "it" if told == uuid else "its members"
         raise RuntimeError(
-            f"A hook of the job {uuid} cannot run it again: its next end would, too. "
-            "Dramatiq tries a job again that raises: see its max_retries."
+            f"A hook of the job {told} cannot run {what} again: its next end would, "
+            "too. Dramatiq tries a job again that raises: see its max_retries."
         )
     try:
         message, steps = message_of(store, broker, record)

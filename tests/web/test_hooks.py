@@ -17,6 +17,7 @@ from pyramid_jobstate import (
     JobStateMiddleware,
     JobStore,
     RequestMiddleware,
+    rerun_all,
     testing,
 )
 from tests.jobs import Alarm, job_actor, make_broker, store_of, working
@@ -230,6 +231,29 @@ def test_batch_is_told(config: Configurator, run_marathon: Any) -> None:
         wait_for(lambda: notes.count(ending) == 2)
 
 
+def test_hook_of_a_batch_cannot_put_its_members_back(
+    config: Configurator, run_marathon: Any
+) -> None:
+    """Else each end of the batch would bring about the next one. Nor can the hook of a
+    member do so, since it is one of them.
+    """
+    store, broker = store_of(run_marathon.broker), run_marathon.broker
+    found: list[str] = []
+
+    def attempt() -> None:
+        with pytest.raises(RuntimeError) as caught:
+            rerun_all(store, broker, batch=batch.uuid)
+        found.append(str(caught.value))
+
+    batch = send_batch(config, run_marathon, "blisters")
+    acts.extend([attempt, attempt])
+    with working(broker):
+        wait_for(lambda: len(found) == 2)
+    whose = [error for error in found if batch.uuid in error]
+    assert len(whose) == 1 and "cannot run its members again" in whose[0]
+    assert len(notes) == 2
+
+
 def test_empty_batch_is_told(config: Configurator, run_marathon: Any) -> None:
     """It is over at once. Its transaction may last a while, and be aborted."""
     store = store_of(run_marathon.broker)
@@ -282,6 +306,18 @@ def test_jobs_in_a_test_run_their_hooks(run_marathon: Any) -> None:
     assert [each[:2] for each in notes] == [("Told", "success")] * 2 + [
         ("ToldAll", "success")
     ]
+
+
+def test_hook_in_a_test_cannot_cancel_its_job(broker: Broker) -> None:
+    """It is told so as by a worker."""
+    found: list[Any] = []
+    hook = {"on_success": lambda self: found.append(self.cancel())}
+    cls = type("Calm", (JobState,), hook)
+    sail = job_actor(broker=broker, job_state=cls, actor_name="sail")(lambda: None)
+    config = app_config("pyramid_jobstate.testing")
+    alices(config).job_states.send_immediately(sail)
+    testing.run_jobs(config.registry)
+    assert found == [False]
 
 
 def test_one_hook_runs_in_a_test(config: Configurator, store: JobStore) -> None:
