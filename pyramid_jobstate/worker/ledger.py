@@ -62,7 +62,6 @@ class Ledger:
       thread: The state of the calling thread.
       jobs: The jobs that this process runs, by message id.
       hooks: Tells the ends of jobs to the hooks of their classes.
-      worker: The token of this worker process, or None.
 
     Raises:
       TypeError, ValueError: interval or heartbeat is not a positive number of seconds.
@@ -85,7 +84,6 @@ class Ledger:
         self.functions = TrackedFunctions()
         self.thread = ThreadState()
         self.jobs: dict[str, CurrentJob] = {}
-        self.worker: str | None = None
         self.hooks = Hooks(hooks_queue, self.functions, self.store_for, self.thread)
         self._outage = Outage(log)
         self._recorder: Recorder | None = None

@@ -17,7 +17,7 @@ from .current import CurrentJob, skip
 from .hooks import check_hooks
 from .ledger import Ledger
 from .message import attempts_before, batch_of, check_queue, sends_for, word_of
-from .presence import Presence, make_token
+from .presence import Presence
 
 if TYPE_CHECKING:
     from dramatiq import Actor, Broker, Message
@@ -76,8 +76,8 @@ class JobStateMiddleware(Middleware):
         self._ledger = Ledger(
             given, namespace, interval, heartbeat, check_queue(hooks_queue)
         )
-        #: The threads of the workers of this process.
-        self._presences: dict[Worker, Presence] = {}
+        #: What tells of the workers of this process.
+        self._presence: Presence | None = None
 
     def store_for(self, broker: Broker) -> JobStore:
         """Return the store of the job states, for a script that has a broker and no
@@ -138,7 +138,8 @@ class JobStateMiddleware(Middleware):
             return
         # From here on Ledger.end() is called, even if this thread is interrupted.
         self._ledger.jobs[job.uuid] = job
-        job.unsaved = job.tracked.unsaved(message, self._ledger.worker)
+        worker = None if self._presence is None else self._presence.token
+        job.unsaved = job.tracked.unsaved(message, worker)
         batch = sends_for(message)
         if batch is not None:
             job.members = RunningMember(broker, message, batch, job.unsaved.run)
@@ -238,19 +239,17 @@ class JobStateMiddleware(Middleware):
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         self._ledger.hooks.declare(broker)
-        # Its first jobs begin before it has booted.
-        self._ledger.worker = make_token()
+        if self._ledger.functions and not (self._presence and self._presence.is_alive):
+            # Its first jobs begin before it has booted.
+            self._presence = Presence(broker, self._ledger)
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        if not self._ledger.functions:
-            return
-        self._presences[worker] = Presence(worker, broker, self._ledger)
+        if self._presence is not None:
+            self._presence.add(worker)
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        presence = self._presences.pop(worker, None)
-        if presence is not None:
-            presence.stop()
-        self._ledger.worker = None
+        if self._presence is not None and self._presence.remove(worker):
+            self._presence = None
         self._ledger.stop()
 
     def _settle(

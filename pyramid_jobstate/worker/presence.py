@@ -39,19 +39,22 @@ def make_token() -> str:
 
 
 class Presence:
-    """The thread, from the boot of a worker to its shutdown: at once and then once a
-    heartbeat it writes that the process lives, and tells the ends of jobs that nobody
-    has told. It waits for nothing that the recorder does.
+    """The thread of a process with workers, from the boot of the first to the shutdown
+    of the last: at once and then once a heartbeat it writes that the process lives, and
+    tells the ends of jobs that nobody has told. It waits for nothing that the recorder
+    does.
 
     Parameters:
-      worker: The worker.
-      broker: Its broker.
+      broker: The broker of the workers.
       ledger: What is written of the broker's messages.
+
+    Attributes:
+      token: The token of the process.
     """
 
-    def __init__(self, worker: Worker, broker: Broker, ledger: Ledger) -> None:
-        self._token = ledger.worker or make_token()
-        self._worker = worker
+    def __init__(self, broker: Broker, ledger: Ledger) -> None:
+        self.token = make_token()
+        self._workers: list[Worker] = []
         self._broker = broker
         self._ledger = ledger
         self._store = ledger.store_for(broker)
@@ -62,12 +65,29 @@ class Presence:
         self._thread = threading.Thread(
             target=self._loop, name="pyramid_jobstate.presence", daemon=True
         )
-        self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread, and wait for it a second at most."""
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs. In a forked child it does not."""
+        return self._thread.is_alive()
+
+    def add(self, worker: Worker) -> None:
+        """Tell of a worker that has booted."""
+        self._workers = [*self._workers, worker]
+        if not self.is_alive:
+            self._thread.start()
+
+    def remove(self, worker: Worker) -> bool:
+        """Tell no more of a worker that has shut down. Return whether it was the last:
+        then the thread ends, and is waited for a second at most.
+        """
+        self._workers = [each for each in self._workers if each is not worker]
+        if self._workers:
+            return False
         self._is_over.set()
-        self._thread.join(1.0)
+        if self.is_alive:
+            self._thread.join(1.0)
+        return True
 
     def _loop(self) -> None:
         while True:
@@ -82,13 +102,14 @@ class Presence:
                 break
         # Otherwise it reads silent, and is forgotten later.
         with contextlib.suppress(RedisError):
-            records_of(self._store).workers.remove(self._token)
+            records_of(self._store).workers.remove(self.token)
 
     def _look(self) -> None:
         # Those of delayed messages are no queues of their own.
-        queues = {q_name(name) for name in [*self._worker.consumers]}
+        workers = self._workers
+        queues = {q_name(name) for each in workers for name in [*each.consumers]}
         says = {
-            "threads": self._worker.worker_threads,
+            "threads": sum(each.worker_threads for each in workers),
             "busy": len(self._ledger.jobs),
             "queues": sorted(queues),
             "memory": memory_used(),
@@ -96,7 +117,7 @@ class Presence:
         }
         # Until the store takes it, the worker reads silent.
         with contextlib.suppress(RedisError):
-            records_of(self._store).workers.write(self._token, says)
+            records_of(self._store).workers.write(self.token, says)
         self._ledger.hooks.sweep(self._broker, queues)
 
 

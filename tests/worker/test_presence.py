@@ -56,6 +56,32 @@ def test_worker_is_known_while_it_lives(redis_url: str, store: JobStore) -> None
     assert not store.client.keys("*workers*")
 
 
+def test_workers_of_a_process_are_one(
+    redis_url: str, store: JobStore, client: redis.Redis
+) -> None:
+    """Their threads and queues count together. The process is known until the last of
+    them has shut down, and each of their jobs names it.
+    """
+    run_marathon, gate = make(redis_url)
+    broker = run_marathon.broker
+    broker.declare_queue("mails")
+    with working(broker, threads=2):
+        known = the_worker(store)
+        other = dramatiq.Worker(broker, queues={"mails"}, worker_threads=3)
+        other.start()
+        wait_for(lambda: the_worker(store).threads == 5)
+        both = the_worker(store)
+        assert (both.id, both.queues) == (known.id, ("default", "mails"))
+        other.stop()
+        sent = run_marathon.send()
+        gate.wait_for_job()
+        assert client.hget(f"jobstate:{sent.message_id}", "worker") == known.id.encode()
+        wait_for(lambda: the_worker(store).threads == 2)
+        assert the_worker(store).id == known.id
+        gate.open()
+    assert store.workers() == []
+
+
 def test_silent_worker_is_remembered_for_an_hour(
     redis_url: str, store: JobStore
 ) -> None:
