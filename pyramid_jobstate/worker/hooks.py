@@ -120,7 +120,7 @@ class Hooks:
         self._outage = Outage(log, REFUSED, None)
         #: The hooks that are to be tried again, but whose messages the broker has not
         #: accepted: the jobs, when these ended, and the ids of the messages.
-        self._lost: list[tuple[str, str, str]] = []
+        self._lost: set[tuple[str, str, str]] = set()
         #: The ids of the messages that are being sent, and have not been settled.
         self._sending: set[str] = set()
 
@@ -289,7 +289,7 @@ class Hooks:
         # Retries rejects a message once it has given up.
         retries = any(isinstance(m, Retries) for m in broker.middleware)
         if end.status == "error" and retries and not message.failed:
-            self._lost.append((uuid, finished, message.message_id))
+            self._lost.add((uuid, finished, message.message_id))
             with contextlib.suppress(RedisError):
                 self._tell_again(broker)
             return
@@ -311,13 +311,10 @@ class Hooks:
 
     def _tell_again(self, broker: Broker) -> None:
         """Have other messages tell the ends whose messages are lost."""
-        while self._lost:
-            lost = self._lost.pop()
-            try:
-                records_of(self._store_for(broker)).ends.tell_again(*lost)
-            except RedisError:
-                self._lost.append(lost)
-                raise
+        for lost in [*self._lost]:
+            records_of(self._store_for(broker)).ends.tell_again(*lost)
+            # Not before: this thread may be interrupted.
+            self._lost.discard(lost)
 
 
 def call_hook(job_state: JobState, request: Any) -> None:
