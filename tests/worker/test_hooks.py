@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -259,6 +260,26 @@ def test_worker_without_the_class_says_so(
     assert b"has not imported the JobState class of the kind 'Nowhere'" in message
 
 
+def test_worker_without_the_hook_says_so(
+    broker: RedisBroker, client: redis.Redis
+) -> None:
+    """Another version of the class had it where the job was sent."""
+
+    class Fewer(JobState):
+        def on_success(self) -> None: ...
+
+    make_actor(broker)
+    job = put_job(store_of(broker), Fewer, "error")
+    write(store_of(broker), job.uuid, finished=1)
+    arguments = (job.uuid, "on_error", "1")
+    with working(broker):
+        broker.enqueue(dramatiq.Message("default", "jobstate_hook", arguments, {}, {}))
+        key = b"dramatiq:default.DQ.msgs"
+        wait_for(lambda: client.hlen(key))
+        (message,) = client.hvals(key)
+    assert b"Fewer of this worker has no such hook" in message
+
+
 def test_message_of_a_past_end_runs_nothing(
     broker: RedisBroker, said: Callable[[], list[str]]
 ) -> None:
@@ -312,6 +333,8 @@ def test_hooks_have_a_queue_of_their_own(redis_url: str) -> None:
     worker.stop()
     client: Any = store_of(broker).client
     assert client.llen("dramatiq:mails") == 1 and not told
+    # Else it would be sent again and again until one comes.
+    assert not untold(broker)
     # A clean-up must not keep it from running.
     cleared = store_of(broker).clear(everything=True)
     assert (cleared.done, cleared.refused) == (0, 1)
@@ -344,13 +367,16 @@ def test_request_needs_a_middleware(redis_url: str) -> None:
 def test_broker_that_runs_jobs_in_the_caller_tells_them(
     redis_url: str, tells_all: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The process that sends is the worker: it tells the end at once."""
+    """The process that sends is the worker: it tells the end at once. After that, it
+    may delete the job.
+    """
     broker = InCallerBroker([JobStateMiddleware(url=redis_url)], tells_all=tells_all)
     run_marathon = make_actor_without_retries(broker)
     sent = run_marathon.send()
     assert hooks() == [("on_success", sent.message_id)]
     assert not untold(broker)
     assert not caplog.records
+    assert store_of(broker).delete(sent.message_id)
 
 
 @pytest.mark.parametrize("tells_all", [False, True])
@@ -418,14 +444,44 @@ def test_message_that_the_broker_refuses_holds_up_no_other(
 
 
 def test_outage_of_the_store_is_logged_once(own: JobStore, logged: Logged) -> None:
-    """Workers look for ends all the time, and go on when the store is back."""
+    """Workers look for ends all the time, and go on when the store is back. The next
+    outage is logged, too.
+    """
     broker = StubBroker(middleware=[JobStateMiddleware(own, heartbeat=0.05)])
     make_actor_without_retries(broker)
-    with working(broker), away(own):
-        wait_for(logged)
-        threading.Event().wait(0.3)
-    (line,) = logged()
-    assert line.startswith("The job state store does not say which ends are to be told")
+    with working(broker):
+        for number in (1, 2):
+            with away(own):
+                wait_for(lambda: len(logged()) == number)  # noqa: B023
+                threading.Event().wait(0.3)
+            seen = wait_for(own.workers)[0].seen_at
+            wait_for(lambda: own.workers()[0].seen_at > seen)  # noqa: B023
+    said = "The job state store does not say which ends are to be told"
+    assert all(line.startswith(said) for line in logged())
+
+
+def test_broker_that_hangs_holds_up_no_shutdown(broker: RedisBroker) -> None:
+    """A worker waits a second for the thread that sends the messages of hooks."""
+    has_come, may_go = threading.Event(), threading.Event()
+
+    class Hanging(Middleware):
+        def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+            if message.actor_name == "jobstate_hook":
+                has_come.set()
+                may_go.wait(30)
+
+    broker.add_middleware(Hanging())
+    run_marathon = make_actor(broker)
+    message = run_marathon.message()
+    broker.enqueue(message, delay=60_000)
+    assert load(broker, message).cancel()
+    worker = dramatiq.Worker(broker, worker_timeout=20)
+    worker.start()
+    assert has_come.wait(10)
+    since = time.monotonic()
+    worker.stop()
+    assert time.monotonic() - since < 10
+    may_go.set()
 
 
 def test_second_message_shortens_no_life(redis_url: str) -> None:

@@ -1,5 +1,6 @@
 """What the store knows of worker processes."""
 
+import contextlib
 import importlib.metadata
 import os
 import socket
@@ -67,7 +68,9 @@ def test_workers_of_a_process_are_one(
     broker.declare_queue("mails")
     with working(broker, threads=2):
         known = the_worker(store)
-        other = dramatiq.Worker(broker, queues={"mails"}, worker_threads=3)
+        other = dramatiq.Worker(
+            broker, queues={"mails"}, worker_timeout=20, worker_threads=3
+        )
         other.start()
         wait_for(lambda: the_worker(store).threads == 5)
         both = the_worker(store)
@@ -80,6 +83,37 @@ def test_workers_of_a_process_are_one(
         assert the_worker(store).id == known.id
         gate.open()
     assert store.workers() == []
+
+
+def test_worker_without_tracked_actors_is_not_known(
+    redis_url: str, store: JobStore
+) -> None:
+    """It would say that nobody is busy, whatever it runs."""
+    broker = make_broker(redis_url, JobStateMiddleware(heartbeat=0.05))
+
+    @dramatiq.actor(broker=broker)
+    def sweep() -> None: ...
+
+    with working(broker):
+        sweep.send()
+        broker.join("default")
+        assert store.workers() == []
+
+
+def test_store_forgets_the_dead(
+    redis_url: str, store: JobStore, client: redis.Redis
+) -> None:
+    """Other processes take away what they have left, and it expires."""
+    with contextlib.ExitStack() as stack:
+        for number in (1, 2, 3):
+            pass_time(store, 2000)
+            run_marathon, _ = make(redis_url, heartbeat=3600)
+            stack.enter_context(working(run_marathon.broker))
+            wait_for(lambda: len(store.workers()) == min(number, 2))  # noqa: B023
+        assert client.zcard("jobstate:workers") == 2
+        keys = client.keys("*workers*")
+        assert len(keys) == 3
+        assert all(0 < client.pttl(key) <= 3_600_000 for key in keys)
 
 
 def test_silent_worker_is_remembered_for_an_hour(
