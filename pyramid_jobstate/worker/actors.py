@@ -213,8 +213,8 @@ def receives_request(broker: Broker, actor_name: str) -> bool:
     )
 
 
-def gives_request(broker: Broker, actor_name: str) -> bool:
-    """Return whether a hook of an actor's jobs receives a request."""
+def hooks_receive_request(broker: Broker, actor_name: str) -> bool:
+    """Return whether any hook of an actor's jobs receives a request."""
     actor = broker.actors.get(actor_name)
     return actor is not None and any(
         isinstance(layer, TrackedFunction)

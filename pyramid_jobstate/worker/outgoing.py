@@ -29,7 +29,7 @@ from ..job import (
 from ..store import JobStore, records_of, refusal
 from .actors import (
     TrackedFunction,
-    gives_request,
+    hooks_receive_request,
     receives_request,
     refuse_request,
 )
@@ -477,7 +477,7 @@ def encoded(
     is_handed = receives_request(broker, message.actor_name)
     if is_handed:
         refuse_request(message)
-    if is_handed or gives_request(broker, message.actor_name):
+    if is_handed or hooks_receive_request(broker, message.actor_name):
         options.update(origin())
     try:
         return Message.decode(dataclasses.replace(message, options=options).encode())
