@@ -109,20 +109,23 @@ class Workers:
         """Return the processes that were heard of within an hour, by their names."""
         now = self._reader.clock()
         names, _ = self._calls.worker_keys("")
-        seen = self._reader.scores(names, (now - REMEMBERED) * 1000, MAX_SCORE)
-        keys = [self._calls.worker_keys(token)[1] for token, _ in seen]
+        signs = self._reader.scores(names, (now - REMEMBERED) * 1000, MAX_SCORE)
+        keys = [self._calls.worker_keys(token)[1] for token, _ in signs]
         commands = [Command(key, ("HMGET", key, "started", "says")) for key in keys]
         rows = ask(self._client, commands) if commands else []
         found = []
-        for (token, micros), row in zip(seen, rows, strict=True):
-            worker = _parse(token, micros // 1000, row or (None, None))
+        for (token, micros), row in zip(signs, rows, strict=True):
+            seen = micros // 1000
+            is_silent = now - seen > self._silence
+            worker = _parse(token, seen, is_silent, row or (None, None))
             if worker is not None:
-                is_silent = now - micros // 1000 > self._silence
-                found.append(dataclasses.replace(worker, is_silent=is_silent))
+                found.append(worker)
         return sorted(found, key=lambda worker: (worker.host, worker.pid, worker.id))
 
 
-def _parse(token: str, seen: int, row: Sequence[Any]) -> WorkerInfo | None:
+def _parse(
+    token: str, seen: int, is_silent: bool, row: Sequence[Any]
+) -> WorkerInfo | None:
     """Return a process, or None if another program has written what it says."""
     started, says = (None if word is None else text(word) for word in row)
     match token.rsplit(":", 2), parse_json(says):
@@ -144,7 +147,7 @@ def _parse(token: str, seen: int, row: Sequence[Any]) -> WorkerInfo | None:
                 int(pid),
                 parse_time(started),
                 seen_at,
-                False,
+                is_silent,
                 threads,
                 busy,
                 tuple(map(str, queues)),

@@ -18,9 +18,9 @@ local function untold_in(hooks, kind, status)
   end
 end
 
--- For how long a record lives that has ended: `set` is the set that it enters, or nil.
-local function life_after(set)
-  return set and math.max(ACTIVE_TTL, ENDED_TTL) or ENDED_TTL
+-- For how long a record lives that has ended. `is_untold`: whether hooks are to be told of its end.
+local function life_after(is_untold)
+  return is_untold and math.max(ACTIVE_TTL, ENDED_TTL) or ENDED_TTL
 end
 
 -- Enter a job in a set, with the time from which its end may be told. What is wrong with the set

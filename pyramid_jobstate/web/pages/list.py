@@ -360,7 +360,7 @@ def overview_of(
         counts = store.counts(kind, members=members)
         workers = store.workers()
         if not with_chart:
-            return Overview(kinds, counts, (), workers)
+            return Overview(kinds, counts, workers=workers)
         pages: Pages = context.request.registry.getUtility(IPages)
         buckets = pages.throughputs.get(
             (kind, members),
