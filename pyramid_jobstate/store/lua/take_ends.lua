@@ -38,8 +38,5 @@ for i = 4, #ARGV do
   if try("EXISTS", key .. ":" .. name) == 0 then
     try("SREM", key, name)
   end
-  if #found >= most then
-    break
-  end
 end
 return found
