@@ -207,6 +207,26 @@ def test_hook_that_dramatiq_gives_up_is_logged(redis_url: str, logged: Logged) -
     assert len(told) == 1
 
 
+def test_hook_that_never_began_keeps_its_job_no_longer(
+    redis_url: str, logged: Logged
+) -> None:
+    """Once Dramatiq has given up, a clean-up takes the job."""
+
+    class Hookless(JobState): ...
+
+    broker = make_broker(redis_url, without=Retries)
+    make_actor_without_retries(broker)
+    store = store_of(broker)
+    job = put_job(store, Hookless, "error")
+    write(store, job.uuid, finished=1, hooks='["e","default",null,null]')
+    assert store.clear(everything=True).refused == 1
+    arguments = (job.uuid, "on_error", "1")
+    with working(broker):
+        broker.enqueue(dramatiq.Message("default", "jobstate_hook", arguments, {}, {}))
+        wait_for(lambda: logged(logging.ERROR))
+    assert store.clear(everything=True).done == 1
+
+
 def make_actor_without_retries(broker: dramatiq.Broker) -> Any:
     @job_actor(broker=broker)
     def run_marathon(*, job_state: Telling) -> None: ...
@@ -561,3 +581,36 @@ def test_hook_is_told_again_if_its_next_try_is_lost(
         wait_for(lambda: len(told) == 2)
     assert told[0] == told[1] and hooks()[0] == ("on_success", sent.message_id)
     assert not [line for line in logged() if "for the last time" in line]
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_left"),
+    [({}, True), ({"finished": 1}, False), ({"hook": "another"}, False)],
+)
+def test_end_whose_message_is_lost_is_noted_at_once(
+    redis_url: str, changes: dict[str, Any], is_left: bool
+) -> None:
+    """The worker may die before it looks for ends. Nothing is noted if the job has
+    another end by then, or another message tells this one.
+    """
+
+    class Refusing(Middleware):
+        def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+            if message.options.get("retries"):
+                raise MiddlewareError("The queue is full.")
+
+    broker = make_broker(redis_url, JobStateMiddleware(heartbeat=3600))
+    broker.add_middleware(Refusing())
+    run_marathon = make_actor(broker)
+    client: Any = store_of(broker).client
+
+    def fail(job: JobState) -> None:
+        for name, value in changes.items():
+            client.hset(f"jobstate:{job.uuid}", name, value)
+        raise OSError("no mail today")
+
+    acts["on_success"] = fail
+    with working(broker):
+        sent = run_marathon.send()
+        wait_for(lambda: told and not client.hlen("dramatiq:default.msgs"))
+    assert untold(broker) == [sent.message_id] * is_left
