@@ -11,6 +11,7 @@ import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
+from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware, MiddlewareError, Retries
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, rerun
@@ -459,6 +460,34 @@ def test_message_that_the_broker_refuses_holds_up_no_other(
         assert line.endswith("once it does: MiddlewareError: The message is too long.")
         refused.clear()
         pass_time(store_of(broker), 20)
+        wait_for(lambda: len(told) == 3)
+    assert not untold(broker)
+
+
+def test_broker_that_is_away_is_asked_once(redis_url: str, logged: Logged) -> None:
+    """Each message would wait for it. They all leave once it is back."""
+    asked: list[str] = []
+
+    class Away(StubBroker):
+        def enqueue(self, message: Any, *, delay: int | None = None) -> Any:
+            if message.actor_name == "jobstate_hook" and len(asked) < 2:
+                asked.append(message.args[0])
+                raise ConnectionClosed(ConnectionError("It has gone away."))
+            return super().enqueue(message, delay=delay)
+
+    ours = JobStateMiddleware(url=redis_url, heartbeat=3600)
+    broker = Away(middleware=[ours])
+    run_marathon = make_actor_without_retries(broker)
+    messages = [run_marathon.message() for _ in range(3)]
+    for message in messages:
+        broker.enqueue(message, delay=60_000)
+        assert load(broker, message).cancel()
+    for number in (1, 2):
+        with working(broker):
+            wait_for(lambda: len(asked) == number)  # noqa: B023
+        assert len(asked) == number and len(logged()) == 1
+        pass_time(store_of(broker), 20)
+    with working(broker):
         wait_for(lambda: len(told) == 3)
     assert not untold(broker)
 
