@@ -20,6 +20,7 @@ from pyramid_jobstate import (
     rerun_all,
     testing,
 )
+from pyramid_jobstate.errors import ActorError
 from tests.jobs import Alarm, job_actor, make_broker, store_of, working
 from tests.support import wait_for
 from tests.web.databases import Manager, fail
@@ -263,6 +264,30 @@ def test_empty_batch_is_told(config: Configurator, run_marathon: Any) -> None:
         testing.pass_time(store, 20)
         wait_for(lambda: notes)
     assert notes == [("ToldAll", "success", "alice", "alice", url_of(batch.uuid), True)]
+
+
+def test_hooks_of_a_batch_have_a_queue(
+    redis_url: str, set_broker: Callable[[Any], None]
+) -> None:
+    """It is their own, if there is one. An empty batch is refused that has none."""
+
+    def make(**options: Any) -> tuple[Configurator, Broker]:
+        ours, others = JobStateMiddleware(**options), (RequestMiddleware(),)
+        set_broker(broker := make_broker(redis_url, ours, others=others))
+        return app_config(), broker
+
+    config, broker = make(hooks_queue="mails")
+
+    @job_actor(broker=broker)
+    def run_marathon(*args: str, job_state: JobState) -> None: ...
+
+    for errors in ("",), ():
+        batch = send_batch(config, run_marathon, *errors)
+        kept = store_of(broker).client.hget(f"jobstate:{batch.uuid}", "hooks")
+        assert '"mails"' in str(kept)
+    config, _ = make()
+    with pytest.raises(ActorError, match="would take the hooks of the empty batch"):
+        send_batch(config, None)
 
 
 def test_transaction_that_fails_tells_nothing(
