@@ -643,3 +643,23 @@ def test_end_whose_message_is_lost_is_noted_at_once(
         sent = run_marathon.send()
         wait_for(lambda: told and not client.hlen("dramatiq:default.msgs"))
     assert untold(broker) == [sent.message_id] * is_left
+
+
+def test_end_that_cannot_be_sent_yet_does_no_harm(
+    redis_url: str, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store may go away between the end and the message of its hook. The worker
+    raises nothing then, so that whatever follows the end is written, too.
+    """
+    proxy.judge = lambda request: "refuse" if b":untold" in request else "pass"
+    ours = JobStateMiddleware(JobStore(proxy.url), heartbeat=0.1)
+    broker = make_broker(redis_url, ours)
+    run_marathon = make_actor(broker)
+    with working(broker):
+        sent = run_marathon.send()
+        wait_until(broker, sent, "success")
+        broker.join("default")
+        assert not told
+        proxy.judge = lambda request: "pass"
+        wait_for(lambda: told)
+    assert not [each for each in caplog.records if each.levelno > logging.ERROR]
