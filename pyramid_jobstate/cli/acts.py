@@ -483,7 +483,7 @@ def clear_jobs(store: JobStore, args: argparse.Namespace, output: Output) -> int
 CLEAR = Operation(
     """\
 Delete ended jobs that match filters, and print how many were deleted and refused:
-those that had changed meanwhile, or whose hooks have yet to begin. On a terminal, it
+those that had changed meanwhile, or whose hooks have yet to return. On a terminal, it
 asks first, and leaves alone what ends after that.
 """,
     add_clear_arguments,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -70,8 +71,10 @@ class Ends:
           kinds: The kinds of the jobs.
         """
         own = {_name(queue, kind) for queue in queues for kind in kinds}
-        names = own & self._reader.members(self._calls.untold_key)
-        return self._take(sorted(names), MAX_TAKEN) if names else []
+        names = [*own & self._reader.members(self._calls.untold_key)]
+        # Those of a busy kind must not hold up the others.
+        random.shuffle(names)
+        return self._take(names, MAX_TAKEN) if names else []
 
     def take_one(self, uuid: str) -> UntoldEnd | None:
         """Take the end of a job. Return None if it is not to be told, or another

@@ -298,7 +298,7 @@ class JobStore:
         tell: Callable[[str, bool], object] | None = None,
     ) -> BulkResult:
         """Delete ended jobs, as :meth:`delete` does. Those whose hooks have yet to
-        begin stay, and count as refused.
+        return stay, and count as refused.
 
         Parameters:
           owner: Only jobs of this owner. Members of batches are among them.

@@ -556,7 +556,7 @@ class Records:
 
     def delete_records(self, records: Sequence[Record]) -> Iterator[Acted]:
         """Delete ended jobs, and yield those that this call has deleted, or may have.
-        Those whose hooks have yet to begin stay.
+        Those whose hooks have yet to return stay.
 
         Raises:
           redis.exceptions.RedisError: The server did not answer, at least for some.

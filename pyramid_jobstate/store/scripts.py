@@ -457,7 +457,7 @@ class Calls:
         """Return the call that deletes an ended job.
 
         Parameters:
-          spares_awaited: Whether to leave it alone if its hook has yet to begin.
+          spares_awaited: Whether to leave it alone if its hook has yet to return.
         """
         kept = [self.failure_key(uuid)]
         if info.is_batch:

@@ -87,8 +87,8 @@ def rerun(store: JobStore, broker: Broker, uuid: str) -> bool:
         return False
     # It may have been asked for by the uuid of an alias.
     uuid = record.uuid
-    told = current_hook.get()
-    if told is not None and told in (uuid, record.batch):
+    if _is_told(record):
+        told = current_hook.get()
         what = "it" if told == uuid else "its members"
         raise RuntimeError(
             f"A hook of the job {told} cannot run {what} again: its next end would, "
@@ -195,12 +195,20 @@ def _rerun_each(
     store: JobStore, broker: Broker, records: Sequence[Record]
 ) -> Iterator[Acted]:
     for record in records:
+        if _is_told(record):
+            continue
         try:
             is_sent = rerun(store, broker, record.uuid)
         except NotRepeatable:
             continue
         if is_sent:
             yield Acted(record.uuid, True)
+
+
+def _is_told(record: Record) -> bool:
+    """Return whether a hook of a job, or of its batch, runs here."""
+    told = current_hook.get()
+    return told is not None and told in (record.uuid, record.batch)
 
 
 def _unreached(uuid: str, info: JobInfo) -> Update:

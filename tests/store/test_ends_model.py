@@ -112,6 +112,8 @@ class Course:
         self.words: dict[int, str] = {}
         self.told: set[Pair] = set()
         self.begun: dict[Pair, str] = {}
+        #: The ends whose hooks have returned or were given up.
+        self.over: set[Pair] = set()
         self.statuses: dict[Pair, str] = {}
         self.lives: dict[Pair, float] = {}
         self.hooks: dict[str, str] = {}
@@ -167,7 +169,7 @@ class Course:
         fields, end = self.stored(uuid), self.end_of(uuid)
         letters = json.loads(fields.get("hooks", '[""]'))[0]
         is_told = end is not None and fields["status"][0] in letters
-        return is_told and "hook" not in fields
+        return is_told and fields.get("hook") not in ("", "over")
 
     def life_of(self, uuid: str) -> float:
         """Return the seconds that a record lives."""
@@ -206,7 +208,7 @@ class Course:
 
     def begin_hook(self, pair: Pair, message: str) -> None:
         """Have a message begin to tell an end."""
-        is_first = self.begun.get(pair, message) == message
+        is_first = self.begun.get(pair, message) == message and pair not in self.over
         may = self.end_of(pair[0]) == pair and is_first
         assert self.ends.begin(*pair, message) == may
         if may:
@@ -224,9 +226,9 @@ class Course:
         self.ends.finish(*pair, message)
         is_cut = fields.get("status") == "cancelled" or "stopped" in fields
         is_left = "untold" in fields or self.begun.get(pair, message) != message
-        if self.end_of(uuid) == pair:
-            # One that is given up before it began counts as begun.
-            self.begun.setdefault(pair, message)
+        if self.end_of(uuid) == pair and not is_left:
+            # It may have been given up before it began.
+            self.over.add(pair)
         if self.end_of(uuid) != pair or is_cut or is_left:
             assert self.life_of(uuid) >= before - 1
         else:
@@ -262,6 +264,7 @@ class Course:
         self.statuses = {past(pair): each for pair, each in self.statuses.items()}
         self.lives = {past(pair): each - seconds for pair, each in self.lives.items()}
         self.begun = {past(pair): each for pair, each in self.begun.items()}
+        self.over = {*map(past, self.over)}
         self.leased.clear()
 
     def check(self) -> None:

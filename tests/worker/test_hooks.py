@@ -663,3 +663,53 @@ def test_end_that_cannot_be_sent_yet_does_no_harm(
         proxy.judge = lambda request: "pass"
         wait_for(lambda: told)
     assert not [each for each in caplog.records if each.levelno > logging.ERROR]
+
+
+def test_clear_spares_a_job_until_its_hook_has_returned(broker: RedisBroker) -> None:
+    """A hook may fail for hours, and clear the store itself meanwhile."""
+    broker.add_middleware(alarm := Alarm())
+    run_marathon, store = make_actor(broker), store_of(broker)
+    cleared: list[tuple[int, int]] = []
+
+    def clear(job: JobState | None = None) -> None:
+        result = store.clear(everything=True)
+        cleared.append((result.done, result.refused))
+        if job is not None and len(told) == 1:
+            raise OSError("no mail today")
+
+    acts["on_success"] = clear
+    with working(broker):
+        run_marathon.send()
+        wait_for(lambda: cleared)
+        clear()
+        alarm.ring()
+        wait_for(lambda: len(told) == 2)
+
+        def is_cleared() -> bool:
+            clear()
+            return cleared[-1] == (1, 0)
+
+        wait_for(is_cleared)
+    assert {*cleared[:-1]} == {(0, 1)}
+
+
+def test_ends_of_a_busy_kind_hold_up_no_other(
+    broker: RedisBroker, store: JobStore
+) -> None:
+    """A worker takes a hundred ends at a time, whatever the names of their kinds."""
+    run_marathon = make_actor(broker)
+
+    class Zigzag(Telling):
+        """Its kind comes last in the alphabet."""
+
+    @job_actor(broker=broker)
+    def zigzag(*, job_state: Zigzag) -> None: ...
+
+    messages = [run_marathon.message() for _ in range(900)] + [zigzag.message()]
+    for message in messages:
+        broker.enqueue(message, delay=600_000)
+    assert store.cancel_all(everything=True).done == 901
+    last = messages[-1].message_id
+    with working(broker):
+        wait_for(lambda: any(uuid == last for _, uuid in hooks()))
+        assert len(told) < 900

@@ -1,7 +1,7 @@
 -- Delete the record of an ended job. KEYS: the record, what is kept of its failure, and of a
 -- batch.
 -- ARGV: a word that identifies this request, "1" to leave a job alone whose hook has yet to
--- begin.
+-- return.
 -- Returns 1 if the job was deleted, by this call or by the same call before, whose reply was
 -- lost; 0 if it has not ended, is unknown or was left alone.
 -- A tombstone stays for the rest of the record's lifetime. It reads as an unknown job, and
@@ -13,7 +13,8 @@ local old = redis.call(
 if old[1] == "deleted" then
   return old[2] == ARGV[1] and 1 or 0
 end
-local is_awaited = untold_in(old[6], old[7], old[1]) and not old[8]
+local is_over = old[8] == OVER or old[8] == ""
+local is_awaited = untold_in(old[6], old[7], old[1]) and not is_over
 if not is_finished(old[1]) or (is_awaited and ARGV[2] == "1") then
   return 0
 end

@@ -5,13 +5,13 @@
 
 local old = redis.call("HMGET", key, "status", "finished", "stopped", "untold", "hook")
 local hook = old[5] or ""
-local is_awaited = old[1] == "cancelled" or old[3] or old[4] or (hook ~= "" and hook ~= ARGV[2])
+local is_awaited = old[1] == "cancelled" or old[3] or old[4] or (hook ~= "" and hook ~= ARGV[2] and hook ~= OVER)
 if not is_finished(old[1]) or old[2] ~= ARGV[1] then
   return 0
 end
-if hook == "" then
-  -- It was given up before it began.
-  redis.call("HSET", key, "hook", ARGV[2])
+if not old[4] and (hook == "" or hook == ARGV[2]) then
+  -- It may have been given up before it began.
+  redis.call("HSET", key, "hook", OVER)
 end
 if not is_awaited then
   for _, each in ipairs(KEYS) do

@@ -340,7 +340,7 @@ def workers_text(overview: Overview, words: Words) -> str:
         busy = words.number(sum(worker.busy for worker in alive))
         threads = words.number(sum(worker.threads for worker in alive))
         parts.append(words.plural("workers", len(alive), busy=busy, threads=threads))
-    elif overview.counts is not None and overview.counts.queued:
+    elif not overview.workers and overview.counts and overview.counts.queued:
         parts.append(words.plural("no-worker", overview.counts.queued))
     if silent := len(overview.workers) - len(alive):
         parts.append(words.plural("silent-workers", silent))
