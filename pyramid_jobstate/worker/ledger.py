@@ -214,8 +214,7 @@ class Ledger:
         try:
             found = change(records_of(self.store_for(broker)), *args)
         except LOST as e:
-            self._outage.begin()
-            self._outage.complain(e)
+            self.note_outage(e)
             return None
         except RedisError as e:
             # Only this job is affected: another program may have written its key.
@@ -225,10 +224,19 @@ class Ledger:
                 e,
             )
             return None
+        self.note_answer()
+        return found
+
+    def note_outage(self, error: RedisError) -> None:
+        """Note that the store does not answer this process, and log the first error."""
+        self._outage.begin()
+        self._outage.complain(error)
+
+    def note_answer(self) -> None:
+        """Note that it answers, and log that if an error was logged."""
         self._outage.end()
         if self._recorder is None or not self._recorder.is_troubled:
             self._outage.recover()
-        return found
 
     # Running.
 

@@ -13,9 +13,9 @@ import threading
 from typing import TYPE_CHECKING
 
 from dramatiq.common import q_name
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
-from ..store import records_of
+from ..store import LOST, records_of
 from .recorder import Outage
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pyramid_jobstate")
 
-AWAY = (
-    "The job state store does not say which ends are to be told. Hooks wait until it "
-    "does: %s: %s"
+REFUSED = (
+    "The job state store refuses to say of which ends hooks are to be told. Those that "
+    "this process has not written wait until it does: %s: %s"
 )
 
 
@@ -59,7 +59,7 @@ class Presence:
         self._ledger = ledger
         self._store = ledger.store_for(broker)
         self._heartbeat = ledger.heartbeat_for(self._store)
-        self._outage = Outage(log, AWAY, None)
+        self._refusal = Outage(log, REFUSED, None)
         self._versions = versions()
         self._is_over = threading.Event()
         self._thread = threading.Thread(
@@ -93,11 +93,15 @@ class Presence:
         while True:
             try:
                 self._look()
-                self._outage.recover()
+            except LOST as e:
+                self._ledger.note_outage(e)
             except RedisError as e:
-                self._outage.complain(e)
+                self._refusal.complain(e)
             except Exception:
                 log.exception("A worker could not look for ends that are to be told.")
+            else:
+                self._ledger.note_answer()
+                self._refusal.recover()
             if self._is_over.wait(self._heartbeat):
                 break
         # Otherwise it reads silent, and is forgotten later.
@@ -115,8 +119,8 @@ class Presence:
             "memory": memory_used(),
             "versions": self._versions,
         }
-        # Until the store takes it, the worker reads silent.
-        with contextlib.suppress(RedisError):
+        # Where the store refuses it, the worker is not known.
+        with contextlib.suppress(ResponseError):
             records_of(self._store).workers.write(self.token, says)
         self._ledger.hooks.sweep(self._broker, queues)
 

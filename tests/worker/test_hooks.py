@@ -505,8 +505,27 @@ def test_outage_of_the_store_is_logged_once(own: JobStore, logged: Logged) -> No
                 threading.Event().wait(0.3)
             seen = wait_for(own.workers)[0].seen_at
             wait_for(lambda: own.workers()[0].seen_at > seen)  # noqa: B023
-    said = "The job state store does not say which ends are to be told"
+    said = "The job state store does not accept updates."
     assert all(line.startswith(said) for line in logged())
+
+
+def test_store_that_refuses_to_look_is_logged_once(
+    named: str, client: redis.Redis, logged: Logged
+) -> None:
+    """A worker tells what it has written itself all the same."""
+    client.acl_setuser("worker", enabled=True, commands=["-smembers"])
+    broker = StubBroker(
+        middleware=[JobStateMiddleware(JobStore(named), heartbeat=0.05)]
+    )
+    run_marathon = make_actor_without_retries(broker)
+    with working(broker):
+        wait_for(logged)
+        sent = run_marathon.send()
+        wait_for(lambda: told)
+        threading.Event().wait(0.2)
+    (line,) = logged()
+    assert line.startswith("The job state store refuses to say of which ends hooks are")
+    assert hooks() == [("on_success", sent.message_id)]
 
 
 def test_broker_that_hangs_holds_up_no_shutdown(broker: RedisBroker) -> None:
