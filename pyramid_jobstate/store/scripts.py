@@ -498,14 +498,19 @@ class Calls:
         """Return the call that takes off the mark of an end that is told."""
         return self._call("end_sent", uuid, finished)
 
+    # Of the hook that a message calls, for the end of a job at a time.
+
     def begin_hook(self, uuid: str, finished: str, message_id: str) -> Call:
+        """Return the call that asks whether it may run, and notes that it does."""
         return self._call("begin_hook", uuid, finished, message_id)
 
     def end_hook(self, uuid: str, finished: str, message_id: str) -> Call:
+        """Return the call that notes that it has returned, or was given up."""
         kept = [self.failure_key(uuid), *self.batch_keys(uuid)]
         return self._call("end_hook", uuid, finished, message_id, more_keys=kept)
 
     def tell_again(self, uuid: str, finished: str, message_id: str) -> Call:
+        """Return the call that has another message call it: this one is lost."""
         return self._call("tell_again", uuid, finished, message_id)
 
     def batch_keys(self, uuid: str) -> list[str]:

@@ -48,8 +48,8 @@ HOOK, REQUEST_HOOK = "jobstate_hook", "jobstate_request_hook"
 OPTIONS = {"max_age": None, "notify_shutdown": False, "store_results": False}
 
 REFUSED = (
-    "The broker does not accept messages that tell hooks of the ends of jobs. They are "
-    "sent once it does: %s: %s"
+    "The broker refuses messages that call hooks. They leave once it accepts them: "
+    "%s: %s"
 )
 
 #: What a broker raises whose server does not answer.
@@ -187,10 +187,10 @@ class Hooks:
         Parameters:
           queues: The queues that this process consumes.
         """
+        self._tell_again(broker)
         kinds = kinds_with_hooks(has_requests=_gives_requests(broker))
         if not kinds:
             return
-        self._tell_again(broker)
         ends = records_of(self._store_for(broker)).ends.take(queues, kinds)
         self._send(broker, ends)
 
@@ -255,7 +255,7 @@ class Hooks:
                 f'the JobState class of the kind {record.kind!r}. See "A hook does not '
                 'run" in the troubleshooting guide.'
             )
-        if record.status not in class_hooks(cls) or HOOKS[record.status] != hook:
+        if record.status not in class_hooks(cls):
             raise RuntimeError(
                 f"{hook}() of the job {uuid} cannot run: the class "
                 f"{cls.__module__}.{cls.__qualname__} of this worker has no such hook."

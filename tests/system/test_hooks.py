@@ -356,7 +356,7 @@ def test_broker_and_store_go_away_and_come_back(
         broker.stop()
         for uuid in uuids:
             assert load_job(harbour.store, uuid).cancel()
-        said = "The broker does not accept messages that tell hooks"
+        said = "The broker refuses messages that call hooks"
         wait_for(lambda: workers.lines(said))
         os.kill(server.pid, signal.SIGKILL)
         wait_for(lambda: not server.is_running)
