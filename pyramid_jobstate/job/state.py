@@ -109,7 +109,7 @@ class JobState:
     * :meth:`__acl__`: who may do what with a job;
     * `on_success`, `on_error` and `on_cancelled`: hooks. When a job has ended, a worker
       calls the one that fits, at least once. A hook may ask for a request, as in
-      ``def on_success(self, request)``. By default there are none.
+      ``def on_success(self, request)``. By default a class has none.
 
     The methods that report, from :meth:`set_progress_metric` to :meth:`append_log`,
     raise RuntimeError if the JobState was loaded from a store or its job has ended, and

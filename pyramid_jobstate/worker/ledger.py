@@ -309,7 +309,7 @@ class Ledger:
 
     def write_unsent(self, broker: Broker, job: NewJob) -> None:
         """Write that a job could not be sent, as soon as the store answers. A worker
-        tells its hooks: this process may be none.
+        tells its hooks: this process may not be one.
         """
         unsaved = Unsaved(job.uuid, Run(), job.info, dropped=True)
         self.recorder_for(broker).end(unsaved, UNSENT)

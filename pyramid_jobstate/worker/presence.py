@@ -109,7 +109,7 @@ class Presence:
             records_of(self._store).workers.remove(self.token)
 
     def _look(self) -> None:
-        # Those of delayed messages are no queues of their own.
+        # The queues of delayed messages do not count.
         workers = self._workers
         queues = {q_name(name) for each in workers for name in [*each.consumers]}
         says = {

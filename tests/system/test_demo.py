@@ -236,7 +236,7 @@ def test_import_leaves_a_note_in_its_owners_inbox(
     demo: Demo, page: Page, console_errors: list[str]
 ) -> None:
     """The note leads to the import. Only its owner sees it, and it counts until then.
-    Its text is no markup.
+    Its text is not markup.
     """
     log_in(page, demo, "Grace")
     file: FilePayload = {
