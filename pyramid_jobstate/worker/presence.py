@@ -17,6 +17,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from ..store import LOST, records_of
 from .recorder import Outage
+from .whereabouts import memory_used
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -123,15 +124,6 @@ class Presence:
         with contextlib.suppress(ResponseError):
             records_of(self._store).workers.write(self.token, says)
         self._ledger.hooks.sweep(self._broker, queues)
-
-
-def memory_used() -> int | None:
-    """Return the bytes of memory that this process uses, or None: only Linux says."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def versions() -> dict[str, str]:
