@@ -30,6 +30,7 @@ from .store import (
     JobStore,
     Page,
     Try,
+    Whereabouts,
     WorkerInfo,
 )
 from .worker import JobStateMiddleware, rerun, rerun_all
@@ -62,6 +63,7 @@ __all__ = [
     "RequestMiddleware",
     "StoreUnavailable",
     "Try",
+    "Whereabouts",
     "WorkerInfo",
     "current_job_state",
     "includeme",

@@ -583,7 +583,7 @@ def pass_time(store: JobStore, seconds: float) -> None:
         kind, ttl = client.type(key), client.pttl(key)
         pipeline = client.pipeline()
         if kind in ("hash", b"hash"):
-            fields = [*TIMES]
+            fields = [*TIMES, "asked_at", "taken_at"]
             if name.startswith(f"{store.namespace}:unique:"):
                 # When the senders of unique jobs were last heard from.
                 known = {"job", "version", b"job", b"version"}

@@ -1,5 +1,6 @@
 """The worker processes of the tests: ``python -m dramatiq tests.workerapp``."""
 
+import ctypes
 import os
 import time
 
@@ -29,6 +30,15 @@ def run_marathon(*, job_state: JobState) -> None:
     job_state.set_progress_metric("pid", os.getpid())
     wait_at_gate()
     job_state.set_progress_metric("done", True)
+
+
+@dramatiq.actor(max_retries=0)
+def hold_the_interpreter(*, job_state: JobState) -> None:
+    job_state.set_progress_metric("pid", os.getpid())
+    assert job_state.flush()
+    # A call into C that does not let other threads run.
+    ctypes.PyDLL(None).usleep(1_500_000)
+    wait_at_gate()
 
 
 @dramatiq.actor(notify_shutdown=True)

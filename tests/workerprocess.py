@@ -33,9 +33,13 @@ def start_worker(
     log: Path,
     module: str = "tests.workerapp",
     threads: int = 2,
+    *,
+    by_gevent: bool = False,
 ) -> Process:
     """Start Dramatiq's command."""
-    command = [sys.executable, "-m", "dramatiq", module]
+    script = Path(sys.executable).with_name("dramatiq-gevent")
+    start = [str(script)] if by_gevent else ["-m", "dramatiq"]
+    command = [sys.executable, *start, module]
     options = ["--processes", "1", "--threads", str(threads)]
     return Process([*command, *options], log, environ=environ, patience=PATIENCE)
 

@@ -48,6 +48,7 @@ COMMANDS = {
     "list": Subcommand("list jobs", "lists"),
     "show": Subcommand("show all that is known about a job", "show"),
     "log": Subcommand("print the log of a job, and follow it", "show"),
+    "stack": Subcommand("print where a running job is", "show"),
     "watch": Subcommand("watch working jobs", "watch"),
     "wait": Subcommand("wait for the end of jobs", "wait"),
     "cancel": Subcommand("cancel jobs", "acts"),

@@ -1,12 +1,20 @@
-"""``pjobs … show ID`` and ``log ID``: what the record of a job says, and its log."""
+"""``pjobs … show ID``, ``log ID`` and ``stack ID``: what is known about one job."""
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator
 
 from ..job import Batch, JobState, record_of
-from ..store import Failures, JobStore, worker_name
+from ..store import (
+    ANSWER_SECONDS,
+    Failures,
+    JobStore,
+    Whereabouts,
+    whereabouts_as_json,
+    worker_name,
+)
 from .arguments import Operation, add_duration, add_ids
 from .jobs import (
     Kinds,
@@ -24,9 +32,11 @@ from .operate import Followed
 from .terminal import (
     COULD_NOT,
     DONE,
+    CouldNot,
     Output,
     clean,
     error_text,
+    joined,
     json_text,
     local,
     owner_text,
@@ -196,4 +206,63 @@ missed, and a line on stderr says so.
 """,
     add_log_arguments,
     log_job,
+)
+
+
+#: Seconds between two looks for the answer of a worker.
+PAUSE = 0.1
+
+#: What is said if there is none.
+NO_ANSWER = (
+    "The worker did not answer: it is paused, holds the interpreter, has lost the "
+    "store, or is older."
+)
+
+
+def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
+    add_ids(parser, None, "the job")
+
+
+def stack_job(store: JobStore, args: argparse.Namespace, output: Output) -> int:
+    job = find(store, args.id)
+    if not store.ask_where(job.uuid):
+        raise CouldNot(f"The job {job.uuid} does not run.")
+    where = _answer(store, job.uuid)
+    if output.is_json:
+        output.tell("", uuid=job.uuid, **(whereabouts_as_json(where) or {}))
+        return DONE
+    memory = "" if where.memory is None else f"{where.memory / 1e6:.0f} MB"
+    worker = where.worker and worker_name(where.worker)
+    output.tell(joined([clean(worker or ""), clean(where.thread or ""), memory]))
+    for line in (where.stack or "").splitlines():
+        output.tell(clean(line))
+    return DONE
+
+
+def _answer(store: JobStore, uuid: str) -> Whereabouts:
+    """Return where a job is, once its worker has answered.
+
+    Raises:
+      CouldNot: It has not, or the job has ended.
+    """
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while (where := store.where(uuid)) is not None and where.taken_at is None:
+        if find(store, uuid).is_finished:
+            break
+        if time.monotonic() > deadline:
+            raise CouldNot(NO_ANSWER)
+        time.sleep(PAUSE)
+    if where is None or where.taken_at is None:
+        raise CouldNot(f"The job {uuid} has ended.")
+    return where
+
+
+STACK = Operation(
+    """\
+Ask the worker of a running job where it is, and print the stack of the job's thread,
+task or greenlet, the innermost call last. Values of variables are never shown. The exit
+code is 1 if the job does not run, or if the worker does not answer within five seconds.
+""",
+    add_stack_arguments,
+    stack_job,
 )

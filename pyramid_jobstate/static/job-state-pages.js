@@ -16,6 +16,7 @@
 const LOOK = 10 * 1000; // between two looks for new jobs
 const TIMEOUT = 30 * 1000; // until a request that only reads is given up
 const ACT_TIMEOUT = 120 * 1000; // one request may act on a thousand jobs
+const ANSWER = 500; // between two looks for the answer of a worker
 const FRESH = 30 * 1000; // the maximum age of a result that the page shows
 
 const DONE = { cancel: "cancel-done", rerun: "rerun-done", delete: "delete-done" };
@@ -31,7 +32,7 @@ let isBusy = false; // an act is under way
 let isGone = false; // the browser has left the page
 
 /** The parts around the element of a job, as the server has last sent them. */
-const sent = new Map(["acts", "failure", "timeline"].map((name) => [name, one(name)?.cloneNode(true)]));
+const sent = new Map(["acts", "where", "failure", "timeline"].map((name) => [name, one(name)?.cloneNode(true)]));
 
 window.JobState.setLabels(page.lang, data.labels);
 page.querySelectorAll("time").forEach(showLocally);
@@ -490,10 +491,15 @@ function prepareJob() {
       if (!dialog.open && isLost) focusAgain();
     });
   });
+  waitForWorker();
   let shown = data.seen; // what the parts around the element show
   page.addEventListener("click", ({ target }) => {
-    const button = target.closest("[data-act]");
+    const button = target.closest("[data-act], [data-jobstate=ask-where]");
     if (!button) return;
+    if (!button.dataset.act) {
+      askWhere(button);
+      return;
+    }
     const { act, question, verb } = button.dataset;
     if (data.bulk[act]) {
       askAboutAll(act, verb, data.bulk[act]);
@@ -518,6 +524,26 @@ function prepareJob() {
     if (seen !== shown) renew(isOver(status));
     shown = seen;
   });
+}
+
+/** Ask the worker of the job where it is. */
+async function askWhere(button) {
+  let next = button; // what gets the focus, which a disabled button loses
+  button.disabled = true;
+  try {
+    await sendOne("stack", data.url);
+    renew(false);
+  } catch (refusal) {
+    next = one("said");
+    next.textContent = refusal.text;
+  }
+  button.disabled = false;
+  next.focus();
+}
+
+/** Look again while the worker may answer. */
+function waitForWorker() {
+  if (one("where")?.querySelector("[data-waits]")) setTimeout(renew, ANSWER, false);
 }
 
 /** Show how many jobs of the list, or of the batch, have which status. */
@@ -574,6 +600,7 @@ function replaceParts(found, hasEnded) {
     else document.getElementById("jobstate-job").after(now);
     if (hadFocus) focusAgain();
   }
+  waitForWorker();
 }
 
 /** Focus what a viewer may want to do next, where the focus would be lost. */

@@ -588,6 +588,8 @@ declare namespace JobState {
     /** The name of the actor, and the queue of the message, if known; null for a batch. */
     actor: string | null;
     queue: string | null;
+    /** Host and pid of the worker that runs the job, or has run it last. */
+    worker: string | null;
     /** All parameters of the job. */
     params: { [name: string]: any };
     /** Why the job failed, is retried or was cancelled. */
@@ -600,6 +602,21 @@ declare namespace JobState {
     repeatable: boolean;
     /** Why it cannot. */
     reason: string | null;
+    /** Where the job is, if somebody has asked with `POST …/{uuid}/stack`. */
+    where: Whereabouts | null;
+  }
+
+  /** Where a running job is, as its worker has answered. */
+  interface Whereabouts {
+    asked_at: string;
+    /** When the worker answered; null while it has not. */
+    taken_at: string | null;
+    worker: string | null;
+    thread: string | null;
+    /** The bytes of memory that the process used. */
+    memory: number | null;
+    /** The innermost call last, as in a traceback. */
+    stack: string | null;
   }
 
   /** Why a job or one of its runs failed, for operators. */

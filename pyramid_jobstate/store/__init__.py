@@ -36,9 +36,11 @@ from .places import refusal
 from .reader import Failures, Try, is_foreign
 from .records import Records
 from .scripts import Reply
+from .whereabouts import ANSWER_SECONDS, Whereabouts, whereabouts_as_json
 from .workers import WorkerInfo, worker_as_json, worker_name
 
 __all__ = [
+    "ANSWER_SECONDS",
     "FAILED_OR_LOST",
     "HOPELESS",
     "LOST",
@@ -64,6 +66,7 @@ __all__ = [
     "Try",
     "Unended",
     "UntoldEnd",
+    "Whereabouts",
     "WorkerInfo",
     "check_empty",
     "checked_namespace",
@@ -86,6 +89,7 @@ __all__ = [
     "store_beside",
     "tracker_of",
     "type_name",
+    "whereabouts_as_json",
     "worker_as_json",
     "worker_name",
 ]

@@ -40,6 +40,7 @@ from .looks import FollowedJobs, Looks, Unended
 from .reader import Failures
 from .records import Records
 from .scripts import Lives, millis
+from .whereabouts import Whereabouts
 from .workers import WorkerInfo
 
 if TYPE_CHECKING:
@@ -283,6 +284,29 @@ class JobStore:
         has not failed.
         """
         return self._records.failures(uuid)
+
+    def ask_where(self, uuid: str) -> bool:
+        """Ask the worker of a running job where it is. It answers within about a
+        second: see :meth:`where`. A job is asked once a second at most.
+
+        Returns:
+          False if the job does not run.
+        """
+        if self._records.ask_where(uuid):
+            return True
+        target = self._records.claims.target_of(uuid)
+        return target is not None and self._records.ask_where(target.uuid)
+
+    def where(self, uuid: str) -> Whereabouts | None:
+        """Return where a job is, or was, as its worker has answered the last
+        :meth:`ask_where`, or None if nobody has asked within five minutes. A worker
+        does not answer while it is paused, holds the interpreter in one call, or cannot
+        reach the store, or if its version is older.
+        """
+        found = self._records.where(uuid)
+        if found is None and (target := self._records.claims.target_of(uuid)):
+            found = self._records.where(target.uuid)
+        return found
 
     def clear(
         self,

@@ -49,6 +49,7 @@ from .scripts import (
     run_scripts,
     worst,
 )
+from .whereabouts import KEPT, PAUSE, PREFIX, WHERE_FIELDS, Whereabouts, read_where
 from .workers import Workers
 
 #: The replies to a call that did something, and the one after which a job stays among
@@ -155,6 +156,23 @@ class Records:
         if not found.tries and (target := self.claims.target_of(uuid)) is not None:
             return self.failures(target.uuid)
         return found
+
+    def ask_where(self, uuid: str) -> bool:
+        """Ask where a job is that is no alias: see :meth:`.JobStore.ask_where`."""
+        return self._run([self._calls.ask_where(uuid, KEPT, PAUSE)]) == [1]
+
+    def answer_where(self, uuid: str, run: str, says: Mapping[str, str]) -> None:
+        """Say where a job is, unless its run is over or nobody has asked.
+
+        Parameters:
+          run: The token of the run.
+          says: The fields of the answer: see WHERE_FIELDS.
+        """
+        self._run([self._calls.answer_where(uuid, run, says)])
+
+    def where(self, uuid: str) -> Whereabouts | None:
+        """Return where a job is that is no alias: see :meth:`.JobStore.where`."""
+        return read_where(self.reader.fields(self._calls.where_key(uuid), WHERE_FIELDS))
 
     def running_members(self, batch: str, limit: int) -> list[str]:
         """Return the uuids of running members of a batch, in the order in which they
@@ -419,14 +437,18 @@ class Records:
                     away = e
         return moves
 
-    def cancels(self, since: int) -> tuple[set[str], int]:
-        """Return the uuids of the running jobs whose cancellation was requested after
-        `since`, at most a minute ago, and the value for `since` at the next call.
-        Times are in microseconds of the server's clock.
+    def requests(self, since: int) -> tuple[set[str], set[str], int]:
+        """Return what was requested of running jobs after `since`, at most a minute
+        ago: the uuids of those to be cancelled, and of those that are asked where they
+        are; and the value for `since` at the next call. Times are in microseconds of
+        the server's clock.
         """
         key = self.access.sets.key("cancels")
         found = self.reader.scores(key, f"({since}", MAX_SCORE)
-        return {uuid for uuid, _ in found}, max([since, *(time for _, time in found)])
+        names = {name for name, _ in found}
+        asked = {name for name in names if name.startswith(PREFIX)}
+        latest = max([since, *(time for _, time in found)])
+        return names - asked, {name.removeprefix(PREFIX) for name in asked}, latest
 
     def cancel(self, uuid: str, info: JobInfo, *, may_follow: bool = True) -> bool:
         """Request cancellation of a job, or of the one to which an alias leads. Return

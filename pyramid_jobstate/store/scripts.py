@@ -31,6 +31,7 @@ from .reader import checked, is_foreign, log_once, skip
 #: The scripts that change the record of a job, and its places in the lists.
 CHANGES = (
     "alias",
+    "ask_where",
     "cancel",
     "confirm",
     "create",
@@ -51,7 +52,7 @@ CHANGES = (
 #: All of them but these have another form, with this prefix, for the members of a
 #: batch: it numbers the changes.
 MEMBER = "member "
-OF_LONE = ("alias", "delete", "forget", "mend", "part")
+OF_LONE = ("alias", "ask_where", "delete", "forget", "mend", "part")
 
 #: Those that have a form for many members, with this prefix, unless the keys are
 #: in many slots of a Cluster.
@@ -63,6 +64,7 @@ OF_BATCHES = ("add_members", "forget_batch", "open_batch", "stop_batch", "tell_b
 
 #: The other scripts.
 OTHERS = (
+    "answer_where",
     "begin_hook",
     "claim",
     "end_hook",
@@ -329,6 +331,10 @@ class Calls:
         """Return the key of what is kept of a job's failures, in its hash's slot."""
         return beside(self.key(uuid), "failure")
 
+    def where_key(self, uuid: str) -> str:
+        """Return the key of what is known of where a job is, in its hash's slot."""
+        return beside(self.key(uuid), "where")
+
     def claim_key(self, identity: str) -> str:
         """Return the key of the claim to the identity of unique jobs."""
         digest = hashlib.sha256(identity.encode()).hexdigest()
@@ -459,7 +465,7 @@ class Calls:
         Parameters:
           spares_awaited: Whether to leave it alone if its hook has yet to return.
         """
-        kept = [self.failure_key(uuid)]
+        kept = [self.failure_key(uuid), self.where_key(uuid)]
         if info.is_batch:
             kept += self.batch_keys(uuid)
         return self._call("delete", uuid, word, int(spares_awaited), more_keys=kept)
@@ -518,6 +524,22 @@ class Calls:
         lua/batch.lua.
         """
         return [beside(self.key(uuid), name) for name in ("members", "failed", "order")]
+
+    def ask_where(self, uuid: str, life: int, pause: int) -> Call:
+        """Return the call that asks where a job is.
+
+        Parameters:
+          life: For how many milliseconds the answer is kept.
+          pause: How many milliseconds lie between two requests.
+        """
+        return self._call(
+            "ask_where", uuid, life, pause, more_keys=[self.where_key(uuid)]
+        )
+
+    def answer_where(self, uuid: str, run: str, says: Mapping[str, str]) -> Call:
+        """Return the call that says where a job is."""
+        kept = [self.where_key(uuid)]
+        return self._call("answer_where", uuid, run, *_flat(says), more_keys=kept)
 
     def of_batch(self, script: str, uuid: str, *args: str | int) -> Call:
         """Return a call of a script of batches."""

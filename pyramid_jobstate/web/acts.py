@@ -23,7 +23,14 @@ from ..job import (
     record_of,
     set_container,
 )
-from ..store import BulkResult, JobStore, check_empty, records_of
+from ..store import (
+    BulkResult,
+    JobStore,
+    Whereabouts,
+    check_empty,
+    records_of,
+    whereabouts_as_json,
+)
 from ..worker import BROKER_IS_AWAY, NO_BROKER, global_broker, rerun_all
 from .answers import come_back, render, render_nothing
 from .jobstates import ask
@@ -138,6 +145,30 @@ def rerun(context: JobState, request: Request) -> Response:
     if not is_sent:
         return render({"error": "The job has not failed."}, 409)
     return render(job_state.__json__(request), 202)
+
+
+def stack(context: JobState, request: Request) -> Response:
+    """Ask where a job is. Respond with 202 and what is known of that, or 409 if the job
+    does not run.
+    """
+    drop_body(request)
+    require(request, context, "inspect_job")
+    require_header(request)
+    read_query(request)
+    container = container_of(context)
+    uuid = record_of(context).uuid
+
+    def question(store: JobStore) -> Whereabouts | None:
+        # A job that has become an alias meanwhile is not followed.
+        records = records_of(store)
+        return records.where(uuid) if records.ask_where(uuid) else None
+
+    where = ask(container, question)
+    if where is not None:
+        return render({"where": whereabouts_as_json(where)}, 202)
+    if container.find(context.uuid) is None:
+        raise HTTPNotFound
+    return render({"error": "The job does not run."}, 409)
 
 
 def broker_failed(error: BaseException | None) -> Response:

@@ -24,6 +24,7 @@ from .interfaces import (
     OTHER,
     RERUN,
     RERUN_ALL,
+    STACK,
     WORKERS,
 )
 from .jobstates import JOB_VIEWS, JobStates, JobStatesURL, unread
@@ -49,13 +50,15 @@ ROUTES = {
     CANCEL: "/{uuid}/cancel",
     RERUN: "/{uuid}/rerun",
     INSPECT: "/{uuid}/inspect",
+    STACK: "/{uuid}/stack",
     OTHER: r"{other:(?s:/.*)\Z}",
 }
 
 #: The names of our views, by the route that leads to one. The others have no name.
 VIEW_NAMES = {
     name: ROUTES[name].rpartition("/")[2]
-    for name in (COUNTS, WORKERS, CLEAR, CANCEL_ALL, RERUN_ALL, CANCEL, RERUN, INSPECT)
+    for name in ROUTES
+    if name not in (JOB, LIST, f"{JOB}/", f"{LIST}/", OTHER)
 }
 
 #: The names that stand where a uuid would, and have a route of their own.

@@ -24,9 +24,17 @@ from ..job import (
     iso_time,
     record_of,
 )
-from ..store import MAX_LIMIT, JobStore, Page, worker_as_json, worker_name
+from ..store import (
+    MAX_LIMIT,
+    JobStore,
+    Page,
+    records_of,
+    whereabouts_as_json,
+    worker_as_json,
+    worker_name,
+)
 from ..worker import global_broker, why_not_repeatable
-from .acts import cancel, cancel_many, clear, delete, rerun, rerun_many
+from .acts import cancel, cancel_many, clear, delete, rerun, rerun_many, stack
 from .answers import (
     AnsweringView,
     View,
@@ -55,6 +63,7 @@ from .interfaces import (
     OTHER,
     RERUN,
     RERUN_ALL,
+    STACK,
     WORKERS,
     IStoreUnavailable,
 )
@@ -71,7 +80,7 @@ if TYPE_CHECKING:
     from pyramid.request import Request
 
     from ..job import Counts
-    from ..store import Failures
+    from ..store import Failures, Whereabouts
 
     T = TypeVar("T")
 
@@ -263,14 +272,14 @@ def inspect(context: JobState, request: Request) -> Response:
 
 def inspection(context: JobState) -> dict[str, Any]:
     """Return what operators need to know of a job, without checking permissions."""
-    broker = global_broker()
+    broker, record = global_broker(), record_of(context)
 
-    def question(store: JobStore) -> tuple[Failures, str | None]:
-        failures = store.failures(record_of(context).uuid)
-        return failures, why_not_repeatable(store, broker, context)
+    def question(store: JobStore) -> tuple[Failures, Whereabouts | None, str | None]:
+        failures = store.failures(record.uuid)
+        where = records_of(store).where(record.uuid)
+        return failures, where, why_not_repeatable(store, broker, context)
 
-    failures, reason = ask(container_of(context), question)
-    record = record_of(context)
+    failures, where, reason = ask(container_of(context), question)
     return {
         "uuid": context.uuid,
         "actor": record.actor or None,
@@ -289,6 +298,7 @@ def inspection(context: JobState) -> dict[str, Any]:
         ],
         "repeatable": reason is None,
         "reason": reason,
+        "where": whereabouts_as_json(where),
     }
 
 
@@ -376,6 +386,7 @@ VIEWS: tuple[tuple[tuple[str, ...], type, str, dict[str, View]], ...] = (
     ((CANCEL,), JobState, "cancel", {"POST": cancel}),
     ((RERUN,), JobState, "rerun", {"POST": rerun}),
     ((INSPECT,), JobState, "inspect", {"GET": inspect}),
+    ((STACK,), JobState, "stack", {"POST": stack}),
 )
 
 

@@ -251,6 +251,7 @@ class Ledger:
                     interval=self._interval,
                     heartbeat=self.heartbeat_for(store),
                     outage=self._outage,
+                    jobs=self.jobs,
                 )
         return self._recorder
 

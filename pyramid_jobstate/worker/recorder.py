@@ -6,12 +6,13 @@ import _thread
 import contextlib
 import functools
 import logging
+import math
 import os
 import queue
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from logging import Logger
 from typing import Protocol
 
@@ -19,7 +20,9 @@ from redis.exceptions import RedisError
 
 from ..job import End, Update
 from ..store import LOST, JobStore, Reply, is_foreign, records_of
+from .current import CurrentJob
 from .unsaved import Unsaved
+from .whereabouts import Answers
 
 log = logging.getLogger("pyramid_jobstate")
 
@@ -46,6 +49,9 @@ REFUSED = (
 #: The maximum number of updates in one round trip. Fewer would spare the garbage
 #: collector work, but cost more round trips to a far store.
 MAX_UPDATES = 1000
+
+#: Seconds between two looks for what is requested of jobs that all report.
+QUESTION_SECONDS = 1.0
 
 #: How many runs' threads one tick checks.
 CHECKED = 250
@@ -78,6 +84,7 @@ class Recorder:
       interval: Seconds between two flushes.
       heartbeat: Seconds without an update before a job is confirmed to be running.
       outage: Whether the store answers this process. Made here if not shared.
+      jobs: The jobs that this process runs, by message id.
     """
 
     def __init__(
@@ -87,11 +94,13 @@ class Recorder:
         interval: float = 0.1,
         heartbeat: float = 5.0,
         outage: Outage | None = None,
+        jobs: Mapping[str, CurrentJob] = {},
     ) -> None:
         self.store = store
         self.interval = interval
         self._heartbeat = heartbeat
         self._outage = outage or Outage(log)
+        self._jobs = jobs
         self._backlog = Backlog()
         self._reset()
         watch_forks().add(self)
@@ -102,7 +111,9 @@ class Recorder:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._stop_at: float | None = None
-        self._flush = Flush(self._backlog, self.store, self._heartbeat, self._outage)
+        self._flush = Flush(
+            self._backlog, self.store, self._heartbeat, self._outage, self._jobs
+        )
 
     @property
     def is_troubled(self) -> bool:
@@ -423,31 +434,45 @@ class Backlog:
         self._runs.clear()
 
 
-class Cancels:
-    """The cancels announced in the store. Through them a job with nothing to report
-    learns of its cancel before its next heartbeat.
+class Requests:
+    """What is announced in the store. Through it a job with nothing to report learns of
+    its cancel before its next heartbeat, and a job is asked where it is.
 
     Parameters:
       store: The store.
       outage: Whether the store answers this process.
+      jobs: The jobs that this process runs, by message id.
     """
 
-    def __init__(self, store: JobStore, outage: Outage) -> None:
+    def __init__(
+        self, store: JobStore, outage: Outage, jobs: Mapping[str, CurrentJob]
+    ) -> None:
         self._store = store
         self._outage = outage
+        self._answers = Answers(store, jobs)
         self._since = 0
+        self._asked_at = -math.inf
         self._refusal = Outage(log, REFUSED, None)
 
-    def find(
-        self, runs: Sequence[Unsaved], reporting: Sequence[Unsaved]
+    def are_due(self, oldest: Unsaved, now: float) -> bool:
+        """Return whether to ask though no run is silent: once a second, once the oldest
+        has run for as long.
+        """
+        return now - max(self._asked_at, oldest.begun) >= QUESTION_SECONDS
+
+    def answer(
+        self, runs: Sequence[Unsaved], reporting: Sequence[Unsaved], now: float
     ) -> list[Unsaved]:
-        """Return those of the silent runs whose cancel, or that of their batch, was
-        announced since the previous call, or none of them while the store is away.
+        """Have those jobs say where they are that are asked. Return those of the silent
+        runs whose cancel, or that of their batch, was announced since the previous
+        call, or none of them while the store is away.
 
         Parameters:
           runs: All runs. If the batch of one was cancelled, its next update asks it.
           reporting: Those that are not silent.
+          now: The current time.
         """
+        self._asked_at = now
         uuids = self._ask()
         if not uuids:
             return []
@@ -462,9 +487,11 @@ class Cancels:
         return found
 
     def _ask(self) -> set[str]:
-        """Return the uuids of the jobs and batches whose cancel is new."""
+        """Return the uuids of the jobs and batches whose cancel is new, and have those
+        jobs answer that are asked where they are.
+        """
         try:
-            uuids, self._since = records_of(self._store).cancels(self._since)
+            uuids, asked, self._since = records_of(self._store).requests(self._since)
         except LOST:
             self._outage.begin()
             return set()
@@ -473,6 +500,7 @@ class Cancels:
             return set()
         self._outage.end()
         self._refusal.recover()
+        self._answers.give(asked)
         return uuids
 
 
@@ -484,6 +512,7 @@ class Flush:
       store: The store to write to.
       heartbeat: Seconds without an update before a job is confirmed to be running.
       outage: Whether the store answers this process.
+      jobs: The jobs that this process runs, by message id.
 
     Attributes:
       failures: For how many ticks in a row the store has accepted nothing, at most 10.
@@ -491,13 +520,18 @@ class Flush:
     """
 
     def __init__(
-        self, backlog: Backlog, store: JobStore, heartbeat: float, outage: Outage
+        self,
+        backlog: Backlog,
+        store: JobStore,
+        heartbeat: float,
+        outage: Outage,
+        jobs: Mapping[str, CurrentJob] = {},
     ) -> None:
         self._backlog = backlog
         self._store = store
         self._heartbeat = heartbeat
         self._outage = outage
-        self._cancels = Cancels(store, outage)
+        self._requests = Requests(store, outage, jobs)
         self._sheds = False
         #: The place of the first run whose thread the next tick checks.
         self._next_checked = 0
@@ -518,8 +552,8 @@ class Flush:
         if everyone:
             runs = self._drop_orphans(runs)
             due = self._due(runs, now)
-            if self._should_ask_for_cancels(runs, due):
-                due += self._cancels.find(runs, due)
+            if self._should_look_for_requests(runs, due, now):
+                due += self._requests.answer(runs, due, now)
         else:
             due = [unsaved for unsaved in runs if unsaved.waiters]
         for i in range(0, len(due), MAX_UPDATES):
@@ -541,14 +575,18 @@ class Flush:
             or (unsaved.is_behind and unsaved.is_to_tell(now))
         ]
 
-    def _should_ask_for_cancels(
-        self, runs: Sequence[Unsaved], due: Sequence[Unsaved]
+    def _should_look_for_requests(
+        self, runs: Sequence[Unsaved], due: Sequence[Unsaved], now: float
     ) -> bool:
-        """Return whether to ask the store for cancels. Runs that report learn of theirs
-        from the reply, but not of their batch's.
+        """Return whether to look for what is requested of runs. Those that report learn
+        of their cancel from the reply, but not of their batch's.
         """
         return (
-            (len(due) < len(runs) or any(u.info.batch is not None for u in due))
+            (
+                len(due) < len(runs)
+                or any(u.info.batch is not None for u in due)
+                or (bool(runs) and self._requests.are_due(runs[0], now))
+            )
             and not self.failures
             and self._outage.may_ask()
         )

@@ -1,8 +1,191 @@
-"""Where jobs are that this process runs."""
+"""Where jobs are that this process runs: the stacks of their threads and tasks."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
 import os
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from dramatiq.asyncio import EventLoopThread
+
+from ..store import LOST, JobStore, records_of
+from .current import CurrentJob
+
+log = logging.getLogger("pyramid_jobstate")
+
+#: The bytes that are kept of a stack: its innermost frames.
+MAX_STACK = 64 * 1024
+
+#: Seconds for which an event loop may take to run what was given to it.
+LOOP_SECONDS = 0.5
+
+#: How often a stack is read that changes meanwhile, and the most frames that it shows.
+READS, MOST_FRAMES = 5, 1000
+
+#: A frame, and the line that it executes.
+Place = tuple[types.FrameType, int]
+
+#: The functions in which a thread waits for a coroutine.
+WAITING = {
+    EventLoopThread.run_coroutine.__code__,
+    asyncio.BaseEventLoop.run_until_complete.__code__,
+}
+
+
+class Answers:
+    """Says where jobs are, for those who ask. A job that nobody asks about takes no
+    part in this.
+
+    Parameters:
+      store: The store.
+      jobs: The jobs that this process runs, by message id.
+    """
+
+    def __init__(self, store: JobStore, jobs: Mapping[str, CurrentJob]) -> None:
+        self._store = store
+        self._jobs = jobs
+        self._asked: set[CurrentJob] = set()
+
+    def give(self, uuids: Iterable[str]) -> None:
+        """Say where some jobs are, as far as they run here. Does not wait for it."""
+        found = {self._jobs[uuid] for uuid in uuids if uuid in self._jobs}
+        new = found - self._asked
+        if new:
+            self._asked |= new
+            # Apart from the recorder: a loop may be slow, and sources be on a disk.
+            thread = threading.Thread(target=self._answer, args=(new,), daemon=True)
+            # The interpreter may be about to exit.
+            with contextlib.suppress(RuntimeError):
+                thread.start()
+
+    def _answer(self, jobs: set[CurrentJob]) -> None:
+        for job in jobs:
+            try:
+                self._say(job)
+            except LOST:
+                # Who has asked is told that nobody answers.
+                pass
+            except Exception:
+                log.exception("The stack of job %s could not be told.", job.uuid)
+            finally:
+                self._asked.discard(job)
+
+    def _say(self, job: CurrentJob) -> None:
+        unsaved = job.unsaved
+        found = read_stack(job)
+        # Its thread may have gone on to another job.
+        if found is None or unsaved is None or self._jobs.get(job.uuid) is not job:
+            return
+        thread, stack = found
+        memory = memory_used()
+        says = {
+            "worker": unsaved.info.worker or "",
+            "thread": thread,
+            "memory": "" if memory is None else str(memory),
+            "stack": stack,
+        }
+        records_of(self._store).answer_where(job.uuid, unsaved.run.token, says)
+
+
+def read_stack(job: CurrentJob) -> tuple[str, str] | None:
+    """Return the name of the thread that is at work on a job, and its stack as text,
+    without the values of variables; or None if no thread is at work on it.
+    """
+    places = _places_in(job)
+    if places is None:
+        return None
+    ident: int | None = job.ident
+    for i, (frame, _) in enumerate(places):
+        if frame.f_code in WAITING:
+            ident, inner = _places_awaited(frame, ident)
+            places = inner + places[i:] if inner else places
+            break
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    shown = traceback.StackSummary.extract(iter(places[MOST_FRAMES::-1]))
+    text = "".join(shown.format()).encode("utf-8", "replace")
+    return names.get(ident, ""), text[-MAX_STACK:].decode("utf-8", "ignore")
+
+
+def _places_in(job: CurrentJob) -> list[Place] | None:
+    """Return the places from the innermost call outwards, up to the broker's call that
+    processes the message of a job, or None if its thread is not in that.
+    """
+    for _ in range(READS):
+        # A greenlet that waits is in none of the threads.
+        for frame in (_frame_of(job.ident), getattr(job.greenlet, "gr_frame", None)):
+            places = [*_places_from(frame, job.frame)]
+            if places and places[-1][0].f_back is job.frame:
+                return places
+        # It has returned from a call meanwhile.
+    return None
+
+
+def _frame_of(ident: int | None) -> types.FrameType | None:
+    """Return the innermost frame of a thread."""
+    return sys._current_frames().get(ident or 0)  # noqa: SLF001
+
+
+def _places_from(
+    frame: types.FrameType | None, outer: types.FrameType | None = None
+) -> Iterator[Place]:
+    """Yield the places from a frame outwards, up to an outer one and without it."""
+    while frame is not None and frame is not outer:
+        yield frame, frame.f_lineno
+        frame = frame.f_back
+
+
+def _places_awaited(
+    frame: types.FrameType, ident: int | None
+) -> tuple[int | None, list[Place]]:
+    """Return which thread runs the coroutine for which a frame waits, and its places
+    from the innermost outwards; none if the thread of the frame runs it just now.
+
+    Parameters:
+      frame: That of a function in WAITING.
+      ident: Its thread.
+    """
+    # The parameters of those functions are what has the loop, and what is awaited.
+    owner, awaited = (frame.f_locals[name] for name in frame.f_code.co_varnames[:2])
+    loop, coroutine = owner, awaited
+    if isinstance(owner, EventLoopThread):
+        loop, ident = owner.loop, owner.ident
+    elif isinstance(awaited, asyncio.Task):
+        coroutine = awaited.get_coro()
+    found: list[Place] = []
+    is_done = threading.Event()
+
+    def look() -> None:
+        # The loop runs nothing else now, so the coroutine is suspended.
+        found.extend(_places_of(coroutine))
+        is_done.set()
+
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(look)
+        if is_done.wait(LOOP_SECONDS):
+            return ident, found[::-1]
+    if owner is loop:
+        return ident, []
+    # Something blocks the loop.
+    return ident, [*_places_from(_frame_of(ident))]
+
+
+def _places_of(awaited: Any) -> Iterator[Place]:
+    """Yield the places of a suspended coroutine from the outermost inwards. A task's
+    own stack has only the first of them.
+    """
+    while awaited is not None:
+        # Coroutines, and generators that serve as such.
+        frame = getattr(awaited, "cr_frame", getattr(awaited, "gi_frame", None))
+        if frame is not None:
+            yield frame, frame.f_lineno
+        awaited = getattr(awaited, "cr_await", getattr(awaited, "gi_yieldfrom", None))
 
 
 def memory_used() -> int | None:

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from pyramid_jobstate import Batch, Counts, JobError, JobState, JobStore, Progress
 from pyramid_jobstate.asgi import asgi_app
-from pyramid_jobstate.testing import put_batch, put_job
+from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests import streams
 from tests.browser.paged import ImportSheet, Pages, Runner, fill, serving
 from tests.browser.sites import protected
@@ -463,6 +463,46 @@ def test_metrics_come_and_go(pages: Pages, runner: Runner) -> None:
     expect(facts.locator("dd")).to_have_text(["12", "<i>5:03</i>"])
     runner.tell(job, stumble)
     expect(facts).to_have_count(0)
+
+
+def test_worker_is_asked_where_the_job_is(pages: Pages, runner: Runner) -> None:
+    """The page shows the answer when it comes, and each later one. The button goes with
+    the job, and leaves the focus where it is of use.
+    """
+    job = runner.start()
+    pages.visit(f"/job_state/{job}/")
+    ask = button(pages, "Where is it now?")
+    ask.focus()
+    pages.page.keyboard.press("Enter")
+    expect(pages.one("stack")).to_contain_text("in run_marathon")
+    first = pages.one("where").locator("time").get_attribute("datetime")
+    expect(ask).to_be_focused()
+    expect(button(pages, "Copy the stack")).to_be_visible()
+    pages.page.wait_for_timeout(1000)
+    ask.click()
+    newer = pages.one("where").locator(f"time:not([datetime='{first}'])")
+    expect(newer).to_be_visible()
+    runner.finish(job)
+    expect(ask).to_be_hidden()
+    expect(button(pages, "Delete")).to_be_focused()
+    expect(pages.one("stack")).to_be_visible()
+    assert pages.changes == [("POST", f"/job_state/{job}/stack")] * 2
+
+
+def test_worker_may_not_answer(pages: Pages, store: JobStore) -> None:
+    """The page waits for it for a while, also after a reload."""
+    (job,) = put(store, "working")
+    pages.visit(f"/job_state/{job}/")
+    button(pages, "Where is it now?").click()
+    expect(pages.one("where")).to_have_text("Asking the worker…")
+    pages.page.reload()
+    expect(pages.one("where")).to_have_text("Asking the worker…")
+    pass_time(store, 5)
+    expect(pages.one("where")).to_contain_text("The worker did not answer")
+    pages.refuse = lambda method: 403 if method == "POST" else None
+    button(pages, "Where is it now?").click()
+    pages.expect_said("You may not do this.")
+    pages.forgive("status of 403")
 
 
 def test_id_is_copied(pages: Pages, store: JobStore) -> None:

@@ -25,8 +25,8 @@ from pyramid_jobstate import (
     Progress,
 )
 from pyramid_jobstate.testing import pass_time, put_batch
-from tests.jobs import RunMarathon, make_broker, working
-from tests.operated import HARMLESS, HOSTILE, Haul, Operator, put
+from tests.jobs import Gate, RunMarathon, job_actor, make_broker, working
+from tests.operated import HARMLESS, HOSTILE, Course, Haul, Operator, put, steps
 from tests.running import Runs
 from tests.support import STATUSES, UUID, key_of, load_job, wait_for, write
 from tests.worker.floors import idle_actor
@@ -532,3 +532,47 @@ def facts_of(pjobs: Operator, job: JobState, name: str) -> list[str]:
     """Return what `show` tells under a name."""
     facts = [line.partition(": ") for line in pjobs("show", job.uuid).out]
     return [text for each, _, text in facts if each == name]
+
+
+def test_stack_says_where_a_job_is(
+    pjobs: Operator, store: JobStore, redis_url: str
+) -> None:
+    """First what runs it, then the stack, the innermost call last."""
+    broker, gate = make_broker(redis_url), Gate()
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: RunMarathon) -> None:
+        gate.wait()
+
+    with working(broker):
+        uuid = run_marathon.send().message_id
+        gate.wait_for_job()
+
+        def wait() -> Course:
+            wait_for(lambda: (where := store.where(uuid)) and where.taken_at)
+            yield None
+
+        facts, *lines = pjobs("stack", uuid[:8], course=wait()).printed()
+        (worker,) = store.workers()
+        assert facts.startswith(f"{worker.name} Thread-") and facts.endswith(" MB")
+        names = [line.rpartition(", in ")[2] for line in lines]
+        assert names.index("run_marathon") < len(names) - names[::-1].index("wait")
+        (values,) = map(json.loads, pjobs("stack", uuid, "--json").printed())
+        assert (values["uuid"], values["worker"]) == (uuid, worker.name)
+        assert values["stack"].splitlines() == lines and values["taken_at"]
+        gate.open()
+
+
+def test_stack_needs_an_answer(pjobs: Operator, store: JobStore, runs: Runs) -> None:
+    """A job that does not run has none, nor has one whose worker says nothing for five
+    seconds, or that ends meanwhile.
+    """
+    run = runs.start()
+    # This worker does not run it.
+    write(store, run.uuid, run="another")
+    no_answer = pjobs("stack", run.uuid).error(1)
+    assert "The worker did not answer: it is paused, " in no_answer
+    assert 4.9 < pjobs.pauses.passed < 5.5
+    end = steps(lambda: write(store, run.uuid, status="success"))
+    assert "has ended" in pjobs("stack", run.uuid, course=end).error(1)
+    assert "does not run" in pjobs("stack", run.uuid).error(1)

@@ -110,6 +110,8 @@ def test_permissions(redis_url: str, store: JobStore, marathons: Marathons) -> N
         if path.endswith("rerun"):
             error = JobError("ValueError", "wrong")
             options = {"status": "error", "error": error, "actor": "run_marathon"}
+        elif path.endswith("stack"):
+            options = {"status": "working"}
         job = put_job(store, RunMarathon, owner=OPERATOR, **options)
         batch = put_batch(store, Batch, ["queued"], owner=OPERATOR)
         for part, value in (
@@ -306,13 +308,36 @@ def test_keys_of_an_inspection(
     uuids = marathons.fail("alice")
     for more in cases:
         uuids.append(put_job(store, RunMarathon, **more).uuid)
+        store.ask_where(uuids[-1])
     for uuid in uuids:
         found = get(app, f"/job_state/{uuid}/inspect", OPERATOR).json
         values += [(value, name) for name, value in found.items()]
     (rows,) = tables(section("reference/http", "Inspect"), "key")
-    assert documented_types(rows) == types_of(*values)
+    types = types_of(*values)
+    # They have a table of their own.
+    types = {n: kinds for n, kinds in types.items() if not n.startswith("where.")}
+    assert documented_types(rows) == types
     (tries,) = (text for name, _, text in rows if name == "``tries``")
     assert set(words(tries)) == found["tries"][0].keys()
+
+
+def test_keys_of_where_a_job_is(redis_url: str, store: JobStore) -> None:
+    """The table has each key, with its types, before and after the answer."""
+    app = operated_app(redis_url)
+    with running(redis_url) as runs:
+        uuid = runs.start().uuid
+        path = f"/job_state/{uuid}"
+        asked = ask(app, "POST", f"{path}/stack", OPERATOR, X_Requested_With="x")
+        values = [*asked.json["where"].items()]
+        wait_for(lambda: (where := store.where(uuid)) and where.taken_at)
+        values += get(app, f"{path}/inspect", OPERATOR).json["where"].items()
+    (rows,) = tables(section("reference/http", "Where a job is"), "key")
+    types = types_of(*((value, name) for name, value in values))
+    # It runs outside a worker that was told of its actor before it booted.
+    assert types.pop("worker") == {"null"}
+    documented = documented_types(rows)
+    assert documented.pop("worker") == {"string", "null"}
+    assert documented == types
 
 
 def test_keys_of_a_worker(

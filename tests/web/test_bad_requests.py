@@ -87,7 +87,10 @@ BAD = [
     ("GET", "/counts?kind=%ff", "not UTF-8"),
     *(
         (method, f"/{{job}}{end}?{query}", says)
-        for method, end in (("GET", "/inspect"), ("DELETE", ""), ("POST", "/rerun"))
+        for method, end in (
+            *(("GET", "/inspect"), ("DELETE", "")),
+            *(("POST", "/rerun"), ("POST", "/stack")),
+        )
         for query, says in NO_QUERIES
     ),
     *(("POST", f"/{name}?{q}", says) for name in MANY for q, says in BULK_QUERIES),
@@ -97,11 +100,13 @@ BAD = [
 #: What acts, and so needs the header X-Requested-With. Nothing else replaces it.
 ACTS = [
     *(("POST", "/{run}/cancel"), ("DELETE", "/{job}"), ("POST", "/{job}/rerun")),
+    ("POST", "/{run}/stack"),
     *(("POST", f"/{name}?all=1&everything=1") for name in MANY),
 ]
 
 #: Paths where there is nothing: {no} is no job.
 NOTHING = """GET /{no} GET /{no}/inspect POST /{no}/cancel POST /{no}/rerun DELETE /{no}
+    POST /{no}/stack POST /{run}/stack/x
     POST /{run}/cancel/x POST /{run}/cancel//x POST /{job}/rerun/x GET /{job}/inspect/x
     GET /counts/x POST /clear/x POST /clear//x POST /cancel/x POST /rerun/x"""
 

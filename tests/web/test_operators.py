@@ -88,6 +88,7 @@ def test_inspect_tells_all_of_an_error(operated: TestApp, marathons: Marathons) 
     again = {"repeatable": True, "reason": None}
     assert (found.pop("actor"), found.pop("queue")) == ("run_marathon", "default")
     assert found.pop("worker").endswith(f":{os.getpid()}")
+    assert found.pop("where") is None
     assert found == {"uuid": job, "params": params, "error": error, **again}
     assert trace.startswith("Traceback (most recent call last):")
     assert "run_marathon" in trace and SECRET in trace

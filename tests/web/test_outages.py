@@ -44,7 +44,7 @@ PATHS = ["/find", "/list", "/getitem", "/routed/1"]
 #: Requests that need the store, without their place.
 EVERYTHING = f"""GET /{UUID} GET /? GET /?limit=5 GET /?uuid={UUID} GET /?owner=x
     GET /?all=1 GET /counts GET /{UUID}/inspect POST /{UUID}/cancel
-    POST /{UUID}/rerun DELETE /{UUID} POST /clear?everything=1&all=1
+    POST /{UUID}/stack POST /{UUID}/rerun DELETE /{UUID} POST /clear?everything=1&all=1
     POST /cancel?all=1&everything=1""".split()
 
 

@@ -57,6 +57,7 @@ def test_refusals_are_the_same_at_each_place(paged: TestApp, store: JobStore) ->
             ("GET", "?all=1", "alice", 403),
             ("GET", "/counts", "alice", 403),
             ("GET", f"/{job}/inspect", "alice", 403),
+            ("POST", f"/{job}/stack", "alice", 403),
             ("POST", f"/{job}/cancel", "bob", 403),
             ("DELETE", f"/{job}", "alice", 403),
             ("POST", "/clear?all=1&everything=1", "alice", 403),

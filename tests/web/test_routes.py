@@ -73,7 +73,10 @@ def test_proutes_shows_the_documented_paths(tmp_path: Path) -> None:
     found = {(r[0], r[2]) for r in rows if len(r) == 3 and "pyramid_jobstate" in r[1]}
     documented = {
         "GET": ["", "/counts", "/{uuid}", "/{uuid}/inspect"],
-        "POST": ["/clear", "/cancel", "/rerun", "/{uuid}/cancel", "/{uuid}/rerun"],
+        "POST": [
+            *("/clear", "/cancel", "/rerun"),
+            *("/{uuid}/cancel", "/{uuid}/rerun", "/{uuid}/stack"),
+        ],
         "DELETE": ["/{uuid}"],
     }
     for method, ends in documented.items():
@@ -143,6 +146,7 @@ def test_other_methods_are_refused(redis_url: str, store: JobStore) -> None:
         ("GET HEAD", f"/{job}/cancel", "POST"),
         ("DELETE", f"/{job}/rerun", "POST"),
         ("POST", f"/{job}/inspect", "GET, HEAD"),
+        ("GET", f"/{job}/stack", "POST"),
         ("POST", "/counts", "GET, HEAD"),
         ("OPTIONS", "/cancel", "POST"),
     ):

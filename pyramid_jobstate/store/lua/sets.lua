@@ -137,8 +137,9 @@ local function time_in(status)
   return (tonumber(at) or time()) * 1000
 end
 
--- Announce to all workers that a job is to stop. Later, they learn of it from the reply to a
--- heartbeat.
-local function announce(record)
-  move(space_of(record), string.sub(record, -36), nil, "cancels", micros(), 60000)
+-- Announce to all workers that a job is to stop, of which they learn later from the reply to a
+-- heartbeat; or, with the prefix "where:", that it is asked where it is.
+local function announce(record, prefix)
+  local member = (prefix or "") .. string.sub(record, -36)
+  move(space_of(record), member, nil, "cancels", micros(), 60000)
 end

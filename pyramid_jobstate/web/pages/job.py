@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...job import CANCELLED, FAILED, Batch, container_of, is_owner, record_of
-from ...store import records_of
+from ...store import ANSWER_SECONDS, records_of
 from ..acts import RERUN, may_act
 from ..interfaces import IPages
 from ..jobstates import ask
@@ -165,6 +165,62 @@ def failure_of(
         words.sentence(FAILED),
     )
     return FailureSection(error["type"], error["message"], parts, tells_all)
+
+
+#: The statuses of a job that a worker runs, or may run.
+RUNNING = ("working", "cancelling", "stalled")
+
+
+class WhereSection(NamedTuple):
+    """Where a job is, for viewers who may inspect it.
+
+    Attributes:
+      taken_at: When its worker answered, or None if it has not.
+      has_time: Whether it may answer yet.
+      facts: What runs it, as one line.
+      parts: The parts of the stack.
+    """
+
+    taken_at: str | None
+    has_time: bool
+    facts: str = ""
+    parts: Sequence[Part] = ()
+
+
+def where_of(
+    inspected: Mapping[str, Any],
+    now: int | None,
+    package: str,
+    words: Words,
+    *,
+    runs: bool,
+) -> WhereSection | None:
+    """Return where a job is, or None if nobody has asked, or if it has ended before its
+    worker answered.
+
+    Parameters:
+      inspected: What GET …/inspect gives, or nothing for a viewer who may not read it.
+      now: The time in milliseconds, or None if unknown.
+      package: The package of the application.
+      runs: Whether the job runs.
+    """
+    where = inspected.get("where")
+    if where is None or not (runs or where["taken_at"]):
+        return None
+    if where["taken_at"] is None:
+        asked_at = datetime.datetime.fromisoformat(where["asked_at"]).timestamp()
+        seconds = 0 if now is None else now / 1000 - asked_at
+        return WhereSection(None, seconds < ANSWER_SECONDS)
+    memory = where["memory"]
+    facts = (
+        where["worker"],
+        where["thread"],
+        memory and words("megabytes", number=words.number(memory / 1e6)),
+    )
+    parts = parts_of(where["stack"], "", package)
+    return WhereSection(
+        where["taken_at"], False, " · ".join(filter(None, facts)), parts
+    )
 
 
 def reason_of(context: JobState, job: Mapping[str, Any], words: Words) -> str:
@@ -349,7 +405,11 @@ def job_page(context: JobState, request: Request) -> Response:
     may_list = bool(container.permits(container, "list_jobs"))
     members = members_of(context, container, job, words, may_list=may_list)
     has_failures = bool((job["counts"] or {}).get("error"))
-    failure = failure_of(inspected, job, request.registry.package_name, words)
+    package = request.registry.package_name
+    failure = failure_of(inspected, job, package, words)
+    runs = members is None and job["status"] in RUNNING
+    now = ask(container, lambda store: records_of(store).now())
+    where = where_of(inspected, now, package, words, runs=runs)
     error = job["error"]
     if failure and failure.tells_all:
         error = {"message": f"{failure.type}: {failure.message}"}
@@ -369,6 +429,8 @@ def job_page(context: JobState, request: Request) -> Response:
         "params": texts_of(params),
         "inspected": inspected,
         "failure": failure,
+        "where": where,
+        "runs": runs,
         "data": for_script(
             request,
             url=job["url"],

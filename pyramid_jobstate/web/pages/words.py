@@ -154,6 +154,15 @@ WORDS = MappingProxyType(
         "actor": _("Actor"),
         "queue": _("Queue"),
         "worker": _("Worker"),
+        "ask-where": _("Where is it now?"),
+        "asking": _("Asking the worker…"),
+        "no-answer": _(
+            "The worker did not answer: it is paused, holds the interpreter, has lost "
+            "the store, or is older."
+        ),
+        "where": _("Where it was at"),
+        "copy-stack": _("Copy the stack"),
+        "megabytes": _("${number} MB"),
         "metrics": _("Metrics"),
         "params": _("Parameters"),
         "exception": _("Exception"),

@@ -1,0 +1,411 @@
+"""Where a running job is, as its worker answers."""
+
+import asyncio
+import concurrent.futures
+import re
+import time
+from typing import Any
+
+import greenlet
+import pytest
+import redis
+from dramatiq.middleware import AsyncIO
+
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, Whereabouts
+from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.testing import pass_time
+from tests.cluster import cluster_of_one
+from tests.incaller import InCallerBroker
+from tests.jobs import (
+    Gate,
+    RunMarathon,
+    job_actor,
+    make_broker,
+    new_id,
+    store_of,
+    wait_until,
+    working,
+)
+from tests.running import running
+from tests.support import key_of, wait_for, write
+from tests.webapp import make_alias
+
+
+def answer(store: JobStore, uuid: str) -> Whereabouts | None:
+    """Return where a job is if its worker has answered, or None."""
+    where = store.where(uuid)
+    return where if where is not None and where.taken_at is not None else None
+
+
+def asked(store: JobStore, uuid: str) -> Whereabouts:
+    """Ask where a job is, and return the answer."""
+    assert store.ask_where(uuid)
+    return wait_for(lambda: answer(store, uuid))
+
+
+def calls(where: Whereabouts) -> list[str]:
+    """Return the functions of the tests in a stack, the innermost last."""
+    assert where.stack is not None
+    return re.findall(r'^  File "[^"]*/tests/.*, in (\w+)$', where.stack, re.MULTILINE)
+
+
+def test_job_says_where_it_is(redis_url: str, store: JobStore) -> None:
+    """The answer has the stack, the innermost call last, and what runs it. It has no
+    values, which may be secret.
+    """
+    broker, gate = make_broker(redis_url), Gate()
+
+    def run_far(word: str) -> None:
+        gate.wait()
+
+    @job_actor(broker=broker)
+    def run_marathon(word: str, *, job_state: RunMarathon) -> None:
+        run_far(word)
+
+    with working(broker):
+        sent = run_marathon.send("s3cret")
+        gate.wait_for_job()
+        assert store.where(sent.message_id) is None
+        where = asked(store, sent.message_id)
+        assert calls(where) == ["run_marathon", "run_far", "wait"]
+        assert where.stack is not None and "\n    run_far(word)\n" in where.stack
+        assert "s3cret" not in str(where) and "process_message" not in where.stack
+        assert where.worker == store.workers()[0].id
+        assert where.thread is not None and where.thread.startswith("Thread-")
+        assert where.memory is not None and where.memory > 1_000_000
+        assert where.taken_at is not None and where.taken_at >= where.asked_at
+        gate.open()
+
+
+def test_each_job_says_where_it_is_itself(redis_url: str, store: JobStore) -> None:
+    """Others run in the same process, and report all the time."""
+    broker = make_broker(redis_url)
+    gate = Gate()
+
+    @job_actor(broker=broker)
+    def run_marathon(step: str, *, job_state: RunMarathon) -> None:
+        def swim() -> None:
+            gate.wait()
+
+        def run() -> None:
+            while not gate.opened.is_set():
+                job_state.set_progress_metric("time", time.monotonic())
+                time.sleep(0.001)
+
+        {"swim": swim, "run": run}[step]()
+
+    with working(broker):
+        run = run_marathon.send("run")
+        wait_until(broker, run, "working")
+        assert calls(asked(store, run.message_id)) == ["run_marathon", "run"]
+        swim = run_marathon.send("swim")
+        gate.wait_for_job()
+        assert calls(asked(store, swim.message_id))[1] == "swim"
+        gate.open()
+
+
+def test_job_is_asked_once_a_second(redis_url: str, store: JobStore) -> None:
+    """Further requests get the same answer. It is kept for five minutes."""
+    with running(redis_url) as runs:
+        run = runs.start()
+        first = asked(store, run.uuid)
+        assert store.ask_where(run.uuid) and store.where(run.uuid) == first
+        pass_time(store, 1)
+        again = asked(store, run.uuid)
+        assert again.taken_at is not None and first.taken_at is not None
+        assert again.taken_at > first.taken_at
+        pass_time(store, 299)
+        assert store.where(run.uuid) is not None
+        pass_time(store, 2)
+        assert store.where(run.uuid) is None
+
+
+def test_job_that_does_not_run_is_not_asked(redis_url: str, store: JobStore) -> None:
+    """It is queued, has ended, or is unknown. What it has said stays until it is
+    deleted.
+    """
+    with running(redis_url) as runs:
+        run = runs.start()
+        assert not store.ask_where(new_id())
+        asked(store, run.uuid)
+        run.end()
+        assert not store.ask_where(run.uuid)
+        assert store.where(run.uuid) is not None
+        assert store.delete(run.uuid)
+        assert store.where(run.uuid) is None
+    queued = runs.actor(RunMarathon).send(26)
+    assert not store.ask_where(queued.message_id)
+
+
+def test_answer_of_another_run_is_dropped(redis_url: str, store: JobStore) -> None:
+    """A newer run of the job has begun elsewhere meanwhile."""
+    broker = make_broker(redis_url, JobStateMiddleware(interval=0.5))
+    gate = Gate()
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: RunMarathon) -> None:
+        gate.wait()
+
+    with working(broker):
+        sent = run_marathon.send()
+        gate.wait_for_job()
+        assert store.ask_where(sent.message_id)
+        write(store, sent.message_id, run="another")
+        time.sleep(1)
+        where = store.where(sent.message_id)
+        assert where is not None and where.taken_at is None and where.stack is None
+        gate.open()
+
+
+def test_request_ends_with_its_run(redis_url: str, store: JobStore) -> None:
+    """A worker that has not answered yet does not answer for a later run."""
+    with running(redis_url) as runs:
+        run = runs.start()
+        asked(store, run.uuid)
+        write(store, run.uuid, run="another")
+        assert store.ask_where(run.uuid)
+        where = store.where(run.uuid)
+        assert where is not None and where.taken_at is None
+
+
+def test_deep_stack_is_cut(redis_url: str, store: JobStore) -> None:
+    """Its innermost frames stay, in 64 KiB."""
+    broker, gate = make_broker(redis_url), Gate()
+
+    def odd(depth: int) -> None:
+        even(depth - 1)
+
+    def even(depth: int) -> None:
+        if depth:
+            odd(depth - 1)
+        else:
+            gate.wait()
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: RunMarathon) -> None:
+        even(900)
+
+    with working(broker):
+        sent = run_marathon.send()
+        gate.wait_for_job()
+        where = asked(store, sent.message_id)
+        assert where.stack is not None and len(where.stack.encode()) <= 64 * 1024
+        assert len(where.stack) > 60 * 1024
+        assert calls(where)[-3:] == ["odd", "even", "wait"]
+        gate.open()
+
+
+def test_coroutine_says_where_it_is(redis_url: str, store: JobStore) -> None:
+    """It is suspended, several calls deep, as others of the same actor are."""
+    broker = make_broker(redis_url, others=(AsyncIO(),))
+    gate = Gate()
+
+    async def wait() -> None:
+        gate.reached.set()
+        while not gate.opened.is_set():
+            await asyncio.sleep(0.01)
+
+    async def swim() -> None:
+        await wait()
+
+    async def run() -> None:
+        await wait()
+
+    @job_actor(broker=broker)
+    async def run_marathon(is_wet: bool, *, job_state: RunMarathon) -> None:
+        await (swim() if is_wet else run())
+
+    with working(broker):
+        for is_wet, step in ((True, "swim"), (False, "run")):
+            gate.reached.clear()
+            sent = run_marathon.send(is_wet)
+            gate.wait_for_job()
+            where = asked(store, sent.message_id)
+            assert calls(where) == ["run_marathon", step, "wait"]
+            assert where.stack is not None
+            assert where.stack.endswith("return await future\n")
+        gate.open()
+
+
+def test_blocked_loop_says_what_blocks_it(redis_url: str, store: JobStore) -> None:
+    """Its coroutines cannot be asked. Its thread says where it is."""
+    broker = make_broker(redis_url, others=(AsyncIO(),))
+    gate = Gate()
+
+    def block() -> None:
+        gate.wait()
+
+    @job_actor(broker=broker)
+    async def run_marathon(*, job_state: RunMarathon) -> None:
+        block()
+
+    with working(broker):
+        sent = run_marathon.send()
+        gate.wait_for_job()
+        assert calls(asked(store, sent.message_id)) == ["run_marathon", "block", "wait"]
+        gate.open()
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_own_loop_says_where_it_is(
+    redis_url: str, store: JobStore, blocks: bool
+) -> None:
+    """A job that is no coroutine runs one, which is suspended, or blocks."""
+    broker, gate = make_broker(redis_url), Gate()
+
+    async def swim() -> None:
+        if blocks:
+            gate.wait()
+        gate.reached.set()
+        while not gate.opened.is_set():
+            await asyncio.sleep(0.01)
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: RunMarathon) -> None:
+        asyncio.run(swim())
+
+    with working(broker):
+        sent = run_marathon.send()
+        gate.wait_for_job()
+        found = calls(asked(store, sent.message_id))
+        assert found == ["run_marathon", "swim", *(["wait"] if blocks else [])]
+        gate.open()
+
+
+def test_greenlets_say_where_they_are(redis_url: str) -> None:
+    """Those that wait are in no thread's stack. Each job of a thread has its own."""
+    ours = JobStateMiddleware(url=redis_url, interval=0.01)
+    broker = InCallerBroker([ours])
+    main = greenlet.getcurrent()
+    seen: list[str] = []
+
+    def swim() -> None:
+        main.switch()
+
+    def run() -> None:
+        main.switch()
+
+    @job_actor(broker=broker)
+    def run_marathon(is_wet: bool, *, job_state: JobState) -> None:
+        seen.append(job_state.uuid)
+        (swim if is_wet else run)()
+
+    first, second = (greenlet.greenlet(run_marathon.send) for _ in range(2))
+    first.switch(True)
+    second.switch(False)
+    store = store_of(broker)
+    found = [calls(asked(store, uuid)) for uuid in seen]
+    assert found == [["run_marathon", "swim"], ["run_marathon", "run"]]
+    first.switch()
+    second.switch()
+    broker.emit_after("worker_shutdown", None)
+
+
+def test_job_inside_a_job(redis_url: str) -> None:
+    """The outer one is where the inner one is. Without a worker, none is named."""
+    broker = InCallerBroker([JobStateMiddleware(url=redis_url, interval=0.01)])
+    store = store_of(broker)
+    found: dict[str, Whereabouts] = {}
+
+    @job_actor(broker=broker)
+    def run_marathon(outer: str = "", *, job_state: JobState) -> None:
+        if not outer:
+            run_marathon.send(job_state.uuid)
+            return
+        for uuid in (outer, job_state.uuid):
+            found[uuid] = asked(store, uuid)
+
+    run_marathon.send()
+    outer, inner = found.values()
+    assert calls(inner)[0] == calls(outer)[0] == "run_marathon"
+    assert calls(outer).count("run_marathon") == 2
+    assert calls(inner).count("run_marathon") == 1
+    assert (inner.worker, outer.worker) == (None, None)
+    broker.emit_after("worker_shutdown", None)
+
+
+def test_threads_of_a_job_are_not_told(redis_url: str, store: JobStore) -> None:
+    """Its own thread waits for them."""
+    broker, gate = make_broker(redis_url), Gate()
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: RunMarathon) -> None:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            pool.submit(gate.wait)
+
+    with working(broker):
+        sent = run_marathon.send()
+        gate.wait_for_job()
+        assert calls(asked(store, sent.message_id)) == ["run_marathon"]
+        gate.open()
+
+
+def test_source_and_names_may_be_anything(redis_url: str, store: JobStore) -> None:
+    """What UTF-8 cannot say is replaced."""
+    broker, gate = make_broker(redis_url), Gate()
+    names: dict[str, Any] = {"gate": gate}
+    exec(compile("def run():\n    gate.wait()", "/tests/\udcff<b>", "exec"), names)
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: RunMarathon) -> None:
+        names["run"]()
+
+    with working(broker):
+        sent = run_marathon.send()
+        gate.wait_for_job()
+        where = asked(store, sent.message_id)
+        assert where.stack is not None and '"/tests/?<b>", line 2' in where.stack
+        gate.open()
+
+
+@pytest.mark.parametrize("namespace", ["jobstate", "{jobstate}"])
+def test_job_is_asked_on_a_cluster(redis_url: str, namespace: str) -> None:
+    """The request may be announced in another slot."""
+    with cluster_of_one() as node:
+        (port,) = re.findall(r":(\d+)", node.url)
+        with redis.RedisCluster(host="127.0.0.1", port=int(port)) as cluster:
+            store = JobStore(cluster, namespace=namespace)
+            with running(redis_url, store=store) as runs:
+                assert calls(asked(store, runs.start().uuid))[-1] == "live"
+
+
+def test_alias_leads_to_the_job_that_is_asked(
+    redis_url: str, store: JobStore, client: redis.Redis
+) -> None:
+    """A unique job was sent once more while it was under way."""
+    with running(redis_url) as runs:
+        run, alias = runs.start(), new_id()
+        make_alias(client, key_of(store, alias), run.uuid)
+        assert store.ask_where(alias)
+        wait_for(lambda: answer(store, run.uuid))
+        assert store.where(alias) == store.where(run.uuid)
+
+
+def test_worker_whose_jobs_all_report_looks_once_a_second(
+    redis_url: str, server: EmbeddedServer
+) -> None:
+    """Nobody asks its jobs. It looks once the first of them has run for a second."""
+    # Dramatiq's own scripts use the same command.
+    client = redis.Redis.from_url(server.url)
+    broker = make_broker(redis_url, JobStateMiddleware(client=client))
+    gate = Gate()
+
+    def looks() -> int:
+        stats: Any = client.info("commandstats")
+        return int(stats.get("cmdstat_zrangebyscore", {}).get("calls", 0))
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: RunMarathon) -> None:
+        gate.reached.set()
+        while not gate.opened.is_set():
+            job_state.set_progress_metric("time", time.monotonic())
+
+    with working(broker):
+        begun = time.monotonic()
+        run_marathon.send()
+        gate.wait_for_job()
+        wait_for(lambda: looks() == 1)
+        assert time.monotonic() - begun > 1
+        wait_for(lambda: looks() == 2)
+        assert time.monotonic() - begun > 2
+        gate.open()
