@@ -53,13 +53,15 @@ def read_where(fields: Mapping[str, str]) -> Whereabouts | None:
     asked_at = parse_time(fields.get("asked_at"))
     if asked_at is None:
         return None
+    stack = fields.get("stack")
     return Whereabouts(
         asked_at,
-        parse_time(fields.get("taken_at")),
+        # Another program may have left one without the other.
+        None if stack is None else parse_time(fields.get("taken_at")),
         fields.get("worker") or None,
         fields.get("thread") or None,
         parse_int(fields.get("memory")),
-        fields.get("stack"),
+        stack,
     )
 
 

@@ -135,6 +135,8 @@ def test_stack_is_text(
     assert "<script>alert" not in page.response.text
     assert "<script>alert(1)</script>" in page.one("[data-jobstate=stack]").get_text()
     # What another program has written is skipped.
+    store.client.hdel(key, "stack")
+    assert visit(f"/job_state/{job.uuid}/", KEEPER).texts("[data-jobstate=where]")
     store.client.delete(key)
     store.client.set(key, "text")
     assert get(operated, f"/job_state/{job.uuid}/inspect", KEEPER).json["where"] is None
