@@ -25,6 +25,7 @@ from .job import (
 from .store import (
     Bucket,
     BulkResult,
+    Durations,
     Failures,
     FollowedJobs,
     JobStore,
@@ -46,6 +47,7 @@ __all__ = [
     "Bucket",
     "BulkResult",
     "Counts",
+    "Durations",
     "Failures",
     "FollowedJobs",
     "JobCancelled",

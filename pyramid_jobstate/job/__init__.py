@@ -15,7 +15,7 @@ from .members import (
     member_uuid,
 )
 from .once import Once
-from .progress import Phase, Progress, progress_json, share_of
+from .progress import Phase, Progress, is_amount, progress_json, share_of
 from .record import (
     ALIAS,
     BATCH_MARK,
@@ -169,6 +169,7 @@ __all__ = [
     "filled",
     "identity_of",
     "imported_class",
+    "is_amount",
     "is_link",
     "is_number",
     "is_owner",

@@ -17,6 +17,7 @@ from .connection import (
     place_of,
     redis_errors,
 )
+from .durations import Durations
 from .ends import UntoldEnd
 from .jobstore import JobStore, records_of, run_bulk, store_beside, tracker_of
 from .lists import (
@@ -52,6 +53,7 @@ __all__ = [
     "Bulk",
     "BulkResult",
     "Client",
+    "Durations",
     "Failures",
     "Filter",
     "FollowedJobs",

@@ -26,6 +26,7 @@ from .batches import Batches, Change, answered, changes_of
 from .bulk import Acted
 from .claims import UNASKED, Claims, Hold
 from .connection import LOST, Client, text
+from .durations import Timings
 from .ends import Ends
 from .lists import MAX_READ, OUTLINE, Counter, ListAccess, Sets, newest_uuids
 from .reader import (
@@ -74,6 +75,7 @@ class Records:
       batches: The batches, and what they know of their members.
       ends: The ends that are to be told to hooks.
       workers: The worker processes.
+      timings: How long jobs run.
     """
 
     def __init__(self, client: Client, namespace: str, lives: Lives) -> None:
@@ -94,6 +96,7 @@ class Records:
         self.workers = Workers(
             client, self._calls, self._runner, self.reader, lives.silence
         )
+        self.timings = Timings(self.access)
 
     def now(self) -> int | None:
         """Return the server's time in milliseconds, as this process knows it from what

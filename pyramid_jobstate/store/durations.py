@@ -1,0 +1,133 @@
+"""How long jobs of a kind have run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from redis.exceptions import RedisError
+
+from ..job import UUID, dumps, is_amount, parse_json
+from .connection import Command, text
+from .lists import ListAccess
+from .reader import ask
+
+#: How many of the newest successes of a kind count, and how few tell nothing.
+MOST, FEWEST = 100, 20
+
+#: If the newest began too close to each other, only each tenth counts, and so on: many
+#: threads may run jobs of a kind.
+STEPS = (1, 10, 100, 1000)
+
+#: For how many seconds the store keeps what is known of a kind.
+KEPT = 60.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Durations:
+    """How long the newest jobs of a kind that succeeded have run, in seconds: from the
+    start of the attempt that succeeded to its end. All are None if too little is known.
+
+    Attributes:
+      p50: Half of them took at most so long.
+      p95: 95% of them took at most so long.
+      low, high: Half of them took between these, which have two significant digits.
+        None if durations differ so much that these would mislead.
+    """
+
+    p50: float | None = None
+    p95: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+UNKNOWN = Durations()
+
+
+class Timings:
+    """How long the jobs in a store run.
+
+    Parameters:
+      access: The access to the lists.
+    """
+
+    def __init__(self, access: ListAccess) -> None:
+        self._access = access
+
+    def read(self, kind: str) -> Durations:
+        """Return how long jobs of a kind have run, as it was within the last minute.
+
+        Parameters:
+          kind: The name of the kind: see :func:`.kind_name`.
+        """
+        access = self._access
+        key = f"{access.sets.scope(kind)}durations"
+        (kept,) = ask(access.client, [Command(key, ("GET", key))])
+        match parse_json(None if kept is None else text(kept)):
+            case [*found] if len(found) == 4 and all(
+                value is None or is_amount(value) for value in found
+            ):
+                return Durations(*found)
+        durations = self._reckon(kind)
+        words = ("SET", key, dumps(dataclasses.astuple(durations)), "EX", int(KEPT))
+        # The server may be read-only, or full.
+        with contextlib.suppress(RedisError):
+            ask(access.client, [Command(key, words)])
+        return durations
+
+    def _reckon(self, kind: str) -> Durations:
+        for step in STEPS:
+            runs = sorted(self._runs(kind, step))[-MOST:]
+            if len(runs) < FEWEST:
+                break
+            starts = [finished - spent for finished, spent in runs]
+            spent = sorted(spent for _, spent in runs)
+            # Of jobs that began together, those that took long have not ended yet.
+            if max(starts) - min(starts) > 2 * spent[-1]:
+                return _durations_of(spent)
+        return UNKNOWN
+
+    def _runs(self, kind: str, step: int) -> Iterator[tuple[int, int]]:
+        """Yield the ends of successes, and how long each took, in milliseconds.
+
+        Parameters:
+          step: Every how many of them to read, from the newest on.
+        """
+        access = self._access
+        scopes = [access.sets.scope(kind, members=each) for each in (False, True)]
+        ranges = [(0, MOST - 1)]
+        if step > 1:
+            ranges = [(i, i) for i in range(0, MOST * step, step)]
+        replies = ask(
+            access.client,
+            [
+                Command(key, ("ZREVRANGE", key, *each))
+                for key in (f"{scope}success" for scope in scopes)
+                for each in ranges
+            ],
+        )
+        names = [text(name) for reply in replies for name in reply or ()]
+        uuids = [name for name in names if UUID.fullmatch(name)]
+        for record in access.reader.read(uuids, "status", "started", "finished"):
+            if record is not None and record.status == "success":
+                started, finished = record.millis("started"), record.millis("finished")
+                if started and finished and started <= finished:
+                    yield finished, finished - started
+
+
+def _durations_of(spent: Sequence[int]) -> Durations:
+    """Return what durations in milliseconds say, in ascending order."""
+
+    def share(percent: int) -> float:
+        return spent[round(percent / 100 * (len(spent) - 1))] / 1000
+
+    if share(90) > 4 * share(10):
+        return Durations(share(50), share(95))
+    return Durations(share(50), share(95), _rounded(share(25)), _rounded(share(75)))
+
+
+def _rounded(seconds: float) -> float:
+    """Return a duration with two significant digits."""
+    rounded = float(f"{seconds:.2g}")
+    return int(rounded) if rounded.is_integer() else rounded
