@@ -68,7 +68,11 @@ class Batch(SendsMembers, JobState):
     Subclass it, like :class:`.JobState`, to give a kind of batch its own rights and
     hooks. Workers call these when the batch ends, and again if it goes on and ends once
     more. They must have imported the subclass.
+
+    Batches of a kind may differ in size, so `show_usual` is False by default.
     """
+
+    show_usual = False
 
     def __init__(self, record: Record, run: Run = NO_RUN) -> None:
         super().__init__(record, run)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
-from .progress import Progress, parse_progress
+from .progress import Progress, is_amount, parse_progress
 from .values import (
     dumps,
     parse_all,
@@ -80,8 +80,9 @@ TIMES = (
     *("listed", "latest", "stopped", "looked"),
 )
 
-#: The fields with which a worker says that it lives, or a batch looks at its members.
-SIGNS = ("seq", "seen", "looked", "cursor")
+#: The fields with which a worker says that it lives, a batch looks at its members, or
+#: a viewer is told what is usual.
+SIGNS = ("seq", "seen", "looked", "cursor", "usual")
 
 #: The prefix of a metric's field in the hash.
 METRIC = "m:"
@@ -347,6 +348,14 @@ class Record:
     @property
     def error(self) -> JobError | None:
         return parse_error(self._fields["error"]) if "error" in self._fields else None
+
+    @property
+    def usual(self) -> dict[str, float] | None:
+        """How long jobs of its kind usually run, as viewers see it, or None."""
+        match parse_json(self._fields.get("usual")):
+            case [low, high, p95] if all(map(is_amount, (low, high, p95))):
+                return {"low": low, "high": high, "p95": p95}
+        return None
 
     def reads_like(self, other: Record) -> bool:
         """Return whether it says the same as another, apart from signs of life."""

@@ -62,6 +62,11 @@ class Store(Protocol):
     def delete(self, uuid: str, /) -> bool:
         """Delete a job. Return False if it has not ended."""
 
+    def tell_usual(self, record: Record, /) -> None:
+        """Have the record of a working job say soon how long jobs of its kind usually
+        run, without waiting.
+        """
+
 
 class Container(Protocol):
     """The interface of the container through which a request found a JobState."""
@@ -104,6 +109,8 @@ class JobState:
       default derived from the kind;
     * `public_params`: the names of the parameters that viewers may see; by default
       none;
+    * `show_usual`: whether viewers see how long jobs of this kind usually run while one
+      is working, which tells of the jobs of others; by default they do;
     * :meth:`public_error`: the text that viewers see for an exception;
     * :meth:`result_url`: the URL of what the job has made; by default none;
     * :meth:`__acl__`: who may do what with a job;
@@ -123,6 +130,7 @@ class JobState:
     uuid: str
     kind: str = "JobState"
     public_params: Collection[str] = ()
+    show_usual: bool = True
     __parent__: Any = None
     #: Whether each hook receives a request, by the status that it is told of.
     _hooks: Mapping[str, bool] = {}
@@ -439,6 +447,7 @@ class JobState:
         params = self.job_params if public else {}
         is_finished = self.is_finished
         is_success = is_finished and self.is_success
+        status = self.status
         states, url = self._container, self._url_in(request)
         if states is None or states.request is not request:
             states = request.job_states
@@ -446,7 +455,7 @@ class JobState:
             "uuid": self.uuid,
             "kind": self.kind,
             "title": translated(self.title, states),
-            "status": self.status,
+            "status": status,
             "url": url,
             "params": {k: params[k] for k in public if k in params},
             "progress": progress and progress_json(progress),
@@ -454,6 +463,7 @@ class JobState:
             "message": self.message,
             "log": self.log,
             "attempt": self.attempt,
+            "usual": self._usual() if status == "working" and self.show_usual else None,
             **self._record.iso_times(),
             "cancellable": not is_finished and bool(states.permits(self, "cancel_job")),
             "error": error
@@ -472,6 +482,16 @@ class JobState:
           states: The container of the job in the request.
         """
         return {}
+
+    def _usual(self) -> dict[str, float] | None:
+        """Return how long jobs of this kind usually run, or None. What the store knows
+        is written into the record of the run that is first shown, so that all processes
+        say the same, and streams hear of it.
+        """
+        record = self._record
+        if record.text("usual") is None and self._store is not None:
+            self._store.tell_usual(record)
+        return record.usual
 
     def _url_in(self, request: Any) -> str:
         """Return the URL of the job in the state that a request gets."""
@@ -708,8 +728,8 @@ def check_declaration(cls: type[Any]) -> None:
     """Check what a JobState class declares.
 
     Raises:
-      TypeError: Its `kind` is not a string that the store keeps, or its `public_params`
-        are a string.
+      TypeError: Its `kind` is not a string that the store keeps, its `public_params`
+        are a string, or its `show_usual` is not a bool.
     """
     kind: object = cls.kind
     # The store keeps str(kind), which differs for the member of a str Enum.
@@ -722,6 +742,11 @@ def check_declaration(cls: type[Any]) -> None:
         raise TypeError(
             f"{cls.__qualname__}.public_params must be a tuple of names, not the "
             f"string {cls.public_params!r}. Is a comma missing?"
+        )
+    if not isinstance(cls.show_usual, bool):
+        raise TypeError(
+            f"{cls.__qualname__}.show_usual must be True or False, not "
+            f"{cls.show_usual!r}."
         )
 
 
@@ -786,6 +811,9 @@ _unknown = Once(100)
 
 class _UnknownKind(JobState):
     """A job of a kind unknown to this process. Only its lineage grants access."""
+
+    # Its class may forbid it.
+    show_usual = False
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         return []

@@ -1,17 +1,22 @@
-"""How long jobs of a kind have run."""
+"""How long jobs of a kind usually run, and the records that are to say so."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
+import threading
+import time
 from collections.abc import Iterator, Sequence
 
 from redis.exceptions import RedisError
 
-from ..job import UUID, dumps, is_amount, parse_json
+from ..job import UUID, Record, dumps, is_amount, parse_json
 from .connection import Command, text
-from .lists import ListAccess
+from .lists import ListAccess, kind_name
 from .reader import ask
+
+log = logging.getLogger("pyramid_jobstate")
 
 #: How many of the newest successes of a kind count, and how few tell nothing.
 MOST, FEWEST = 100, 20
@@ -20,7 +25,8 @@ MOST, FEWEST = 100, 20
 #: threads may run jobs of a kind.
 STEPS = (1, 10, 100, 1000)
 
-#: For how many seconds the store keeps what is known of a kind.
+#: For how many seconds the store keeps what is known of a kind, and a process does not
+#: ask again for one of which nothing is known.
 KEPT = 60.0
 
 
@@ -54,6 +60,12 @@ class Timings:
 
     def __init__(self, access: ListAccess) -> None:
         self._access = access
+        #: The records that are to say what is usual, by their uuids, and the thread
+        #: that writes it. There is no lock, which a forked process could find locked.
+        self._asked: dict[str, Record] = {}
+        self._thread: threading.Thread | None = None
+        #: Until when this process does not ask for a kind.
+        self._pauses: dict[str, float] = {}
 
     def read(self, kind: str) -> Durations:
         """Return how long jobs of a kind have run, as it was within the last minute.
@@ -114,6 +126,62 @@ class Timings:
                 started, finished = record.millis("started"), record.millis("finished")
                 if started and finished and started <= finished:
                     yield finished, finished - started
+
+    def tell(self, record: Record) -> None:
+        """Have the record of a working job say soon what is usual for its kind. A
+        thread writes it: the caller does not wait.
+        """
+        if self._pauses.get(kind_name(record), 0.0) > time.monotonic():
+            return
+        self._asked[record.uuid] = record
+        thread = self._thread
+        # In a forked process, the thread is no longer alive.
+        if thread is None or not thread.is_alive():
+            self._thread = threading.Thread(
+                target=self._run, name="jobstate-usual", daemon=True
+            )
+            # The process may start no more threads.
+            with contextlib.suppress(RuntimeError):
+                self._thread.start()
+
+    def _run(self) -> None:
+        self._tell_all()
+        # Whoever asks from now on starts another thread.
+        self._thread = None
+        self._tell_all()
+
+    def _tell_all(self) -> None:
+        while self._asked:
+            kinds: dict[str, list[Record]] = {}
+            with contextlib.suppress(KeyError):
+                while True:
+                    _, record = self._asked.popitem()
+                    kinds.setdefault(kind_name(record), []).append(record)
+            for kind, records in kinds.items():
+                if not self._told(kind, records):
+                    now = time.monotonic()
+                    kept = {k: t for k, t in self._pauses.items() if t > now}
+                    self._pauses = {**kept, kind: now + KEPT}
+
+    def _told(self, kind: str, records: Sequence[Record]) -> bool:
+        """Write what is usual into records of a kind. Return False if that is unknown,
+        or the store does not take it.
+        """
+        calls, runner = self._access.calls, self._access.runner
+        try:
+            found = self.read(kind)
+            if found.low is None:
+                return False
+            words = dumps((found.low, found.high, _rounded(found.p95 or 0)))
+            runner.run(
+                calls.usual(record.uuid, record.text("run") or "", words)
+                for record in records
+            )
+        except Exception as e:
+            # A pool of the application's may raise anything.
+            log.debug("What is usual for jobs of the kind %s is unknown: %r", kind, e)
+            return False
+        return True
 
 
 def _durations_of(spent: Sequence[int]) -> Durations:

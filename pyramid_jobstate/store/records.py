@@ -97,6 +97,8 @@ class Records:
             client, self._calls, self._runner, self.reader, lives.silence
         )
         self.timings = Timings(self.access)
+        #: What jobs call: see Store in job/state.py.
+        self.tell_usual = self.timings.tell
 
     def now(self) -> int | None:
         """Return the server's time in milliseconds, as this process knows it from what

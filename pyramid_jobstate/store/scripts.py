@@ -74,6 +74,7 @@ OTHERS = (
     "take_ends",
     "tell_again",
     "touch",
+    "usual",
 )
 
 #: A function of a prepended file.
@@ -499,6 +500,10 @@ class Calls:
     def untold_key(self) -> str:
         """The key of the set of the names of the sets of ends that are to be told."""
         return self.key("untold")
+
+    def usual(self, uuid: str, run: str, words: str) -> Call:
+        """Return the call that has the record of a working job say what is usual."""
+        return self._call("usual", uuid, run, words)
 
     def end_sent(self, uuid: str, finished: str) -> Call:
         """Return the call that takes off the mark of an end that is told."""

@@ -63,6 +63,7 @@ def test_json_shows_a_job(store: JobStore, viewer: Request) -> None:
             "message": "Running",
             "log": ["a", "b"],
             "attempt": 2,
+            "usual": None,
             "queued_at": iso(state.queued_at),
             "due_at": None,
             "started_at": iso(state.started_at),

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,17 +11,19 @@ from typing import Any
 import pytest
 import redis
 from redis import RedisCluster
+from webtest import TestApp
 
 from pyramid_jobstate import Counts, JobState, JobStore, rerun
 from pyramid_jobstate.testing import pass_time, put_job
 from tests.cluster import PRIMARIES, Cluster, cluster_of_one, running_cluster
+from tests.durations import TWO_MINUTES, put_runs
 from tests.jobs import new_id
 from tests.lost import losing
 from tests.store.bed import Bed, cancel_between_calls
 from tests.store.jobs import make_desk, put, uuids_of
-from tests.support import STATUSES, frozen, key_of, load_job, write
+from tests.support import STATUSES, frozen, key_of, load_job, wait_for, write
 from tests.trips import counting_trips, met
-from tests.webapp import make_app, make_tm_config
+from tests.webapp import get, make_app, make_config, make_tm_config
 
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("cluster")]
 
@@ -214,6 +217,24 @@ def test_lists_mend_what_was_lost(cluster: Cluster, cluster_store: JobStore) -> 
     (found,) = cluster_store.list(status="cancelled").items
     assert found.uuid == uuid
     assert cluster_store.counts(anew=True).cancelled == 1
+
+
+def usual_in(app: TestApp, path: str) -> Any:
+    """Return what the job at a path says of its kind."""
+    return get(app, path, "alice").json["job"]["usual"]
+
+
+def test_durations_on_a_cluster(cluster: Cluster, cluster_store: JobStore) -> None:
+    """They are known, and said of a job that works, with and without a hash tag."""
+    for namespace in "jobstate", "{jobstate}":
+        store = cluster_store.replace(namespace=namespace)
+        put_runs(store)
+        assert store.durations("class:RunMarathon") == TWO_MINUTES
+        settings = {"jobstate.namespace": namespace}
+        app = make_app(make_config(cluster.url, settings=settings))
+        path = f"/job_state/{put(store, 'working')}"
+        found = wait_for(functools.partial(usual_in, app, path))
+        assert found == {"low": 110, "high": 130, "p95": 140}
 
 
 def test_a_key_that_is_moving_is_found(

@@ -263,7 +263,7 @@ def test_keys_of_the_json(app: TestApp, store: JobStore, redis_url: str) -> None
         for total in None, 4:
             runs.start().do(functools.partial(begin, total))
         counting, measured = runs.all
-        write(store, measured, progress='[1, 4, "rows", 3.5]')
+        write(store, measured, progress='[1, 4, "rows", 3.5]', usual="[1,2,3]")
         found = types_of(
             *state(bare.uuid),
             *state(counting),
