@@ -269,6 +269,11 @@ declare namespace JobState {
     | "retry"
     | "left"
     | "took"
+    // {time}: how long such jobs run, perhaps a range: {low}, {high}
+    | "usual"
+    | "range"
+    // what a job says that has run for longer than 95% of them
+    | "longer"
     // {number}
     | "attempt"
     // {done} {unit}, {total}
@@ -329,6 +334,9 @@ declare namespace JobState {
    * A queued job says how long it has waited for a worker ("Waiting for 40 sec"), or when it
    * starts, in the viewer's zone and language. The text counts on by itself, by
    * {@link Poller.now}; screen readers are told the state only.
+   *
+   * Until a working job reports how far it is, it says how long jobs of its kind usually run
+   * ("usually runs 2 to 3 min") or, if 95% of them took less, "longer than usual".
    *
    * A batch says how many of its jobs are over and how many of them failed or were cancelled
    * ("118 of 120 jobs, 2 failed"), and below that how many succeeded, failed, were cancelled,
@@ -530,6 +538,12 @@ declare namespace JobState {
     log: string[];
     /** 1 for the first run. */
     attempt: number;
+    /**
+     * How long jobs of its kind usually run, in seconds: half of them between `low` and `high`,
+     * and 95% at most `p95`. Null if too little is known, if its class keeps it back, and
+     * unless the status is "working".
+     */
+    usual: { low: number; high: number; p95: number } | null;
     /** When the job was sent. Times are ISO 8601 in UTC, as `new Date()` takes them. */
     queued_at: string | null;
     /** When it is due, if it was delayed or is tried again, and has not started since. */

@@ -62,6 +62,9 @@ const ENGLISH = {
   rate: "{amount}/s",
   "rate-slow": "{amount}/min",
   left: "about {time} left",
+  usual: "usually runs {time}",
+  range: "{low} to {high}",
+  longer: "longer than usual",
   took: "took {time}",
   cancel: "Cancel",
   "cancel-failed": "Not cancelled: {reason}",
@@ -1116,6 +1119,9 @@ const UNITS = [
   { unit: "day", size: 86400, end: Infinity },
 ];
 
+/** The unit in which a duration is shown. */
+const unitOf = (seconds) => UNITS.find(({ end }) => seconds < end) || UNITS[3];
+
 // The steps in which a wait is counted, and the seconds up to which each is used.
 const STEPS = [
   { step: 1, end: 60 },
@@ -1330,15 +1336,19 @@ class JobStateElement extends HTMLElement {
     return format("NumberFormat", this._language, options, value);
   }
 
-  /** Below a minute, an estimate shows steps of five seconds. With 0, it is exact. */
-  _duration(seconds, step = 5) {
+  /**
+   * Below a minute, an estimate shows steps of five seconds. With 0, it is exact. A duration in
+   * the unit `known` does not name it.
+   */
+  _duration(seconds, step = 5, known = null) {
     let shown = Math.max(0, seconds);
     if (step && seconds < 60) {
       shown = Math.max(1, seconds < 10 ? seconds : Math.ceil(seconds / step) * step);
     }
-    const { unit, size } = UNITS.find(({ end }) => shown < end) || UNITS[3];
+    const { unit, size } = unitOf(shown);
     const maximumFractionDigits = size > 60 || (!step && shown < 10) ? 1 : 0;
-    return this._number(shown / size, { style: "unit", unit, maximumFractionDigits });
+    const named = unit === known ? {} : { style: "unit", unit };
+    return this._number(shown / size, { ...named, maximumFractionDigits });
   }
 
   _time(time, now) {
@@ -1369,6 +1379,22 @@ class JobStateElement extends HTMLElement {
     if (waited < 1) return { next };
     const time = this._duration(waited - (waited % step), 1);
     return { waiting: this._label("waiting", { time }), next };
+  }
+
+  /**
+   * How long such jobs usually run, or that a job has run for longer, and the milliseconds
+   * until that changes.
+   */
+  _usually({ usual, started_at }) {
+    const { low, high, p95 } = usual || {};
+    const end = Date.parse(started_at) + 1000 * p95;
+    if (![low, high, end].every(Number.isFinite)) return {};
+    const next = Math.min(end - (this._poller ? this._poller.now : Date.now()), MAX_PERIOD);
+    if (next <= 0) return { usually: this._label("longer") };
+    const [from, to] = [low, high].map((seconds) => this._duration(seconds, 0));
+    const bare = this._duration(low, 0, unitOf(high).unit);
+    const time = from === to ? to : this._label("range", { low: bare, high: to });
+    return { usually: this._label("usual", { time }), next };
   }
 
   /** The details after the status: how much of how much, how fast. */
@@ -1437,7 +1463,10 @@ class JobStateElement extends HTMLElement {
     const { parts } = view;
     const job = this._data ? this._data.job : {};
     clearTimeout(this._timer);
-    const { due, waiting, next } = this._wait(job, state);
+    const isReckoned = state !== "working" || (job.progress && job.progress.eta != null);
+    const { due, waiting, usually = "", next } = isReckoned
+      ? this._wait(job, state)
+      : this._usually(job);
     const word = (state === "queued" && due) || this._word(state);
     const answered = this._data || state === "lost";
     const progress = job.progress || {};
@@ -1465,7 +1494,7 @@ class JobStateElement extends HTMLElement {
     const details = this._details(job, progress, state, due, failures);
     const left = state === "working" && progress.eta > 0 && progress.eta < 1e8
       ? this._label("left", { time: this._duration(progress.eta) })
-      : "";
+      : usually;
     const lines = this.log && Array.isArray(job.log) ? job.log : [];
     const { url } = job.result || {};
     const link = state === "success" && /^https?:\/\//i.test(url) ? url : null;

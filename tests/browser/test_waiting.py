@@ -1,5 +1,5 @@
-"""How long a job has waited, and when it starts, as the element says it in a real
-Chromium.
+"""How long a job has waited, when it starts, and how long such jobs usually run, as the
+element says it in a real Chromium.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
-from tests.browser.staging import Stage, data, written
+from tests.browser.staging import Stage, data, progress, written
 from tests.pollserver import Answer, PollServer, uuid_of
 from tests.support import wait_for
 
@@ -229,3 +229,72 @@ def test_streams_set_the_clock(timed: Timed) -> None:
     stream.send("2026-05-29T12:00:00.000Z", "beat")
     stream.send(json.dumps(waiting(waited=0)))
     timed.wait_for_words("Waiting for 7 min")
+
+
+# How long such jobs usually run
+
+
+def running(
+    low: Any = 118, high: Any = 171, p95: Any = 240, **job: Any
+) -> dict[str, Any]:
+    """A job that began at noon, and what is usual for its kind."""
+    usual = {"low": low, "high": high, "p95": p95}
+    return data(**{"usual": usual, "started_at": iso(NOON), **job})
+
+
+#: What is usual, in seconds, and in words.
+RANGES = {
+    (118, 171): "2 to 3 min",
+    (12, 17): "12 to 17 sec",
+    (1.2, 9.9): "1.2 to 9.9 sec",
+    (45, 70): "45 sec to 1 min",
+    (110, 130): "2 min",
+    (0, 0): "0 sec",
+    (3000, 5400): "50 min to 1.5 hr",
+    (86400, 180000): "1 to 2.1 days",
+}
+
+
+def test_usual_duration_is_told_until_it_is_over(timed: Timed) -> None:
+    """By the store's clock, and without a request. Then the job takes longer."""
+    timed.follow(told(running(), NOON), clock=NOON - HOUR)
+    seen = timed.look()
+    assert seen["left"] == "usually runs 2 to 3 min"
+    assert seen["spoken"] == "Running, usually runs 2 to 3 min"
+    timed.passes(239 * SECOND)
+    assert timed.look()["left"] == "usually runs 2 to 3 min"
+    asked = timed.asked_for
+    timed.passes(2 * SECOND)
+    assert timed.look()["left"] == "longer than usual"
+    assert timed.asked_for == asked
+
+
+def test_usual_duration_is_a_range(timed: Timed) -> None:
+    """The unit is named once if both ends have it, and one end if they read alike."""
+    timed.begin()
+    for (low, high), words in RANGES.items():
+        seen = timed.give(running(low, high, 1e6))
+        assert seen["left"] == f"usually runs {words}"
+    timed.set("e.lang = 'de'; e.setAttribute('label-usual', 'meist {time}')")
+    timed.set("e.setAttribute('label-range', '{low} bis {high}')")
+    assert timed.give(running())["left"] == "meist 2 bis 3 Min."
+
+
+def test_time_left_is_told_in_place_of_it(timed: Timed) -> None:
+    """As soon as the job can say that. Nor does a job say it that does not work."""
+    timed.begin()
+    for job in (
+        {"progress": progress(1, 2, eta=0)},
+        {"status": "retrying"},
+        {"status": "cancelling"},
+        {"status": "stalled"},
+        {"usual": None},
+        {"p95": "long"},
+        {"low": None},
+        {"started_at": None},
+    ):
+        assert timed.give(running(**job))["left"] in ("", None), job
+    left = timed.give(running(progress=progress(1, 2, eta=130)))["left"]
+    assert left == "about 2 min left"
+    seen = timed.give(running(progress=progress(1, 2), p95=1e300))
+    assert seen["left"] == "usually runs 2 to 3 min"
