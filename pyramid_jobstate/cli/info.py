@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..job import Batch, Counts, JobState
-from ..store import Bucket, JobStore, kind_texts
+from ..store import Bucket, Durations, JobStore, kind_texts
 from .arguments import Operation, add_members
 from .terminal import DONE, Output, number, short, span
 
@@ -26,11 +26,13 @@ class Tally(NamedTuple):
       kind: Their kind, or None for all jobs.
       counts: Their number by status.
       ended: How many have ended lately.
+      durations: How long those of a kind have run.
     """
 
     kind: str | None
     counts: Counts
     ended: Bucket
+    durations: Durations = Durations()
 
     @property
     def running(self) -> int:
@@ -43,14 +45,23 @@ def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
 
     def tally(kind: str | None) -> Tally:
         (ended,) = store.throughput(kind, seconds, 1, members=args.members)
-        return Tally(kind, store.counts(kind, members=args.members), ended)
+        counts = store.counts(kind, members=args.members)
+        if kind is None:
+            return Tally(kind, counts, ended)
+        return Tally(kind, counts, ended, store.durations(kind))
 
     total = tally(None)
     kinds = [tally(kind) for kind in {*store.kinds(), *_known(JobState)}]
     texts = kind_texts(str(each.kind) for each in kinds)
     kinds.sort(key=_rank)
     if output.is_json:
-        values = {str(each.kind): _as_json(each, seconds) for each in kinds}
+        values = {
+            str(each.kind): {
+                **_as_json(each, seconds),
+                "durations": {"p50": each.durations.p50, "p95": each.durations.p95},
+            }
+            for each in kinds
+        }
         output.tell("", **_as_json(total, seconds), kinds=values)
         return DONE
     head = head_text(total, seconds)
@@ -81,7 +92,9 @@ def head_text(total: Tally, seconds: float) -> str:
 
 
 def words(tally: Tally) -> list[str]:
-    """Return what is said of a kind: three numbers, and others unless they are 0."""
+    """Return what is said of a kind: three numbers, others unless they are 0, and how
+    long its jobs run.
+    """
     counts = tally.counts
     found = [
         f"{number(counts.working)} working",
@@ -89,7 +102,11 @@ def words(tally: Tally) -> list[str]:
         f"{number(tally.ended.error)} error",
     ]
     others = {name: getattr(counts, name) for name in OTHERS}
-    return found + [f"{number(n)} {name}" for name, n in others.items() if n]
+    found += [f"{number(n)} {name}" for name, n in others.items() if n]
+    p50, p95 = tally.durations.p50, tally.durations.p95
+    if p50 is not None and p95 is not None:
+        found.append(f"half in {span(p50)}, 95% in {span(p95)}")
+    return found
 
 
 def _known(cls: type[JobState]) -> Iterator[str]:
@@ -117,6 +134,7 @@ INFO = Operation(
     """\
 Count jobs: in the first line all of them, then those of each kind. Those that have
 ended with success or error count for 24 hours, or for as long as the store keeps them.
+At the end of a kind's line: in what time half of the last that succeeded ran, and 95%.
 """,
     add_members,
     run,

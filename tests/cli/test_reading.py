@@ -25,6 +25,7 @@ from pyramid_jobstate import (
     Progress,
 )
 from pyramid_jobstate.testing import pass_time, put_batch
+from tests.durations import LIKE, put_runs
 from tests.jobs import Gate, RunMarathon, job_actor, make_broker, working
 from tests.operated import HARMLESS, HOSTILE, Course, Haul, Operator, put, steps
 from tests.running import Runs
@@ -480,11 +481,26 @@ def test_info_counts_jobs(pjobs: Operator, store: JobStore) -> None:
     counts = {**dict.fromkeys(STATUSES, 1), "queued": 3, "working": 4}
     assert found == {**counts, "ended": ended}
     assert list(kinds)[:2] == ["class:Stroll", "class:RunMarathon"]
-    assert kinds["class:Stroll"].keys() == found.keys()
+    assert kinds["class:Stroll"].keys() == {*found, "durations"}
     assert kinds["class:Stroll"]["working"] == 3
     put_batch(store, Haul, members("working", "working"))
     assert pjobs("info").out[0].startswith("working 5 ")
     assert pjobs("info", "--members").out[0].startswith("working 7 ")
+
+
+def test_info_tells_how_long_jobs_run(pjobs: Operator, store: JobStore) -> None:
+    """Those of a kind of which enough is known."""
+    put_runs(store)
+    put_runs(store, LIKE[:19], cls=Stroll)
+    lines = pjobs("info").out
+    known = (
+        "RunMarathon  0 working  0 queued  0 error  half in 2 min, 95% in 2 min 18 s"
+    )
+    assert known in lines
+    assert "Stroll  0 working  0 queued  0 error" in lines
+    kinds = json.loads(pjobs("--json").out[0])["kinds"]
+    assert kinds["class:RunMarathon"]["durations"] == {"p50": 120, "p95": 138}
+    assert kinds["class:Stroll"]["durations"] == {"p50": None, "p95": None}
 
 
 def test_line_of_a_batch_has_its_counts(pjobs: Operator, store: JobStore) -> None:

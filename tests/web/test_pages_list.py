@@ -21,6 +21,7 @@ from pyramid_jobstate import (
     StoreUnavailable,
 )
 from pyramid_jobstate.testing import put_job
+from tests.durations import put_runs
 from tests.jobs import RunMarathon, messages
 from tests.running import Runs
 from tests.store.jobs import Diary
@@ -598,3 +599,20 @@ def test_acts_of_a_policy_that_fails(
         assert browse(app, "/job_state/?all=1", ADMIN).status_code == 503
     errors[False] = None
     assert Visit(app, "/job_state", ADMIN).acts == []
+
+
+def test_page_of_a_kind_says_how_long_its_jobs_run(
+    store: JobStore, visit: Visiting
+) -> None:
+    """To those who may list all jobs, as soon as enough is known."""
+
+    def line(user: str = OPERATOR, query: str = "?kind=class:RunMarathon") -> list[str]:
+        return visit(f"/job_state/{query}", user).texts(".jobstate-durations")
+
+    put_runs(store, owner="alice")
+    said = "Half of the last that succeeded took at most 2 min, 95% at most 2 min"
+    assert line() == line(query="?all=1&members=1&kind=RunMarathon") == [said]
+    assert line("alice") == line(query="?all=1") == []
+    assert (
+        line(query="?kind=Diary") == line(query="?owner=alice&kind=RunMarathon") == []
+    )

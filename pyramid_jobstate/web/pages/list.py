@@ -10,7 +10,7 @@ from pyramid.httpexceptions import HTTPFound, HTTPNotFound
 
 from ...errors import StoreUnavailable
 from ...job import is_uuid, iso_time
-from ...store import MAX_LIMIT, Page, kind_texts
+from ...store import MAX_LIMIT, Durations, Page, kind_texts
 from ..acts import CANCEL, CLEAR, RERUN
 from ..answers import answering
 from ..interfaces import IPages
@@ -188,6 +188,7 @@ class Overview(NamedTuple):
     counts: Counts | None = None
     buckets: Sequence[Bucket] = ()
     workers: Sequence[WorkerInfo] = ()
+    durations: Durations = Durations()
 
 
 def list_page(context: JobStates, request: Request) -> Response:
@@ -253,6 +254,7 @@ def list_page(context: JobStates, request: Request) -> Response:
         "kinds": kinds_of(overview.kinds, filters.get("kind")),
         "tabs": tabs_of(words, filters.get("status"), counts, url),
         "workers": workers_text(overview, words),
+        "durations": durations_text(overview.durations, words),
         "chart": chart_of(overview.buckets, words) if overview.buckets else None,
         "blocks": blocks,
         "acts": acts,
@@ -347,6 +349,14 @@ def workers_text(overview: Overview, words: Words) -> str:
     return " · ".join(parts)
 
 
+def durations_text(durations: Durations, words: Words) -> str:
+    """Return how long the jobs of a kind have run, in words, if that is known."""
+    p50, p95 = durations.p50, durations.p95
+    if p50 is None or p95 is None:
+        return ""
+    return words("durations", p50=words.duration(p50), p95=words.duration(p95))
+
+
 def overview_of(
     context: JobStates, filters: Mapping[str, str], *, with_chart: bool
 ) -> Overview:
@@ -359,13 +369,14 @@ def overview_of(
             return Overview(kinds)
         counts = store.counts(kind, members=members)
         workers = store.workers()
+        durations = store.durations(kind) if kind else Durations()
         if not with_chart:
-            return Overview(kinds, counts, workers=workers)
+            return Overview(kinds, counts, workers=workers, durations=durations)
         pages: Pages = context.request.registry.getUtility(IPages)
         buckets = pages.throughputs.get(
             (kind, members),
             lambda: store.throughput(kind, SECONDS, BARS, members=members),
         )
-        return Overview(kinds, counts, buckets, workers)
+        return Overview(kinds, counts, buckets, workers, durations)
 
     return ask(context, question)

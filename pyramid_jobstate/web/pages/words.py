@@ -129,6 +129,9 @@ WORDS = MappingProxyType(
         "pages-of-list": _("Pages of the list"),
         "select-all": _("Select all on this page"),
         "matching": _("All matching jobs, on every page"),
+        "durations": _(
+            "Half of the last that succeeded took at most ${p50}, 95% at most ${p95}"
+        ),
         # The groups of failed jobs.
         "by-reason": _("Group by reason"),
         "failures": _("Failed jobs by reason"),
