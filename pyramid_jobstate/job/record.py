@@ -36,11 +36,14 @@ class Counts:
     Of a store: a job whose record has expired counts until a list finds out. Only the
     thousand newest jobs of each status are examined for stalled ones. Members of a
     cancelled batch count as queued until a worker skips them, and a silent batch counts
-    under the status that it had before.
+    under the status that it had before. The waits are those of single jobs and of
+    members of batches alike, whether or not these are counted.
 
     Of a batch: `stalled` and `cancelling` are 0. Members that are stalled or being
     cancelled count as working. Members of a cancelled batch that wait count as
-    cancelled.
+    cancelled. The waits are None.
+
+    Two of these are equal if their numbers of jobs are.
 
     Attributes:
       queued: How many wait for a worker, or until they are due.
@@ -51,6 +54,15 @@ class Counts:
       success: How many have succeeded.
       error: How many have failed.
       cancelled: How many were cancelled.
+      oldest_wait: For how many seconds the job has waited that has waited longest for a
+        worker, or None if none waits. A job that is not due yet, a step of a pipeline
+        whose turn has not come, and a member of a cancelled batch do not wait. Of the
+        jobs that are queued or to be tried again, the oldest 300 are examined, the
+        newest hundred, and samples of the others. If none of the oldest waits, the
+        true wait may be longer, and None means that none of those examined waits.
+      recent_wait: The median of the seconds that the last ten jobs to start had waited
+        for a worker, or None if none has started within the last hour. It says how
+        late the jobs are even if one lost message makes `oldest_wait` grow for days.
     """
 
     queued: int = 0
@@ -61,6 +73,8 @@ class Counts:
     success: int = 0
     error: int = 0
     cancelled: int = 0
+    oldest_wait: float | None = dataclasses.field(default=None, compare=False)
+    recent_wait: float | None = dataclasses.field(default=None, compare=False)
 
 
 #: The status of a record that leads to the job of another uuid, which is under way in

@@ -593,6 +593,10 @@ declare namespace JobState {
   /** The JSON of `GET …/counts`: approximate numbers of jobs, and the kinds of all. */
   interface Counts {
     counts: { [Status in Job["status"]]: number };
+    /** Seconds that the job has waited that has waited longest for a worker, if any. */
+    oldest_wait: number | null;
+    /** The median of the seconds that the last jobs to start had waited, if known. */
+    recent_wait: number | null;
     kinds: string[];
   }
 

@@ -378,8 +378,9 @@ class JobStore:
     def counts(
         self, kind: str | None = None, *, anew: bool = False, members: bool = False
     ) -> Counts:
-        """Return how many jobs have which status. The counts are at most a second old,
-        and know of what this store object has cancelled, deleted and run again.
+        """Return how many jobs have which status, and how long they wait. That is at
+        most a second old, and knows of what this store object has cancelled, deleted
+        and run again.
 
         Parameters:
           kind: Only count jobs of this kind: see :meth:`list`.

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import itertools
 import re
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -336,6 +337,10 @@ class Entry(NamedTuple):
     record: Record | None = None
     is_wanted: bool = False
 
+    @property
+    def score(self) -> int:
+        return self.place.score or 0
+
 
 class Entries:
     """Reads the entries of a list.
@@ -413,14 +418,6 @@ class Entries:
             # Another program has written into the sets.
             limit *= 2
 
-    def newest(self, limit: int) -> list[Entry]:
-        """Return the newest entries of each set of the first part.
-
-        Parameters:
-          limit: How many.
-        """
-        return self._read([self.start], limit)[0]
-
     def _read(self, places: Sequence[Place], limit: int) -> tuple[list[Entry], bool]:
         """Return entries after the places, each in a part, in one round trip, and
         whether nothing follows them.
@@ -471,9 +468,7 @@ class Entries:
         """
         self._access.runner.mend(
             [
-                self._access.calls.mend(
-                    entry.uuid, entry.scope, entry.set, entry.place.score or 0
-                )
+                self._access.calls.mend(entry.uuid, entry.scope, entry.set, entry.score)
                 for entry in entries
                 if self._is_misplaced(entry)
             ]
@@ -671,6 +666,23 @@ def list_page(
 #: Seconds for which this process returns the same counts.
 FRESH_SECONDS = 1.0
 
+#: The fields of a record that counts depend on.
+COUNTED = (*OUTLINE, "due", "started", "waited")
+
+#: The sets of the jobs that wait for a worker, and of those that have started last.
+WAITING, STARTED = ("queued", "retrying"), ("working", "success", "error")
+
+#: How many of the oldest entries of a set are examined at first. Mostly, the first one
+#: is that of the job that has waited longest.
+FIRST = 10
+
+#: If that is not certain, portions of this length are examined that begin at these
+#: places, and the newest entries. The first three portions leave no gap.
+PORTION, PORTIONS = 100, (0, *(100 * 2**i for i in range(10)))
+
+#: How many of the newest starts count, and for how many milliseconds.
+STARTS, RECENT = 10, 3_600_000
+
 #: The maximum number of periods of a throughput.
 MAX_BUCKETS = 1000
 
@@ -694,6 +706,62 @@ class Bucket:
     success: int
     error: int
     cancelled: int
+
+
+class Source(NamedTuple):
+    """A set of a scope.
+
+    Attributes:
+      scope, set: What the name of the set begins with, and the rest of its name.
+      least: The lowest score that counts.
+    """
+
+    scope: str
+    set: str
+    least: int
+
+    def size(self) -> Command:
+        """Return the command that counts the entries."""
+        return self._command("ZCOUNT", self.least, MAX_SCORE)
+
+    def newest(self, limit: int, most: int = MAX_SCORE) -> Command:
+        """Return the command that reads the newest entries, up to a score."""
+        words = ("WITHSCORES", "LIMIT", 0, limit)
+        return self._command("ZREVRANGEBYSCORE", most, self.least, *words)
+
+    def oldest(self, limit: int, most: int, passed: int = 0) -> Command:
+        """Return the command that reads the oldest entries after some that are passed
+        over, up to a score.
+        """
+        words = ("WITHSCORES", "LIMIT", passed, limit)
+        return self._command("ZRANGEBYSCORE", self.least, most, *words)
+
+    def entries(self, reply: Any) -> list[Entry]:
+        """Return the entries in a reply."""
+        return [
+            Entry(Place(ACTIVE, score), uuid, self.scope, self.set)
+            for uuid, score in scored(reply)
+        ]
+
+    def _command(self, name: str, *words: str | int) -> Command:
+        key = self.scope + self.set
+        return Command(key, (name, key, *words))
+
+
+def waits_since(record: Record, entry: Entry) -> int | None:
+    """Return since when a job waits for a worker, in milliseconds of the store's clock,
+    or None if it does not wait. A time that lies ahead is when it is due. Whether its
+    batch was cancelled is not known here.
+
+    Parameters:
+      entry: Its entry in a list: its score is when it was queued, or first due.
+    """
+    # A batch waits for nothing: its members do.
+    may_wait = record.status in WAITING and not record.is_batch
+    if not may_wait or record.stored_status == "waiting":
+        return None
+    times = map(record.millis, ("updated", "due"))
+    return max(entry.score // 1000, *(time or 0 for time in times))
 
 
 class Counter:
@@ -752,28 +820,145 @@ class Counter:
         ]
 
     def _count(self, wanted: Filter) -> Counts:
-        now = self._reader.clock() * 1000
         scopes = self._scopes(wanted)
-        numbers = self._numbers(
-            (scope + name, now - self._sets.ttl(name) * 1000, MAX_SCORE)
-            for name in SETS
-            for scope in scopes
+        everywhere = self._scopes(wanted._replace(members=True))
+        counted = self._sources(scopes, SETS)
+        running = self._sources(scopes, ("working", "cancelling"))
+        running += self._sources([self._sets.key("")], (UNSENT,))
+        started = self._sources(everywhere, STARTED)
+        waiting = self._sources(everywhere, WAITING)
+        now = self._reader.now() * 1000
+        commands = [
+            *(each.size() for each in counted),
+            *(each.newest(MAX_EXAMINED) for each in running),
+            *(each.newest(STARTS) for each in started),
+            *(each.oldest(FIRST, now) for each in waiting),
+        ]
+        replies = iter(ask(self._client, commands))
+        number: collections.Counter[str] = collections.Counter()
+        for each in counted:
+            number[each.set] += next(replies) or 0
+        silent = [entry for each in running for entry in each.entries(next(replies))]
+        begun = [entry for each in started for entry in each.entries(next(replies))]
+        oldest = {each: each.entries(next(replies)) for each in waiting}
+        records = self._read(
+            wanted, [*silent, *begun, *itertools.chain(*oldest.values())]
         )
-        number = {name: sum(next(numbers) for _ in scopes) for name in SETS}
-        stalled = self._stalled(wanted)
+        stalled = self._stalled(wanted, silent, records)
         number["queued"] -= stalled["sending"]
         number["working"] -= stalled["working"]
         number["cancelling"] -= stalled["cancelling"]
-        counts = {name: max(0, count) for name, count in number.items()}
-        return Counts(stalled=stalled.total(), **counts)
+        return Counts(
+            stalled=stalled.total(),
+            **{name: max(0, number[name]) for name in SETS},
+            oldest_wait=self._oldest_wait(wanted, oldest, records),
+            recent_wait=self._recent_wait(begun, records),
+        )
 
-    def _stalled(self, wanted: Filter) -> collections.Counter[str]:
+    def _sources(self, scopes: Iterable[str], names: Sequence[str]) -> list[Source]:
+        """Return some sets of each scope."""
+        now = self._reader.clock()
+        return [
+            Source(scope, name, (now - self._sets.ttl(name)) * 1000)
+            for scope in scopes
+            for name in names
+        ]
+
+    def _read(self, wanted: Filter, entries: Iterable[Entry]) -> dict[str, Record]:
+        """Return the records of entries whose jobs are of the wanted kind, by uuid, in
+        one round trip, and mend the lists that have these.
+        """
+        # Another program may have written others.
+        found = [entry for entry in entries if UUID.fullmatch(entry.uuid)]
+        uuids = [*{entry.uuid: None for entry in found}]
+        pairs = zip(uuids, self._reader.read(uuids, *COUNTED), strict=True)
+        records = dict(pairs)
+        Entries(wanted, self._access).mend(
+            entry._replace(record=records[entry.uuid]) for entry in found
+        )
+        admits = Filter(kind=wanted.kind, members=True).admits
+        return {u: r for u, r in records.items() if r is not None and admits(r)}
+
+    def _stalled(
+        self, wanted: Filter, entries: Iterable[Entry], records: Mapping[str, Record]
+    ) -> collections.Counter[str]:
         """Return the numbers of stalled jobs by their stored status."""
-        entries = Entries(wanted._replace(status="stalled"), self._access)
-        examined = [*entries.examine(entries.newest(MAX_EXAMINED))]
-        entries.mend(examined)
-        found = {e.uuid: e.record for e in examined if e.is_wanted and e.record}
-        return collections.Counter(record.stored_status for record in found.values())
+        wanted = wanted._replace(status="stalled")
+        found = [records[uuid] for uuid in {e.uuid for e in entries} & records.keys()]
+        return collections.Counter(r.stored_status for r in found if wanted.admits(r))
+
+    def _oldest_wait(
+        self,
+        wanted: Filter,
+        oldest: Mapping[Source, Sequence[Entry]],
+        records: Mapping[str, Record],
+    ) -> float | None:
+        """Return for how many seconds the job has waited that has waited longest.
+
+        Parameters:
+          oldest: The FIRST entries of each set.
+          records: Their records.
+        """
+        now = self._reader.now()
+        found = [*itertools.chain(*oldest.values())]
+        since = self._since(found, records, now)
+        # No job waits for longer than its score says.
+        rest = [
+            source
+            for source, entries in oldest.items()
+            if len(entries) == FIRST
+            and (since is None or entries[-1].score < since * 1000)
+        ]
+        if rest:
+            most = now * 1000
+            reads = [
+                *((s, s.oldest(PORTION, most, at)) for s in rest for at in PORTIONS),
+                *((s, s.newest(PORTION, most)) for s in rest),
+            ]
+            replies = ask(self._client, [command for _, command in reads])
+            for (source, _), reply in zip(reads, replies, strict=True):
+                found += source.entries(reply)
+            since = self._since(found, self._read(wanted, found), now)
+        return None if since is None else (now - since) / 1000
+
+    def _since(
+        self, entries: Iterable[Entry], records: Mapping[str, Record], now: int
+    ) -> int | None:
+        """Return since when the job has waited that has waited longest, or None if none
+        waits. To ask the batches of members takes another round trip.
+
+        Parameters:
+          now: The time in milliseconds of the store's clock.
+        """
+        lone: list[int] = []
+        members: list[tuple[int, str]] = []
+        for entry in entries:
+            record = records.get(entry.uuid)
+            since = None if record is None else waits_since(record, entry)
+            if record is None or since is None or since > now:
+                continue
+            if record.is_member:
+                members.append((since, record.batch))
+            else:
+                lone.append(since)
+        first = min(lone, default=now + 1)
+        members = [each for each in members if each[0] < first]
+        if members:
+            stops = self._reader.read_stops([*{batch for _, batch in members}])
+            lone += [since for since, batch in members if stops[batch][0] is None]
+        return min(lone, default=None)
+
+    def _recent_wait(
+        self, entries: Iterable[Entry], records: Mapping[str, Record]
+    ) -> float | None:
+        """Return the median of the seconds that the newest runs had waited."""
+        starts = []
+        for uuid in {entry.uuid for entry in entries} & records.keys():
+            started, waited = map(records[uuid].millis, ("started", "waited"))
+            if waited is not None and (started or 0) > self._reader.now() - RECENT:
+                starts.append((started, waited))
+        newest = sorted(starts)[-STARTS:]
+        return statistics.median(w for _, w in newest) / 1000 if newest else None
 
     def _numbers(self, ranges: Iterable[tuple[str, int, int | str]]) -> Iterator[int]:
         """Return how many members sorted sets have in ranges of scores."""

@@ -15,6 +15,7 @@ from zope.interface import classImplements
 
 from ..errors import StoreUnavailable
 from ..job import (
+    STATUSES,
     Batch,
     Guard,
     JobError,
@@ -234,8 +235,8 @@ def visible(
 
 
 def counts(context: JobStates, request: Request) -> Response:
-    """Respond with how many jobs have which status, and with all kinds: counted anew
-    for a request that no cache may answer.
+    """Respond with how many jobs have which status, how long they wait, and all kinds:
+    counted anew for a request that no cache may answer.
     """
     require(request, context, "list_jobs")
     query = read_query(request, "kind", "members")
@@ -249,8 +250,18 @@ def counts(context: JobStates, request: Request) -> Response:
         counted, kinds = ask(context, question)
     except ValueError as e:
         raise BadRequest(str(e)) from e
-    answer = {"counts": dataclasses.asdict(counted), "kinds": [*kinds]}
+    answer = {
+        "counts": numbers_of(counted),
+        "oldest_wait": counted.oldest_wait,
+        "recent_wait": counted.recent_wait,
+        "kinds": [*kinds],
+    }
     return render_state(request, encode(answer))
+
+
+def numbers_of(counts: Counts) -> dict[str, int]:
+    """Return how many jobs have which status."""
+    return {status: getattr(counts, status) for status in STATUSES}
 
 
 def workers(context: JobStates, request: Request) -> Response:

@@ -479,7 +479,8 @@ def test_info_counts_jobs(pjobs: Operator, store: JobStore) -> None:
     kinds = found.pop("kinds")
     ended = {"seconds": 86400, "success": 1, "error": 1, "cancelled": 1}
     counts = {**dict.fromkeys(STATUSES, 1), "queued": 3, "working": 4}
-    assert found == {**counts, "ended": ended}
+    waits = {name: found[name] for name in ("oldest_wait", "recent_wait")}
+    assert found == {**counts, **waits, "ended": ended}
     assert list(kinds)[:2] == ["class:Stroll", "class:RunMarathon"]
     assert kinds["class:Stroll"].keys() == {*found, "durations"}
     assert kinds["class:Stroll"]["working"] == 3

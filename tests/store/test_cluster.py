@@ -166,6 +166,8 @@ def test_statuses_are_listed_and_counted_on_a_cluster(cluster: Cluster) -> None:
             found = store.list(status=status, kind=Odd.kind).items
             assert sorted(job.uuid for job in found) == sorted(jobs)
         assert store.counts() == store.counts(Odd.kind) == Counts(*[3] * 8)
+        waits = store.counts().oldest_wait, store.counts(Odd.kind).recent_wait
+        assert None not in waits
         assert store.kinds() == [f"class:{Odd.kind}"]
         assert sum(bucket.error for bucket in store.throughput()) == 3
         if "{" in namespace:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import asdict, astuple
+from dataclasses import astuple
 from typing import Any
 
 import dramatiq
@@ -32,9 +32,9 @@ def test_each_status_lists_and_counts_its_jobs(store: JobStore) -> None:
         assert all_of(store, status=status) == [others[status], *jobs[status]]
     assert all_of(store, status="error", owner="alice") == jobs["error"]
     numbers = {status: len(uuids) for status, uuids in jobs.items()}
-    assert asdict(store.counts("RunMarathon")) == numbers
+    assert store.counts("RunMarathon") == Counts(**numbers)
     assert store.counts("Diary") == Counts(*[1] * 8)
-    assert asdict(store.counts()) == {k: v + 1 for k, v in numbers.items()}
+    assert store.counts() == Counts(**{k: v + 1 for k, v in numbers.items()})
     assert store.counts("Nothing") == Counts()
 
 

@@ -18,7 +18,7 @@ from pyramid.request import Request
 from webtest import TestApp
 
 from pyramid_jobstate import Batch, JobError, JobState, JobStore, Progress
-from pyramid_jobstate.testing import put_batch, put_job
+from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.cliapp import PJOBS
 from tests.jobs import RunMarathon, working
 from tests.readme import PAGES, page
@@ -352,6 +352,22 @@ def test_keys_of_a_worker(
     types = {name: kinds - {"null"} for name, kinds in documented_types(rows).items()}
     all_types = types_of(*((value, name) for name, value in found.items()))
     assert types == {n: kinds for n, kinds in all_types.items() if "." not in n}
+
+
+def test_keys_of_counts(redis_url: str, store: JobStore) -> None:
+    """The table has each key of counts, with its types."""
+    app = operated_app(redis_url)
+    values: list[tuple[Any, str]] = []
+    for jobs in (), ("queued", "working"):
+        for status in jobs:
+            put_job(store, RunMarathon, status)
+        pass_time(store, 1)
+        path, fresh = "/job_state/counts", {"Cache-Control": "no-cache"}
+        found = get(app, path, OPERATOR, **fresh).json
+        values += [(value, name) for name, value in found.items()]
+    (rows,) = tables(section("reference/http", "Counts"), "key")
+    types = {n: kinds for n, kinds in types_of(*values).items() if "." not in n}
+    assert documented_types(rows) == types
 
 
 def test_keys_of_groups(redis_url: str, store: JobStore) -> None:

@@ -11,7 +11,7 @@ from dramatiq.brokers.stub import StubBroker
 from webtest import TestApp
 
 from pyramid_jobstate import Batch, JobState, JobStore
-from pyramid_jobstate.testing import put_batch, put_job
+from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.asgi import pushing
 from tests.jobs import RunMarathon, job_actor
 from tests.store.jobs import Diary
@@ -31,6 +31,7 @@ def test_counts_of_all_jobs_and_of_a_kind(operated: TestApp, store: JobStore) ->
     for status in "error", "success":
         put_job(store, Diary, status, owner="alice")
     put_batch(store, Batch, ["success"])
+    pass_time(store, 1)
     kinds = ["class:Batch", "class:Diary", "class:JobState", "class:RunMarathon"]
     nothing = dict.fromkeys(STATUSES, 0)
     path = "/job_state/counts"
@@ -44,7 +45,14 @@ def test_counts_of_all_jobs_and_of_a_kind(operated: TestApp, store: JobStore) ->
         ("?kind=a%00%0d%0a*", {}),
     ):
         found = get(operated, path + query, OPERATOR).json
-        assert found == {"counts": nothing | expected, "kinds": kinds}, query
+        assert found["counts"] == nothing | expected, query
+        assert found["kinds"] == kinds
+        waits = [found["oldest_wait"], found["recent_wait"]]
+        assert [wait is not None for wait in waits] == [
+            "queued" in expected,
+            bool(expected),
+        ]
+        assert found.keys() == {"counts", "kinds", "oldest_wait", "recent_wait"}
     response = get(operated, path, OPERATOR)
     assert response.headers["Cache-Control"] == "private, no-cache"
     tag = response.headers["ETag"]

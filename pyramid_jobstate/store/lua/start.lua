@@ -10,7 +10,7 @@ local now = time()
 local started = now - ARGV[2]
 local old = redis.call(
   "HMGET", key, "status", "run", "started", "queued", "owner", "past", "asked", "attempt", "rerun",
-  "kind", "actor", "batch", "hooks", "untold"
+  "kind", "actor", "batch", "hooks", "untold", "updated", "due"
 )
 local was, facts = old[1], facts_in(ARGV, 8)
 if was == "deleted" or was == "alias" then
@@ -71,6 +71,11 @@ if old[3] then
 end
 if is == "cancelling" then
   add(words, "asked", old[7] or "")
+end
+local since = tonumber(old[15])
+if since and (set_of(was) == "queued" or was == "retrying") then
+  since = math.max(since, tonumber(old[16]) or 0)
+  add(words, "waited", int(math.max(0, started - since)))
 end
 if old[14] then
   leave(key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +15,7 @@ from ..answers import answering
 from ..interfaces import IPages
 from ..jobstates import ask
 from ..query import LOCALE, read_query
-from ..views import MEMBERS, asked_page, show_many
+from ..views import MEMBERS, asked_page, numbers_of, show_many
 from .failures import failures_page
 from .layout import Pages, respond
 from .rows import ACTS, Block, for_script, rows_of, tabs_of, url_maker
@@ -239,7 +238,7 @@ def list_page(context: JobStates, request: Request) -> Response:
         for act in ACTS
         if act in bulk or any(act in row.permitted for row in rows)
     }
-    counts = {} if overview.counts is None else dataclasses.asdict(overview.counts)
+    counts = {} if overview.counts is None else numbers_of(overview.counts)
     counted = {name: query[name] for name in ("kind", "members") if name in query}
     title = words("jobs" if may_list else "own-jobs")
     values = {
