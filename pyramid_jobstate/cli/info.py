@@ -86,14 +86,15 @@ def head_text(total: Tally, seconds: float) -> str:
     names = ["working", "queued", "retrying", "stalled"]
     if counts.cancelling:
         names.append("cancelling")
-    now = "   ".join(f"{name} {number(getattr(counts, name))}" for name in names)
+    texts = [f"{name} {number(getattr(counts, name))}" for name in names]
+    now = "   ".join(texts + waits(counts))
     lately = f"success {number(ended.success)}  error {number(ended.error)}"
     return f"{now}   | {period}: {lately}"
 
 
 def words(tally: Tally) -> list[str]:
-    """Return what is said of a kind: three numbers, others unless they are 0, and how
-    long its jobs run.
+    """Return what is said of a kind: three numbers, others unless they are 0, how late
+    its jobs are, and how long they run.
     """
     counts = tally.counts
     found = [
@@ -103,10 +104,20 @@ def words(tally: Tally) -> list[str]:
     ]
     others = {name: getattr(counts, name) for name in OTHERS}
     found += [f"{number(n)} {name}" for name, n in others.items() if n]
+    found += waits(counts)
     p50, p95 = tally.durations.p50, tally.durations.p95
     if p50 is not None and p95 is not None:
         found.append(f"half in {span(p50)}, 95% in {span(p95)}")
     return found
+
+
+def waits(counts: Counts) -> list[str]:
+    """Return how late jobs are, if that is a second or more."""
+    times = {
+        "oldest waits": counts.oldest_wait,
+        "recent starts waited": counts.recent_wait,
+    }
+    return [f"{what} {span(t)}" for what, t in times.items() if t and t >= 1]
 
 
 def _known(cls: type[JobState]) -> Iterator[str]:

@@ -504,6 +504,22 @@ def test_info_tells_how_long_jobs_run(pjobs: Operator, store: JobStore) -> None:
     assert kinds["class:Stroll"]["durations"] == {"p50": None, "p95": None}
 
 
+def test_info_says_how_late_jobs_are(pjobs: Operator, store: JobStore) -> None:
+    """Of all kinds and of each, if that is a second or more."""
+    put(store, "retrying", delay=10, error=JobError("E", "x"))
+    put(store, "queued", cls=Stroll)
+    assert "waits" not in "".join(pjobs().printed())
+    pass_time(store, 130)
+    put(store, "queued", cls=Stroll)
+    head, *lines = pjobs().printed()
+    assert re.search(r"   oldest waits 2 min( \d+ s)?   \| 24 h", head)
+    assert any(re.search("^Stroll .*  oldest waits 2 min", line) for line in lines)
+    assert any(re.search("^RunMarathon .*  oldest waits 2 min", line) for line in lines)
+    (found,) = map(json.loads, pjobs("--json").out)
+    assert 120 <= found["oldest_wait"] < 140
+    assert found["kinds"]["class:RunMarathon"]["oldest_wait"] < 130
+
+
 def test_line_of_a_batch_has_its_counts(pjobs: Operator, store: JobStore) -> None:
     """A line about a batch says how many jobs are over, failed or were cancelled."""
     for statuses, text in (

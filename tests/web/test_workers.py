@@ -10,6 +10,7 @@ from webtest import TestApp
 from pyramid_jobstate import JobStateMiddleware, JobStore
 from pyramid_jobstate.testing import pass_time, put_job
 from tests.jobs import Gate, RunMarathon, job_actor, make_broker, working
+from tests.store.jobs import Diary
 from tests.support import wait_for
 from tests.web.operating import KEEPER, OPERATOR
 from tests.web.paging import Visiting
@@ -108,3 +109,28 @@ def test_page_of_all_jobs_says_who_works(
         pass_time(store, 16)
         # It may come back.
         assert line() == "1 worker has not been heard of lately"
+
+
+def test_page_of_all_jobs_says_how_late_they_are(
+    operated: TestApp, store: JobStore, visit: Visiting
+) -> None:
+    """Of all kinds, or of the one that is listed. Who sees only their own jobs reads
+    nothing, and gets no counts.
+    """
+
+    def line(query: str = "", user: str = OPERATOR) -> list[str]:
+        return visit(f"/job_state/{query}", user).texts(".jobstate-waits")
+
+    put_job(store, RunMarathon, owner="alice")
+    pass_time(store, 180)
+    put_job(store, Diary, "queued", owner="alice")
+    pass_time(store, 120)
+    first = "The oldest job in the queue has waited 2 min"
+    last = "Jobs that started lately had waited 0 sec"
+    assert line() == [f"{first} · {last}"]
+    assert line("?kind=Diary") == [first]
+    assert line("?kind=RunMarathon") == [last]
+    for nothing in line("?kind=Batch"), line("?owner=alice"), line(user="alice"):
+        assert nothing == []
+    answer = get(operated, "/job_state/counts", "alice")
+    assert answer.status_code == 403 and "wait" not in answer.text

@@ -253,6 +253,7 @@ def list_page(context: JobStates, request: Request) -> Response:
         "kinds": kinds_of(overview.kinds, filters.get("kind")),
         "tabs": tabs_of(words, filters.get("status"), counts, url),
         "workers": workers_text(overview, words),
+        "waits": waits_text(overview.counts, words),
         "durations": durations_text(overview.durations, words),
         "chart": chart_of(overview.buckets, words) if overview.buckets else None,
         "blocks": blocks,
@@ -354,6 +355,18 @@ def durations_text(durations: Durations, words: Words) -> str:
     if p50 is None or p95 is None:
         return ""
     return words("durations", p50=words.duration(p50), p95=words.duration(p95))
+
+
+def waits_text(counts: Counts | None, words: Words) -> str:
+    """Return how late jobs are, in words, if they are counted."""
+    if counts is None:
+        return ""
+    waits = {"oldest-wait": counts.oldest_wait, "recent-wait": counts.recent_wait}
+    return " · ".join(
+        words(name, time=words.duration(seconds))
+        for name, seconds in waits.items()
+        if seconds is not None
+    )
 
 
 def overview_of(

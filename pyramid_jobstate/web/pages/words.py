@@ -132,6 +132,8 @@ WORDS = MappingProxyType(
         "durations": _(
             "Half of the last that succeeded took at most ${p50}, 95% at most ${p95}"
         ),
+        "oldest-wait": _("The oldest job in the queue has waited ${time}"),
+        "recent-wait": _("Jobs that started lately had waited ${time}"),
         # The groups of failed jobs.
         "by-reason": _("Group by reason"),
         "failures": _("Failed jobs by reason"),
