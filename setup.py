@@ -58,6 +58,11 @@ pages_require = [
     "pyramid_jinja2>=2.10",
 ]
 
+# Metrics for Prometheus.
+prometheus_require = [
+    "prometheus-client>=0.20",
+]
+
 # Builds the documentation.
 docs_require = [
     "furo",
@@ -95,6 +100,7 @@ tests_require = [
     *demo_require,
     *docs_require,
     *firsthour_require,
+    *prometheus_require,
     *speed_require,
     "build",
     "coverage>=7.10.3",
@@ -215,6 +221,7 @@ setup(
         "cli": cli_require,
         "dev": dev_require,
         "pages": pages_require,
+        "prometheus": prometheus_require,
         "speed": speed_require,
         "demo": demo_require,
         "docs": docs_require,

@@ -44,6 +44,34 @@ def test_worker_does_not_import_pyramid(redis_url: str) -> None:
     assert (job.status, job.message) == ("success", "Running")
 
 
+def test_metrics_do_not_import_pyramid(redis_url: str) -> None:
+    """A process without it can export them, and reads why if prometheus-client is not
+    installed.
+    """
+    program = f"""
+import sys
+sys.modules["pyramid"] = None
+from prometheus_client import REGISTRY, generate_latest
+from pyramid_jobstate import JobStore
+from pyramid_jobstate.prometheus import JobStateCollector
+REGISTRY.register(JobStateCollector(JobStore({redis_url!r})))
+print(generate_latest(REGISTRY).decode())
+"""
+    assert "\njobstate_up 1.0\n" in run_python("-c", program)
+    program = """
+import sys
+sys.modules["prometheus_client"] = None
+try:
+    import pyramid_jobstate.prometheus
+except ImportError as e:
+    print(e)
+"""
+    assert run_python("-c", program).strip() == (
+        "pyramid_jobstate.prometheus needs the package prometheus-client. Install "
+        "pyramid_jobstate[prometheus]."
+    )
+
+
 def test_pjobs_with_a_url_does_not_import_pyramid(redis_url: str) -> None:
     """It works where Pyramid cannot be imported."""
     job = put_job(JobStore(redis_url), status="working").uuid

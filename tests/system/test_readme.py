@@ -349,6 +349,17 @@ assert {item["job"]["status"] for item in items} == {"queued"}
 """)
 
 
+def test_metrics_of_the_documents(myapp: MyApp) -> None:
+    """The view answers in the format of Prometheus."""
+    myapp.run("""
+testing.put_job(store, RunMarathon, "queued")
+answer = including("myapp.metrics").get("/metrics")
+assert answer.headers["Content-Type"].startswith("text/plain; version=")
+line = 'jobstate_jobs{kind="class:RunMarathon",status="queued"} 1.0'
+assert line in answer.text.splitlines(), answer.text
+""")
+
+
 def test_second_broker_of_the_documents_works(myapp: MyApp, store: JobStore) -> None:
     """Jobs of both brokers are in one store. Dramatiq's command, given the documents'
     module, serves the second one, whose actor has a request.

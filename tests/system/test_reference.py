@@ -18,6 +18,7 @@ from pyramid.request import Request
 from webtest import TestApp
 
 from pyramid_jobstate import Batch, JobError, JobState, JobStore, Progress
+from pyramid_jobstate.prometheus import JobStateCollector
 from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.cliapp import PJOBS
 from tests.jobs import RunMarathon, working
@@ -381,6 +382,16 @@ def test_keys_of_groups(redis_url: str, store: JobStore) -> None:
     values = [(value, name) for group in found for name, value in group.items()]
     (rows,) = tables(section("reference/http", "Groups"), "key")
     assert documented_types(rows) == types_of(*values)
+
+
+def test_metrics(store: JobStore) -> None:
+    """The table has each metric that is exported, with its labels."""
+    put_job(store, RunMarathon)
+    rows = table("howto/metrics", "metric")
+    assert {words(name)[0]: {*words(labels)} for name, labels, _ in rows} == {
+        metric.name: {label for sample in metric.samples for label in sample.labels}
+        for metric in JobStateCollector(store).collect()
+    }
 
 
 # The command pjobs
