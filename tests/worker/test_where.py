@@ -381,6 +381,7 @@ def test_alias_leads_to_the_job_that_is_asked(
         assert store.where(alias) == store.where(run.uuid)
 
 
+@pytest.mark.system
 def test_worker_whose_jobs_all_report_looks_once_a_second(
     redis_url: str, server: EmbeddedServer
 ) -> None:
