@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
+import operator
 import os
 import sys
 import threading
 import traceback
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from dramatiq.asyncio import EventLoopThread
@@ -32,10 +34,29 @@ READS, MOST_FRAMES = 5, 1000
 #: A frame, and the line that it executes.
 Place = tuple[types.FrameType, int]
 
-#: The functions in which a thread waits for a coroutine.
-WAITING = {
-    EventLoopThread.run_coroutine.__code__,
-    asyncio.BaseEventLoop.run_until_complete.__code__,
+#: The functions in which a thread waits for a coroutine, each with what returns its
+#: loop, given the first parameter. uvloop's run_until_complete() has no frame.
+WAITING: Mapping[types.CodeType, Callable[[Any], asyncio.AbstractEventLoop]] = {
+    EventLoopThread.run_coroutine.__code__: operator.attrgetter("loop"),
+    asyncio.BaseEventLoop.run_until_complete.__code__: lambda loop: loop,
+    asyncio.Runner.run.__code__: asyncio.Runner.get_loop,
+}
+
+#: The frame of what can be awaited, and what it awaits in turn, by type.
+AWAITED: Mapping[type, Callable[[Any], tuple[types.FrameType | None, object]]] = {
+    types.CoroutineType: operator.attrgetter("cr_frame", "cr_await"),
+    types.GeneratorType: operator.attrgetter("gi_frame", "gi_yieldfrom"),
+    types.AsyncGeneratorType: operator.attrgetter("ag_frame", "ag_await"),
+}
+
+#: The types of what __await__() of a coroutine returns, and of what the methods of an
+#: asynchronous generator and anext() return. Only the garbage collector knows what they
+#: wrap: their first referent.
+WRAPPERS = {
+    "coroutine_wrapper",
+    "async_generator_asend",
+    "async_generator_athrow",
+    "anext_awaitable",
 }
 
 
@@ -108,7 +129,8 @@ def read_stack(job: CurrentJob) -> tuple[str, str] | None:
             places = inner + places[i:] if inner else places
             break
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    shown = traceback.StackSummary.extract(iter(places[MOST_FRAMES::-1]))
+    # Without a limit, that of sys.tracebacklimit would count from the outermost.
+    shown = traceback.StackSummary.extract(reversed(places), limit=-MOST_FRAMES)
     text = "".join(shown.format()).encode("utf-8", "replace")
     return names.get(ident, ""), text[-MAX_STACK:].decode("utf-8", "ignore")
 
@@ -152,12 +174,16 @@ def _places_awaited(
       ident: Its thread.
     """
     # The parameters of those functions are what has the loop, and what is awaited.
-    owner, awaited = (frame.f_locals[name] for name in frame.f_code.co_varnames[:2])
-    loop, coroutine = owner, awaited
-    if isinstance(owner, EventLoopThread):
-        loop, ident = owner.loop, owner.ident
-    elif isinstance(awaited, asyncio.Task):
-        coroutine = awaited.get_coro()
+    variables = frame.f_locals
+    owner, awaited = (variables[name] for name in frame.f_code.co_varnames[:2])
+    if isinstance(variables, dict):
+        # Before Python 3.13 the frame keeps this copy, and with it what the function
+        # deletes: a future, which would keep the frames of a failed coroutine.
+        variables.clear()
+    is_elsewhere = isinstance(owner, EventLoopThread)
+    if is_elsewhere:
+        ident = owner.ident
+    coroutine = awaited.get_coro() if isinstance(awaited, asyncio.Task) else awaited
     found: list[Place] = []
     is_done = threading.Event()
 
@@ -166,26 +192,28 @@ def _places_awaited(
         found.extend(_places_of(coroutine))
         is_done.set()
 
+    # The loop may have been closed meanwhile.
     with contextlib.suppress(RuntimeError):
+        loop = WAITING[frame.f_code](owner)
         loop.call_soon_threadsafe(look)
         if is_done.wait(LOOP_SECONDS):
             return ident, found[::-1]
-    if owner is loop:
-        return ident, []
     # Something blocks the loop.
-    return ident, [*_places_from(_frame_of(ident))]
+    return ident, [*_places_from(_frame_of(ident))] if is_elsewhere else []
 
 
 def _places_of(awaited: Any) -> Iterator[Place]:
     """Yield the places of a suspended coroutine from the outermost inwards. A task's
     own stack has only the first of them.
     """
-    while awaited is not None:
-        # Coroutines, and generators that serve as such.
-        frame = getattr(awaited, "cr_frame", getattr(awaited, "gi_frame", None))
-        if frame is not None:
-            yield frame, frame.f_lineno
-        awaited = getattr(awaited, "cr_await", getattr(awaited, "gi_yieldfrom", None))
+    # Other objects are not asked for attributes: they may run code of the application.
+    while (kind := type(awaited)) in AWAITED or kind.__name__ in WRAPPERS:
+        if kind in AWAITED:
+            frame, awaited = AWAITED[kind](awaited)
+            if frame is not None:
+                yield frame, frame.f_lineno
+        else:
+            awaited = next(iter(gc.get_referents(awaited)), None)
 
 
 def memory_used() -> int | None:

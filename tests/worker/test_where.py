@@ -2,8 +2,20 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
+import gc
 import re
+import sys
 import time
+import weakref
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+)
 from typing import Any
 
 import greenlet
@@ -410,3 +422,184 @@ def test_worker_whose_jobs_all_report_looks_once_a_second(
         wait_for(lambda: looks() == 2)
         assert time.monotonic() - begun > 2
         gate.open()
+
+
+class Wrapper:
+    """Awaits a coroutine, as the request of an HTTP client does."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self.coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self.coroutine.__await__()
+
+
+class Stranger(Wrapper):
+    """Is its own iterator, and has any attribute."""
+
+    def __await__(self) -> Any:
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return self.coroutine.send(None)
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+
+async def stand(gate: Gate) -> None:
+    gate.reached.set()
+    while not gate.opened.is_set():
+        await asyncio.sleep(0.01)
+
+
+async def steps(gate: Gate) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await stand(gate)
+
+
+async def wait_for_wrapped(gate: Gate) -> None:
+    await Wrapper(stand(gate))
+
+
+async def wait_for_step(gate: Gate) -> None:
+    async for _ in steps(gate):
+        pass
+
+
+async def wait_for_any_step(gate: Gate) -> None:
+    course = steps(gate)
+    await anext(course)
+    await anext(course, None)
+
+
+async def wait_for_exit(gate: Gate) -> None:
+    async with contextlib.asynccontextmanager(steps)(gate):
+        pass
+
+
+async def wait_for_error(gate: Gate) -> None:
+    with contextlib.suppress(KeyError):
+        async with contextlib.asynccontextmanager(steps)(gate):
+            raise KeyError
+
+
+async def wait_for_close(gate: Gate) -> None:
+    course = steps(gate)
+    await anext(course)
+    await course.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "waiting",
+    [
+        wait_for_wrapped,
+        wait_for_step,
+        wait_for_any_step,
+        wait_for_exit,
+        wait_for_error,
+        wait_for_close,
+    ],
+)
+def test_coroutine_is_followed_through_all_that_it_awaits(
+    redis_url: str, store: JobStore, waiting: Callable[[Gate], Awaitable[None]]
+) -> None:
+    """That is a wrapper's iterator, or of an asynchronous generator."""
+    broker = make_broker(redis_url, others=(AsyncIO(),))
+    gate = Gate()
+
+    @job_actor(broker=broker)
+    async def run_marathon(*, job_state: RunMarathon) -> None:
+        await waiting(gate)
+
+    with working(broker):
+        sent = run_marathon.send()
+        gate.wait_for_job()
+        found = calls(asked(store, sent.message_id))
+        assert found[:2] == ["run_marathon", waiting.__name__]
+        assert found[2:] in (["stand"], ["steps", "stand"])
+        gate.open()
+
+
+def test_strangers_are_not_asked(redis_url: str, store: JobStore) -> None:
+    """What is awaited may have any attribute, itself for one. Its loop goes on."""
+    broker = make_broker(redis_url, others=(AsyncIO(),))
+    gate = Gate()
+
+    @job_actor(broker=broker)
+    async def run_marathon(*, job_state: RunMarathon) -> None:
+        await Stranger(stand(gate))
+
+    with working(broker):
+        sent = run_marathon.send()
+        gate.wait_for_job()
+        assert calls(asked(store, sent.message_id)) == ["run_marathon"]
+        gate.open()
+        wait_until(broker, sent, "success")
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_loop_without_frames_says_where_it_is(
+    redis_url: str, store: JobStore, blocks: bool
+) -> None:
+    """Those of uvloop are compiled."""
+    uvloop = pytest.importorskip("uvloop")
+    broker, gate = make_broker(redis_url), Gate()
+
+    async def swim() -> None:
+        if blocks:
+            gate.wait()
+        await stand(gate)
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: RunMarathon) -> None:
+        uvloop.run(swim())
+
+    with working(broker):
+        sent = run_marathon.send()
+        gate.wait_for_job()
+        found = calls(asked(store, sent.message_id))
+        assert found == ["run_marathon", "swim", "wait" if blocks else "stand"]
+        gate.open()
+
+
+def test_coroutine_that_was_asked_leaves_nothing(
+    redis_url: str, store: JobStore
+) -> None:
+    """When it fails, its variables go without the garbage collector."""
+    broker = make_broker(redis_url, others=(AsyncIO(),))
+    gate = Gate()
+    left: list[weakref.ref[Gate]] = []
+
+    @job_actor(broker=broker, throws=ValueError)
+    async def run_marathon(*, job_state: RunMarathon) -> None:
+        own = Gate()
+        left.append(weakref.ref(own))
+        await stand(gate)
+        raise ValueError
+
+    with working(broker):
+        gc.disable()
+        try:
+            sent = run_marathon.send()
+            gate.wait_for_job()
+            asked(store, sent.message_id)
+            gate.open()
+            wait_until(broker, sent, "error")
+            wait_for(lambda: left[0]() is None)
+        finally:
+            gc.enable()
+
+
+def test_limit_of_tracebacks_does_not_hold_for_stacks(
+    redis_url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would cut the innermost calls, or all."""
+    monkeypatch.setattr(sys, "tracebacklimit", 1, raising=False)
+    with running(redis_url) as runs:
+        assert calls(asked(store, runs.start().uuid))[-1] == "live"
