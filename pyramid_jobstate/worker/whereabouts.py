@@ -76,31 +76,38 @@ class Answers:
 
     def give(self, uuids: Iterable[str]) -> None:
         """Say where some jobs are, as far as they run here. Does not wait for it."""
-        found = {self._jobs[uuid] for uuid in uuids if uuid in self._jobs}
+        # Other threads change the jobs meanwhile.
+        found = {job for uuid in uuids if (job := self._jobs.get(uuid)) is not None}
         new = found - self._asked
         if new:
             self._asked |= new
             # Apart from the recorder: a loop may be slow, and sources be on a disk.
             thread = threading.Thread(target=self._answer, args=(new,), daemon=True)
-            # The interpreter may be about to exit.
-            with contextlib.suppress(RuntimeError):
+            try:
                 thread.start()
+            except RuntimeError:
+                # There are too many, or the interpreter is about to exit.
+                self._asked -= new
 
     def _answer(self, jobs: set[CurrentJob]) -> None:
+        blocked: set[asyncio.AbstractEventLoop] = set()
         for job in jobs:
             try:
-                self._say(job)
+                self._say(job, blocked)
             except LOST:
                 # Who has asked is told that nobody answers.
-                pass
+                self._asked -= jobs
+                return
             except Exception:
                 log.exception("The stack of job %s could not be told.", job.uuid)
-            finally:
-                self._asked.discard(job)
 
-    def _say(self, job: CurrentJob) -> None:
+    def _say(self, job: CurrentJob, blocked: set[asyncio.AbstractEventLoop]) -> None:
         unsaved = job.unsaved
-        found = read_stack(job)
+        try:
+            found = read_stack(job, blocked)
+        finally:
+            # Once the answer is stored, the job may be asked again.
+            self._asked.discard(job)
         # Its thread may have gone on to another job.
         if found is None or unsaved is None or self._jobs.get(job.uuid) is not job:
             return
@@ -115,9 +122,14 @@ class Answers:
         records_of(self._store).answer_where(job.uuid, unsaved.run.token, says)
 
 
-def read_stack(job: CurrentJob) -> tuple[str, str] | None:
+def read_stack(
+    job: CurrentJob, blocked: set[asyncio.AbstractEventLoop]
+) -> tuple[str, str] | None:
     """Return the name of the thread that is at work on a job, and its stack as text,
     without the values of variables; or None if no thread is at work on it.
+
+    Parameters:
+      blocked: The loops that have not answered. They are not waited for again.
     """
     places = _places_in(job)
     if places is None:
@@ -125,7 +137,7 @@ def read_stack(job: CurrentJob) -> tuple[str, str] | None:
     ident: int | None = job.ident
     for i, (frame, _) in enumerate(places):
         if frame.f_code in WAITING:
-            ident, inner = _places_awaited(frame, ident)
+            ident, inner = _places_awaited(frame, ident, blocked)
             places = inner + places[i:] if inner else places
             break
     names = {thread.ident: thread.name for thread in threading.enumerate()}
@@ -164,7 +176,9 @@ def _places_from(
 
 
 def _places_awaited(
-    frame: types.FrameType, ident: int | None
+    frame: types.FrameType,
+    ident: int | None,
+    blocked: set[asyncio.AbstractEventLoop],
 ) -> tuple[int | None, list[Place]]:
     """Return which thread runs the coroutine for which a frame waits, and its places
     from the innermost outwards; none if the thread of the frame runs it just now.
@@ -172,6 +186,7 @@ def _places_awaited(
     Parameters:
       frame: That of a function in WAITING.
       ident: Its thread.
+      blocked: As of :func:`read_stack`.
     """
     # The parameters of those functions are what has the loop, and what is awaited.
     variables = frame.f_locals
@@ -196,8 +211,9 @@ def _places_awaited(
     with contextlib.suppress(RuntimeError):
         loop = WAITING[frame.f_code](owner)
         loop.call_soon_threadsafe(look)
-        if is_done.wait(LOOP_SECONDS):
+        if is_done.wait(0 if loop in blocked else LOOP_SECONDS):
             return ident, found[::-1]
+        blocked.add(loop)
     # Something blocks the loop.
     return ident, [*_places_from(_frame_of(ident))] if is_elsewhere else []
 

@@ -5,7 +5,9 @@ import concurrent.futures
 import contextlib
 import gc
 import re
+import socket
 import sys
+import threading
 import time
 import weakref
 from collections.abc import (
@@ -38,6 +40,7 @@ from tests.jobs import (
     wait_until,
     working,
 )
+from tests.relay import Relay
 from tests.running import running
 from tests.support import key_of, wait_for, write
 from tests.webapp import make_alias
@@ -603,3 +606,86 @@ def test_limit_of_tracebacks_does_not_hold_for_stacks(
     monkeypatch.setattr(sys, "tracebacklimit", 1, raising=False)
     with running(redis_url) as runs:
         assert calls(asked(store, runs.start().uuid))[-1] == "live"
+
+
+def test_jobs_of_a_blocked_loop_wait_for_it_once(
+    redis_url: str, store: JobStore
+) -> None:
+    """Who asks many of them at once has all answers in time."""
+    broker = make_broker(redis_url, others=(AsyncIO(),))
+    gate, blocker = Gate(), Gate()
+    begun: list[str] = []
+
+    @job_actor(broker=broker)
+    async def run_marathon(blocks: bool, *, job_state: RunMarathon) -> None:
+        begun.append(job_state.uuid)
+        if blocks:
+            blocker.wait()
+        await stand(gate)
+
+    with working(broker, threads=13):
+        for blocks in [False] * 12 + [True]:
+            run_marathon.send(blocks)
+        blocker.wait_for_job()
+        assert all(map(store.ask_where, begun))
+        since = time.monotonic()
+        wait_for(lambda: all(answer(store, uuid) for uuid in begun))
+        assert time.monotonic() - since < 2.5
+        blocker.open()
+        gate.open()
+
+
+def test_job_that_could_not_answer_is_asked_again(
+    redis_url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process could start no thread."""
+    tried: list[threading.Thread] = []
+
+    def start(thread: threading.Thread) -> None:
+        tried.append(thread)
+        raise RuntimeError("can't start new thread")
+
+    with running(redis_url) as runs:
+        run = runs.start()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            assert store.ask_where(run.uuid)
+            wait_for(lambda: tried)
+        pass_time(store, 1)
+        asked(store, run.uuid)
+
+
+class Hesitant(Relay):
+    """A relay that holds up the replies to a worker that says where a job is."""
+
+    def __init__(self, url: str) -> None:
+        self.patience = 0.0
+        self._answering: set[socket.socket] = set()
+        super().__init__(url)
+
+    def _pass(
+        self, client: socket.socket, server: socket.socket, request: bytes
+    ) -> None:
+        is_answer = b"in live\n" in request
+        (self._answering.add if is_answer else self._answering.discard)(client)
+        super()._pass(client, server, request)
+
+    def _pass_back(self, client: socket.socket, data: bytes) -> None:
+        if client in self._answering:
+            time.sleep(self.patience)
+        super()._pass_back(client, data)
+
+
+def test_job_is_asked_again_as_it_has_answered(redis_url: str, store: JobStore) -> None:
+    """Its worker does not know yet that the answer is stored."""
+    with (
+        contextlib.closing(Hesitant(redis_url)) as relay,
+        running(redis_url, store=JobStore(relay.url)) as runs,
+    ):
+        run = runs.start()
+        asked(store, run.uuid)
+        pass_time(store, 1)
+        relay.patience = 0.4
+        asked(store, run.uuid)
+        pass_time(store, 1)
+        asked(store, run.uuid)
