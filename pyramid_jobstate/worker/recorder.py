@@ -473,7 +473,7 @@ class Requests:
           now: The current time.
         """
         self._asked_at = now
-        uuids = self._ask()
+        uuids = self._ask(runs)
         if not uuids:
             return []
         known = set(reporting)
@@ -486,7 +486,7 @@ class Requests:
                 found.append(unsaved)
         return found
 
-    def _ask(self) -> set[str]:
+    def _ask(self, runs: Sequence[Unsaved]) -> set[str]:
         """Return the uuids of the jobs and batches whose cancel is new, and have those
         jobs answer that are asked where they are.
         """
@@ -500,7 +500,9 @@ class Requests:
             return set()
         self._outage.end()
         self._refusal.recover()
-        self._answers.give(asked)
+        if asked:
+            # Not the jobs of the process from which this one was forked.
+            self._answers.give(asked.intersection(run.uuid for run in runs))
         return uuids
 
 

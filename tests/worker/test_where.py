@@ -4,7 +4,10 @@ import asyncio
 import concurrent.futures
 import contextlib
 import gc
+import multiprocessing
+import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -689,3 +692,32 @@ def test_job_is_asked_again_as_it_has_answered(redis_url: str, store: JobStore) 
         asked(store, run.uuid)
         pass_time(store, 1)
         asked(store, run.uuid)
+
+
+def test_child_of_a_job_does_not_answer_for_it(redis_url: str, store: JobStore) -> None:
+    """It runs a job of its own, and would say where that is."""
+    broker = InCallerBroker([JobStateMiddleware(url=redis_url, interval=0.01)])
+    gate = multiprocessing.get_context("fork").Event()
+    found: list[Whereabouts] = []
+
+    @job_actor(broker=broker)
+    def swim(*, job_state: JobState) -> None:
+        gate.set()
+        time.sleep(30)
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: RunMarathon) -> None:
+        pid = os.fork()
+        if not pid:
+            swim.send()
+        try:
+            assert gate.wait(30)
+            time.sleep(0.2)
+            found.append(asked(store, job_state.uuid))
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+    run_marathon.send()
+    assert "swim" not in calls(found[0])
+    broker.emit_after("worker_shutdown", None)
