@@ -291,6 +291,10 @@ def inspection(context: JobState) -> dict[str, Any]:
         return failures, where, why_not_repeatable(store, broker, context)
 
     failures, where, reason = ask(container_of(context), question)
+    begun = context.started_at
+    if where is not None and (begun is None or where.asked_at < begun):
+        # It is of an earlier run.
+        where = None
     return {
         "uuid": context.uuid,
         "actor": record.actor or None,

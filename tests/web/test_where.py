@@ -149,3 +149,19 @@ def test_batch_has_no_place(
     batch = put_batch(store, Batch, ["working"])
     assert act(operated, f"/job_state/{batch.uuid}/stack").status_code == 409
     assert not visit(f"/job_state/{batch.uuid}/").has("[data-jobstate=ask-where]")
+
+
+def test_answer_of_an_earlier_run_is_not_shown(
+    operated: TestApp, store: JobStore, runs: Runs, visit: Visiting
+) -> None:
+    """The job was retried, and is elsewhere now."""
+    job = runs.start(options={"max_retries": 1, "min_backoff": 1, "max_backoff": 1})
+    act(operated, f"/job_state/{job.uuid}/stack", KEEPER)
+    answer(operated, job.uuid)
+    job.fail(KeyError())
+    assert job.report(miles=1)
+    path = f"/job_state/{job.uuid}"
+    assert get(operated, f"{path}/inspect", KEEPER).json["where"] is None
+    assert not visit(f"{path}/", KEEPER).has("[data-jobstate=where]")
+    act(operated, f"{path}/stack", KEEPER)
+    assert answer(operated, job.uuid)
