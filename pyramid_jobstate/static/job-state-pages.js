@@ -586,7 +586,7 @@ function replaceParts(found, hasEnded) {
     const [old, now] = [page, found].map((each) => each.querySelector(`[data-jobstate="${name}"]`));
     if (!now) {
       // While a job runs, the failure of its last try stays.
-      if (old && hasEnded) old.remove();
+      if (hasEnded || old?.querySelector("[data-waits]")) old?.remove();
       continue;
     }
     // What the viewer has opened there stays open.

@@ -18,7 +18,7 @@ from tests.browser.paged import ImportSheet, Pages, Runner, fill, serving
 from tests.browser.sites import protected
 from tests.catalogs import Texts, write_catalog
 from tests.jobs import RunMarathon
-from tests.support import key_of, load_job, wait_for
+from tests.support import key_of, load_job, wait_for, write
 from tests.web.operating import OPERATOR, Marathons
 from tests.web.paging import TRACEBACK, paged_config
 from tests.webapp import Root
@@ -503,6 +503,18 @@ def test_worker_may_not_answer(pages: Pages, store: JobStore) -> None:
     button(pages, "Where is it now?").click()
     pages.expect_said("You may not do this.")
     pages.forgive("status of 403")
+
+
+def test_job_may_be_retried_before_its_worker_answers(
+    pages: Pages, store: JobStore
+) -> None:
+    """The page does not wait for the answer until the job runs again."""
+    (job,) = put(store, "working")
+    pages.visit(f"/job_state/{job}/")
+    button(pages, "Where is it now?").click()
+    expect(pages.one("where")).to_be_visible()
+    write(store, job, status="retrying")
+    expect(pages.one("where")).to_have_count(0)
 
 
 def test_id_is_copied(pages: Pages, store: JobStore) -> None:
