@@ -31,5 +31,6 @@ export import Phase = JobState.Phase;
 export import Progress = JobState.Progress;
 export import Counts = JobState.Counts;
 export import Inspection = JobState.Inspection;
+export import Whereabouts = JobState.Whereabouts;
 export import JobError = JobState.JobError;
 export import BulkResult = JobState.BulkResult;
