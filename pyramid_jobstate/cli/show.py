@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from ..job import Batch, JobState, record_of
 from ..store import (
     ANSWER_SECONDS,
+    NO_ANSWER,
     Failures,
     JobStore,
     Whereabouts,
@@ -211,12 +212,6 @@ missed, and a line on stderr says so.
 
 #: Seconds between two looks for the answer of a worker.
 PAUSE = 0.1
-
-#: What is said if there is none.
-NO_ANSWER = (
-    "The worker did not answer: it is paused, holds the interpreter, has lost the "
-    "store, or is older."
-)
 
 
 def add_stack_arguments(parser: argparse.ArgumentParser) -> None:

@@ -37,7 +37,7 @@ from .places import refusal
 from .reader import Failures, Try, is_foreign
 from .records import Records
 from .scripts import Reply
-from .whereabouts import ANSWER_SECONDS, Whereabouts, whereabouts_as_json
+from .whereabouts import ANSWER_SECONDS, NO_ANSWER, Whereabouts, whereabouts_as_json
 from .workers import WorkerInfo, worker_as_json, worker_name
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "HOPELESS",
     "LOST",
     "MAX_LIMIT",
+    "NO_ANSWER",
     "Act",
     "Acted",
     "AmbiguousKind",

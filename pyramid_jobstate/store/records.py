@@ -50,7 +50,7 @@ from .scripts import (
     run_scripts,
     worst,
 )
-from .whereabouts import KEPT, PAUSE, PREFIX, WHERE_FIELDS, Whereabouts, read_where
+from .whereabouts import PREFIX, WHERE_FIELDS, Whereabouts, read_where
 from .workers import Workers
 
 #: The replies to a call that did something, and the one after which a job stays among
@@ -164,7 +164,7 @@ class Records:
 
     def ask_where(self, uuid: str) -> bool:
         """Ask where a job is that is no alias: see :meth:`.JobStore.ask_where`."""
-        return self._run([self._calls.ask_where(uuid, KEPT, PAUSE)]) == [1]
+        return self._run([self._calls.ask_where(uuid)]) == [1]
 
     def answer_where(self, uuid: str, run: str, says: Mapping[str, str]) -> None:
         """Say where a job is, unless its run is over or nobody has asked.

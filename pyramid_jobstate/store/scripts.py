@@ -530,16 +530,9 @@ class Calls:
         """
         return [beside(self.key(uuid), name) for name in ("members", "failed", "order")]
 
-    def ask_where(self, uuid: str, life: int, pause: int) -> Call:
-        """Return the call that asks where a job is.
-
-        Parameters:
-          life: For how many milliseconds the answer is kept.
-          pause: How many milliseconds lie between two requests.
-        """
-        return self._call(
-            "ask_where", uuid, life, pause, more_keys=[self.where_key(uuid)]
-        )
+    def ask_where(self, uuid: str) -> Call:
+        """Return the call that asks where a job is."""
+        return self._call("ask_where", uuid, more_keys=[self.where_key(uuid)])
 
     def answer_where(self, uuid: str, run: str, says: Mapping[str, str]) -> Call:
         """Return the call that says where a job is."""

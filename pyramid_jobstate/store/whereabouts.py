@@ -10,14 +10,13 @@ from typing import Any
 from ..job import iso_time, parse_int, parse_time
 from .workers import worker_name
 
-#: For how many milliseconds an answer is kept, from the request on.
-KEPT = 300_000
-
-#: How many milliseconds lie between two requests for one job.
-PAUSE = 1000
-
-#: After how many seconds a worker that has not answered is not expected to.
+#: After how many seconds a worker that has not answered is not expected to, and what
+#: people read then.
 ANSWER_SECONDS = 5.0
+NO_ANSWER = (
+    "The worker did not answer: it is paused, holds the interpreter, has lost the "
+    "store, or is older."
+)
 
 #: What announces such a request among the cancels.
 PREFIX = "where:"

@@ -27,6 +27,7 @@ from ...job import (
     filled,
     sentence_of,
 )
+from ...store import NO_ANSWER
 
 if TYPE_CHECKING:
     from pyramid.request import Request
@@ -164,10 +165,7 @@ WORDS = MappingProxyType(
         "worker": _("Worker"),
         "ask-where": _("Where is it now?"),
         "asking": _("Asking the worker…"),
-        "no-answer": _(
-            "The worker did not answer: it is paused, holds the interpreter, has lost "
-            "the store, or is older."
-        ),
+        "no-answer": _(NO_ANSWER),
         "where": _("Where it was at"),
         "copy-stack": _("Copy the stack"),
         "megabytes": _("${number} MB"),
