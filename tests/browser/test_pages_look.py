@@ -309,7 +309,8 @@ def test_everything_is_done_by_keyboard(pages: Pages, store: JobStore) -> None:
     page.keyboard.press("Enter")
     page.wait_for_url("**/job_state/*-*/")
     pages.settle()
-    assert press(page, "Tab", "Tab") == "cancel"
+    assert press(page, "Tab", "Tab") == "ask-where"
+    assert press(page, "Tab") == "cancel"
     assert press(page, "Enter", "Tab") == "yes"
     page.keyboard.press("Enter")
     pages.expect_said("Asked 1 job to stop.")
