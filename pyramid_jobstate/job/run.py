@@ -17,6 +17,7 @@ import math
 import secrets
 import sys
 import threading
+import time
 import types
 from collections import deque
 from collections.abc import (
@@ -31,6 +32,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from ..errors import JobCancelled, PoolJobCancelled
+from .journal import Journal
 from .progress import share_of
 from .record import CANCELLED
 from .values import (
@@ -98,6 +100,7 @@ class Run:
       known: The metrics that may be set to a number without further checks.
       barred: Whether each call must first :meth:`check` that it may continue.
       cancel_requested: Whether cancellation of the job was requested.
+      journal: What it logs, or None if its class captures nothing.
       total, unit: The total and the unit that set_progress() need not check again.
       size: The bytes that the metrics take as JSON, including their names.
       sync: Waits up to the given seconds until everything is stored and returns
@@ -113,6 +116,7 @@ class Run:
         "barred",
         "cancel_requested",
         "dirty",
+        "journal",
         "known",
         "metrics",
         "phases",
@@ -136,6 +140,7 @@ class Run:
         self.barred = False
         self.sync: Callable[[float], bool] | None = None
         self.cancel_requested = False
+        self.journal: Journal | None = None
         self._closed = ""
         self.phases = Phases()
         self._notice = CancelNotice()
@@ -330,6 +335,8 @@ class Run:
         with self._lock:
             self._lines.append(line[:LOG_LINE_LENGTH])
             self.report["log"] = tuple(self._lines)
+        if self.journal is not None:
+            self.journal.add(time.time(), None, line)
         self.dirty = True
 
     def flush(self, timeout: float) -> bool:

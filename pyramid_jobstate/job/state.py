@@ -104,6 +104,10 @@ class JobState:
       default derived from the kind;
     * `public_params`: the names of the parameters that viewers may see; by default
       none;
+    * `log_level`: the least level of what is kept of the records that the job logs with
+      :mod:`logging`, such as "INFO"; by default none are. Operators read them;
+    * `public_log`: whether everybody who may view the job reads them, too; by default
+      not;
     * :meth:`public_error`: the text that viewers see for an exception;
     * :meth:`result_url`: the URL of what the job has made; by default none;
     * :meth:`__acl__`: who may do what with a job;
@@ -123,9 +127,13 @@ class JobState:
     uuid: str
     kind: str = "JobState"
     public_params: Collection[str] = ()
+    log_level: str | int | None = None
+    public_log: bool = False
     __parent__: Any = None
     #: Whether each hook receives a request, by the status that it is told of.
     _hooks: Mapping[str, bool] = {}
+    #: The number of `log_level`.
+    _log_level: int | None = None
     _store: Store | None = None
     #: The container that loaded it, even if the application changes __parent__.
     _container: Container | None = None
@@ -145,6 +153,7 @@ class JobState:
             cls.kind = cls.__name__
         check_declaration(cls)
         cls._hooks = hooks_of(cls)
+        cls._log_level = level_number(cls)
         old = _kinds.get(cls.kind, cls)
         if (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
             raise TypeError(
@@ -708,8 +717,8 @@ def check_declaration(cls: type[Any]) -> None:
     """Check what a JobState class declares.
 
     Raises:
-      TypeError: Its `kind` is not a string that the store keeps, or its `public_params`
-        are a string.
+      TypeError: Its `kind` is not a string that the store keeps, its `public_params`
+        are a string, or its `public_log` is not a bool.
     """
     kind: object = cls.kind
     # The store keeps str(kind), which differs for the member of a str Enum.
@@ -723,6 +732,37 @@ def check_declaration(cls: type[Any]) -> None:
             f"{cls.__qualname__}.public_params must be a tuple of names, not the "
             f"string {cls.public_params!r}. Is a comma missing?"
         )
+    if not isinstance(cls.public_log, bool):
+        raise TypeError(
+            f"{cls.__qualname__}.public_log must be True or False, not "
+            f"{cls.public_log!r}."
+        )
+
+
+def level_number(cls: type[Any]) -> int | None:
+    """Return the number of the `log_level` of a JobState class, or None without one.
+
+    Raises:
+      TypeError: It is neither a string nor an int.
+      ValueError: It names no level, or is not positive.
+    """
+    level: object = cls.log_level
+    if level is None:
+        return None
+    if isinstance(level, bool) or not isinstance(level, (str, int)):
+        raise TypeError(
+            f'{cls.__qualname__}.log_level must be a level of logging, such as "INFO", '
+            f"or None, not {level!r}."
+        )
+    names = logging.getLevelNamesMapping()
+    number = names.get(level, 0) if isinstance(level, str) else level
+    if number <= 0:
+        known = ", ".join(name for name in names if names[name])
+        raise ValueError(
+            f"{cls.__qualname__}.log_level must be a level of logging above 0 or the "
+            f"name of one ({known}), not {level!r}."
+        )
+    return number
 
 
 #: An absolute http or https URL, which is safe in a link.
@@ -806,6 +846,11 @@ def class_hooks(cls: type[JobState]) -> Mapping[str, bool]:
     request.
     """
     return cls._hooks
+
+
+def log_level_of(cls: type[JobState]) -> int | None:
+    """Return the number of the least level that a class captures, or None."""
+    return cls._log_level
 
 
 def kinds_with_hooks(*, has_requests: bool) -> list[str]:

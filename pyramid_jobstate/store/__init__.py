@@ -33,7 +33,7 @@ from .lists import (
 )
 from .looks import FollowedJobs, Looks, Spans, Unended, note_sender
 from .places import refusal
-from .reader import Failures, Try, is_foreign
+from .reader import Failures, LogLine, Try, is_foreign
 from .records import Records
 from .scripts import Reply
 from .workers import WorkerInfo, worker_as_json, worker_name
@@ -55,6 +55,7 @@ __all__ = [
     "FollowedJobs",
     "Fresh",
     "JobStore",
+    "LogLine",
     "Looks",
     "Page",
     "Records",

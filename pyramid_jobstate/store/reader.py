@@ -324,6 +324,63 @@ def _read_try(text: str | None) -> Try | None:
     return None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogLine:
+    """A line of a job's log.
+
+    Attributes:
+      number: Its number among all lines of the job. Numbers are missing where lines are
+        not kept.
+      time: When it was logged, in UTC.
+      level: The number of its level, or None for a line of `append_log()`.
+      level_name: The name of the level, or None.
+      logger: The name of its logger, or None.
+      attempt: The number of the attempt that logged it.
+      text: What it says, up to 1,000 characters.
+    """
+
+    number: int
+    time: datetime.datetime
+    level: int | None
+    level_name: str | None
+    logger: str | None
+    attempt: int
+    text: str
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether it was logged with :mod:`logging`, not by `append_log()`."""
+        return self.level is not None
+
+
+#: An entry of a log: see lua/log.lua.
+_ENTRY = re.compile(
+    r"(?P<number>[0-9]{1,15}) \S+ \S+ \S+ (?P<time>[0-9]{1,15}) (?P<json>.*)", re.DOTALL
+)
+
+
+def log_lines(entries: Sequence[str]) -> list[LogLine]:
+    """Return the lines of the entries of a log, without what others wrote there."""
+    return [line for line in map(_read_line, entries) if line is not None]
+
+
+def _read_line(entry: str) -> LogLine | None:
+    match = _ENTRY.fullmatch(entry)
+    if match is None or (time := parse_time(match["time"])) is None:
+        return None
+    match parse_json(match["json"]):
+        case [
+            int() | None as level,
+            str() | None as name,
+            str() | None as logger,
+            int() as attempt,
+            str() as text,
+        ]:
+            number = int(match["number"])
+            return LogLine(number, time, level, name, logger, attempt, text)
+    return None
+
+
 #: What a server says of such keys: the type is wrong, a value is not a number, or a
 #: script cannot use what it has read. Only then does the script's name come before the
 #: reason: other errors of scripts, such as that of a full server, end with it.

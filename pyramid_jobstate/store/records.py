@@ -33,9 +33,13 @@ from .reader import (
     MAX_SCORE,
     Alias,
     Failures,
+    LogLine,
     Reader,
     checked,
+    is_foreign,
+    log_lines,
     read_failures,
+    skip,
     skipped,
 )
 from .scripts import (
@@ -155,6 +159,18 @@ class Records:
         if not found.tries and (target := self.claims.target_of(uuid)) is not None:
             return self.failures(target.uuid)
         return found
+
+    def log(self, uuid: str, after: int) -> Sequence[LogLine]:
+        """Return lines of a job's log: see :meth:`.JobStore.log`."""
+        key = self._calls.log_key(uuid)
+        newest = log_lines(self.reader.entries(key, -1, 1))
+        if not newest:
+            target = self.claims.target_of(uuid)
+            return [] if target is None else self.log(target.uuid, after)
+        # Numbers may be missing.
+        most = newest[0].number - after
+        entries = self.reader.entries(key, -most, most) if most > 0 else []
+        return [line for line in log_lines(entries) if line.number > after]
 
     def running_members(self, batch: str, limit: int) -> list[str]:
         """Return the uuids of running members of a batch, in the order in which they
@@ -320,7 +336,8 @@ class Records:
           hold: Whether unique jobs may run again that have ended.
         """
         calls: list[Call] = []
-        places: list[tuple[int, int]] = []
+        places: list[slice] = []
+        logs: list[int] = []
         members = [i for i, u in enumerate(updates) if u.info.batch is not None]
         stopped = self._stopped([updates[i] for i in members])
         for update in updates:
@@ -330,18 +347,25 @@ class Records:
                 is_stopped = update.info.batch in stopped
                 call = self._calls.start(update, deadline, is_stopped=is_stopped)
                 calls.append(call)
+            if update.logs:
+                logs.append(len(calls))
+                calls.append(self._calls.log(update))
             if update.reports:
                 calls.append(self._calls.report(update))
-            places.append((first, len(calls) - 1))
+            places.append(slice(first, len(calls)))
         replies, moves = self._runner.attempt(calls)
+        for i in logs:
+            if is_foreign(reply := replies[i]):
+                # What is wrong with its log does not concern the job.
+                skip(calls[i].key, reply)
+                replies[i] = Reply.CANCELLING
         changes: dict[int, Change] = {}
         for i in members:
-            first, last = places[i]
-            own = slice(first, last + 1)
+            own = places[i]
             replies[own], found = changes_of(calls[own], replies[own])
             if found:
                 changes[i] = found[-1]
-        results = [worst(replies[first], replies[last]) for first, last in places]
+        results = [worst(replies[own]) for own in places]
         return results, changes, moves
 
     def _stopped(self, updates: Sequence[Update]) -> set[str]:

@@ -17,6 +17,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from ..job import (
     CANCELLED,
+    MAX_LOG_BYTES,
     NOT_REACHED,
     NOT_SENT,
     JobError,
@@ -67,6 +68,7 @@ OTHERS = (
     "claim",
     "end_hook",
     "end_sent",
+    "log",
     "mark",
     "raise",
     "take_ends",
@@ -293,12 +295,12 @@ def _with_text(call: Call) -> Command:
     return Command(call.key, ("EVAL", call.script.text, *call.args[2:]))
 
 
-def worst(first: Any, last: Any) -> Reply | Exception:
-    """Return the worse of the replies to a start and to the report after it."""
-    for reply in (first, last):
+def worst(replies: Sequence[Any]) -> Reply | Exception:
+    """Return the worst of the replies to the calls of an update."""
+    for reply in replies:
         if isinstance(reply, Exception):
             return reply
-    return _REPLIES[min(first, last)]
+    return _REPLIES[min(replies)]
 
 
 #: What the script `drop` calls a message that was not sent.
@@ -328,6 +330,10 @@ class Calls:
     def failure_key(self, uuid: str) -> str:
         """Return the key of what is kept of a job's failures, in its hash's slot."""
         return beside(self.key(uuid), "failure")
+
+    def log_key(self, uuid: str) -> str:
+        """Return the key of the log of a job, in its hash's slot."""
+        return beside(self.key(uuid), "log")
 
     def claim_key(self, identity: str) -> str:
         """Return the key of the claim to the identity of unique jobs."""
@@ -438,6 +444,13 @@ class Calls:
             news=news,
         )
 
+    def log(self, update: Update) -> Call:
+        """Return the call that writes what a run has logged."""
+        uuid = update.uuid
+        words = (word for line in update.lines for word in line)
+        args = update.token, MAX_LOG_BYTES, *words
+        return self._call("log", uuid, *args, more_keys=[self.log_key(uuid)])
+
     def many(self, script: str, batch: str, calls: Sequence[Call]) -> Call:
         """Return the call of a script that does what calls of it do for members.
 
@@ -459,7 +472,7 @@ class Calls:
         Parameters:
           spares_awaited: Whether to leave it alone if its hook has yet to return.
         """
-        kept = [self.failure_key(uuid)]
+        kept = [self.failure_key(uuid), self.log_key(uuid)]
         if info.is_batch:
             kept += self.batch_keys(uuid)
         return self._call("delete", uuid, word, int(spares_awaited), more_keys=kept)
