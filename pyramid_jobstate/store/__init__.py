@@ -33,7 +33,7 @@ from .lists import (
 )
 from .looks import FollowedJobs, Looks, Spans, Unended, note_sender
 from .places import refusal
-from .reader import Failures, LogLine, Try, is_foreign
+from .reader import Failures, LogLine, Try, is_foreign, line_as_json
 from .records import Records
 from .scripts import Reply
 from .workers import WorkerInfo, worker_as_json, worker_name
@@ -73,6 +73,7 @@ __all__ = [
     "is_foreign",
     "kind_name",
     "kind_texts",
+    "line_as_json",
     "name_of",
     "namespace_fault",
     "newest_uuids",

@@ -22,6 +22,7 @@ from ..job import (
     JobError,
     Once,
     Record,
+    iso_time,
     parse_int,
     parse_json,
     parse_time,
@@ -351,6 +352,18 @@ class LogLine:
     def is_captured(self) -> bool:
         """Whether it was logged with :mod:`logging`, not by `append_log()`."""
         return self.level is not None
+
+
+def line_as_json(line: LogLine) -> dict[str, Any]:
+    """Return a line as HTTP and the command line tell it."""
+    return {
+        "number": line.number,
+        "time": iso_time(line.time),
+        "level": line.level_name,
+        "logger": line.logger,
+        "attempt": line.attempt,
+        "text": line.text,
+    }
 
 
 #: An entry of a log: see lua/log.lua.

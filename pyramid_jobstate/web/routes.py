@@ -21,6 +21,7 @@ from .interfaces import (
     INSPECT,
     JOB,
     LIST,
+    LOG,
     OTHER,
     RERUN,
     RERUN_ALL,
@@ -49,13 +50,24 @@ ROUTES = {
     CANCEL: "/{uuid}/cancel",
     RERUN: "/{uuid}/rerun",
     INSPECT: "/{uuid}/inspect",
+    LOG: "/{uuid}/log",
     OTHER: r"{other:(?s:/.*)\Z}",
 }
 
 #: The names of our views, by the route that leads to one. The others have no name.
 VIEW_NAMES = {
     name: ROUTES[name].rpartition("/")[2]
-    for name in (COUNTS, WORKERS, CLEAR, CANCEL_ALL, RERUN_ALL, CANCEL, RERUN, INSPECT)
+    for name in (
+        COUNTS,
+        WORKERS,
+        CLEAR,
+        CANCEL_ALL,
+        RERUN_ALL,
+        CANCEL,
+        RERUN,
+        INSPECT,
+        LOG,
+    )
 }
 
 #: The names that stand where a uuid would, and have a route of their own.

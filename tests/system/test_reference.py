@@ -24,6 +24,7 @@ from tests.jobs import RunMarathon, working
 from tests.readme import PAGES, page
 from tests.running import running
 from tests.support import PACKAGE, ROOT, wait_for, write
+from tests.web.minutes import take_minutes
 from tests.web.operating import OPERATOR, Marathons, operated_app
 from tests.web.paging import Visit, paged_app
 from tests.webapp import ADMIN, ask, get
@@ -327,6 +328,16 @@ def test_keys_of_a_worker(
     types = {name: kinds - {"null"} for name, kinds in documented_types(rows).items()}
     all_types = types_of(*((value, name) for name, value in found.items()))
     assert types == {n: kinds for n, kinds in all_types.items() if "." not in n}
+
+
+def test_keys_of_a_line_of_a_log(redis_url: str) -> None:
+    """The table has each key of a line, with its types."""
+    app = operated_app(redis_url)
+    path = f"/job_state/{take_minutes(redis_url)}/log"
+    lines = get(app, path, OPERATOR).json["lines"]
+    values = [(value, name) for line in lines for name, value in line.items()]
+    (rows,) = tables(section("reference/http", "Log"), "key")
+    assert documented_types(rows) == types_of(*values)
 
 
 def test_keys_of_groups(redis_url: str, store: JobStore) -> None:

@@ -65,6 +65,7 @@ def roles(redis_url: str, marathons: Marathons) -> TestApp:
 ON_ONE = [
     ("GET", "/{job}", "working", "view_job", 200),
     ("GET", "/{job}/inspect", "error", "inspect_job", 200),
+    ("GET", "/{job}/log", "error", "view_job", 200),
     ("POST", "/{job}/cancel", "working", "cancel_job", 202),
     ("POST", "/{job}/cancel", "success", "cancel_job", 409),
     ("POST", "/{job}/rerun", "error", "rerun_job", 202),
