@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import redis
@@ -11,8 +13,10 @@ from webtest import TestApp
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.testing import away, put_job
 from tests.trips import counting_trips
-from tests.web.minutes import OpenMinutes, take_minutes
+from tests.web.minutes import Minutes, OpenMinutes, take_minutes
 from tests.web.operating import KEEPER, OPERATOR, act
+from tests.web.paging import Visiting, shape_of
+from tests.web.test_pages_hostile import HOSTILE
 from tests.webapp import ask, get, make_request
 
 #: Runs a job of Alice's, and returns its path.
@@ -107,3 +111,68 @@ def test_bad_requests_for_a_log(operated: TestApp, logged: Log) -> None:
     assert ask(operated, "HEAD", path, OPERATOR).status_code == 200
     with away(make_request(operated.app).job_states.store):
         assert get(operated, path, OPERATOR).status_code == 503
+
+
+# The page of a job
+
+
+def test_page_shows_operators_the_log(visit: Visiting, logged: Log) -> None:
+    """All of it, with times and levels, in place of what the element would show."""
+    job = logged()
+    page = visit(job, KEEPER)
+    lines = page.all("[data-jobstate=lines] li")
+    assert [line["data-number"] for line in lines] == ["1", "2", "3"]
+    assert page.texts("[data-jobstate=lines] span") == ["secret", "plain", "more"]
+    assert page.texts("[data-jobstate=lines] b") == ["WARNING", "ERROR"]
+    assert [b["title"] for b in page.all("[data-jobstate=lines] b")] == [
+        "tests.minutes"
+    ] * 2
+    assert len(page.all("[data-jobstate=lines] time")) == 3
+    assert not page.one("job-state").has_attr("log") and not page.has("job-state ol")
+
+
+def test_page_shows_viewers_what_the_actor_appended(
+    visit: Visiting, logged: Log
+) -> None:
+    """Nothing else, unless the class opens its log."""
+    page = visit(logged(), "alice")
+    assert page.texts("[data-jobstate=lines] span") == ["plain"]
+    assert "secret" not in page.response.text and "WARNING" not in page.response.text
+    page = visit(logged(OpenMinutes), "alice")
+    assert page.texts("[data-jobstate=lines] span") == ["secret", "plain", "more"]
+
+
+def test_page_of_a_job_without_lines(visit: Visiting, store: JobStore) -> None:
+    """Its log is hidden until there are some. That of a class which captures nothing
+    has no log but the element's.
+    """
+    job = put_job(store, Minutes, owner="alice").uuid
+    assert (
+        visit(f"/job_state/{job}", "alice")
+        .one("[data-jobstate=log]")
+        .has_attr("hidden")
+    )
+    job = put_job(store, owner="alice", log=["plain"]).uuid
+    page = visit(f"/job_state/{job}", "alice")
+    assert not page.has("[data-jobstate=log]")
+    assert page.one("job-state").has_attr("log")
+    assert page.texts("job-state li") == ["plain"]
+
+
+def test_hostile_lines_stay_text(visit: Visiting, logged: Log) -> None:
+    """Texts and names of loggers add no markup to the page."""
+
+    def say(text: str) -> Callable[[Any], None]:
+        def log(job_state: Any) -> None:
+            logging.getLogger(text).warning(text)
+            job_state.append_log(text)
+
+        return log
+
+    harmless = shape_of(visit(logged(Minutes, say("x")), KEEPER))
+    page = visit(logged(Minutes, say(HOSTILE)), KEEPER)
+    assert shape_of(page) == harmless
+    assert [s.get_text() for s in page.all("[data-jobstate=lines] span")] == [
+        HOSTILE
+    ] * 2
+    assert page.one("[data-jobstate=lines] b")["title"] == HOSTILE[:100]
