@@ -10,8 +10,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from .journal import LOGGER_LENGTH, Journal, Source
+from .journal import LOGGER_LENGTH, Journal
 from .once import Once
+from .run import Run
 from .state import JobState, current_state, log_level_of, run_of
 
 log = logging.getLogger("pyramid_jobstate")
@@ -30,6 +31,8 @@ class RecordFactory:
       make: The application's own factory.
     """
 
+    __slots__ = ("_make",)
+
     def __init__(self, make: Callable[..., logging.LogRecord]) -> None:
         self._make = make
 
@@ -39,9 +42,9 @@ class RecordFactory:
         if job_state is not None and self is _active:
             run = run_of(job_state)
             journal = run.journal
-            # After a fork, the run of a child is closed.
-            if journal is not None and not run.is_closed and _keep(journal, record):
-                run.dirty = True
+            # logging.makeLogRecord() makes records without a level.
+            if journal is not None and (record.levelno or 0) >= journal.level:
+                _keep(record, run, journal)
         return record
 
 
@@ -50,28 +53,23 @@ class RecordFactory:
 _active: RecordFactory | None = None
 
 
-def _keep(journal: Journal, record: logging.LogRecord) -> bool:
-    """Add a record to a journal, and return whether it belongs there. Whatever its
-    formatting raises is counted: the handlers of the application say more.
+def _keep(record: logging.LogRecord, run: Run, journal: Journal) -> None:
+    """Add a record to the journal of a run. Whatever its formatting raises is counted:
+    the handlers of the application say more.
     """
-    # logging.makeLogRecord() makes records without a level.
-    if not (record.levelno or 0) >= journal.level or _is_own(record.name):
-        return False
+    name = record.name
+    if name.startswith(log.name) and name.partition(".")[0] == log.name:
+        return
     try:
         text = record.getMessage()
         if record.exc_info and record.exc_info[1] is not None:
             (*_, last) = traceback.format_exception_only(record.exc_info[1])
             text = f"{text}\n{last.rstrip()}"
-        name = record.name[:LOGGER_LENGTH]
-        source = Source(record.levelno, record.levelname, name)
-        journal.add(record.created, source, text)
+        level, logger = record.levelname, name[:LOGGER_LENGTH]
+        journal.add(text, record.created, record.levelno, level, logger)
     except Exception:
         journal.fail()
-    return True
-
-
-def _is_own(name: str) -> bool:
-    return name == log.name or name.startswith(f"{log.name}.")
+    run.dirty = True
 
 
 def new_journal(cls: type[JobState], attempt: int) -> Journal | None:

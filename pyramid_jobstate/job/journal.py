@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -17,42 +18,8 @@ MAX_LOG_BYTES = 64 * 1024
 JOURNAL_LINE_LENGTH = 1000
 LOGGER_LENGTH = 100
 
-#: What a line takes in memory beside its texts, roughly.
+#: What a line takes in memory beside its text, roughly.
 LINE_BYTES = 64
-
-
-class Source(NamedTuple):
-    """Where a line comes from that was logged with :mod:`logging`.
-
-    Attributes:
-      levelno, level: The number and the name of its level.
-      logger: The name of its logger.
-    """
-
-    levelno: int
-    level: str
-    logger: str
-
-
-class Line(NamedTuple):
-    """A line that the store does not have yet.
-
-    Attributes:
-      number: Its number among all lines of the run, from 1.
-      created: When it was logged, in seconds of the clock of this machine.
-      source: Where it comes from, or None for a line of append_log().
-      text: What it says.
-    """
-
-    number: int
-    created: float
-    source: Source | None
-    text: str
-
-    @property
-    def size(self) -> int:
-        """The approximate memory that it takes, in bytes."""
-        return LINE_BYTES + len(self.text)
 
 
 class NewLine(NamedTuple):
@@ -79,35 +46,55 @@ class Journal:
       attempt: The number of the attempt.
 
     Attributes:
-      level: As the parameter.
+      level: As the parameter. No level reaches that of a closed journal.
       failures: How many records could not be formatted.
+      size: The approximate memory that the lines take, in bytes.
     """
 
-    __slots__ = ("_attempt", "_count", "_lines", "_lock", "_size", "failures", "level")
+    __slots__ = ("_attempt", "_count", "_lines", "_lock", "failures", "level", "size")
 
     def __init__(self, level: int, attempt: int) -> None:
-        self.level = level
+        self.level: float = level
         self.failures = 0
+        self.size = 0
         self._attempt = attempt
-        self._lines: deque[Line] = deque()
-        self._size = 0
+        #: Of each line its number, when it was logged, by the clock of this machine,
+        #: the number and the name of its level, its logger and its text. Plain tuples:
+        #: a job may log a thousand times a second.
+        self._lines: deque[
+            tuple[int, float, int | None, str | None, str | None, str]
+        ] = deque()
         self._count = 0
         # Reentrant: a finalizer may log while this thread is here.
         self._lock = threading.RLock()
 
-    @property
-    def size(self) -> int:
-        """The approximate memory that the lines take, in bytes."""
-        return self._size
+    def close(self) -> None:
+        """Have nothing captured any more."""
+        self.level = math.inf
 
-    def add(self, created: float, source: Source | None, text: str) -> None:
-        """Add a line, which is cut if it is long."""
+    def add(
+        self,
+        text: str,
+        created: float,
+        level: int | None = None,
+        name: str | None = None,
+        logger: str | None = None,
+    ) -> None:
+        """Add a line, which is cut if it is long.
+
+        Parameters:
+          text: What it says.
+          created: When it was logged, in seconds of the clock of this machine.
+          level, name: The number and the name of its level, or None for a line of
+            append_log().
+          logger: The name of its logger, or None.
+        """
+        text = text[:JOURNAL_LINE_LENGTH]
         with self._lock:
-            self._count += 1
-            line = Line(self._count, created, source, text[:JOURNAL_LINE_LENGTH])
-            self._lines.append(line)
-            self._size += line.size
-            while self._size > MAX_LOG_BYTES:
+            self._count = number = self._count + 1
+            self._lines.append((number, created, level, name, logger, text))
+            self.size += LINE_BYTES + len(text)
+            while self.size > MAX_LOG_BYTES:
                 self._drop()
 
     def fail(self) -> None:
@@ -120,25 +107,26 @@ class Journal:
         """Return the lines to send, the oldest first. They stay until they are said to
         be stored.
         """
+        if not self._lines:
+            return []
         now, size = time.time(), 0
         with self._lock:
             lines = [*self._lines]
         taken: list[NewLine] = []
-        for line in reversed(lines):
-            source = (None, None, None) if line.source is None else line.source
-            text = dumps([*source, self._attempt, line.text])
-            size += LINE_BYTES + len(text.encode())
+        for number, created, level, name, logger, text in reversed(lines):
+            json = dumps((level, name, logger, self._attempt, text))
+            size += LINE_BYTES + len(json.encode())
             if size > MAX_LOG_BYTES:
                 break
-            age = max(0, int((now - line.created) * 1000))
-            taken.append(NewLine(line.number, age, text))
+            age = max(0, int((now - created) * 1000))
+            taken.append(NewLine(number, age, json))
         return taken[::-1]
 
     def forget(self, number: int) -> None:
         """Drop the lines up to a number: they are stored."""
         with self._lock:
-            while self._lines and self._lines[0].number <= number:
+            while self._lines and self._lines[0][0] <= number:
                 self._drop()
 
     def _drop(self) -> None:
-        self._size -= self._lines.popleft().size
+        self.size -= LINE_BYTES + len(self._lines.popleft()[-1])

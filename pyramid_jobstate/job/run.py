@@ -155,6 +155,8 @@ class Run:
     def close(self, reason: str) -> None:
         """Make every further call raise a RuntimeError with the message `reason`."""
         self._closed = reason
+        if self.journal is not None:
+            self.journal.close()
         self._bar()
 
     @property
@@ -336,7 +338,7 @@ class Run:
             self._lines.append(line[:LOG_LINE_LENGTH])
             self.report["log"] = tuple(self._lines)
         if self.journal is not None:
-            self.journal.add(time.time(), None, line)
+            self.journal.add(line, time.time())
         self.dirty = True
 
     def flush(self, timeout: float) -> bool:
