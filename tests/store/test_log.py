@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import dramatiq
@@ -13,14 +13,14 @@ import pytest
 import redis
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import ConnectionClosed
-from dramatiq.middleware import Middleware, SkipMessage
+from dramatiq.middleware import Middleware, MiddlewareError, SkipMessage
 from redis import RedisCluster
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, rerun
 from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.cluster import cluster_of_one
 from tests.jobs import Gate, working
-from tests.support import key_of, load_job, wait_for
+from tests.support import key_of, load_job, wait_for, write
 
 log = logging.getLogger("tests.archive")
 
@@ -35,9 +35,12 @@ class Archive(JobState):
 class ToldArchive(JobState):
     log_level = "WARNING"
     gate = Gate()
+    problem: ClassVar[Exception | None] = None
 
     def on_success(self) -> None:
         self.gate.wait()
+        if self.problem is not None:
+            raise self.problem
 
 
 class Dropping(Middleware):
@@ -50,6 +53,14 @@ class Dropping(Middleware):
             raise SkipMessage
 
 
+class Refusing(Middleware):
+    """Refuses messages that are to be tried again."""
+
+    def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+        if message.options.get("retries"):
+            raise MiddlewareError("The queue is full.")
+
+
 class Desk:
     """A broker whose jobs log their argument and end as a test says.
 
@@ -57,14 +68,18 @@ class Desk:
       end: Is called at the end of each run.
     """
 
-    def __init__(self, store: JobStore, cls: type[JobState] = Archive) -> None:
+    def __init__(
+        self, store: JobStore, cls: type[JobState] = Archive, **options: Any
+    ) -> None:
         self.store, self.broker, self.dropping = store, StubBroker(), Dropping()
         self.broker.add_middleware(self.dropping)
-        self.broker.add_middleware(JobStateMiddleware(store, interval=0.01))
+        options = {"interval": 0.01, **options}
+        self.broker.add_middleware(JobStateMiddleware(store, **options))
         self.end: Callable[[], object] = list
 
         def keep_archive(text: str = "a line") -> None:
-            log.warning(text)
+            if text:
+                log.warning(text)
             self.end()
 
         declare = dramatiq.actor(
@@ -90,11 +105,14 @@ class Desk:
     def texts(self, message: Any) -> list[str]:
         return [line.text for line in self.store.log(message.message_id)]
 
+    def keys(self, message: Any) -> tuple[str, str]:
+        """Return the keys of the record and of its log."""
+        key = key_of(self.store, message.message_id)
+        return key, f"{key}:log" if "{" in key else f"{{{key}}}:log"
+
     def agree(self, message: Any, seconds: float) -> None:
         """Check that the record and its log both live for some seconds from now."""
-        key = key_of(self.store, message.message_id)
-        beside = key if "{" in key else f"{{{key}}}"
-        lives = [self.store.client.pttl(each) for each in (key, f"{beside}:log")]
+        lives = [self.store.client.pttl(key) for key in self.keys(message)]
         assert lives[0] == pytest.approx(seconds * 1000, abs=5000), lives
         assert lives[1] == pytest.approx(lives[0], abs=100), lives
 
@@ -203,18 +221,98 @@ def test_log_of_a_message_that_comes_again(desk: Desk) -> None:
 
 
 def test_log_of_a_job_whose_hook_runs(archives: JobStore) -> None:
-    """It lives until the hook has returned, and then as after any end."""
+    """It lives until the hook has returned, and then as after any end. The hook may
+    begin late.
+    """
     if archives.namespace == "jobstate" and isinstance(archives.client, RedisCluster):
         pytest.skip("There, classes have no hooks.")
-    desk = Desk(archives, ToldArchive)
+    desk = Desk(archives, ToldArchive, hooks_queue="told")
     gate = ToldArchive.gate = Gate()
     message = desk.send()
+    worker = dramatiq.Worker(desk.broker, queues={"default"}, worker_timeout=20)
+    worker.start()
+    desk.broker.join("default")
+    worker.stop()
+    desk.agree(message, ACTIVE)
+    # To turn the clock would make it another end.
+    for key in desk.keys(message):
+        archives.client.pexpire(key, 700_000)
     with working(desk.broker):
         gate.wait_for_job()
         desk.agree(message, ACTIVE)
         gate.open()
-        desk.broker.join("default")
+        desk.broker.join("told")
     desk.agree(message, ENDED)
+
+
+def test_log_of_a_job_whose_hook_is_told_again(redis_url: str) -> None:
+    """Its message is lost, so that another one is to come."""
+    store = JobStore(redis_url, expire_in=ENDED, active_expire_in=ACTIVE)
+    desk = Desk(store, ToldArchive, heartbeat=60)
+    desk.broker.add_middleware(Refusing())
+    gate = ToldArchive.gate = Gate()
+    ToldArchive.problem = OSError("No mail today.")
+    message = desk.send()
+    with working(desk.broker):
+        gate.wait_for_job()
+        for key in desk.keys(message):
+            store.client.pexpire(key, 700_000)
+        gate.open()
+        desk.broker.join("default", fail_fast=False)
+        ToldArchive.problem = None
+    desk.agree(message, ACTIVE)
+
+
+def test_log_of_a_silent_job_that_was_cancelled(archives: JobStore) -> None:
+    """Its worker lives after all, and puts the message back."""
+    desk, gate = Desk(archives, heartbeat=60), Gate()
+
+    def end() -> None:
+        gate.wait()
+        raise ValueError
+
+    desk.end = end
+    message = desk.send()
+    with working(desk.broker):
+        gate.wait_for_job()
+        wait_for(lambda: desk.texts(message))
+        pass_time(archives, 20)
+        assert load_job(archives, message.message_id).cancel()
+        assert load_job(archives, message.message_id).is_cancelled
+        desk.agree(message, ACTIVE - 20)
+        gate.open()
+        key, _ = desk.keys(message)
+        wait_for(lambda: archives.client.pttl(key) > ACTIVE * 1000)
+    desk.agree(message, archives.client.pttl(key) / 1000)
+
+
+def test_run_that_does_not_log_renews_the_log(desk: Desk) -> None:
+    """That of the runs before."""
+    message, gate = desk.fail(), Gate()
+    assert rerun(desk.store, desk.broker, message.message_id)
+    desk.end = gate.wait
+    desk.broker.queues["default"].queue.clear()
+    desk.broker.enqueue(message.copy(args=("",)))
+    word = desk.store.client.hget(key_of(desk.store, message.message_id), "rerun")
+    desk.broker.enqueue(message.copy(args=("",), options={"job_rerun": word}))
+    with working(desk.broker):
+        gate.wait_for_job()
+        record, beside = map(desk.store.client.pttl, desk.keys(message))
+        assert beside == pytest.approx(record + ACTIVE * 500, abs=1000)
+        gate.open()
+
+
+def test_log_of_a_class_that_captures_nothing_any_more(archives: JobStore) -> None:
+    """A job that has one keeps it, and it lives as long as the record."""
+    before, after = Desk(archives), Desk(archives, JobState)
+    message = before.send()
+    before.work()
+    after.broker.enqueue(message.copy())
+    before.agree(message, ACTIVE)
+    after.work()
+    assert load_job(archives, message.message_id).is_success
+    before.agree(message, ENDED)
+    assert before.texts(message) == ["a line"]
 
 
 def test_log_of_a_member_of_a_cancelled_batch(desk: Desk) -> None:
@@ -228,10 +326,12 @@ def test_log_of_a_member_of_a_cancelled_batch(desk: Desk) -> None:
     desk.broker.enqueue(message)
     pass_time(desk.store, 1000)
     desk.agree(message, 100)
+    # Its end is to be told to a hook.
+    write(desk.store, uuid, hooks='["c","elsewhere",null,null]')
     desk.work()
     record = load_job(desk.store, uuid)
     assert record.is_cancelled and desk.texts(message) == ["a line"]
-    desk.agree(message, 100)
+    desk.agree(message, ACTIVE)
 
 
 def test_run_renews_its_log(redis_url: str) -> None:
@@ -254,9 +354,7 @@ def test_run_renews_its_log(redis_url: str) -> None:
         key = key_of(store, message.message_id)
         for _ in range(150):
             gate.opened.wait(0.01)
-            record, beside = (
-                store.client.pttl(each) for each in (key, f"{{{key}}}:log")
-            )
+            record, beside = map(store.client.pttl, (key, f"{{{key}}}:log"))
             assert 0 < record - 100 < beside <= 1600
         gate.open()
         wait_for(lambda: load_job(store, message.message_id).is_finished)
@@ -296,6 +394,10 @@ def test_lines_after_a_number(store: JobStore) -> None:
     """Followers ask for what is new. Numbers must be counts."""
     job = put_job(store, Archive, log=["a", "b", "c"])
     assert [line.text for line in store.log(job.uuid, 1)] == ["b", "c"]
+    client: Any = store.client
+    key = f"{{{key_of(store, job.uuid)}}}:log"
+    client.lrem(key, 1, client.lindex(key, 1))
+    assert [line.text for line in store.log(job.uuid, 1)] == ["c"]
     assert store.log(job.uuid, after=3) == store.log(job.uuid, 10**15) == []
     assert store.log("00000000-0000-4000-8000-000000000000") == []
     for wrong in (-1, 10**15 + 1):

@@ -20,7 +20,6 @@ if status == "waiting" and ARGV[2] == "sending" then
   end
   write(words)
   redis.call("PEXPIRE", key, int(ACTIVE_TTL + delay))
-  keep_log(old[4])
   place(key, "waiting", "sending", due_in(delay))
   return 1
 end
