@@ -57,16 +57,17 @@ def _keep(record: logging.LogRecord, run: Run, journal: Journal) -> None:
     """Add a record to the journal of a run. Whatever its formatting raises is counted:
     the handlers of the application say more.
     """
-    name = record.name
-    if name.startswith(log.name) and name.partition(".")[0] == log.name:
-        return
     try:
-        text = record.getMessage()
+        name = record.name
+        if name.startswith(log.name) and name.partition(".")[0] == log.name:
+            return
+        # A class of records of the application may return anything.
+        text = str(record.getMessage())
         if record.exc_info and record.exc_info[1] is not None:
             (*_, last) = traceback.format_exception_only(record.exc_info[1])
             text = f"{text}\n{last.rstrip()}"
-        level, logger = record.levelname, name[:LOGGER_LENGTH]
-        journal.add(text, record.created, record.levelno, level, logger)
+        level = str(record.levelname)
+        journal.add(text, int(record.levelno), level, name[:LOGGER_LENGTH])
     except Exception:
         journal.fail()
     run.dirty = True

@@ -58,9 +58,9 @@ class Journal:
         self.failures = 0
         self.size = 0
         self._attempt = attempt
-        #: Of each line its number, when it was logged, by the clock of this machine,
-        #: the number and the name of its level, its logger and its text. Plain tuples:
-        #: a job may log a thousand times a second.
+        #: Of each line its number, when it was logged, in seconds of the monotonic
+        #: clock, the number and the name of its level, its logger and its text. Plain
+        #: tuples: a job may log a thousand times a second.
         self._lines: deque[
             tuple[int, float, int | None, str | None, str | None, str]
         ] = deque()
@@ -75,7 +75,6 @@ class Journal:
     def add(
         self,
         text: str,
-        created: float,
         level: int | None = None,
         name: str | None = None,
         logger: str | None = None,
@@ -84,15 +83,14 @@ class Journal:
 
         Parameters:
           text: What it says.
-          created: When it was logged, in seconds of the clock of this machine.
           level, name: The number and the name of its level, or None for a line of
             append_log().
           logger: The name of its logger, or None.
         """
-        text = text[:JOURNAL_LINE_LENGTH]
+        text, now = text[:JOURNAL_LINE_LENGTH], time.monotonic()
         with self._lock:
             self._count = number = self._count + 1
-            self._lines.append((number, created, level, name, logger, text))
+            self._lines.append((number, now, level, name, logger, text))
             self.size += LINE_BYTES + len(text)
             while self.size > MAX_LOG_BYTES:
                 self._drop()
@@ -109,17 +107,16 @@ class Journal:
         """
         if not self._lines:
             return []
-        now, size = time.time(), 0
+        now, size = time.monotonic(), 0
         with self._lock:
             lines = [*self._lines]
         taken: list[NewLine] = []
-        for number, created, level, name, logger, text in reversed(lines):
+        for number, logged, level, name, logger, text in reversed(lines):
             json = dumps((level, name, logger, self._attempt, text))
             size += LINE_BYTES + len(json.encode())
             if size > MAX_LOG_BYTES:
                 break
-            age = max(0, int((now - created) * 1000))
-            taken.append(NewLine(number, age, json))
+            taken.append(NewLine(number, max(0, int((now - logged) * 1000)), json))
         return taken[::-1]
 
     def forget(self, number: int) -> None:

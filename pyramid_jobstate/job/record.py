@@ -538,11 +538,6 @@ class Update:
     lines: Sequence[NewLine] = ()
 
     @property
-    def logs(self) -> bool:
-        """Whether to write its log, or to renew it."""
-        return bool(self.lines) or (self.renews and self.info.log_level is not None)
-
-    @property
     def reports(self) -> bool:
         """Whether there is more to write than the beginning of the run."""
         return bool(self.fields or self.end or self.lines or not self.begins)

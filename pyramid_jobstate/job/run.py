@@ -17,7 +17,6 @@ import math
 import secrets
 import sys
 import threading
-import time
 import types
 from collections import deque
 from collections.abc import (
@@ -338,7 +337,7 @@ class Run:
             self._lines.append(line[:LOG_LINE_LENGTH])
             self.report["log"] = tuple(self._lines)
         if self.journal is not None:
-            self.journal.add(line, time.time())
+            self.journal.add(line)
         self.dirty = True
 
     def flush(self, timeout: float) -> bool:

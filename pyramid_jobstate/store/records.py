@@ -36,10 +36,8 @@ from .reader import (
     LogLine,
     Reader,
     checked,
-    is_foreign,
     log_lines,
     read_failures,
-    skip,
     skipped,
 )
 from .scripts import (
@@ -336,8 +334,8 @@ class Records:
           hold: Whether unique jobs may run again that have ended.
         """
         calls: list[Call] = []
-        places: list[slice] = []
-        logs: list[int] = []
+        places: list[tuple[int, int]] = []
+        logs: list[tuple[int, int]] = []
         members = [i for i, u in enumerate(updates) if u.info.batch is not None]
         stopped = self._stopped([updates[i] for i in members])
         for update in updates:
@@ -347,25 +345,27 @@ class Records:
                 is_stopped = update.info.batch in stopped
                 call = self._calls.start(update, deadline, is_stopped=is_stopped)
                 calls.append(call)
-            if update.logs:
-                logs.append(len(calls))
+            if update.lines or (update.renews and update.info.log_level is not None):
+                logs.append((len(places), len(calls)))
                 calls.append(self._calls.log(update))
+                first += not update.begins
             if update.reports:
                 calls.append(self._calls.report(update))
-            places.append(slice(first, len(calls)))
+            places.append((first, len(calls) - 1))
         replies, moves = self._runner.attempt(calls)
-        for i in logs:
-            if is_foreign(reply := replies[i]):
-                # What is wrong with its log does not concern the job.
-                skip(calls[i].key, reply)
-                replies[i] = Reply.CANCELLING
         changes: dict[int, Change] = {}
         for i in members:
-            own = places[i]
+            first, last = places[i]
+            own = slice(first, last + 1)
             replies[own], found = changes_of(calls[own], replies[own])
             if found:
                 changes[i] = found[-1]
-        results = [worst(replies[own]) for own in places]
+        results = [worst(replies[first], replies[last]) for first, last in places]
+        for i, place in logs:
+            reply = replies[place]
+            # What another program made of its log does not concern the job.
+            if isinstance(reply, Exception) and skipped([calls[place]], [reply])[0]:
+                results[i] = reply
         return results, changes, moves
 
     def _stopped(self, updates: Sequence[Update]) -> set[str]:

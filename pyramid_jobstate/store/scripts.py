@@ -295,12 +295,12 @@ def _with_text(call: Call) -> Command:
     return Command(call.key, ("EVAL", call.script.text, *call.args[2:]))
 
 
-def worst(replies: Sequence[Any]) -> Reply | Exception:
-    """Return the worst of the replies to the calls of an update."""
-    for reply in replies:
+def worst(first: Any, last: Any) -> Reply | Exception:
+    """Return the worse of the replies to a start and to the report after it."""
+    for reply in (first, last):
         if isinstance(reply, Exception):
             return reply
-    return _REPLIES[min(replies)]
+    return _REPLIES[min(first, last)]
 
 
 #: What the script `drop` calls a message that was not sent.

@@ -373,7 +373,8 @@ def test_application_may_set_another_record_factory(ran: Ran) -> None:
 
     class Braced(logging.LogRecord):
         def getMessage(self) -> str:  # noqa: N802
-            return str(self.msg).format(*self.args or ())
+            text = str(self.msg).format(*self.args or ())
+            return text if self.args else text.encode()  # type: ignore[return-value]
 
     def act(job_state: JobState) -> None:
         log.info("{} miles", 26)
@@ -390,6 +391,7 @@ def test_application_may_set_another_record_factory(ran: Ran) -> None:
     assert [line.text for line in ran(lambda _: log.info("x"))] == ["<x>"]
     logging.setLogRecordFactory(Braced)
     assert [line.text for line in ran(act)] == ["26 miles"]
+    assert [line.text for line in ran(lambda _: quiet.info("raw"))] == ["b'raw'"]
     logging.setLogRecordFactory(found)
     assert [line.text for line in ran(lambda _: log.info("y"))] == ["y"]
 

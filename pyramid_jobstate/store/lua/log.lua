@@ -4,12 +4,12 @@
 -- Each entry has its number in the job, the token, the number in the run, the bytes of all entries so
 -- far, its time, and the line. So the last one says which lines of the run stand there already, and
 -- with the first one how long the log is.
--- Returns the best of the replies to a run: its other calls say how it stands.
+-- Returns 1, or 0 if a newer run owns the record.
 
 local token, most, words = ARGV[1], tonumber(ARGV[2]), {}
 local status, run = unpack(redis.call("HMGET", key, "status", "run"))
 if run ~= token then
-  return CANCELLING
+  return 0
 end
 
 -- The number, token, number in the run and bytes so far of the entry at a place, and its length.
@@ -43,4 +43,4 @@ while bytes - first + length > most do
   _, _, _, first, length = entry(0)
 end
 keep_log(true, is_running(status) and ACTIVE_TTL / 2 or 0)
-return CANCELLING
+return 1
