@@ -84,10 +84,10 @@ def new_journal(cls: type[JobState], attempt: int) -> Journal | None:
     level = log_level_of(cls)
     if level is None:
         return None
-    factory = logging.getLogRecordFactory()
-    if factory is not _active:
-        # The application has set another since.
+    # Again, since the first jobs of a process may begin at the same time.
+    while (factory := logging.getLogRecordFactory()) is not _active:
         if not isinstance(factory, RecordFactory):
+            # The application has set it since.
             factory = RecordFactory(factory)
             logging.setLogRecordFactory(factory)
         _active = factory
