@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import time
 import uuid
 
@@ -17,7 +18,9 @@ from tqdm import tqdm
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
+from pyramid_jobstate.job.capture import new_journal
 from pyramid_jobstate.job.record import End, NewJob, Update
+from pyramid_jobstate.job.state import current_state, run_of
 from pyramid_jobstate.store import records_of
 
 from .jobs import OWNER, running_job
@@ -39,6 +42,7 @@ def measure(server: EmbeddedServer) -> Table:
                 _set(job_state, client),
                 _progress(job_state),
                 _track(job_state),
+                _log(job_state),
                 _life(server, client),
             ],
         )
@@ -113,6 +117,45 @@ def _track(job_state: JobState) -> Row:
         ours.over(theirs),
         at_most=4,
         note=f"{ours} / {theirs}",
+    )
+
+
+class Logging(JobState):
+    log_level = "WARNING"
+
+
+def _log(job_state: JobState) -> Row:
+    """Compare what is captured with the same without a job, for a handler that does
+    nothing.
+    """
+    logger, plain = logging.getLogger(__name__), logging.getLogRecordFactory()
+    logger.propagate = False
+    logger.addHandler(logging.NullHandler())
+    run_of(job_state).journal = new_journal(Logging, 1)
+    capturing = logging.getLogRecordFactory()
+
+    def log(count: int) -> None:
+        for i in range(count):
+            logger.warning("%d of %d rows", i, count)
+
+    def captured(count: int) -> None:
+        token = current_state.set(job_state)
+        log(count)
+        current_state.reset(token)
+
+    def before(count: int) -> None:
+        logging.setLogRecordFactory(plain)
+        log(count)
+        logging.setLogRecordFactory(capturing)
+
+    things = [(20_000, do) for do in (captured, log, before)]
+    ours, others, theirs = side_by_side(*things, clock=time.thread_time)
+    logging.setLogRecordFactory(plain)
+    return Row(
+        "a record of `logging` that is captured / the same without",
+        ours.over(theirs),
+        at_most=2,
+        note=f"{ours} / {theirs}; {others} outside such a job",
     )
 
 

@@ -46,6 +46,7 @@ from .job import (
     JobError,
     JobInfo,
     JobState,
+    Journal,
     Member,
     NewBatch,
     NewJob,
@@ -59,6 +60,7 @@ from .job import (
     dump_error,
     dumps,
     encode_owner,
+    log_level_of,
     record_of,
     run_of,
     set_container,
@@ -795,6 +797,7 @@ class _Put:
         check_delay(delay, "seconds", MAX_DELAY // 1000)
         self._delay = max(0.0, delay)
         encoded = encode_owner(owner)
+        level = log_level_of(job_state_class)
         self._info = JobInfo(
             job_state_class.kind,
             actor,
@@ -803,11 +806,14 @@ class _Put:
             dumps(dict(params or {})),
             batch=batch,
             queue="default" if actor else None,
+            log_level=None if level is None else str(level),
         )
         self._status = status
         self._error = CANCELLED if error is None and status == "cancelled" else error
         self._traceback = traceback
         self._run = Run()
+        if level is not None:
+            self._run.journal = Journal(level, attempt)
         if status != "queued":
             self._run.set_metrics(metrics or {})
             if progress is not None:

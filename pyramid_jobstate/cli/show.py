@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ..job import Batch, JobState, record_of
 from ..store import (
@@ -12,11 +13,13 @@ from ..store import (
     NO_ANSWER,
     Failures,
     JobStore,
+    LogLine,
     Whereabouts,
+    line_as_json,
     whereabouts_as_json,
     worker_name,
 )
-from .arguments import Operation, add_duration, add_ids
+from .arguments import Operation, add_duration, add_ids, named
 from .jobs import (
     Kinds,
     as_json,
@@ -146,25 +149,93 @@ def add_log_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-f", "--follow", action="store_true", help="go on until the job ends"
     )
+    parser.add_argument(
+        "--level",
+        type=named("level", level_number),
+        metavar="LEVEL",
+        help="only what was logged with this level of logging or a higher one",
+    )
     add_duration(parser, "--stalled", "60s", "with -f, how long the store may be away")
 
 
+def level_number(text: str) -> int:
+    """Return the number of a level of logging."""
+    levels = logging.getLevelNamesMapping()
+    if text.upper() not in levels:
+        known = ", ".join(name for name, number in levels.items() if number)
+        raise ValueError(f"{text} is unknown: choose from {known}")
+    return levels[text.upper()]
+
+
 def log_job(store: JobStore, args: argparse.Namespace, output: Output) -> int:
-    if not args.follow:
-        _print(find(store, args.id), LogLines(), output)
-        return DONE
     lines = LogLines()
-    for news in Followed(store, [args.id], args.stalled):
+    if not args.follow:
+        job = find(store, args.id)
+        _print(job, lines, args.level, output)
+        if args.level is not None and record_of(job).log_level is None:
+            say(f"The class of {job.uuid} sets no log_level: its lines have no levels.")
+        _print_captured(job.uuid, captured(store, job), args.level, output)
+        return DONE
+    followed = FollowedLog(store, [args.id], args.stalled)
+    for news in followed:
         for each in news:
             if not isinstance(each, JobState):
                 say(f"The record of {each.args[0]} is gone.")
                 return COULD_NOT
-            _print(each, lines, output)
+            _print(each, lines, args.level, output)
+        new, missed = followed.new()
+        if missed:
+            say(f"Lines of {followed.uuids[0]} are missing here.")
+        _print_captured(followed.uuids[0], new, args.level, output)
     return DONE
 
 
-def _print(job: JobState, lines: LogLines, output: Output) -> None:
+def captured(store: JobStore, job: JobState, after: int = 0) -> Sequence[LogLine]:
+    """Return the lines of a job whose class captures what it logs, else none."""
+    record = record_of(job)
+    return [] if record.log_level is None else store.log(record.uuid, after)
+
+
+class FollowedLog(Followed):
+    """A job that is followed with what is captured of it."""
+
+    _captured: Sequence[LogLine] = ()
+    _last = 0
+
+    def _ask(self) -> Sequence[JobState | None]:
+        # An end is known only with all the lines before it.
+        jobs = super()._ask()
+        for job in jobs:
+            if job is not None:
+                self._captured = captured(self._store, job, self._last)
+        return jobs
+
+    def new(self) -> tuple[Sequence[LogLine], bool]:
+        """Return the lines of the last look, and whether some are missing before."""
+        new, self._captured, last = self._captured, (), self._last
+        if not new:
+            return new, False
+        self._last = new[-1].number
+        return new, 0 < last < new[0].number - 1
+
+
+def _print_captured(
+    uuid: str, lines: Sequence[LogLine], level: int | None, output: Output
+) -> None:
+    for line in lines:
+        if level is not None and (line.level is None or line.level < level):
+            continue
+        source = f"{line.level_name} {line.logger}: " if line.is_captured else ""
+        text = f"{local(line.time)} {clean(source + line.text)}"
+        shown = line_as_json(line)
+        output.tell(text, uuid=uuid, line=shown.pop("text"), **shown)
+
+
+def _print(job: JobState, lines: LogLines, level: int | None, output: Output) -> None:
+    """Print the new lines of a job whose class captures nothing."""
     new, missed = lines.new(job)
+    if level is not None or record_of(job).log_level is not None:
+        return
     if missed:
         say(f"Lines of {job.uuid} may be missing here.")
     for line in new:
@@ -201,9 +272,11 @@ class LogLines:
 
 LOG = Operation(
     """\
-Print the last 20 lines of a job's log, which is all that its record keeps. With -f, go
-on until the job ends. If a job logs more than 20 lines at once, the older ones are
-missed, and a line on stderr says so.
+Print the log of a job. With -f, go on until the job ends.
+
+If the class of the job sets a log_level, that is what the job has logged, up to 64 KiB,
+with times and levels. Otherwise it is the last 20 lines of append_log(); if a job
+appends more at once, the older ones are missed, and a line on stderr says so.
 """,
     add_log_arguments,
     log_job,

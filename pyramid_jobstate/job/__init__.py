@@ -5,7 +5,9 @@ This wing may import the standard library, translationstring and
 """
 
 from .batch import Batch, member_counts
+from .capture import new_journal
 from .hooks import HOOKS, REQUEST, HookInfo, current_hook
+from .journal import MAX_LOG_BYTES, Journal, NewLine
 from .members import (
     MemberSender,
     OwnBatch,
@@ -60,6 +62,7 @@ from .state import (
     is_link,
     job_state_of,
     kinds_with_hooks,
+    log_level_of,
     note_trouble,
     record_of,
     run_of,
@@ -111,6 +114,7 @@ __all__ = [
     "HOOKS",
     "MAX_AMOUNT",
     "MAX_DELAY",
+    "MAX_LOG_BYTES",
     "MAX_SECONDS",
     "MEMBERS_FAILED",
     "METRIC",
@@ -137,11 +141,13 @@ __all__ = [
     "JobError",
     "JobInfo",
     "JobState",
+    "Journal",
     "Json",
     "Member",
     "MemberSender",
     "NewBatch",
     "NewJob",
+    "NewLine",
     "Once",
     "OwnBatch",
     "Phase",
@@ -178,8 +184,10 @@ __all__ = [
     "job_state_of",
     "kinds_with_hooks",
     "last_notice",
+    "log_level_of",
     "member_counts",
     "member_uuid",
+    "new_journal",
     "note_trouble",
     "parse_duration",
     "parse_int",

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
+from .journal import NewLine
 from .progress import Progress, is_amount, parse_progress
 from .values import (
     dumps,
@@ -156,6 +157,8 @@ class JobInfo(NamedTuple):
       queue: The queue of its message, or None if unknown.
       hooks: The :class:`.HookInfo` of a class with hooks as JSON, or None.
       worker: The token of the worker process that runs it, or has run it last, or None.
+      log_level: The number of the least level that is captured of what it logs, or None
+        if nothing is. In a record, it says that there may be a log beside it.
     """
 
     kind: str = ""
@@ -169,6 +172,7 @@ class JobInfo(NamedTuple):
     queue: str | None = None
     hooks: str | None = None
     worker: str | None = None
+    log_level: str | None = None
 
     @classmethod
     def of(cls, fields: Mapping[str, str]) -> JobInfo:
@@ -319,6 +323,11 @@ class Record:
     @property
     def worker(self) -> str | None:
         return self._fields.get("worker")
+
+    @property
+    def log_level(self) -> int | None:
+        """The least level that is captured of what the job logs, or None."""
+        return parse_int(self._fields.get("log_level"))
 
     @property
     def owner(self) -> Any:
@@ -530,6 +539,7 @@ class Update:
       sender: If set, apply the update only to a record written by this sender.
       tells: Whether to report the member's progress to its batch.
       millionths: How much of the job is done, for its batch, or None if unknown.
+      lines: What the run has logged.
     """
 
     uuid: str
@@ -548,8 +558,9 @@ class Update:
     sender: str = ""
     tells: bool = False
     millionths: int | None = None
+    lines: Sequence[NewLine] = ()
 
     @property
     def reports(self) -> bool:
         """Whether there is more to write than the beginning of the run."""
-        return bool(self.fields or self.end or not self.begins)
+        return bool(self.fields or self.end or self.lines or not self.begins)

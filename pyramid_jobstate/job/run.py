@@ -31,6 +31,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from ..errors import JobCancelled, PoolJobCancelled
+from .journal import Journal
 from .progress import share_of
 from .record import CANCELLED
 from .values import (
@@ -98,6 +99,7 @@ class Run:
       known: The metrics that may be set to a number without further checks.
       barred: Whether each call must first :meth:`check` that it may continue.
       cancel_requested: Whether cancellation of the job was requested.
+      journal: What it logs, or None if its class captures nothing.
       total, unit: The total and the unit that set_progress() need not check again.
       size: The bytes that the metrics take as JSON, including their names.
       sync: Waits up to the given seconds until everything is stored and returns
@@ -113,6 +115,7 @@ class Run:
         "barred",
         "cancel_requested",
         "dirty",
+        "journal",
         "known",
         "metrics",
         "phases",
@@ -136,6 +139,7 @@ class Run:
         self.barred = False
         self.sync: Callable[[float], bool] | None = None
         self.cancel_requested = False
+        self.journal: Journal | None = None
         self._closed = ""
         self.phases = Phases()
         self._notice = CancelNotice()
@@ -150,6 +154,8 @@ class Run:
     def close(self, reason: str) -> None:
         """Make every further call raise a RuntimeError with the message `reason`."""
         self._closed = reason
+        if self.journal is not None:
+            self.journal.close()
         self._bar()
 
     @property
@@ -330,6 +336,8 @@ class Run:
         with self._lock:
             self._lines.append(line[:LOG_LINE_LENGTH])
             self.report["log"] = tuple(self._lines)
+        if self.journal is not None:
+            self.journal.add(line)
         self.dirty = True
 
     def flush(self, timeout: float) -> bool:

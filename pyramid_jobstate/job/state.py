@@ -111,6 +111,10 @@ class JobState:
       none;
     * `show_usual`: whether viewers see how long jobs of this kind usually run while one
       is working, which tells of the jobs of others; by default they do;
+    * `log_level`: the least level of what is kept of the records that the job logs with
+      :mod:`logging`, such as "INFO"; by default none are. Operators read them;
+    * `public_log`: whether everybody who may view the job reads them, too; by default
+      not;
     * :meth:`public_error`: the text that viewers see for an exception;
     * :meth:`result_url`: the URL of what the job has made; by default none;
     * :meth:`__acl__`: who may do what with a job;
@@ -131,9 +135,13 @@ class JobState:
     kind: str = "JobState"
     public_params: Collection[str] = ()
     show_usual: bool = True
+    log_level: str | int | None = None
+    public_log: bool = False
     __parent__: Any = None
     #: Whether each hook receives a request, by the status that it is told of.
     _hooks: Mapping[str, bool] = {}
+    #: The number of `log_level`.
+    _log_level: int | None = None
     _store: Store | None = None
     #: The container that loaded it, even if the application changes __parent__.
     _container: Container | None = None
@@ -153,6 +161,7 @@ class JobState:
             cls.kind = cls.__name__
         check_declaration(cls)
         cls._hooks = hooks_of(cls)
+        cls._log_level = level_number(cls)
         old = _kinds.get(cls.kind, cls)
         if (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
             raise TypeError(
@@ -729,7 +738,7 @@ def check_declaration(cls: type[Any]) -> None:
 
     Raises:
       TypeError: Its `kind` is not a string that the store keeps, its `public_params`
-        are a string, or its `show_usual` is not a bool.
+        are a string, or its `show_usual` or its `public_log` is not a bool.
     """
     kind: object = cls.kind
     # The store keeps str(kind), which differs for the member of a str Enum.
@@ -743,11 +752,38 @@ def check_declaration(cls: type[Any]) -> None:
             f"{cls.__qualname__}.public_params must be a tuple of names, not the "
             f"string {cls.public_params!r}. Is a comma missing?"
         )
-    if not isinstance(cls.show_usual, bool):
+    for name in ("show_usual", "public_log"):
+        value = getattr(cls, name)
+        if not isinstance(value, bool):
+            raise TypeError(
+                f"{cls.__qualname__}.{name} must be True or False, not {value!r}."
+            )
+
+
+def level_number(cls: type[Any]) -> int | None:
+    """Return the number of the `log_level` of a JobState class, or None without one.
+
+    Raises:
+      TypeError: It is neither a string nor an int.
+      ValueError: It names no level, or is not positive.
+    """
+    level: object = cls.log_level
+    if level is None:
+        return None
+    if isinstance(level, bool) or not isinstance(level, (str, int)):
         raise TypeError(
-            f"{cls.__qualname__}.show_usual must be True or False, not "
-            f"{cls.show_usual!r}."
+            f'{cls.__qualname__}.log_level must be a level of logging, such as "INFO", '
+            f"or None, not {level!r}."
         )
+    names = logging.getLevelNamesMapping()
+    number = names.get(level, 0) if isinstance(level, str) else level
+    if number <= 0:
+        known = ", ".join(name for name in names if names[name])
+        raise ValueError(
+            f"{cls.__qualname__}.log_level must be a level of logging above 0 or the "
+            f"name of one ({known}), not {level!r}."
+        )
+    return number
 
 
 #: An absolute http or https URL, which is safe in a link.
@@ -834,6 +870,11 @@ def class_hooks(cls: type[JobState]) -> Mapping[str, bool]:
     request.
     """
     return cls._hooks
+
+
+def log_level_of(cls: type[JobState]) -> int | None:
+    """Return the number of the least level that a class captures, or None."""
+    return cls._log_level
 
 
 def kinds_with_hooks(*, has_requests: bool) -> list[str]:

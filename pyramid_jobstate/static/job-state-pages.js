@@ -2,10 +2,10 @@
  * job-state-pages.js: what the pages of pyramid_jobstate do beside their elements.
  *
  * The page of a list selects jobs, acts on them, and says when there are new ones. That of
- * groups of failed jobs runs them again, a group at a time. The page of a job acts on it, and
- * renews what stands around its element. That of a batch counts its jobs, and runs those again
- * that have failed. The attribute data-words has the words of all, in the viewer's language;
- * data-page has URLs, questions, and the token of CSRF checks.
+ * groups of failed jobs runs them again, a group at a time. The page of a job acts on it, follows
+ * its log, and renews what stands around its element. That of a batch counts its jobs, and runs
+ * those again that have failed. The attribute data-words has the words of all, in the viewer's
+ * language; data-page has URLs, questions, and the token of CSRF checks.
  *
  * A classic script that defines no globals. It needs job-state.js.
  */
@@ -14,11 +14,13 @@
 
 // Milliseconds
 const LOOK = 10 * 1000; // between two looks for new jobs
+const LOG_LOOK = 2 * 1000; // between two looks for new lines of a log
 const TIMEOUT = 30 * 1000; // until a request that only reads is given up
 const ACT_TIMEOUT = 120 * 1000; // one request may act on a thousand jobs
 const ANSWER = 500; // between two looks for the answer of a worker
 const FRESH = 30 * 1000; // the maximum age of a result that the page shows
 
+const MOST_LINES = 2000; // of a log
 const DONE = { cancel: "cancel-done", rerun: "rerun-done", delete: "delete-done" };
 const MEMORY = "job-state-pages"; // the key in sessionStorage
 
@@ -32,7 +34,9 @@ let isBusy = false; // an act is under way
 let isGone = false; // the browser has left the page
 
 /** The parts around the element of a job, as the server has last sent them. */
-const sent = new Map(["acts", "where", "failure", "timeline"].map((name) => [name, one(name)?.cloneNode(true)]));
+const sent = new Map(
+  ["acts", "where", "failure", "timeline", "log"].map((name) => [name, one(name)?.cloneNode(true)]),
+);
 
 window.JobState.setLabels(page.lang, data.labels);
 page.querySelectorAll("time").forEach(showLocally);
@@ -524,6 +528,49 @@ function prepareJob() {
     if (seen !== shown) renew(isOver(status));
     shown = seen;
   });
+  showNewest();
+  setInterval(() => {
+    // Its last lines come with the end of the job.
+    if (one("lines") && !document.hidden && !isOver(shown.split(" ")[0])) readLog();
+  }, LOG_LOOK);
+}
+
+let isReading = false; // lines of the log are on their way
+
+/** Add what the job has logged since the last line that the page has. */
+async function readLog() {
+  if (isReading) return;
+  isReading = true;
+  const after = one("lines").lastElementChild?.dataset.number ?? 0;
+  const found = await read(`${data.url}log?after=${after}`);
+  if (found) addLines(found.lines);
+  // Once the server refuses, it is not asked again.
+  isReading = found === undefined;
+}
+
+function addLines(lines) {
+  const list = one("lines");
+  const box = list.parentNode;
+  const isAtEnd = box.scrollTop + box.clientHeight >= box.scrollHeight - 8;
+  for (const { number, time, level, logger, text } of lines) {
+    // The server may have sent the whole list meanwhile.
+    if (number <= Number(list.lastElementChild?.dataset.number ?? 0)) continue;
+    const moment = make("time", { dateTime: time });
+    showLocally(moment);
+    const words = level === null ? [" "] : [" ", make("b", { title: logger }, level), " "];
+    const line = make("li", {}, moment, ...words, make("span", { dir: "auto" }, text));
+    line.dataset.number = number;
+    list.append(line);
+  }
+  while (list.children.length > MOST_LINES) list.firstElementChild.remove();
+  if (list.children.length) one("log").hidden = false;
+  if (isAtEnd) showNewest();
+}
+
+/** Show the newest lines of the log. */
+function showNewest() {
+  const box = one("lines")?.parentNode;
+  if (box) box.scrollTop = box.scrollHeight;
 }
 
 /** Ask the worker of the job where it is. */
@@ -598,6 +645,7 @@ function replaceParts(found, hasEnded) {
     const hadFocus = old?.contains(document.activeElement);
     if (old) old.replaceWith(now);
     else document.getElementById("jobstate-job").after(now);
+    if (name === "log") showNewest();
     if (hadFocus) focusAgain();
   }
   waitForWorker();

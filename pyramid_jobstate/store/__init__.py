@@ -34,7 +34,7 @@ from .lists import (
 )
 from .looks import FollowedJobs, Looks, Spans, Unended, note_sender
 from .places import refusal
-from .reader import Failures, Try, is_foreign
+from .reader import Failures, LogLine, Try, is_foreign, line_as_json
 from .records import Records
 from .scripts import Reply
 from .whereabouts import ANSWER_SECONDS, NO_ANSWER, Whereabouts, whereabouts_as_json
@@ -60,6 +60,7 @@ __all__ = [
     "FollowedJobs",
     "Fresh",
     "JobStore",
+    "LogLine",
     "Looks",
     "Page",
     "Records",
@@ -78,6 +79,7 @@ __all__ = [
     "is_foreign",
     "kind_name",
     "kind_texts",
+    "line_as_json",
     "name_of",
     "namespace_fault",
     "newest_uuids",

@@ -38,7 +38,7 @@ from .lists import (
     resolved,
 )
 from .looks import FollowedJobs, Looks, Unended
-from .reader import Failures
+from .reader import Failures, LogLine
 from .records import Records
 from .scripts import Lives, millis
 from .whereabouts import Whereabouts
@@ -308,6 +308,21 @@ class JobStore:
         if found is None and (target := self._records.claims.target_of(uuid)):
             found = self._records.where(target.uuid)
         return found
+
+    def log(self, uuid: str, after: int = 0) -> Sequence[LogLine]:
+        """Return the lines of a job's log, the oldest first: what its class captures,
+        and the lines of `append_log()` between. The newest 64 KiB are kept. A job whose
+        class sets no `log_level` has none.
+
+        Parameters:
+          after: Only return lines with higher numbers.
+
+        Raises:
+          TypeError: after is not an int.
+          ValueError: after is negative, or over 1e15.
+        """
+        check_int("after", after, 0, 10**15)
+        return self._records.log(uuid, after)
 
     def clear(
         self,

@@ -22,6 +22,7 @@ from ..job import (
     JobError,
     Once,
     Record,
+    iso_time,
     parse_int,
     parse_json,
     parse_time,
@@ -321,6 +322,75 @@ def _read_try(text: str | None) -> Try | None:
         case [started, ended, [str() | None as type_, str() as message], *_]:
             error = JobError(type_, message)
             return Try(parse_time(str(started)), parse_time(str(ended)), error)
+    return None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogLine:
+    """A line of a job's log.
+
+    Attributes:
+      number: Its number among all lines of the job. Numbers are missing where lines are
+        not kept.
+      time: When it was logged, in UTC.
+      level: The number of its level, or None for a line of `append_log()`.
+      level_name: The name of the level, or None.
+      logger: The name of its logger, or None.
+      attempt: The number of the attempt that logged it.
+      text: What it says, up to 1,000 characters.
+    """
+
+    number: int
+    time: datetime.datetime
+    level: int | None
+    level_name: str | None
+    logger: str | None
+    attempt: int
+    text: str
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether it was logged with :mod:`logging`, not by `append_log()`."""
+        return self.level is not None
+
+
+def line_as_json(line: LogLine) -> dict[str, Any]:
+    """Return a line as HTTP and the command line tell it."""
+    return {
+        "number": line.number,
+        "time": iso_time(line.time),
+        "level": line.level_name,
+        "logger": line.logger,
+        "attempt": line.attempt,
+        "text": line.text,
+    }
+
+
+#: An entry of a log: see lua/log.lua.
+_ENTRY = re.compile(
+    r"(?P<number>[0-9]{1,15}) \S+ \S+ \S+ (?P<time>[0-9]{1,15}) (?P<json>.*)", re.DOTALL
+)
+
+
+def log_lines(entries: Sequence[str]) -> list[LogLine]:
+    """Return the lines of the entries of a log, without what others wrote there."""
+    return [line for line in map(_read_line, entries) if line is not None]
+
+
+def _read_line(entry: str) -> LogLine | None:
+    match = _ENTRY.fullmatch(entry)
+    if match is None or (time := parse_time(match["time"])) is None:
+        return None
+    match parse_json(match["json"]):
+        case [
+            int() | None as level,
+            str() | None as name,
+            str() | None as logger,
+            int() as attempt,
+            str() as text,
+        ]:
+            number = int(match["number"])
+            return LogLine(number, time, level, name, logger, attempt, text)
     return None
 
 

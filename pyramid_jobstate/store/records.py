@@ -34,8 +34,10 @@ from .reader import (
     MAX_SCORE,
     Alias,
     Failures,
+    LogLine,
     Reader,
     checked,
+    log_lines,
     read_failures,
     skipped,
 )
@@ -178,6 +180,18 @@ class Records:
     def where(self, uuid: str) -> Whereabouts | None:
         """Return where a job is that is no alias: see :meth:`.JobStore.where`."""
         return read_where(self.reader.fields(self._calls.where_key(uuid), WHERE_FIELDS))
+
+    def log(self, uuid: str, after: int) -> Sequence[LogLine]:
+        """Return lines of a job's log: see :meth:`.JobStore.log`."""
+        key = self._calls.log_key(uuid)
+        newest = log_lines(self.reader.entries(key, -1, 1))
+        if not newest:
+            target = self.claims.target_of(uuid)
+            return [] if target is None else self.log(target.uuid, after)
+        # Numbers may be missing.
+        most = newest[0].number - after
+        entries = self.reader.entries(key, -most, most) if most > 0 else []
+        return [line for line in log_lines(entries) if line.number > after]
 
     def running_members(self, batch: str, limit: int) -> list[str]:
         """Return the uuids of running members of a batch, in the order in which they
@@ -344,6 +358,7 @@ class Records:
         """
         calls: list[Call] = []
         places: list[tuple[int, int]] = []
+        logs: list[tuple[int, int]] = []
         members = [i for i, u in enumerate(updates) if u.info.batch is not None]
         stopped = self._stopped([updates[i] for i in members])
         for update in updates:
@@ -353,6 +368,10 @@ class Records:
                 is_stopped = update.info.batch in stopped
                 call = self._calls.start(update, deadline, is_stopped=is_stopped)
                 calls.append(call)
+            if update.lines or (update.renews and update.info.log_level is not None):
+                logs.append((len(places), len(calls)))
+                calls.append(self._calls.log(update))
+                first += not update.begins
             if update.reports:
                 calls.append(self._calls.report(update))
             places.append((first, len(calls) - 1))
@@ -365,6 +384,11 @@ class Records:
             if found:
                 changes[i] = found[-1]
         results = [worst(replies[first], replies[last]) for first, last in places]
+        for i, place in logs:
+            reply = replies[place]
+            # What another program made of its log does not concern the job.
+            if isinstance(reply, Exception) and skipped([calls[place]], [reply])[0]:
+                results[i] = reply
         return results, changes, moves
 
     def _stopped(self, updates: Sequence[Update]) -> set[str]:

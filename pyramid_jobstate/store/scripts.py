@@ -17,6 +17,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from ..job import (
     CANCELLED,
+    MAX_LOG_BYTES,
     NOT_REACHED,
     NOT_SENT,
     JobError,
@@ -69,6 +70,7 @@ OTHERS = (
     "claim",
     "end_hook",
     "end_sent",
+    "log",
     "mark",
     "raise",
     "take_ends",
@@ -336,6 +338,10 @@ class Calls:
         """Return the key of what is known of where a job is, in its hash's slot."""
         return beside(self.key(uuid), "where")
 
+    def log_key(self, uuid: str) -> str:
+        """Return the key of the log of a job, in its hash's slot."""
+        return beside(self.key(uuid), "log")
+
     def claim_key(self, identity: str) -> str:
         """Return the key of the claim to the identity of unique jobs."""
         digest = hashlib.sha256(identity.encode()).hexdigest()
@@ -445,6 +451,13 @@ class Calls:
             news=news,
         )
 
+    def log(self, update: Update) -> Call:
+        """Return the call that writes what a run has logged."""
+        uuid = update.uuid
+        words = (word for line in update.lines for word in line)
+        args = update.token, MAX_LOG_BYTES, *words
+        return self._call("log", uuid, *args, more_keys=[self.log_key(uuid)])
+
     def many(self, script: str, batch: str, calls: Sequence[Call]) -> Call:
         """Return the call of a script that does what calls of it do for members.
 
@@ -466,7 +479,7 @@ class Calls:
         Parameters:
           spares_awaited: Whether to leave it alone if its hook has yet to return.
         """
-        kept = [self.failure_key(uuid), self.where_key(uuid)]
+        kept = [self.failure_key(uuid), self.log_key(uuid), self.where_key(uuid)]
         if info.is_batch:
             kept += self.batch_keys(uuid)
         return self._call("delete", uuid, word, int(spares_awaited), more_keys=kept)

@@ -70,7 +70,7 @@ _OPEN = "_jobstate_batch"
 URL_OF = ("wsgi.url_scheme", "HTTP_HOST", "SERVER_NAME", "SERVER_PORT", "SCRIPT_NAME")
 
 #: The names of the views of a job.
-JOB_VIEWS = ("", "cancel", "rerun", "inspect", "stack")
+JOB_VIEWS = ("", "cancel", "rerun", "inspect", "log", "stack")
 
 
 class Default(enum.Enum):

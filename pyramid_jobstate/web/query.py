@@ -159,16 +159,25 @@ def read_flag(query: Mapping[str, str], name: str) -> bool:
     return name in query
 
 
+def read_number(query: Mapping[str, str], name: str, default: int) -> int:
+    """Return a parameter that is a whole number.
+
+    Raises:
+      BadRequest: It is not.
+    """
+    number = query.get(name, str(default))
+    if not re.fullmatch(r"[0-9]{1,9}", number):
+        raise BadRequest(f"{name} must be a number, not {number!r}.")
+    return int(number)
+
+
 def read_limit(query: Mapping[str, str], default: int) -> int:
     """Return the parameter limit.
 
     Raises:
       BadRequest: It is not a number.
     """
-    limit = query.get("limit", str(default))
-    if not re.fullmatch(r"[0-9]{1,9}", limit):
-        raise BadRequest(f"limit must be a number, not {limit!r}.")
-    return int(limit)
+    return read_number(query, "limit", default)
 
 
 def read_duration(query: Mapping[str, str], name: str) -> float | None:

@@ -21,6 +21,7 @@ from .interfaces import (
     INSPECT,
     JOB,
     LIST,
+    LOG,
     OTHER,
     RERUN,
     RERUN_ALL,
@@ -51,14 +52,25 @@ ROUTES = {
     RERUN: "/{uuid}/rerun",
     INSPECT: "/{uuid}/inspect",
     STACK: "/{uuid}/stack",
+    LOG: "/{uuid}/log",
     OTHER: r"{other:(?s:/.*)\Z}",
 }
 
 #: The names of our views, by the route that leads to one. The others have no name.
 VIEW_NAMES = {
     name: ROUTES[name].rpartition("/")[2]
-    for name in ROUTES
-    if name not in (JOB, LIST, f"{JOB}/", f"{LIST}/", OTHER)
+    for name in (
+        COUNTS,
+        WORKERS,
+        CLEAR,
+        CANCEL_ALL,
+        RERUN_ALL,
+        CANCEL,
+        RERUN,
+        INSPECT,
+        STACK,
+        LOG,
+    )
 }
 
 #: The names that stand where a uuid would, and have a route of their own.

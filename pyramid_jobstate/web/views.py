@@ -28,7 +28,9 @@ from ..job import (
 from ..store import (
     MAX_LIMIT,
     JobStore,
+    LogLine,
     Page,
+    line_as_json,
     records_of,
     whereabouts_as_json,
     worker_as_json,
@@ -61,6 +63,7 @@ from .interfaces import (
     INSPECT,
     JOB,
     LIST,
+    LOG,
     OTHER,
     RERUN,
     RERUN_ALL,
@@ -70,7 +73,14 @@ from .interfaces import (
 )
 from .jobstates import JobStates, ask
 from .permits import may_see, require
-from .query import BadRequest, parse_owner, read_flag, read_limit, read_query
+from .query import (
+    BadRequest,
+    parse_owner,
+    read_flag,
+    read_limit,
+    read_number,
+    read_query,
+)
 from .routes import OursPredicate
 
 if TYPE_CHECKING:
@@ -317,6 +327,32 @@ def inspection(context: JobState) -> dict[str, Any]:
     }
 
 
+def show_log(context: JobState, request: Request) -> Response:
+    """Respond with the lines of the log of a job that the request may read."""
+    require(request, context, "view_job")
+    after = read_number(read_query(request, "after"), "after", 0)
+    lines = [line_as_json(line) for line in readable_lines(context, after)]
+    return render_state(request, encode({"lines": lines}))
+
+
+def readable_lines(context: JobState, after: int = 0) -> Sequence[LogLine]:
+    """Return the lines of the log of a job that a request reads which may view it:
+    those of append_log() and, with `inspect_job` or if the class says so, those that
+    were captured.
+
+    Parameters:
+      after: Only return lines with higher numbers.
+    """
+    record, container = record_of(context), container_of(context)
+    if record.log_level is None:
+        # Nothing is asked about a job whose class captures nothing.
+        return []
+    lines = ask(container, lambda store: store.log(record.uuid, after))
+    if context.public_log is True or container.permits(context, "inspect_job"):
+        return lines
+    return [line for line in lines if not line.is_captured]
+
+
 def error_of(error: JobError | None) -> dict[str, Any] | None:
     """Return an error with its whole text."""
     return None if error is None else dataclasses.asdict(error)
@@ -402,6 +438,7 @@ VIEWS: tuple[tuple[tuple[str, ...], type, str, dict[str, View]], ...] = (
     ((RERUN,), JobState, "rerun", {"POST": rerun}),
     ((INSPECT,), JobState, "inspect", {"GET": inspect}),
     ((STACK,), JobState, "stack", {"POST": stack}),
+    ((LOG,), JobState, "log", {"GET": show_log}),
 )
 
 

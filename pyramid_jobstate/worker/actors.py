@@ -30,6 +30,8 @@ from ..job import (
     encode_params,
     is_uuid,
     last_notice,
+    log_level_of,
+    new_journal,
     run_of,
     set_later_steps,
     set_member_sender,
@@ -352,6 +354,7 @@ class TrackedFunction(HandedFunction):
             owner = None
         # Of a delayed message, the one that it goes to when it is due.
         queue = q_name(message.queue_name)
+        level = log_level_of(self.job_state_class)
         return JobInfo(
             kind=self.job_state_class.kind,
             actor=self.actor_name,
@@ -365,6 +368,7 @@ class TrackedFunction(HandedFunction):
             hooks=hook_text(
                 self.job_state_class, self._hooks_queue or queue, message.options
             ),
+            log_level=None if level is None else str(level),
         )
 
     def unsaved(self, message: MessageProxy, worker: str | None = None) -> Unsaved:
@@ -374,7 +378,9 @@ class TrackedFunction(HandedFunction):
           worker: The token of the worker process, or None.
         """
         info = self.info_of(message, attempts_before(message) + 1)
-        return Unsaved(message.message_id, Run(), info._replace(worker=worker))
+        run = Run()
+        run.journal = new_journal(self.job_state_class, info.attempt)
+        return Unsaved(message.message_id, run, info._replace(worker=worker))
 
     def job_state(self, message_id: str, run: Run, info: JobInfo) -> JobState:
         """Return the JobState that writes to a run."""

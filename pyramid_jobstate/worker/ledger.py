@@ -290,6 +290,14 @@ class Ledger:
             self.drop(broker, message, info, end)
             return
         self._write_end(broker, unsaved, end)
+        journal = unsaved.run.journal
+        if journal is not None and journal.failures:
+            log.warning(
+                "%d of the records that job %s logged could not be formatted: they are "
+                "missing from its log.",
+                journal.failures,
+                job.uuid,
+            )
         if (unsaved.lost or unsaved.is_fenced) and not unsaved.is_cancelled:
             # Another run decides about the later steps.
             return

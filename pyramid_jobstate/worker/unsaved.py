@@ -94,7 +94,9 @@ class Unsaved:
         report = [str(value) for value in self.run.report.copy().values()]
         if self.end is not None and self.end.failure is not None:
             report += self.end.failure
-        return 1024 + self.run.size + len(self.info.params) + sum(map(len, report))
+        logged = 0 if self.run.journal is None else self.run.journal.size
+        texts = len(self.info.params) + sum(map(len, report))
+        return 1024 + self.run.size + texts + logged
 
     @property
     def is_new(self) -> bool:
@@ -172,6 +174,8 @@ class Unsaved:
         if self.info.batch is not None and now - self._batch_at >= BATCH_INTERVAL:
             update.tells = True
             update.millionths = int(share_of(report) * 1_000_000)
+        if run.journal is not None:
+            update.lines = run.journal.take()
         self._last = update
         return update
 
@@ -184,6 +188,8 @@ class Unsaved:
         if last is None or new is None:
             return
         self._sent.update(new)
+        if last.lines and self.run.journal is not None:
+            self.run.journal.forget(last.lines[-1].number)
         if last.reports:
             self._base = last.seq
         if last.renews:

@@ -74,6 +74,32 @@ def test_public_params_are_no_text() -> None:
             public_params = "miles"
 
 
+@pytest.mark.parametrize(
+    ("level", "error"),
+    [
+        (True, r"Race\.log_level must be a level of logging, .* not True\.$"),
+        (["INFO"], r"Race\.log_level must be .* not \['INFO'\]\.$"),
+        ("info", r"Race\.log_level must be .* DEBUG.* not 'info'\.$"),
+        ("NOTSET", r"Race\.log_level must be .* above 0 .* not 'NOTSET'\.$"),
+        (0, r"Race\.log_level must be .* not 0\.$"),
+    ],
+)
+def test_log_level_is_one_of_logging(level: Any, error: str) -> None:
+    """Anything else is an error of the class that declares it."""
+    with pytest.raises((TypeError, ValueError), match=error):
+
+        class Race(JobState):
+            log_level = level
+
+
+def test_public_log_is_a_bool() -> None:
+    """Not a text, which would be true."""
+    with pytest.raises(TypeError, match=r"Race\.public_log must be .* not 'no'\.$"):
+
+        class Race(JobState):
+            public_log: Any = "no"
+
+
 def on_success(self: Any, request: Any) -> None:
     """A hook as it should be."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from datetime import timedelta, timezone
 from pathlib import Path
@@ -515,6 +516,51 @@ def test_job_may_be_retried_before_its_worker_answers(
     expect(pages.one("where")).to_be_visible()
     write(store, job, status="retrying")
     expect(pages.one("where")).to_have_count(0)
+
+
+class Sheets(JobState):
+    log_level = "WARNING"
+
+
+def test_log_is_followed(pages: Pages, redis_url: str) -> None:
+    """New lines come as text, each once, though the record says nothing new. The box
+    stays at its end, unless the viewer reads above; and the end of the job brings the
+    last line.
+    """
+    log = logging.getLogger("tests.sheets")
+    with Runner(redis_url, Sheets) as runner:
+        job = runner.start()
+        pages.visit(f"/job_state/{job}")
+        pages.page.evaluate("window.isTheSame = true")
+        section, lines = pages.one("log"), pages.one("lines").locator("li")
+        expect(section).to_be_hidden()
+        runner.tell(job, lambda job_state: log.warning("<b>one</b>"))
+        expect(section.get_by_role("region", name="Log")).to_be_visible()
+        expect(lines).to_have_count(1)
+        expect(lines.locator("span")).to_have_text("<b>one</b>")
+        expect(lines.locator("b")).to_have_text("WARNING")
+        expect(lines.locator("time")).to_have_text(re.compile(r"\d:\d\d:\d\d"))
+
+        def fill_box(job_state: JobState) -> None:
+            for number in range(60):
+                log.warning("line %d", number)
+
+        runner.tell(job, fill_box)
+        expect(lines).to_have_count(61)
+        box = section.get_by_role("region")
+        gap = "node => node.scrollHeight - node.scrollTop - node.clientHeight"
+        assert box.evaluate(gap) < 2
+        box.evaluate("node => node.scrollTop = 0")
+        runner.tell(job, lambda job_state: job_state.append_log("<i>own</i>"))
+        expect(lines).to_have_count(62)
+        assert box.evaluate("node => node.scrollTop") == 0
+        runner.tell(job, lambda job_state: log.warning("the end"))
+        runner.finish(job)
+        expect(lines).to_have_count(63)
+        expect(lines.last).to_contain_text("the end")
+        numbers = lines.evaluate_all("all => all.map(each => each.dataset.number)")
+        assert numbers == [str(number) for number in range(1, 64)]
+        assert pages.page.evaluate("window.isTheSame")
 
 
 def test_id_is_copied(pages: Pages, store: JobStore) -> None:

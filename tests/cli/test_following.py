@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import operator
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -534,3 +535,102 @@ def test_failures_of_a_batch_are_told_at_once(pjobs: Operator, store: JobStore) 
     ]
     end = r"error after [\d.]+ s, 3 of 3 jobs, 1 error, 2 cancelled"
     assert re.fullmatch(end, last)
+
+
+class Ledger(JobState):
+    log_level = "WARNING"
+
+
+def warn(text: str) -> Callable[[JobState], None]:
+    """Return what a job does that logs a line."""
+    return lambda job: logging.getLogger("tests.ledger").warning(text)
+
+
+def without_times(lines: list[str]) -> list[str]:
+    """Return the lines of a captured log without their times."""
+    assert all(re.match(r"\d{4}-\d\d-\d\d \S+ ", line) for line in lines), lines
+    return [line.split(" ", 2)[2] for line in lines]
+
+
+def test_captured_log_is_followed_to_the_end(pjobs: Operator, runs: Runs) -> None:
+    """`log -f` prints each line once as it comes, however many come between two looks,
+    and whatever the record says meanwhile.
+    """
+    run = runs.start(Ledger)
+    run.do(warn("one"))
+
+    def course() -> Iterator[None]:
+        run.do(warn(HOSTILE))
+        yield
+        run.do(lambda job: [warn(f"line {n}")(job) for n in range(50)])
+        yield
+        yield
+        run.do(lambda job: job.append_log("own"))
+        yield
+        run.end(ValueError("wrong"))
+
+    ran = pjobs("log", "-f", run.uuid, course=course())
+    logged = ["one", HARMLESS, *(f"line {n}" for n in range(50))]
+    lines = [*(f"WARNING tests.ledger: {text}" for text in logged), "own"]
+    assert without_times(ran.printed()) == lines
+    assert without_times(pjobs("log", run.uuid).printed()) == lines
+
+
+def test_captured_log_is_followed_through_an_outage(
+    pjobs: Operator, runs: Runs
+) -> None:
+    """No line is missed or printed twice. Where some were not kept, stderr says so."""
+    run = runs.start(Ledger)
+    run.do(warn("one"))
+    with faulty(pjobs.url) as proxy:
+
+        def course() -> Iterator[None]:
+            proxy.judge = lambda request: "refuse"
+            run.do(warn("two"))
+            yield
+            proxy.judge = lambda request: "pass"
+            yield
+            for _ in range(3):
+                run.do(lambda job: [warn("x" * 1000)(job) for _ in range(40)])
+            yield
+            run.end()
+
+        follow = ("--url", proxy.url, "log", "-f", run.uuid)
+        ran = pjobs.main(*follow, course=course())
+    assert ran.code == 0
+    first, second, *many = without_times(ran.out)
+    assert [first, second] == [f"WARNING tests.ledger: {x}" for x in ("one", "two")]
+    assert 0 < len(many) < 70
+    assert ran.err[-1] == f"pjobs: Lines of {run.uuid} are missing here."
+
+
+def test_log_may_begin_at_a_level(pjobs: Operator, runs: Runs) -> None:
+    """`--level` leaves out what was logged below it, and what was only appended. JSON
+    has all that is known of a line.
+    """
+    run = runs.start(Ledger)
+    run.do(warn("low"))
+    run.do(lambda job: job.append_log("own"))
+    run.do(lambda job: logging.getLogger("tests.ledger").error("high"))
+    run.end()
+    (line,) = without_times(pjobs("log", run.uuid, "--level", "error").printed())
+    assert line == "ERROR tests.ledger: high"
+    _, own, high = (json.loads(x) for x in pjobs("log", run.uuid, "--json").out)
+    assert (own["line"], own["level"], own["logger"]) == ("own", None, None)
+    assert re.fullmatch(r"\d{4}-.*Z", high.pop("time"))
+    assert high == {
+        "uuid": run.uuid,
+        "number": 3,
+        "line": "high",
+        "level": "ERROR",
+        "logger": "tests.ledger",
+        "attempt": 1,
+    }
+    plain = runs.start()
+    plain.do(lambda job: job.append_log("own"))
+    plain.end()
+    ran = pjobs("log", plain.uuid, "--level", "INFO")
+    assert (ran.code, ran.out) == (0, [])
+    assert "sets no log_level" in ran.err[0]
+    refused = pjobs("log", run.uuid, "--level", "loud").error(2)
+    assert "the level loud is unknown: choose from CRITICAL, " in refused

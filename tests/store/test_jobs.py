@@ -279,7 +279,7 @@ def test_store_shows_what_applications_call(redis_url: str) -> None:
     called = {name for name in shown if callable(getattr(store, name))}
     assert called - {"client"} == {
         *("load", "load_many", "list", "members", "counts", "kinds", "throughput"),
-        *("wait", "follow", "workers", "ask_where", "where", "durations"),
+        *("wait", "follow", "workers", "ask_where", "where", "durations", "log"),
         *("failures", "clear", "cancel_all", "delete", "replace"),
     }
 

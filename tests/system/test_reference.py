@@ -25,6 +25,7 @@ from tests.jobs import RunMarathon, working
 from tests.readme import PAGES, page
 from tests.running import running
 from tests.support import PACKAGE, ROOT, wait_for, write
+from tests.web.minutes import take_minutes
 from tests.web.operating import OPERATOR, Marathons, operated_app
 from tests.web.paging import Visit, paged_app
 from tests.webapp import ADMIN, ask, get
@@ -369,6 +370,16 @@ def test_keys_of_counts(redis_url: str, store: JobStore) -> None:
     (rows,) = tables(section("reference/http", "Counts"), "key")
     types = {n: kinds for n, kinds in types_of(*values).items() if "." not in n}
     assert documented_types(rows) == types
+
+
+def test_keys_of_a_line_of_a_log(redis_url: str) -> None:
+    """The table has each key of a line, with its types."""
+    app = operated_app(redis_url)
+    path = f"/job_state/{take_minutes(redis_url)}/log"
+    lines = get(app, path, OPERATOR).json["lines"]
+    values = [(value, name) for line in lines for name, value in line.items()]
+    (rows,) = tables(section("reference/http", "Log"), "key")
+    assert documented_types(rows) == types_of(*values)
 
 
 def test_keys_of_groups(redis_url: str, store: JobStore) -> None:

@@ -67,6 +67,7 @@ ON_ONE = [
     ("GET", "/{job}/inspect", "error", "inspect_job", 200),
     ("POST", "/{job}/stack", "working", "inspect_job", 202),
     ("POST", "/{job}/stack", "success", "inspect_job", 409),
+    ("GET", "/{job}/log", "error", "view_job", 200),
     ("POST", "/{job}/cancel", "working", "cancel_job", 202),
     ("POST", "/{job}/cancel", "success", "cancel_job", 409),
     ("POST", "/{job}/rerun", "error", "rerun_job", 202),

@@ -72,7 +72,7 @@ def test_proutes_shows_the_documented_paths(tmp_path: Path) -> None:
     rows = [row.split()[1:] for line in lines for row in line.splitlines()]
     found = {(r[0], r[2]) for r in rows if len(r) == 3 and "pyramid_jobstate" in r[1]}
     documented = {
-        "GET": ["", "/counts", "/{uuid}", "/{uuid}/inspect"],
+        "GET": ["", "/counts", "/{uuid}", "/{uuid}/inspect", "/{uuid}/log"],
         "POST": [
             *("/clear", "/cancel", "/rerun"),
             *("/{uuid}/cancel", "/{uuid}/rerun", "/{uuid}/stack"),
@@ -147,6 +147,7 @@ def test_other_methods_are_refused(redis_url: str, store: JobStore) -> None:
         ("DELETE", f"/{job}/rerun", "POST"),
         ("POST", f"/{job}/inspect", "GET, HEAD"),
         ("GET", f"/{job}/stack", "POST"),
+        ("POST", f"/{job}/log", "GET, HEAD"),
         ("POST", "/counts", "GET, HEAD"),
         ("OPTIONS", "/cancel", "POST"),
     ):

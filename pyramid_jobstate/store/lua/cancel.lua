@@ -6,7 +6,7 @@
 -- A later delivery of a cancelled job's message is skipped, so the record must outlive the
 -- message: cancelling never shortens the record's lifetime.
 
-local old = redis.call("HMGET", key, "status", "seen", "asked", "updated", "hooks", "kind")
+local old = redis.call("HMGET", key, "status", "seen", "asked", "updated", "hooks", "kind", "log_level")
 local status, now = old[1], time()
 if old[3] and string.find(old[3], ARGV[2], 1, true) then
   return status == "cancelled" and 2 or 1
@@ -29,4 +29,5 @@ if is_running(status) and not is_silent(old[2], now) then
 end
 -- Keep the token: a run that is alive after all learns of this with its next update.
 cancel(status, now, ARGV[1], untold_in(old[5], old[6], "cancelled"), asked)
+keep_log(old[7])
 return 2

@@ -28,6 +28,15 @@ local function lengthen(ttl)
   redis.call("PEXPIRE", key, int(math.max(ttl, redis.call("PTTL", key))))
 end
 
+-- Let the log of the job live for as long as the record, and some milliseconds more. A job without
+-- one has no `level`, the field of that name.
+local function keep_log(level, more)
+  if level then
+    local log = OPEN .. key .. CLOSE .. ":log"
+    redis.call("PEXPIRE", log, int(redis.call("PTTL", key) + (more or 0)))
+  end
+end
+
 -- What scopes_of() needs of a job whose fields are among the arguments from an index on, and its
 -- hooks.
 local function facts_in(argv, from)
@@ -147,12 +156,12 @@ local function stopped(status)
 end
 
 -- Read the record for a run. Returns its status, run, past and seq, what scopes_of() needs, and
--- its hooks.
+-- its hooks, then other fields that are named.
 -- Also returns the reply if the run may not write because it does not own the record, or because
 -- the record lacks the update `base` that the run builds on.
-local function read_for(token, base)
+local function read_for(token, base, ...)
   local old = redis.call(
-    "HMGET", key, "status", "run", "past", "seq", "kind", "actor", "owner", "batch", "hooks"
+    "HMGET", key, "status", "run", "past", "seq", "kind", "actor", "owner", "batch", "hooks", ...
   )
   if not old[1] then
     return old, MISSING

@@ -6,7 +6,7 @@
 -- was lost. Returns 0 for another unfinished, a cancelled or a deleted job. For a job that ended
 -- in another way, returns the token of its last run.
 
-local old = redis.call("HMGET", key, "status", "run", "asked")
+local old = redis.call("HMGET", key, "status", "run", "asked", "log_level")
 local status, delay = old[1], tonumber(ARGV[1])
 if not status then
   create(ARGV)
@@ -29,6 +29,7 @@ end
 if was_cancelled(status, old[3]) or status == "deleted" then
   -- The message is delivered anyway and must find the record.
   lengthen(ACTIVE_TTL + delay)
+  keep_log(old[4])
   return 0
 end
 if is_unfinished(status) then

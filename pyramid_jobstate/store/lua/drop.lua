@@ -11,7 +11,7 @@
 local token, status, delay, reason = ARGV[1], ARGV[6], tonumber(ARGV[7]), ARGV[9]
 local old = redis.call(
   "HMGET", key, "status", "seen", "run", "past", "drop", "rerun", "attempt", "kind", "actor",
-  "owner", "batch", "hooks"
+  "owner", "batch", "hooks", "log_level"
 )
 local was, now = old[1], time()
 if old[5] == token then
@@ -68,6 +68,7 @@ write(words)
 redis.call("HDEL", key, unpack(gone))
 -- A requeued message must find the record, even that of a cancelled job.
 redis.call("PEXPIRE", key, int(delay and ACTIVE_TTL + delay or life_after(untold)))
+keep_log(old[13])
 place(key, was, status, due_in(status == "retrying" and delay or 0), { unpack(old, 8) })
 if untold then
   enter(key, untold, micros())

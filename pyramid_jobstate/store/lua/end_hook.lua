@@ -3,7 +3,7 @@
 -- The messages of a cancelled job or of a cancelled batch may still come, and must find the record.
 -- So must that of a hook which is tried again, if another message for its end has run nothing.
 
-local old = redis.call("HMGET", key, "status", "finished", "stopped", "untold", "hook")
+local old = redis.call("HMGET", key, "status", "finished", "stopped", "untold", "hook", "log_level")
 local hook = old[5] or ""
 local is_awaited = old[1] == "cancelled" or old[3] or old[4] or (hook ~= "" and hook ~= ARGV[2] and hook ~= OVER)
 if not is_finished(old[1]) or old[2] ~= ARGV[1] then
@@ -17,5 +17,6 @@ if not is_awaited then
   for _, each in ipairs(KEYS) do
     redis.call("PEXPIRE", each, int(ENDED_TTL))
   end
+  keep_log(old[6])
 end
 return 1

@@ -29,7 +29,7 @@ local function keep_try(started)
   end
 end
 
-local old, refusal = read_for(token, ARGV[3])
+local old, refusal = read_for(token, ARGV[3], "log_level")
 local was = old[1]
 if refusal == FENCED and has_failed then
   -- This run has failed all the same, and began before the one that owns the record.
@@ -45,6 +45,7 @@ if was == "cancelled" then
   -- message must find the record.
   if delay then
     lengthen(ACTIVE_TTL + delay)
+    keep_log(old[10])
   end
   return status == "success" and CANCELLED or stopped(status)
 end
@@ -86,6 +87,7 @@ write(words)
 -- A requeued message must find the record, even that of a cancelled job.
 local ttl = int(delay and ACTIVE_TTL + delay or life_after(untold))
 redis.call("PEXPIRE", key, ttl)
+keep_log(old[10])
 if stop and not reason then
   redis.call("HDEL", key, "error")
 end

@@ -4,7 +4,7 @@
 -- same call before, whose reply was lost; 0 if the job has changed since.
 
 local old = redis.call(
-  "HMGET", key, "status", "run", "owner", "past", "asked", "rerun", "hooks", "untold"
+  "HMGET", key, "status", "run", "owner", "past", "asked", "rerun", "hooks", "untold", "log_level"
 )
 local deadline, token = table.remove(ARGV), table.remove(ARGV)
 local status = old[1]
@@ -31,10 +31,14 @@ end
 if old[7] then
   add(more, "hooks", old[7])
 end
+if old[9] then
+  add(more, "log_level", old[9])
+end
 local before = scopes_of(key)
 if old[8] then
   leave(key)
 end
 redis.call("DEL", key)
 create(ARGV, status, more, before)
+keep_log(old[9])
 return 1

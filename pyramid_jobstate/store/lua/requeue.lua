@@ -7,7 +7,7 @@
 -- lost; 0 if the job has not failed, is being sent, or is unknown, or its message is not kept;
 -- -1 after the deadline.
 
-local old = redis.call("HMGET", key, "status", "updated", "rerun", "run", "past", "untold")
+local old = redis.call("HMGET", key, "status", "updated", "rerun", "run", "past", "untold", "log_level")
 local status, now = old[1], time()
 if status == "sending" and old[3] == ARGV[1] then
   return 1
@@ -50,5 +50,6 @@ redis.call("DEL", key)
 write(words)
 redis.call("PEXPIRE", key, int(ACTIVE_TTL))
 redis.call("PEXPIRE", KEYS[2], int(ACTIVE_TTL))
+keep_log(old[7])
 place(key, status, "sending", micros())
 return 1

@@ -21,7 +21,7 @@ if type(words) ~= "table" or not words[1] or #words % 2 ~= 0 then
 end
 redis.call("DEL", key)
 write(words)
-local kept = redis.call("HMGET", key, "rerun", "finished", "status", "untold")
+local kept = redis.call("HMGET", key, "rerun", "finished", "status", "untold", "log_level")
 -- The message of the failure may run the job. That of this request, which the broker may have
 -- after all, may not: "" admits only messages without a word.
 redis.call("HSET", key, "rerun", kept[1] or "", "refused", ARGV[1])
@@ -33,6 +33,7 @@ end
 redis.call("HDEL", KEYS[2], "former")
 redis.call("PEXPIRE", key, int(ENDED_TTL))
 redis.call("PEXPIRE", KEYS[2], int(ENDED_TTL))
+keep_log(kept[5])
 place(key, "sending", kept[3], (tonumber(kept[2]) or time()) * 1000)
 for _, scope in ipairs(scopes_of(key)) do
   move(scope, string.sub(key, -36), "again", nil)

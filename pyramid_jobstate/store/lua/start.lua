@@ -10,7 +10,7 @@ local now = time()
 local started = now - ARGV[2]
 local old = redis.call(
   "HMGET", key, "status", "run", "started", "queued", "owner", "past", "asked", "attempt", "rerun",
-  "kind", "actor", "batch", "hooks", "untold", "updated", "due"
+  "kind", "actor", "batch", "hooks", "untold", "updated", "due", "log_level"
 )
 local was, facts = old[1], facts_in(ARGV, 8)
 if was == "deleted" or was == "alias" then
@@ -35,6 +35,7 @@ if ARGV[7] ~= "" and is_stopped(space_of(key) .. facts[4]) then
   -- What becomes of a job whose record is gone is known to its batch alone.
   if was and not is_finished(was) then
     cancel(was, now, ARGV[7], untold_in(old[13], old[10], "cancelled"))
+    keep_log(old[17])
   end
   return CANCELLED
 end
@@ -51,6 +52,10 @@ local words = {
   "status", is, "run", token, "seq", "0", "queued", old[4] or int(started),
   "started", int(started), "updated", int(started), "seen", int(now),
 }
+if old[17] then
+  -- The class may capture nothing now, but has.
+  add(words, "log_level", old[17])
+end
 add_all(words, ARGV, 8)
 if old[13] then
   -- This worker may know another version of the class.
@@ -85,6 +90,7 @@ if was then
 end
 write(words)
 redis.call("PEXPIRE", key, int(ACTIVE_TTL))
+keep_log(old[17], ACTIVE_TTL / 2)
 if not was then
   -- The store may have lost the record and not its places.
   leave_all(key)

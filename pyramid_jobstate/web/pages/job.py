@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...job import CANCELLED, FAILED, Batch, container_of, is_owner, record_of
-from ...store import ANSWER_SECONDS, records_of
+from ...store import ANSWER_SECONDS, line_as_json, records_of
 from ..acts import RERUN, may_act
 from ..interfaces import IPages
 from ..jobstates import ask
 from ..permits import require
-from ..views import inspection, members_page, visible
+from ..views import inspection, members_page, readable_lines, visible
 from .layout import respond
 from .rows import (
     Block,
@@ -414,6 +414,9 @@ def job_page(context: JobState, request: Request) -> Response:
     if failure and failure.tells_all:
         error = {"message": f"{failure.type}: {failure.message}"}
     tries = inspected.get("tries", ())
+    logged = None
+    if record_of(context).log_level is not None:
+        logged = [line_as_json(line) for line in readable_lines(context)]
     values = {
         "words": words,
         "job": job,
@@ -424,6 +427,7 @@ def job_page(context: JobState, request: Request) -> Response:
         "members": members,
         "list_url": request.resource_url(container),
         "text": text_of({**job, "error": error}, words),
+        "logged": logged,
         "steps": timeline_of(job, tries, reason_of(context, job, words), words),
         "metrics": texts_of(metrics),
         "params": texts_of(params),

@@ -1,0 +1,103 @@
+"""Captures what jobs log with :mod:`logging`, without a handler: one on the root logger
+would silence Python's handler of last resort, turn ``basicConfig()`` into nothing, and
+go with a later ``dictConfig()``.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from .journal import LOGGER_LENGTH, Journal
+from .once import Once
+from .run import Run
+from .state import JobState, current_state, log_level_of, run_of
+
+log = logging.getLogger("pyramid_jobstate")
+
+#: The kinds that a warning was logged for.
+_warned = Once()
+
+
+class RecordFactory:
+    """Makes the log records of this process, and has the job that logs one keep it.
+
+    Which job that is, a contextvar says: its thread, its tasks, and what runs in a copy
+    of their context log for it, but no other thread.
+
+    Parameters:
+      make: The application's own factory.
+    """
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., logging.LogRecord]) -> None:
+        self._make = make
+
+    def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = self._make(*args, **kwargs)
+        job_state = current_state.get()
+        if job_state is not None and self is _active:
+            run = run_of(job_state)
+            journal = run.journal
+            # logging.makeLogRecord() makes records without a level.
+            if journal is not None and (record.levelno or 0) >= journal.level:
+                _keep(record, run, journal)
+        return record
+
+
+#: The newest of them. Those before, which the application may have wrapped, keep
+#: nothing: each record counts once.
+_active: RecordFactory | None = None
+
+
+def _keep(record: logging.LogRecord, run: Run, journal: Journal) -> None:
+    """Add a record to the journal of a run. Whatever its formatting raises is counted:
+    the handlers of the application say more.
+    """
+    try:
+        name = record.name
+        if name.startswith(log.name) and name.partition(".")[0] == log.name:
+            return
+        # A class of records of the application may return anything.
+        text = str(record.getMessage())
+        if record.exc_info and record.exc_info[1] is not None:
+            (*_, last) = traceback.format_exception_only(record.exc_info[1])
+            text = f"{text}\n{last.rstrip()}"
+        level = str(record.levelname)
+        journal.add(text, int(record.levelno), level, name[:LOGGER_LENGTH])
+    except Exception:
+        journal.fail()
+    run.dirty = True
+
+
+def new_journal(cls: type[JobState], attempt: int) -> Journal | None:
+    """Return the journal of a run that begins, or None if its class captures nothing.
+
+    Parameters:
+      cls: The class of its job.
+      attempt: The number of the attempt.
+    """
+    global _active
+    level = log_level_of(cls)
+    if level is None:
+        return None
+    # Again, since the first jobs of a process may begin at the same time.
+    while (factory := logging.getLogRecordFactory()) is not _active:
+        if not isinstance(factory, RecordFactory):
+            # The application has set it since.
+            factory = RecordFactory(factory)
+            logging.setLogRecordFactory(factory)
+        _active = factory
+    least = logging.getLogger().level
+    if level < least and _warned.is_new(cls.kind):
+        log.warning(
+            "%s.log_level is %s, but the level of the root logger is %s: lower records "
+            "are captured only of loggers that have a lower level of their own.",
+            cls.__qualname__,
+            logging.getLevelName(level),
+            logging.getLevelName(least),
+        )
+    return Journal(level, attempt)

@@ -1,0 +1,178 @@
+"""GET …/log, and what the page of a job shows of its log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+from webtest import TestApp
+
+from pyramid_jobstate import JobStore
+from pyramid_jobstate.testing import away, put_job
+from tests.trips import counting_trips
+from tests.web.minutes import Minutes, OpenMinutes, take_minutes
+from tests.web.operating import KEEPER, OPERATOR, act
+from tests.web.paging import Visiting, shape_of
+from tests.web.test_pages_hostile import HOSTILE
+from tests.webapp import ask, get, make_request
+
+#: Runs a job of Alice's, and returns its path.
+Log = Callable[..., str]
+
+
+@pytest.fixture
+def logged(redis_url: str) -> Log:
+    return lambda *args: f"/job_state/{take_minutes(redis_url, *args)}"
+
+
+def texts(app: TestApp, path: str, user: str | None, **headers: str) -> list[str]:
+    answer = get(app, path, user, **headers)
+    assert answer.status_code == 200
+    return [line["text"] for line in answer.json["lines"]]
+
+
+def test_operators_read_what_a_job_logged(operated: TestApp, logged: Log) -> None:
+    """With `inspect_job`: each line with its number, time, level and logger, and the
+    lines of append_log() without the last two.
+    """
+    path = f"{logged()}/log"
+    answer = get(operated, path, KEEPER)
+    lines = answer.json["lines"]
+    assert all(line.pop("time")[-1] == "Z" for line in lines)
+    common = {"attempt": 1}
+    captured = {"logger": "tests.minutes", **common}
+    own = {"level": None, "logger": None, **common}
+    assert lines == [
+        {"number": 1, "text": "secret", "level": "WARNING", **captured},
+        {"number": 2, "text": "plain", **own},
+        {"number": 3, "text": "more", "level": "ERROR", **captured},
+    ]
+    assert answer.headers["Cache-Control"] == "private, no-cache"
+    again = get(operated, path, KEEPER, If_None_Match=answer.headers["ETag"])
+    assert again.status_code == 304
+    assert texts(operated, f"{path}?after=1", KEEPER) == ["plain", "more"]
+    assert texts(operated, f"{path}?after=3", KEEPER) == []
+    mounted = path.replace("/job_state/", "/jobs/")
+    assert texts(operated, mounted, OPERATOR) == ["secret", "plain", "more"]
+
+
+def test_viewers_read_what_the_actor_appended(operated: TestApp, logged: Log) -> None:
+    """What was captured is for operators: the owner gets none of it, and no place says
+    a word of it. Others get nothing at all.
+    """
+    job = logged()
+    path = f"{job}/log"
+    answer = get(operated, path, "alice")
+    assert [line["text"] for line in answer.json["lines"]] == ["plain"]
+    for each in answer, get(operated, job, "alice"):
+        assert "secret" not in each.text and "WARNING" not in each.text
+        assert "tests.minutes" not in each.text and "log_level" not in each.text
+    for user in "bob", None:
+        for each in path, f"{path}?after=1":
+            refused = get(operated, each, user)
+            assert refused.status_code == 403 and "plain" not in refused.text
+    assert get(operated, job, "alice").json["job"]["log"] == ["plain"]
+
+
+def test_class_may_open_its_log(operated: TestApp, logged: Log) -> None:
+    """To everybody who may view the job, and to nobody else."""
+    path = f"{logged(OpenMinutes)}/log"
+    assert texts(operated, path, "alice") == ["secret", "plain", "more"]
+    assert get(operated, path, "bob").status_code == 403
+
+
+def test_log_that_is_not_there(
+    operated: TestApp, store: JobStore, logged: Log, client: redis.Redis
+) -> None:
+    """Of a job whose class captures nothing nobody asks the store; an unknown job is a
+    404; and a deleted job has no log any more.
+    """
+    plain = put_job(store, owner="alice", log=["plain"]).uuid
+    assert get(operated, f"/job_state/{plain}", OPERATOR).status_code == 200
+    with counting_trips() as trips:
+        assert texts(operated, f"/job_state/{plain}/log", OPERATOR) == []
+    assert len(trips) == 1
+    job = logged()
+    assert act(operated, job, OPERATOR, "DELETE").status_code == 204
+    assert get(operated, f"{job}/log", OPERATOR).status_code == 404
+    assert client.keys("*:log") == []
+
+
+def test_bad_requests_for_a_log(operated: TestApp, logged: Log) -> None:
+    """Other parameters, words for numbers, other methods; and a store that is away."""
+    path = f"{logged()}/log"
+    for query in "after=x", "after=-1", "after=1&after=2", "level=INFO", "after=9" * 9:
+        assert get(operated, f"{path}?{query}", OPERATOR).status_code == 400, query
+    refused = ask(operated, "POST", path, OPERATOR)
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, HEAD")
+    assert ask(operated, "HEAD", path, OPERATOR).status_code == 200
+    with away(make_request(operated.app).job_states.store):
+        assert get(operated, path, OPERATOR).status_code == 503
+
+
+# The page of a job
+
+
+def test_page_shows_operators_the_log(visit: Visiting, logged: Log) -> None:
+    """All of it, with times and levels, in place of what the element would show."""
+    job = logged()
+    page = visit(job, KEEPER)
+    lines = page.all("[data-jobstate=lines] li")
+    assert [line["data-number"] for line in lines] == ["1", "2", "3"]
+    assert page.texts("[data-jobstate=lines] span") == ["secret", "plain", "more"]
+    assert page.texts("[data-jobstate=lines] b") == ["WARNING", "ERROR"]
+    assert [b["title"] for b in page.all("[data-jobstate=lines] b")] == [
+        "tests.minutes"
+    ] * 2
+    assert len(page.all("[data-jobstate=lines] time")) == 3
+    assert not page.one("job-state").has_attr("log") and not page.has("job-state ol")
+
+
+def test_page_shows_viewers_what_the_actor_appended(
+    visit: Visiting, logged: Log
+) -> None:
+    """Nothing else, unless the class opens its log."""
+    page = visit(logged(), "alice")
+    assert page.texts("[data-jobstate=lines] span") == ["plain"]
+    assert "secret" not in page.response.text and "WARNING" not in page.response.text
+    page = visit(logged(OpenMinutes), "alice")
+    assert page.texts("[data-jobstate=lines] span") == ["secret", "plain", "more"]
+
+
+def test_page_of_a_job_without_lines(visit: Visiting, store: JobStore) -> None:
+    """Its log is hidden until there are some. That of a class which captures nothing
+    has no log but the element's.
+    """
+    job = put_job(store, Minutes, owner="alice").uuid
+    assert (
+        visit(f"/job_state/{job}", "alice")
+        .one("[data-jobstate=log]")
+        .has_attr("hidden")
+    )
+    job = put_job(store, owner="alice", log=["plain"]).uuid
+    page = visit(f"/job_state/{job}", "alice")
+    assert not page.has("[data-jobstate=log]")
+    assert page.one("job-state").has_attr("log")
+    assert page.texts("job-state li") == ["plain"]
+
+
+def test_hostile_lines_stay_text(visit: Visiting, logged: Log) -> None:
+    """Texts and names of loggers add no markup to the page."""
+
+    def say(text: str) -> Callable[[Any], None]:
+        def log(job_state: Any) -> None:
+            logging.getLogger(text).warning(text)
+            job_state.append_log(text)
+
+        return log
+
+    harmless = shape_of(visit(logged(Minutes, say("x")), KEEPER))
+    page = visit(logged(Minutes, say(HOSTILE)), KEEPER)
+    assert shape_of(page) == harmless
+    assert [s.get_text() for s in page.all("[data-jobstate=lines] span")] == [
+        HOSTILE
+    ] * 2
+    assert page.one("[data-jobstate=lines] b")["title"] == HOSTILE[:100]

@@ -1,0 +1,607 @@
+"""What jobs log with `logging`, in classes with a `log_level`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import logging.config
+import re
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import dramatiq
+import greenlet
+import pytest
+import redis
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import AsyncIO, Shutdown
+
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, LogLine
+from pyramid_jobstate.testing import away
+from tests.faulty import faulty
+from tests.incaller import InCallerBroker
+from tests.jobs import Gate, job_actor, make_broker, messages, wait_until, working
+from tests.support import in_child, load_job, wait_for
+
+
+class Journaled(JobState):
+    log_level = "INFO"
+
+
+class LoudJournaled(JobState):
+    log_level = logging.ERROR
+
+
+class DebugJournaled(JobState):
+    log_level = "DEBUG"
+
+
+log = logging.getLogger("tests.diary")
+
+#: A logger whose records no handler formats or keeps, not even those of pytest.
+quiet = logging.Logger("tests.quiet", logging.INFO)
+quiet.addHandler(logging.NullHandler())
+
+
+@pytest.fixture(autouse=True)
+def level() -> Iterator[None]:
+    """Has the root logger let INFO through, and leaves logging as it was."""
+    root, factory = logging.getLogger(), logging.getLogRecordFactory()
+    before, handlers = root.level, [*root.handlers]
+    root.setLevel(logging.INFO)
+    yield
+    root.setLevel(before)
+    root.handlers[:] = handlers
+    logging.setLogRecordFactory(factory)
+
+
+def texts(store: JobStore, uuid: str) -> list[str]:
+    return [line.text for line in store.log(uuid)]
+
+
+#: Runs a function as a job of a class, and returns its lines when the job has ended.
+Ran = Callable[..., list[LogLine]]
+
+
+@pytest.fixture
+def ran(broker: RedisBroker, store: JobStore) -> Iterator[Ran]:
+    acts: list[Callable[[JobState], object]] = []
+
+    def declare(cls: type[JobState]) -> Any:
+        @job_actor(broker=broker, actor_name=cls.__name__, job_state=cls, max_retries=0)
+        def keep_diary(*, job_state: JobState) -> None:
+            acts.pop()(job_state)
+
+        return keep_diary
+
+    actors = {
+        cls: declare(cls)
+        for cls in (Journaled, LoudJournaled, DebugJournaled, JobState)
+    }
+
+    def run(act: Callable[[JobState], object], cls: type[JobState] = Journaled) -> Any:
+        acts.append(act)
+        message = actors[cls].send()
+        wait_until(broker, message, "success", "error")
+        return store.log(message.message_id)
+
+    with working(broker):
+        yield run
+
+
+def test_job_keeps_what_it_logs(ran: Ran) -> None:
+    """Records of its level and above stand in the order in which they came, with their
+    times, levels and loggers, and with the lines of append_log().
+    """
+
+    def act(job_state: JobState) -> None:
+        log.info("%s miles", 26)
+        log.debug("a step")
+        job_state.append_log("at the start")
+        logging.getLogger().warning("hot\nand dry")
+        try:
+            _ = 1 / 0
+        except ZeroDivisionError:
+            log.exception("a blister")
+
+    first, second, third, fourth = ran(act)
+    assert [line.number for line in (first, second, third, fourth)] == [1, 2, 3, 4]
+    assert (first.text, first.level, first.level_name) == ("26 miles", 20, "INFO")
+    assert (first.logger, first.attempt, first.is_captured) == ("tests.diary", 1, True)
+    assert second.text == "at the start" and not second.is_captured
+    assert (second.level, second.level_name, second.logger) == (None, None, None)
+    assert (third.text, third.logger) == ("hot\nand dry", "root")
+    assert fourth.text == "a blister\nZeroDivisionError: division by zero"
+    assert first.time <= fourth.time
+
+
+def test_class_says_from_which_level_on(ran: Ran, caplog: Any) -> None:
+    """A level of logging, by its name or its number. Other classes keep nothing, and
+    nothing is lost for the handlers of the application.
+    """
+    assert [line.text for line in ran(lambda _: log.error("e"), LoudJournaled)] == ["e"]
+    assert ran(lambda _: log.warning("w"), LoudJournaled) == []
+    assert ran(lambda _: log.error("n"), JobState) == []
+    assert ran(lambda job: job.append_log("own"), JobState) == []
+    assert messages(caplog, "tests.diary") == ["e", "w", "n"]
+
+
+def test_lower_level_than_the_loggers_is_warned_of(ran: Ran, caplog: Any) -> None:
+    """Once. Nothing is captured that loggers do not let through."""
+    for _ in range(2):
+        assert ran(lambda _: log.debug("d"), DebugJournaled) == []
+    (warning,) = messages(caplog, "pyramid_jobstate")
+    assert warning.startswith(
+        "DebugJournaled.log_level is DEBUG, but the level of the root logger is INFO: "
+    )
+    log.setLevel(logging.DEBUG)
+    try:
+        assert [x.text for x in ran(lambda _: log.debug("d"), DebugJournaled)] == ["d"]
+    finally:
+        log.setLevel(logging.NOTSET)
+
+
+def test_own_logging_is_not_captured(ran: Ran) -> None:
+    """What this package has to say does not concern the job."""
+
+    def act(job_state: JobState) -> None:
+        logging.getLogger("pyramid_jobstate").warning("no")
+        logging.getLogger("pyramid_jobstate.recorder").warning("no")
+        logging.getLogger("pyramid_jobstate_demo").warning("yes")
+
+    assert [line.text for line in ran(act)] == ["yes"]
+
+
+def test_record_that_cannot_be_formatted_is_counted(ran: Ran, caplog: Any) -> None:
+    """The job goes on. A line is missing, and a warning says how many are."""
+
+    class Rough:
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    def act(job_state: JobState) -> None:
+        log.info("%d", "x")
+        log.info(Rough())
+        log.info("after")
+        logging.makeLogRecord({"msg": "none of ours"})
+
+    raises, logging.raiseExceptions = logging.raiseExceptions, False
+    caplog.handler.addFilter(lambda record: record.name != "tests.diary")
+    try:
+        (line,) = ran(act)
+    finally:
+        logging.raiseExceptions = raises
+        caplog.handler.filters.clear()
+    assert (line.number, line.text) == (3, "after")
+    (warning,) = wait_for(lambda: messages(caplog, "pyramid_jobstate"))
+    assert warning.startswith("2 of the records that job ")
+
+
+def test_interrupt_passes_through_formatting(broker: RedisBroker) -> None:
+    """Dramatiq may interrupt a job anywhere."""
+    seen: list[BaseException] = []
+
+    class Interrupting:
+        def __str__(self) -> str:
+            raise Shutdown
+
+    @job_actor(broker=broker, max_retries=0)
+    def keep_diary(*, job_state: Journaled) -> None:
+        try:
+            quiet.info(Interrupting())
+        except Shutdown as e:
+            seen.append(e)
+
+    with working(broker):
+        wait_until(broker, keep_diary.send(), "success")
+    assert len(seen) == 1
+
+
+def test_contexts_of_the_job_log_for_it(redis_url: str, store: JobStore) -> None:
+    """Its tasks, and what asyncio.to_thread() runs. Pools and threads that it starts do
+    not, unless they run in a copy of its context.
+    """
+    broker = make_broker(redis_url, others=(AsyncIO(),))
+
+    @job_actor(broker=broker)
+    async def keep_diary(name: str, *, job_state: Journaled) -> None:
+        async def step() -> None:
+            await asyncio.sleep(0.01)
+            log.info("%s: task", name)
+
+        log.info("%s: actor", name)
+        await asyncio.gather(step(), asyncio.sleep(0.02))
+        await asyncio.to_thread(log.info, "%s: to_thread", name)
+        thread = threading.Thread(target=log.info, args=("thread",))
+        thread.start()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(log.info, "pool").result()
+            copied = contextvars.copy_context()
+            pool.submit(copied.run, log.info, "%s: copy", name).result()
+        await asyncio.to_thread(thread.join)
+
+    with working(broker):
+        sent = {name: keep_diary.send(name) for name in ("a", "b")}
+        for name, message in sent.items():
+            wait_until(broker, message, "success", "error")
+            assert texts(store, message.message_id) == [
+                f"{name}: {what}" for what in ("actor", "task", "to_thread", "copy")
+            ]
+
+
+def test_greenlets_log_for_their_own_job(redis_url: str, store: JobStore) -> None:
+    """As in a gevent worker, whose jobs share a thread."""
+    broker = InCallerBroker([JobStateMiddleware(url=redis_url)])
+    main = greenlet.getcurrent()
+    uuids = {}
+
+    @job_actor(broker=broker)
+    def keep_diary(name: str, *, job_state: Journaled) -> None:
+        uuids[name] = job_state.uuid
+        log.info("%s begins", name)
+        main.switch()
+        log.info("%s ends", name)
+
+    jobs = [greenlet.greenlet(keep_diary.send) for _ in range(2)]
+    for name, job in zip("ab", jobs, strict=True):
+        job.switch(name)
+    log.info("nobody")
+    for job in jobs:
+        job.switch()
+    for name, uuid in uuids.items():
+        assert texts(store, uuid) == [f"{name} begins", f"{name} ends"]
+
+
+def test_job_inside_a_job_has_its_own_log(redis_url: str, store: JobStore) -> None:
+    """A broker that runs jobs in the caller nests them. A nested job that captures
+    nothing, or is not tracked, does not log for the one around it.
+    """
+    broker = InCallerBroker([JobStateMiddleware(url=redis_url)])
+    uuids: list[str] = []
+
+    @job_actor(broker=broker)
+    def keep_inner(*, job_state: LoudJournaled) -> None:
+        uuids.append(job_state.uuid)
+        log.error("inner")
+        log.info("inner, low")
+
+    @job_actor(broker=broker, job_state=True)
+    def keep_none() -> None:
+        log.error("none")
+
+    @dramatiq.actor(broker=broker)
+    def untracked() -> None:
+        log.error("untracked")
+
+    @job_actor(broker=broker)
+    def keep_diary(*, job_state: Journaled) -> None:
+        uuids.append(job_state.uuid)
+        log.info("before")
+        for actor in keep_inner, keep_none, untracked:
+            actor.send()
+        log.info("after")
+
+    keep_diary.send()
+    outer, inner = uuids
+    assert texts(store, outer) == ["before", "after"]
+    assert texts(store, inner) == ["inner"]
+
+
+def test_run_that_is_over_logs_no_more(broker: RedisBroker, store: JobStore) -> None:
+    """A thread may outlive its job: what it logs belongs to nobody, even while the
+    same job runs again.
+    """
+    gate = Gate()
+
+    @job_actor(broker=broker, min_backoff=1, max_backoff=1, max_retries=1)
+    def keep_diary(*, job_state: Journaled) -> None:
+        log.info("attempt %d", job_state.attempt)
+        if job_state.attempt == 1:
+            context = contextvars.copy_context()
+
+            def outlive() -> None:
+                gate.wait()
+                log.info("too late")
+
+            threads.append(threading.Thread(target=context.run, args=(outlive,)))
+            threads[0].start()
+            raise ValueError
+        gate.open()
+        threads[0].join()
+
+    threads: list[threading.Thread] = []
+    with working(broker):
+        message = keep_diary.send()
+        wait_until(broker, message, "success")
+    lines = store.log(message.message_id)
+    assert [(x.number, x.attempt, x.text) for x in lines] == [
+        (1, 1, "attempt 1"),
+        (2, 2, "attempt 2"),
+    ]
+
+
+def test_forked_child_logs_nothing(ran: Ran) -> None:
+    """The parent goes on."""
+
+    def child() -> str:
+        log.info("child")
+        return "logged"
+
+    def act(job_state: JobState) -> None:
+        log.info("before")
+        assert in_child(child) == "logged"
+        log.info("after")
+
+    assert [line.text for line in ran(act)] == ["before", "after"]
+
+
+def test_logging_may_be_configured_during_the_run(ran: Ran) -> None:
+    """Capturing takes no handler, so basicConfig() works, Python's handler of last
+    resort stays, and dictConfig() takes nothing away.
+    """
+    root = logging.getLogger()
+
+    def act(job_state: JobState) -> None:
+        root.handlers.clear()
+        log.info("first")
+        assert not root.hasHandlers()
+        logging.basicConfig(level=logging.INFO)
+        assert len(root.handlers) == 1
+        log.info("second")
+        logging.config.dictConfig(
+            {
+                "version": 1,
+                "disable_existing_loggers": False,
+                "root": {"level": "INFO", "handlers": []},
+            }
+        )
+        log.info("third")
+
+    assert [line.text for line in ran(act)] == ["first", "second", "third"]
+
+
+def test_application_may_set_another_record_factory(ran: Ran) -> None:
+    """One that calls the factory it found, one that does not, and one that it puts
+    back: the next run captures each record once, as the application made it.
+    """
+
+    class Braced(logging.LogRecord):
+        def getMessage(self) -> str:  # noqa: N802
+            text = str(self.msg).format(*self.args or ())
+            return text if self.args else text.encode()  # type: ignore[return-value]
+
+    def act(job_state: JobState) -> None:
+        log.info("{} miles", 26)
+
+    assert ran(lambda _: log.info("plain"))
+    found = logging.getLogRecordFactory()
+
+    def wrapping(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = found(*args, **kwargs)
+        record.msg = f"<{record.msg}>"
+        return record
+
+    logging.setLogRecordFactory(wrapping)
+    assert [line.text for line in ran(lambda _: log.info("x"))] == ["<x>"]
+    logging.setLogRecordFactory(Braced)
+    assert [line.text for line in ran(act)] == ["26 miles"]
+    assert [line.text for line in ran(lambda _: quiet.info("raw"))] == ["b'raw'"]
+    logging.setLogRecordFactory(found)
+    assert [line.text for line in ran(lambda _: log.info("y"))] == ["y"]
+
+
+def test_log_is_bounded(ran: Ran, client: redis.Redis) -> None:
+    """A line keeps 1,000 characters, and a job its newest 64 KiB: numbers tell how many
+    lines are gone.
+    """
+
+    def act(job_state: JobState) -> None:
+        for number in range(200):
+            log.info("%d %s", number, "é" * 2000)
+            if number % 10 == 0:
+                assert job_state.flush(10)
+        job_state.append_log("x" * 2000)
+
+    lines = ran(act)
+    assert [len(line.text) for line in lines] == [1000] * len(lines)
+    assert lines[-1].number == 201
+    assert [line.number for line in lines] == [*range(201 - len(lines) + 1, 202)]
+    assert 25 < len(lines) < 33
+    (key,) = client.keys("*:log")
+    assert sum(map(len, client.lrange(key, 0, -1))) <= 64 * 1024
+
+
+def test_flush_writes_no_more_than_64_kib(
+    redis_url: str, store: JobStore, client: redis.Redis
+) -> None:
+    """However the lines read as JSON."""
+    broker = make_broker(redis_url, JobStateMiddleware(interval=60))
+    sent: list[int] = []
+
+    @job_actor(broker=broker)
+    def keep_journal(*, job_state: Journaled) -> None:
+        before = client.info("stats")["total_net_input_bytes"]
+        for _ in range(1000):
+            log.info("\x01" * 1000)
+        assert job_state.flush(10)
+        sent.append(client.info("stats")["total_net_input_bytes"] - before)
+
+    with working(broker):
+        message = keep_journal.send()
+        wait_until(broker, message, "success", "error")
+    last = store.log(message.message_id)[-1]
+    assert (last.number, last.text) == (1000, "\x01" * 1000)
+    assert sent[0] < 80 * 1024
+
+
+def test_outage_loses_no_line_and_doubles_none(redis_url: str, store: JobStore) -> None:
+    """What is logged while the store is away comes later, up to 64 KiB."""
+    own = JobStore(redis_url)
+    stub = StubBroker()
+    stub.add_middleware(JobStateMiddleware(own, interval=0.01))
+
+    @job_actor(broker=stub)
+    def keep_diary(*, job_state: Journaled) -> None:
+        log.info("before")
+        assert job_state.flush(10)
+        with away(own):
+            for number in range(500):
+                log.info("line %d", number)
+                if number % 100 == 0:
+                    job_state.flush(0.05)
+        wait_for(lambda: job_state.flush(10))
+        log.info("after")
+
+    with working(stub):
+        message = keep_diary.send()
+        wait_for(lambda: load_job(store, message.message_id).is_finished)
+    lines = store.log(message.message_id)
+    expected = ["before", *(f"line {n}" for n in range(500)), "after"]
+    assert [line.text for line in lines] == expected
+    assert [line.number for line in lines] == [*range(1, 503)]
+
+
+def test_long_outage_keeps_the_newest_lines(redis_url: str, store: JobStore) -> None:
+    """A gap in the numbers tells how many lines are gone, and memory is bounded."""
+    own = JobStore(redis_url)
+    used: list[int] = []
+    stub = StubBroker()
+    stub.add_middleware(JobStateMiddleware(own, interval=0.01))
+
+    @job_actor(broker=stub)
+    def keep_diary(*, job_state: Journaled) -> None:
+        log.info("before")
+        assert job_state.flush(10)
+        with away(own):
+            tracemalloc.start()
+            for number in range(5000):
+                quiet.info("%-1000d", number)
+            used.append(tracemalloc.get_traced_memory()[0])
+            tracemalloc.stop()
+        wait_for(lambda: job_state.flush(10))
+
+    with working(stub):
+        message = keep_diary.send()
+        wait_for(lambda: load_job(store, message.message_id).is_finished)
+    lines = store.log(message.message_id)
+    assert sum(len(line.text) for line in lines) <= 64 * 1024
+    assert lines[-1].number == 5001
+    assert [x.number for x in lines[-50:]] == [*range(4952, 5002)]
+    assert used[0] < 1024 * 1024
+
+
+def test_lost_replies_double_no_line(redis_url: str, store: JobStore) -> None:
+    """What was sent is sent again if its reply is lost, and stands once."""
+    seen: set[bytes] = set()
+    stub = StubBroker()
+
+    def judge(request: bytes) -> str:
+        """Lose each reply to a new line, and cut some."""
+        found = {word for word in re.findall(rb"line \d+", request) if word not in seen}
+        seen.update(found)
+        return ("lose", "cut")[len(seen) % 2] if found else "pass"
+
+    @job_actor(broker=stub)
+    def keep_diary(*, job_state: Journaled) -> None:
+        for number in range(20):
+            log.info("line %d", number)
+            job_state.append_log(f"own {number}")
+            wait_for(lambda: job_state.flush(1))
+
+    with faulty(redis_url) as proxy:
+        proxy.judge = judge
+        stub.add_middleware(JobStateMiddleware(url=proxy.url, interval=0.001))
+        with working(stub):
+            message = keep_diary.send()
+            wait_for(lambda: load_job(store, message.message_id).is_finished)
+        assert proxy.faults["lose"] > 5 and proxy.faults["cut"] > 5
+    lines = store.log(message.message_id)
+    assert [line.number for line in lines] == [*range(1, 41)]
+    assert [x.text for x in lines if x.is_captured] == [f"line {n}" for n in range(20)]
+
+
+def test_late_line_is_dropped_while_the_end_is_unwritten(
+    redis_url: str, store: JobStore
+) -> None:
+    """A thread outlives its job while the store is away."""
+    own = JobStore(redis_url)
+    stub = StubBroker()
+    stub.add_middleware(JobStateMiddleware(own, interval=0.01))
+    contexts: list[contextvars.Context] = []
+
+    @job_actor(broker=stub)
+    def keep_diary(*, job_state: Journaled) -> None:
+        log.info("in time")
+        contexts.append(contextvars.copy_context())
+        stack.enter_context(away(own))
+
+    with contextlib.ExitStack() as stack, working(stub):
+        message = keep_diary.send()
+        stub.join("default")
+        contexts[0].run(log.info, "too late")
+        stack.close()
+        wait_for(lambda: load_job(store, message.message_id).is_finished)
+    assert texts(store, message.message_id) == ["in time"]
+
+
+def test_log_of_a_store_that_came_back_empty_goes_on(
+    broker: RedisBroker, store: JobStore, client: redis.Redis
+) -> None:
+    """What it had is gone with the record. Numbers do not begin again."""
+    gate, other = Gate(), Gate()
+
+    @job_actor(broker=broker)
+    def keep_diary(*, job_state: Journaled) -> None:
+        log.info("lost")
+        assert job_state.flush(10)
+        gate.wait()
+        log.info("kept")
+        wait_for(lambda: job_state.flush(10))
+        other.wait()
+
+    with working(broker):
+        message = keep_diary.send()
+        gate.wait_for_job()
+        for key in client.keys("*jobstate:*"):
+            client.delete(key)
+        gate.open()
+        other.wait_for_job()
+        (line,) = store.log(message.message_id)
+        assert (line.number, line.text) == (2, "kept")
+        other.open()
+
+
+def test_log_that_another_program_has_written_does_no_harm(
+    broker: RedisBroker, store: JobStore, client: redis.Redis
+) -> None:
+    """The job goes on, and its log is empty."""
+    gate, other = Gate(), Gate()
+
+    @job_actor(broker=broker)
+    def keep_diary(*, job_state: Journaled) -> None:
+        gate.wait()
+        log.info("nowhere")
+        job_state.set_message("on")
+        assert job_state.flush(10)
+        other.wait()
+
+    with working(broker):
+        message = keep_diary.send()
+        gate.wait_for_job()
+        key = f"{{jobstate:{message.message_id}}}:log"
+        client.set(key, "theirs")
+        gate.open()
+        other.wait_for_job()
+        assert load_job(store, message.message_id).message == "on"
+        assert store.log(message.message_id) == []
+        client.delete(key)
+        client.rpush(key, b"theirs", b"1 a b c 4 [20]", b"\xff")
+        assert store.log(message.message_id) == []
+        other.open()
+        wait_until(broker, message, "success")
