@@ -593,9 +593,9 @@ declare namespace JobState {
   /** The JSON of `GET …/counts`: approximate numbers of jobs, and the kinds of all. */
   interface Counts {
     counts: { [Status in Job["status"]]: number };
-    /** Seconds that the job has waited that has waited longest for a worker, if any. */
+    /** Seconds for which the oldest waiting job has waited for a worker; null if none waits. */
     oldest_wait: number | null;
-    /** The median of the seconds that the last jobs to start had waited, if known. */
+    /** The median wait of the last ten jobs to start, in seconds; null if unknown. */
     recent_wait: number | null;
     kinds: string[];
   }
