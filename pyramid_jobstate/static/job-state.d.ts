@@ -539,9 +539,9 @@ declare namespace JobState {
     /** 1 for the first run. */
     attempt: number;
     /**
-     * How long jobs of its kind usually run, in seconds: half of them between `low` and `high`,
-     * and 95% at most `p95`. Null if too little is known, if its class keeps it back, and
-     * unless the status is "working".
+     * How long jobs of its kind usually run, in seconds: the middle half between `low` and
+     * `high`, and 95% at most `p95`. Null unless the status is "working", if too little is
+     * known, and if its class sets `show_usual = False`.
      */
     usual: { low: number; high: number; p95: number } | null;
     /** When the job was sent. Times are ISO 8601 in UTC, as `new Date()` takes them. */
