@@ -34,11 +34,11 @@ METRICS: dict[str, tuple[str, Sequence[str]]] = {
     "jobstate_up": ("Whether the store of job states answers", ()),
     "jobstate_jobs": ("Jobs, members of batches included", ("kind", "status")),
     "jobstate_oldest_wait_seconds": (
-        "How long the job has waited for a worker that has waited longest",
+        "How long the oldest waiting job has waited for a worker",
         ("kind",),
     ),
     "jobstate_recent_wait_seconds": (
-        "How long the jobs had waited for a worker that started last, their median",
+        "Median wait of the last ten jobs to start",
         ("kind",),
     ),
     "jobstate_workers": (
@@ -46,7 +46,7 @@ METRICS: dict[str, tuple[str, Sequence[str]]] = {
         ("state",),
     ),
     "jobstate_worker_threads": ("Threads of the workers that are alive", ()),
-    "jobstate_busy_threads": ("Those of them that run tracked jobs", ()),
+    "jobstate_busy_threads": ("Threads of these workers that run tracked jobs", ()),
 }
 
 
@@ -64,8 +64,8 @@ class JobStateCollector:
         self._store = store
 
     def describe(self) -> Sequence[GaugeMetricFamily]:
-        """Return the metrics without values, without asking the store. A registry asks
-        for their names when the collector is registered.
+        """Return the metrics without values. A registry calls this to learn their names
+        when the collector is registered, so it does not ask the store.
         """
         return [*_families().values()]
 

@@ -32,7 +32,7 @@ class Tally(NamedTuple):
     kind: str | None
     counts: Counts
     ended: Bucket
-    durations: Durations = Durations()
+    durations: Durations
 
     @property
     def running(self) -> int:
@@ -46,9 +46,8 @@ def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     def tally(kind: str | None) -> Tally:
         (ended,) = store.throughput(kind, seconds, 1, members=args.members)
         counts = store.counts(kind, members=args.members)
-        if kind is None:
-            return Tally(kind, counts, ended)
-        return Tally(kind, counts, ended, store.durations(kind))
+        durations = Durations() if kind is None else store.durations(kind)
+        return Tally(kind, counts, ended, durations)
 
     total = tally(None)
     kinds = [tally(kind) for kind in {*store.kinds(), *_known(JobState)}]
@@ -145,7 +144,8 @@ INFO = Operation(
     """\
 Count jobs: in the first line all of them, then those of each kind. Those that have
 ended with success or error count for 24 hours, or for as long as the store keeps them.
-At the end of a kind's line: in what time half of the last that succeeded ran, and 95%.
+The line of a kind ends with how long its newest successful jobs ran: half of them, and
+95%, at most.
 """,
     add_members,
     run,

@@ -38,13 +38,13 @@ class Counts:
     thousand newest jobs of each status are examined for stalled ones. Members of a
     cancelled batch count as queued until a worker skips them, and a silent batch counts
     under the status that it had before. The waits are those of single jobs and of
-    members of batches alike, whether or not these are counted.
+    members of batches alike, whether or not the members are counted.
 
     Of a batch: `stalled` and `cancelling` are 0. Members that are stalled or being
     cancelled count as working. Members of a cancelled batch that wait count as
     cancelled. The waits are None.
 
-    Two of these are equal if their numbers of jobs are.
+    Two counts are equal if their numbers of jobs are, whatever the waits.
 
     Attributes:
       queued: How many wait for a worker, or until they are due.
@@ -55,15 +55,16 @@ class Counts:
       success: How many have succeeded.
       error: How many have failed.
       cancelled: How many were cancelled.
-      oldest_wait: For how many seconds the job has waited that has waited longest for a
-        worker, or None if none waits. A job that is not due yet, a step of a pipeline
-        whose turn has not come, and a member of a cancelled batch do not wait. Of the
-        jobs that are queued or to be tried again, the oldest 300 are examined, the
-        newest hundred, and samples of the others. If none of the oldest waits, the
-        true wait may be longer, and None means that none of those examined waits.
-      recent_wait: The median of the seconds that the last ten jobs to start had waited
-        for a worker, or None if none has started within the last hour. It says how
-        late the jobs are even if one lost message makes `oldest_wait` grow for days.
+      oldest_wait: For how many seconds the oldest waiting job has waited for a worker,
+        or None if no job waits. A job that is not due yet, a step of a pipeline whose
+        turn has not come, and a member of a cancelled batch do not wait. Of the jobs
+        that are queued or to be tried again, the oldest 300 are examined, the newest
+        hundred, and samples of the others. If none of the oldest waits, the true wait
+        may be longer, and None means that none of those examined waits.
+      recent_wait: The median wait, in seconds, of the last ten jobs to start, or None
+        if none has started within the last hour. Only the newest ten that run, have
+        succeeded or have failed are examined. It says how late the jobs are even if
+        one lost message makes `oldest_wait` grow for days.
     """
 
     queued: int = 0

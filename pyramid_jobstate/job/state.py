@@ -109,8 +109,8 @@ class JobState:
       default derived from the kind;
     * `public_params`: the names of the parameters that viewers may see; by default
       none;
-    * `show_usual`: whether viewers see how long jobs of this kind usually run while one
-      is working, which tells of the jobs of others; by default they do;
+    * `show_usual`: whether viewers of a working job see how long jobs of this kind
+      usually run, whoever owns these; by default they do;
     * `log_level`: the least level of what is kept of the records that the job logs with
       :mod:`logging`, such as "INFO"; by default none are. Operators read them;
     * `public_log`: whether everybody who may view the job reads them, too; by default
@@ -493,14 +493,16 @@ class JobState:
         return {}
 
     def _usual(self) -> dict[str, float] | None:
-        """Return how long jobs of this kind usually run, or None. What the store knows
-        is written into the record of the run that is first shown, so that all processes
-        say the same, and streams hear of it.
+        """Return how long jobs of this kind usually run, or None. The first time that a
+        run is shown, the store is asked to write this into its record, so that all
+        processes say the same, and streams hear of it.
         """
         record = self._record
-        if record.text("usual") is None and self._store is not None:
+        if record.text("usual") is not None:
+            return record.usual
+        if self._store is not None:
             self._store.tell_usual(record)
-        return record.usual
+        return None
 
     def _url_in(self, request: Any) -> str:
         """Return the URL of the job in the state that a request gets."""

@@ -539,9 +539,9 @@ declare namespace JobState {
     /** 1 for the first run. */
     attempt: number;
     /**
-     * How long jobs of its kind usually run, in seconds: half of them between `low` and `high`,
-     * and 95% at most `p95`. Null if too little is known, if its class keeps it back, and
-     * unless the status is "working".
+     * How long jobs of its kind usually run, in seconds: the middle half between `low` and
+     * `high`, and 95% at most `p95`. Null unless the status is "working", if too little is
+     * known, and if its class sets `show_usual = False`.
      */
     usual: { low: number; high: number; p95: number } | null;
     /** When the job was sent. Times are ISO 8601 in UTC, as `new Date()` takes them. */
@@ -593,9 +593,9 @@ declare namespace JobState {
   /** The JSON of `GET …/counts`: approximate numbers of jobs, and the kinds of all. */
   interface Counts {
     counts: { [Status in Job["status"]]: number };
-    /** Seconds that the job has waited that has waited longest for a worker, if any. */
+    /** Seconds for which the oldest waiting job has waited for a worker; null if none waits. */
     oldest_wait: number | null;
-    /** The median of the seconds that the last jobs to start had waited, if known. */
+    /** The median wait of the last ten jobs to start, in seconds; null if unknown. */
     recent_wait: number | null;
     kinds: string[];
   }

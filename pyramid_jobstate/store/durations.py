@@ -18,7 +18,7 @@ from .reader import ask
 
 log = logging.getLogger("pyramid_jobstate")
 
-#: How many of the newest successes of a kind count, and how few tell nothing.
+#: How many of the newest successes of a kind count, at most and at least.
 MOST, FEWEST = 100, 20
 
 #: If the newest began too close to each other, only each tenth counts, and so on: many
@@ -36,10 +36,11 @@ class Durations:
     start of the attempt that succeeded to its end. All are None if too little is known.
 
     Attributes:
-      p50: Half of them took at most so long.
-      p95: 95% of them took at most so long.
-      low, high: Half of them took between these, which have two significant digits.
-        None if durations differ so much that these would mislead.
+      p50: Half of them took at most this long.
+      p95: 95% of them took at most this long.
+      low, high: The middle half of them took between these two, which have two
+        significant digits. None if the durations differ so much that they would
+        mislead.
     """
 
     p50: float | None = None
@@ -145,12 +146,12 @@ class Timings:
                 self._thread.start()
 
     def _run(self) -> None:
-        self._tell_all()
+        self._write_all()
         # Whoever asks from now on starts another thread.
         self._thread = None
-        self._tell_all()
+        self._write_all()
 
-    def _tell_all(self) -> None:
+    def _write_all(self) -> None:
         while self._asked:
             kinds: dict[str, list[Record]] = {}
             with contextlib.suppress(KeyError):
@@ -158,12 +159,12 @@ class Timings:
                     _, record = self._asked.popitem()
                     kinds.setdefault(kind_name(record), []).append(record)
             for kind, records in kinds.items():
-                if not self._told(kind, records):
+                if not self._write(kind, records):
                     now = time.monotonic()
                     kept = {k: t for k, t in self._pauses.items() if t > now}
                     self._pauses = {**kept, kind: now + KEPT}
 
-    def _told(self, kind: str, records: Sequence[Record]) -> bool:
+    def _write(self, kind: str, records: Sequence[Record]) -> bool:
         """Write what is usual into records of a kind. Return False if that is unknown,
         or the store does not take it.
         """

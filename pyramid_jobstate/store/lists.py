@@ -673,7 +673,7 @@ COUNTED = (*OUTLINE, "due", "started", "waited")
 WAITING, STARTED = ("queued", "retrying"), ("working", "success", "error")
 
 #: How many of the oldest entries of a set are examined at first. Mostly, the first one
-#: is that of the job that has waited longest.
+#: is that of the oldest waiting job.
 FIRST = 10
 
 #: If that is not certain, portions of this length are examined that begin at these
@@ -893,7 +893,8 @@ class Counter:
         oldest: Mapping[Source, Sequence[Entry]],
         records: Mapping[str, Record],
     ) -> float | None:
-        """Return for how many seconds the job has waited that has waited longest.
+        """Return for how many seconds the oldest waiting job has waited, or None if no
+        job waits.
 
         Parameters:
           oldest: The FIRST entries of each set.
@@ -924,8 +925,8 @@ class Counter:
     def _since(
         self, entries: Iterable[Entry], records: Mapping[str, Record], now: int
     ) -> int | None:
-        """Return since when the job has waited that has waited longest, or None if none
-        waits. To ask the batches of members takes another round trip.
+        """Return since when the oldest waiting job has waited, or None if no job waits.
+        Asking the batches of members takes another round trip.
 
         Parameters:
           now: The time in milliseconds of the store's clock.
@@ -951,7 +952,7 @@ class Counter:
     def _recent_wait(
         self, entries: Iterable[Entry], records: Mapping[str, Record]
     ) -> float | None:
-        """Return the median of the seconds that the newest runs had waited."""
+        """Return the median wait, in seconds, of the newest runs."""
         starts = []
         for uuid in {entry.uuid for entry in entries} & records.keys():
             started, waited = map(records[uuid].millis, ("started", "waited"))

@@ -1,4 +1,4 @@
-"""Where running jobs are: asked by operators, answered by their workers."""
+"""Where running jobs are: operators ask, and workers answer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Whereabouts:
     """Where a running job is, as its worker has answered.
 
     Attributes:
-      asked_at: When that was asked last, in UTC.
+      asked_at: When the worker was asked last, in UTC.
       taken_at: When the worker answered, in UTC, or None while it has not.
       worker: The token of its process, or None if that has none.
       thread: The name of the thread, or None if unknown.

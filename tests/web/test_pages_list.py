@@ -610,7 +610,7 @@ def test_page_of_a_kind_says_how_long_its_jobs_run(
         return visit(f"/job_state/{query}", user).texts(".jobstate-durations")
 
     put_runs(store, owner="alice")
-    said = "Half of the last that succeeded took at most 2 min, 95% at most 2 min"
+    said = "Half of the latest successful jobs took at most 2 min, 95% at most 2 min"
     assert line() == line(query="?all=1&members=1&kind=RunMarathon") == [said]
     assert line("alice") == line(query="?all=1") == []
     assert (

@@ -408,7 +408,7 @@ def job_page(context: JobState, request: Request) -> Response:
     package = request.registry.package_name
     failure = failure_of(inspected, job, package, words)
     runs = members is None and job["status"] in RUNNING
-    now = ask(container, lambda store: records_of(store).now())
+    now = records_of(container.store).now()
     where = where_of(inspected, now, package, words, runs=runs)
     error = job["error"]
     if failure and failure.tells_all:

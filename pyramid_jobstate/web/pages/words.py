@@ -131,7 +131,7 @@ WORDS = MappingProxyType(
         "select-all": _("Select all on this page"),
         "matching": _("All matching jobs, on every page"),
         "durations": _(
-            "Half of the last that succeeded took at most ${p50}, 95% at most ${p95}"
+            "Half of the latest successful jobs took at most ${p50}, 95% at most ${p95}"
         ),
         "oldest-wait": _("The oldest job in the queue has waited ${time}"),
         "recent-wait": _("Jobs that started lately had waited ${time}"),
