@@ -10,11 +10,11 @@ from dramatiq.brokers.stub import StubBroker
 
 from pyramid_jobstate import Batch, JobError, JobStateMiddleware, JobStore
 from pyramid_jobstate.testing import pass_time, put_batch, put_job
-from tests.jobs import RunMarathon, messages
+from tests.jobs import Gate, RunMarathon, messages, working
 from tests.store.jobs import Diary, all_of, create, finish, put, put_unsent
 from tests.support import key_of, load_job, wait_for, write
 from tests.trips import counting_trips
-from tests.webapp import make_app, make_config, make_request
+from tests.webapp import make_app, make_config, make_request, make_tm_config
 
 #: Where the jobs of all kinds are listed that are queued.
 QUEUED = "jobstate:{all}:queued"
@@ -269,6 +269,37 @@ def test_only_the_newest_starts_count(store: JobStore) -> None:
     assert recent_wait(store) == 50
     put_batch(store, Batch, ["success"])
     assert recent_wait(store) == 0
+
+
+def test_late_starts_count_beside_jobs_that_run(
+    redis_url: str, store: JobStore
+) -> None:
+    """Even if ten of these were queued after them, for another worker. They may be
+    members of batches.
+    """
+    broker, gate = StubBroker(), Gate()
+    broker.add_middleware(JobStateMiddleware(store))
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon, max_retries=0)
+    def run_marathon(miles: int) -> None:
+        gate.wait()
+
+    request = make_request(make_app(make_tm_config(redis_url)).app, "alice")
+    request.tm.begin()
+    with request.job_states.batch() as batch:
+        members = [batch.send(run_marathon, 26) for _ in range(8)]
+    request.tm.commit()
+    jobs = [*create(store, 4), *(job.uuid for job in members)]
+    pass_time(store, 1800)
+    for _ in range(10):
+        put(store, "working")
+    for uuid in jobs[:4]:
+        message = run_marathon.message_with_options(args=(26,))
+        broker.enqueue(message.copy(message_id=uuid))
+    with working(broker, threads=len(jobs)):
+        wait_for(lambda: all(load_job(store, job).status == "working" for job in jobs))
+        assert recent_wait(store) == recent_wait(store, "RunMarathon") == 1800
+        gate.open()
 
 
 def test_run_after_one_that_died_has_not_waited(store: JobStore) -> None:
