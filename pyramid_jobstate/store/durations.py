@@ -137,12 +137,13 @@ class Timings:
         thread = self._thread
         # In a forked process, the thread is no longer alive.
         if thread is None or not thread.is_alive():
-            self._thread = threading.Thread(
+            # Another request may start a thread meanwhile, which may end, too.
+            thread = self._thread = threading.Thread(
                 target=self._run, name="jobstate-usual", daemon=True
             )
             # The process may start no more threads.
             with contextlib.suppress(RuntimeError):
-                self._thread.start()
+                thread.start()
 
     def _run(self) -> None:
         self._tell_all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -382,6 +383,39 @@ def test_thread_that_cannot_start(app: TestApp, store: JobStore) -> None:
     with refusing_threads(THREAD, 1):
         assert poll(app, uuid).status_code == 200
     assert usual_of(app, uuid) == USUAL
+
+
+def test_two_polls_start_threads(app: TestApp, store: JobStore) -> None:
+    """Both are answered, though the second one comes at any line at which the first one
+    is about to start its thread, and the thread of the second one may end before.
+    """
+    put_runs(store)
+    point = count = 0
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        nonlocal count
+        name, file = frame.f_code.co_name, frame.f_code.co_filename
+        if name != "tell" or not file.endswith("durations.py"):
+            return None
+        if event == "line":
+            if count == point:
+                other = threading.Thread(target=poll, args=(app, put(store)))
+                other.start()
+                other.join()
+            count += 1
+        return trace
+
+    while point <= count:
+        uuid, count, before = put(store), 0, sys.gettrace()
+        sys.settrace(trace)
+        try:
+            assert get(app, f"/job_state/{uuid}", "alice").status_code == 200
+        finally:
+            sys.settrace(before)
+        poll(app, uuid)
+        assert poll(app, uuid).json["job"]["usual"] == USUAL
+        point += 1
+    assert point > 5
 
 
 def test_forked_process_asks_by_itself(app: TestApp, store: JobStore) -> None:
