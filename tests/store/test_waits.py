@@ -9,7 +9,7 @@ from dramatiq import pipeline
 from dramatiq.brokers.stub import StubBroker
 
 from pyramid_jobstate import Batch, JobError, JobStateMiddleware, JobStore
-from pyramid_jobstate.testing import pass_time, put_batch, put_job
+from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
 from tests.jobs import Gate, RunMarathon, messages, working
 from tests.store.jobs import Diary, all_of, create, finish, put, put_unsent
 from tests.support import key_of, load_job, wait_for, write
@@ -107,6 +107,35 @@ def test_step_waits_from_its_turn_on(redis_url: str, store: JobStore) -> None:
     pass_time(store, 10)
     assert load_job(store, second.uuid).status == "queued"
     assert oldest_wait(store) == oldest_wait(store, "Diary") == 10
+
+
+def test_step_whose_turn_came_while_the_store_was_away(
+    redis_url: str, store: JobStore
+) -> None:
+    """Nobody knows how long it has waited for a worker: not since it was sent."""
+    broker, gate = StubBroker(), Gate()
+    broker.add_middleware(JobStateMiddleware(store))
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon, queue_name="late")
+    def start() -> None: ...
+
+    @dramatiq.actor(broker=broker, job_state=Diary)
+    def rest() -> None:
+        gate.wait()
+
+    request = make_request(make_app(make_config(redis_url)).app, "alice")
+    steps = pipeline([start.message(), rest.message()], broker=broker)
+    _, step = request.job_states.send_immediately(steps)
+    pass_time(store, 1000)
+    with away(store):
+        broker.enqueue(rest.message().copy(message_id=step.uuid))
+    assert oldest_wait(store, "Diary") == -1
+    worker = dramatiq.Worker(broker, queues={"default"}, worker_timeout=20)
+    worker.start()
+    wait_for(lambda: load_job(store, step.uuid).status == "working")
+    assert recent_wait(store) == -1
+    gate.open()
+    worker.stop()
 
 
 def stop_many(store: JobStore, count: int) -> None:
