@@ -84,6 +84,26 @@ def test_member_waits_whose_batch_is_gone(store: JobStore) -> None:
     assert oldest_wait(store) == 20
 
 
+def test_job_that_ran_before_it_was_due(store: JobStore) -> None:
+    """If it is to be tried again, it waits from when that is due."""
+    broker = StubBroker()
+    broker.add_middleware(JobStateMiddleware(store))
+
+    @dramatiq.actor(
+        broker=broker, job_state=RunMarathon, min_backoff=1000, max_backoff=1000
+    )
+    def run_marathon(miles: int) -> None:
+        raise ValueError("A cramp.")
+
+    uuid = put(store, "queued", delay=86_400)
+    message = run_marathon.message_with_options(args=(26,))
+    broker.enqueue(message.copy(message_id=uuid))
+    with working(broker, threads=1):
+        wait_for(lambda: load_job(store, uuid).status == "retrying")
+    pass_time(store, 605)
+    assert oldest_wait(store) == 600
+
+
 def test_step_waits_from_its_turn_on(redis_url: str, store: JobStore) -> None:
     """Until then, it is not a worker that a step of a pipeline waits for."""
     broker = StubBroker()
