@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from redis.exceptions import RedisError
 
@@ -57,10 +57,16 @@ class Timings:
 
     Parameters:
       access: The access to the lists.
+      aside: Has an access for the thread, which lets the requests have theirs.
     """
 
-    def __init__(self, access: ListAccess) -> None:
+    def __init__(
+        self,
+        access: ListAccess,
+        aside: Callable[[], contextlib.AbstractContextManager[ListAccess]],
+    ) -> None:
         self._access = access
+        self._aside = aside
         #: The records that are to say what is usual, by their uuids, and the thread
         #: that writes it. There is no lock, which a forked process could find locked.
         self._asked: dict[str, Record] = {}
@@ -138,12 +144,13 @@ class Timings:
         thread = self._thread
         # In a forked process, the thread is no longer alive.
         if thread is None or not thread.is_alive():
-            self._thread = threading.Thread(
+            # Another request may start a thread meanwhile, which may end, too.
+            thread = self._thread = threading.Thread(
                 target=self._run, name="jobstate-usual", daemon=True
             )
             # The process may start no more threads.
             with contextlib.suppress(RuntimeError):
-                self._thread.start()
+                thread.start()
 
     def _run(self) -> None:
         self._write_all()
@@ -168,16 +175,16 @@ class Timings:
         """Write what is usual into records of a kind. Return False if that is unknown,
         or the store does not take it.
         """
-        calls, runner = self._access.calls, self._access.runner
         try:
-            found = self.read(kind)
-            if found.low is None:
-                return False
-            words = dumps((found.low, found.high, _rounded(found.p95 or 0)))
-            runner.run(
-                calls.usual(record.uuid, record.text("run") or "", words)
-                for record in records
-            )
+            with self._aside() as access:
+                found = Timings(access, self._aside).read(kind)
+                if found.low is None:
+                    return False
+                words = dumps((found.low, found.high, _rounded(found.p95 or 0)))
+                access.runner.run(
+                    access.calls.usual(record.uuid, record.text("run") or "", words)
+                    for record in records
+                )
         except Exception as e:
             # A pool of the application's may raise anything.
             log.debug("What is usual for jobs of the kind %s is unknown: %r", kind, e)

@@ -669,8 +669,9 @@ FRESH_SECONDS = 1.0
 #: The fields of a record that counts depend on.
 COUNTED = (*OUTLINE, "due", "started", "waited")
 
-#: The sets of the jobs that wait for a worker, and of those that have started last.
-WAITING, STARTED = ("queued", "retrying"), ("working", "success", "error")
+#: The sets of the jobs that wait for a worker, that run, and that have run.
+WAITING, RUNNING = ("queued", "retrying"), ("working", "cancelling")
+HAVE_RUN = ("success", "error")
 
 #: How many of the oldest entries of a set are examined at first. Mostly, the first one
 #: is that of the oldest waiting job.
@@ -823,15 +824,16 @@ class Counter:
         scopes = self._scopes(wanted)
         everywhere = self._scopes(wanted._replace(members=True))
         counted = self._sources(scopes, SETS)
-        running = self._sources(scopes, ("working", "cancelling"))
+        # They stand where they were queued: the last to start may be behind the others.
+        running = self._sources(everywhere, RUNNING)
         running += self._sources([self._sets.key("")], (UNSENT,))
-        started = self._sources(everywhere, STARTED)
+        ended = self._sources(everywhere, HAVE_RUN)
         waiting = self._sources(everywhere, WAITING)
         now = self._reader.now() * 1000
         commands = [
             *(each.size() for each in counted),
             *(each.newest(MAX_EXAMINED) for each in running),
-            *(each.newest(STARTS) for each in started),
+            *(each.newest(STARTS) for each in ended),
             *(each.oldest(FIRST, now) for each in waiting),
         ]
         replies = iter(ask(self._client, commands))
@@ -839,11 +841,11 @@ class Counter:
         for each in counted:
             number[each.set] += next(replies) or 0
         silent = [entry for each in running for entry in each.entries(next(replies))]
-        begun = [entry for each in started for entry in each.entries(next(replies))]
+        begun = [*silent]
+        for each in ended:
+            begun += each.entries(next(replies))
         oldest = {each: each.entries(next(replies)) for each in waiting}
-        records = self._read(
-            wanted, [*silent, *begun, *itertools.chain(*oldest.values())]
-        )
+        records = self._read(wanted, [*begun, *itertools.chain(*oldest.values())])
         stalled = self._stalled(wanted, silent, records)
         number["queued"] -= stalled["sending"]
         number["working"] -= stalled["working"]

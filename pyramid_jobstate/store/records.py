@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from redis import RedisCluster
+from redis import Redis, RedisCluster
 from redis.exceptions import RedisError
 
 from ..errors import NotRepeatable, NotUnique, StoreUnavailable
@@ -25,7 +25,7 @@ from ..job import (
 from .batches import Batches, Change, answered, changes_of
 from .bulk import Acted
 from .claims import UNASKED, Claims, Hold
-from .connection import LOST, Client, text
+from .connection import LOST, Client, impatient, text
 from .durations import Timings
 from .ends import Ends
 from .lists import MAX_READ, OUTLINE, Counter, ListAccess, Sets, newest_uuids
@@ -98,9 +98,27 @@ class Records:
         self.workers = Workers(
             client, self._calls, self._runner, self.reader, lives.silence
         )
-        self.timings = Timings(self.access)
+        self._silence = lives.silence
+        self.timings = Timings(self.access, self._aside)
         #: What jobs call: see Store in job/state.py.
         self.tell_usual = self.timings.tell
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[ListAccess]:
+        """Yield an access for a thread that no request waits for. Unless only the
+        application knows how to connect, it has a connection of its own: a client may
+        have no more than the requests need.
+        """
+        own = impatient(self._client) if isinstance(self._client, Redis) else None
+        if own is None:
+            yield self.access
+            return
+        reader = Reader(own, self._calls.key, self._silence)
+        runner = Runner(own, self._calls)
+        try:
+            yield self.access._replace(client=own, reader=reader, runner=runner)
+        finally:
+            own.connection_pool.disconnect()
 
     def now(self) -> int | None:
         """Return the server's time in milliseconds, as this process knows it from what

@@ -9,12 +9,12 @@ from dramatiq import pipeline
 from dramatiq.brokers.stub import StubBroker
 
 from pyramid_jobstate import Batch, JobError, JobStateMiddleware, JobStore
-from pyramid_jobstate.testing import pass_time, put_batch, put_job
-from tests.jobs import RunMarathon, messages
+from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
+from tests.jobs import Gate, RunMarathon, messages, working
 from tests.store.jobs import Diary, all_of, create, finish, put, put_unsent
 from tests.support import key_of, load_job, wait_for, write
 from tests.trips import counting_trips
-from tests.webapp import make_app, make_config, make_request
+from tests.webapp import make_app, make_config, make_request, make_tm_config
 
 #: Where the jobs of all kinds are listed that are queued.
 QUEUED = "jobstate:{all}:queued"
@@ -84,6 +84,26 @@ def test_member_waits_whose_batch_is_gone(store: JobStore) -> None:
     assert oldest_wait(store) == 20
 
 
+def test_job_that_ran_before_it_was_due(store: JobStore) -> None:
+    """If it is to be tried again, it waits from when that is due."""
+    broker = StubBroker()
+    broker.add_middleware(JobStateMiddleware(store))
+
+    @dramatiq.actor(
+        broker=broker, job_state=RunMarathon, min_backoff=1000, max_backoff=1000
+    )
+    def run_marathon(miles: int) -> None:
+        raise ValueError("A cramp.")
+
+    uuid = put(store, "queued", delay=86_400)
+    message = run_marathon.message_with_options(args=(26,))
+    broker.enqueue(message.copy(message_id=uuid))
+    with working(broker, threads=1):
+        wait_for(lambda: load_job(store, uuid).status == "retrying")
+    pass_time(store, 605)
+    assert oldest_wait(store) == 600
+
+
 def test_step_waits_from_its_turn_on(redis_url: str, store: JobStore) -> None:
     """Until then, it is not a worker that a step of a pipeline waits for."""
     broker = StubBroker()
@@ -107,6 +127,35 @@ def test_step_waits_from_its_turn_on(redis_url: str, store: JobStore) -> None:
     pass_time(store, 10)
     assert load_job(store, second.uuid).status == "queued"
     assert oldest_wait(store) == oldest_wait(store, "Diary") == 10
+
+
+def test_step_whose_turn_came_while_the_store_was_away(
+    redis_url: str, store: JobStore
+) -> None:
+    """Nobody knows how long it has waited for a worker: not since it was sent."""
+    broker, gate = StubBroker(), Gate()
+    broker.add_middleware(JobStateMiddleware(store))
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon, queue_name="late")
+    def start() -> None: ...
+
+    @dramatiq.actor(broker=broker, job_state=Diary)
+    def rest() -> None:
+        gate.wait()
+
+    request = make_request(make_app(make_config(redis_url)).app, "alice")
+    steps = pipeline([start.message(), rest.message()], broker=broker)
+    _, step = request.job_states.send_immediately(steps)
+    pass_time(store, 1000)
+    with away(store):
+        broker.enqueue(rest.message().copy(message_id=step.uuid))
+    assert oldest_wait(store, "Diary") == -1
+    worker = dramatiq.Worker(broker, queues={"default"}, worker_timeout=20)
+    worker.start()
+    wait_for(lambda: load_job(store, step.uuid).status == "working")
+    assert recent_wait(store) == -1
+    gate.open()
+    worker.stop()
 
 
 def stop_many(store: JobStore, count: int) -> None:
@@ -269,6 +318,37 @@ def test_only_the_newest_starts_count(store: JobStore) -> None:
     assert recent_wait(store) == 50
     put_batch(store, Batch, ["success"])
     assert recent_wait(store) == 0
+
+
+def test_late_starts_count_beside_jobs_that_run(
+    redis_url: str, store: JobStore
+) -> None:
+    """Even if ten of these were queued after them, for another worker. They may be
+    members of batches.
+    """
+    broker, gate = StubBroker(), Gate()
+    broker.add_middleware(JobStateMiddleware(store))
+
+    @dramatiq.actor(broker=broker, job_state=RunMarathon, max_retries=0)
+    def run_marathon(miles: int) -> None:
+        gate.wait()
+
+    request = make_request(make_app(make_tm_config(redis_url)).app, "alice")
+    request.tm.begin()
+    with request.job_states.batch() as batch:
+        members = [batch.send(run_marathon, 26) for _ in range(8)]
+    request.tm.commit()
+    jobs = [*create(store, 4), *(job.uuid for job in members)]
+    pass_time(store, 1800)
+    for _ in range(10):
+        put(store, "working")
+    for uuid in jobs[:4]:
+        message = run_marathon.message_with_options(args=(26,))
+        broker.enqueue(message.copy(message_id=uuid))
+    with working(broker, threads=len(jobs)):
+        wait_for(lambda: all(load_job(store, job).status == "working" for job in jobs))
+        assert recent_wait(store) == recent_wait(store, "RunMarathon") == 1800
+        gate.open()
 
 
 def test_run_after_one_that_died_has_not_waited(store: JobStore) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
+from pyramid.config import Configurator
 from webtest import TestApp
 
 from pyramid_jobstate import Batch, JobState, JobStore
@@ -45,10 +47,15 @@ class Alike(Batch):
     show_usual = True
 
 
+def settle() -> None:
+    """Wait until nobody is finding out what is usual."""
+    wait_for(lambda: THREAD not in [thread.name for thread in threading.enumerate()])
+
+
 def poll(app: TestApp, uuid: str, user: str = "alice", **headers: str) -> Any:
     """Return the answer to a poll, after which nothing goes on."""
     answer = get(app, f"/job_state/{uuid}", user, **headers)
-    wait_for(lambda: THREAD not in [thread.name for thread in threading.enumerate()])
+    settle()
     return answer
 
 
@@ -241,11 +248,18 @@ def test_class_may_keep_it_back(
 def test_lists_say_it(app: TestApp, store: JobStore, begun: list[str]) -> None:
     """Of all their jobs that work, with one thread."""
     put_runs(store)
-    uuids = [put(store) for _ in range(20)]
-    get(app, "/job_state?status=working", "alice")
-    wait_for(
-        lambda: all(store.client.hexists(key_of(store, u), "usual") for u in uuids)
-    )
+    for _ in range(20):
+        put(store)
+    answered = threading.Event()
+
+    def meet(_: Any, go: Any) -> Any:
+        assert answered.wait(30)
+        return go()
+
+    with met(meet, lambda: threading.current_thread().name == THREAD):
+        get(app, "/job_state?status=working", "alice")
+        answered.set()
+        settle()
     items = get(app, "/job_state?status=working", "alice").json["items"]
     assert [item["job"]["usual"] for item in items] == [USUAL] * 20
     assert len(begun) == 1
@@ -375,6 +389,35 @@ def test_store_that_goes_away(
     assert len(begun) == 1 and not said()
 
 
+def test_client_with_a_connection_for_each_request(
+    store: JobStore, redis_url: str
+) -> None:
+    """A poll does not have to wait for that of the thread, or fail."""
+    put_runs(store)
+    uuids = [put(store), put(store)]
+    config = make_config(redis_url)
+    app = make_app(config)
+    pool = redis.ConnectionPool.from_url(redis_url, max_connections=1)
+    Configurator(registry=config.registry, autocommit=True).set_job_store(
+        JobStore(redis.Redis(connection_pool=pool))
+    )
+    reached, released = threading.Event(), threading.Event()
+
+    def meet(_: Any, go: Any) -> Any:
+        reached.set()
+        assert released.wait(30)
+        return go()
+
+    with met(meet, lambda: threading.current_thread().name == THREAD):
+        assert get(app, f"/job_state/{uuids[0]}", "alice").status_code == 200
+        assert reached.wait(30)
+        answer = get(app, f"/job_state/{uuids[1]}", "alice")
+        released.set()
+        settle()
+        assert answer.status_code == 200
+        assert [poll(app, uuid).json["job"]["usual"] for uuid in uuids] == [USUAL] * 2
+
+
 def test_thread_that_cannot_start(app: TestApp, store: JobStore) -> None:
     """The poll is answered, and the next one tries again."""
     put_runs(store)
@@ -382,6 +425,39 @@ def test_thread_that_cannot_start(app: TestApp, store: JobStore) -> None:
     with refusing_threads(THREAD, 1):
         assert poll(app, uuid).status_code == 200
     assert usual_of(app, uuid) == USUAL
+
+
+def test_two_polls_start_threads(app: TestApp, store: JobStore) -> None:
+    """Both are answered, though the second one comes at any line at which the first one
+    is about to start its thread, and the thread of the second one may end before.
+    """
+    put_runs(store)
+    point = count = 0
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        nonlocal count
+        name, file = frame.f_code.co_name, frame.f_code.co_filename
+        if name != "tell" or not file.endswith("durations.py"):
+            return None
+        if event == "line":
+            if count == point:
+                other = threading.Thread(target=poll, args=(app, put(store)))
+                other.start()
+                other.join()
+            count += 1
+        return trace
+
+    while point <= count:
+        uuid, count, before = put(store), 0, sys.gettrace()
+        sys.settrace(trace)
+        try:
+            assert get(app, f"/job_state/{uuid}", "alice").status_code == 200
+        finally:
+            sys.settrace(before)
+        poll(app, uuid)
+        assert poll(app, uuid).json["job"]["usual"] == USUAL
+        point += 1
+    assert point > 5
 
 
 def test_forked_process_asks_by_itself(app: TestApp, store: JobStore) -> None:
@@ -408,6 +484,7 @@ def test_forked_process_asks_by_itself(app: TestApp, store: JobStore) -> None:
 
         assert in_child(act) == str(USUAL)
         forked.set()
+        settle()
     assert poll(app, uuids[0]).json["job"]["usual"] == USUAL
 
 

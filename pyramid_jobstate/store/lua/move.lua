@@ -25,8 +25,8 @@ local function move(scope, member, from, to, at, ttl, slack)
   if to then
     local set = scope .. to
     local score = slack and from and tonumber(try("ZSCORE", scope .. from, member) or nil)
-    -- Other scores are another program's: ours are exact up to there.
-    if score and score >= at - slack * 1000 and score <= 2 ^ 53 then
+    -- A higher score is that of a job that was not due yet, or another program's.
+    if score and score >= at - slack * 1000 and score <= at then
       at = score
     end
     if not try("ZADD", set, int(at), member) then

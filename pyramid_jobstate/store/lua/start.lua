@@ -78,7 +78,9 @@ if is == "cancelling" then
   add(words, "asked", old[7] or "")
 end
 local since = tonumber(old[15])
-if since and (set_of(was) == "queued" or was == "retrying") then
+-- While a step is waiting for its turn, it is not a worker that it waits for. The store may have
+-- been away when its turn came.
+if since and (was == "queued" or was == "sending" or was == "retrying") then
   since = math.max(since, tonumber(old[16]) or 0)
   add(words, "waited", int(math.max(0, started - since)))
 end
