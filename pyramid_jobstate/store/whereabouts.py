@@ -10,15 +10,14 @@ from typing import Any
 from ..job import iso_time, parse_int, parse_time
 from .workers import worker_name
 
-#: After how many seconds a worker that has not answered is not expected to, and what
-#: people read then.
+#: For how many seconds a worker is expected to answer, and what people read after that.
 ANSWER_SECONDS = 5.0
 NO_ANSWER = (
     "The worker did not answer: it is paused, holds the interpreter, has lost the "
     "store, or is older."
 )
 
-#: What announces such a request among the cancels.
+#: The prefix of such a request among the cancels.
 PREFIX = "where:"
 
 #: The fields of the hash that are read.

@@ -165,11 +165,15 @@ def test_answer_of_another_run_is_dropped(redis_url: str, store: JobStore) -> No
         gate.wait()
 
     with working(broker):
-        sent = run_marathon.send()
-        gate.wait_for_job()
+        sent, other = run_marathon.send(), run_marathon.send()
+        for message in sent, other:
+            wait_until(broker, message, "working")
         assert store.ask_where(sent.message_id)
         write(store, sent.message_id, run="another")
-        time.sleep(1)
+        for _ in range(2):
+            # By the second time, the worker has come to the first request.
+            asked(store, other.message_id)
+            pass_time(store, 1)
         where = store.where(sent.message_id)
         assert where is not None and where.taken_at is None and where.stack is None
         gate.open()
