@@ -130,7 +130,7 @@ def main() -> None:
             page.locator("#job[state=success]").wait_for()
             start(page, url, "Start running", "Jog")
             start(page, url, "Import a sample", "Easy to watch")
-            wait_for_percent(page, "6[2-9]")
+            wait_for_percent(page, "4[2-9]")
             take(page, f"import-{look}", "body", "article")
             page.goto(url)
             page.locator("li").nth(4).wait_for()
