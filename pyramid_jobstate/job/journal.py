@@ -14,9 +14,9 @@ from .values import Json, dumps
 #: is there, and in one flush.
 MAX_LOG_BYTES = 64 * 1024
 
-#: The characters that are kept of a line, and of the name of its logger.
+#: The characters that are kept of a line, and of the names of its level and its logger.
 JOURNAL_LINE_LENGTH = 1000
-LOGGER_LENGTH = 100
+NAME_LENGTH = 100
 
 #: What a line takes in memory beside its text, roughly.
 LINE_BYTES = 64

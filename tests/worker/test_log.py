@@ -183,6 +183,67 @@ def test_record_that_cannot_be_formatted_is_counted(ran: Ran, caplog: Any) -> No
     assert warning.startswith("2 of the records that job ")
 
 
+def test_exceptions_keep_type_text_and_notes(ran: Ran) -> None:
+    """Notes come after the text, not in its place."""
+
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    error = ValueError("no date")
+    error.add_note("in row 17")
+
+    def act(job_state: JobState) -> None:
+        quiet.error("skipped", exc_info=error)
+        quiet.error("skipped", exc_info=Mute())
+
+    first, second = ran(act)
+    assert first.text == "skipped\nValueError: no date\nin row 17"
+    assert second.text.endswith("Mute: <exception str() failed>")
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(10**5000, "HUGE"), (33, "L" * 70_000)], ids=["high", "long"]
+)
+def test_hostile_levels_take_no_line_with_them(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+) -> None:
+    """A level whose number has more digits than JSON may have, or whose name is longer
+    than a flush.
+    """
+
+    def act(job_state: JobState) -> None:
+        quiet.info("before")
+        quiet.log(number, "loud")
+        assert job_state.flush(10)
+        quiet.info("after")
+
+    # addLevelName() cannot be undone.
+    monkeypatch.setitem(vars(logging)["_levelToName"], number, name)
+    before, loud, after = ran(act)
+    assert [line.text for line in (before, loud, after)] == ["before", "loud", "after"]
+    assert loud.level == min(number, 10**9) and loud.level_name == name[:100]
+
+
+def test_record_whose_level_is_no_number_is_counted(ran: Ran) -> None:
+    """The application's class of records may say anything."""
+
+    class Strange(logging.LogRecord):
+        levelno = property(lambda self: "INFO", lambda self, value: None)
+
+    unheard = logging.Logger("tests.unheard", logging.INFO)
+    unheard.addFilter(lambda record: False)
+
+    def act(job_state: JobState) -> None:
+        unheard.info("strange")
+        logging.setLogRecordFactory(logging.LogRecord)
+        job_state.append_log("after")
+
+    logging.setLogRecordFactory(Strange)
+    (line,) = ran(act)
+    assert (line.number, line.text) == (2, "after")
+
+
 def test_interrupt_passes_through_formatting(broker: RedisBroker) -> None:
     """Dramatiq may interrupt a job anywhere."""
     seen: list[BaseException] = []
