@@ -40,6 +40,10 @@ class RecordFactory:
         self._make = make
 
     def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        global _active
+        if self is not _active and self is logging.getLogRecordFactory():
+            # The application has put it back.
+            _active = self
         record = self._make(*args, **kwargs)
         job_state = current_state.get()
         if job_state is not None and self is _active:
@@ -49,8 +53,8 @@ class RecordFactory:
         return record
 
 
-#: The newest of them. Those before, which the application may have wrapped, keep
-#: nothing: each record counts once.
+#: The newest of them, or the one that the application has put back. The others, which
+#: it may have wrapped, keep nothing: each record counts once.
 _active: RecordFactory | None = None
 
 

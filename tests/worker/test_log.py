@@ -457,6 +457,35 @@ def test_application_may_set_another_record_factory(ran: Ran) -> None:
     assert [line.text for line in ran(lambda _: log.info("y"))] == ["y"]
 
 
+def test_record_factory_may_be_replaced_for_a_while(
+    redis_url: str, store: JobStore
+) -> None:
+    """Another job begins meanwhile. The one that goes on keeps each record once."""
+    broker = InCallerBroker([JobStateMiddleware(url=redis_url)])
+    uuids: list[str] = []
+
+    @job_actor(broker=broker)
+    def keep_inner(*, job_state: Journaled) -> None:
+        log.info("inner")
+
+    @job_actor(broker=broker)
+    def keep_diary(*, job_state: Journaled) -> None:
+        uuids.append(job_state.uuid)
+        found = logging.getLogRecordFactory()
+        logging.setLogRecordFactory(lambda *args, **more: found(*args, **more))
+        log.info("first")
+        keep_inner.send()
+        log.info("second")
+        newest = logging.getLogRecordFactory()
+        logging.setLogRecordFactory(found)
+        log.info("third")
+        logging.setLogRecordFactory(newest)
+        log.info("fourth")
+
+    keep_diary.send()
+    assert texts(store, uuids[0]) == ["first", "second", "third", "fourth"]
+
+
 def test_log_is_bounded(ran: Ran, client: redis.Redis) -> None:
     """A line keeps 1,000 characters, and a job its newest 64 KiB: numbers tell how many
     lines are gone.
