@@ -19,6 +19,7 @@ from redis import RedisCluster
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, rerun
 from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.cluster import cluster_of_one
+from tests.faulty import Moment, faulty
 from tests.jobs import Gate, working
 from tests.support import key_of, load_job, wait_for, write
 
@@ -405,6 +406,40 @@ def test_lines_after_a_number(store: JobStore) -> None:
             store.log(job.uuid, wrong)
     with pytest.raises(TypeError, match=r"^after must be an int"):
         store.log(job.uuid, True)
+
+
+def test_lines_that_come_during_a_look(redis_url: str, store: JobStore) -> None:
+    """A follower asks for what comes after the last line that it has: none may be
+    missing before that.
+    """
+    desk, gate, later = Desk(JobStore(redis_url)), Gate(), Gate()
+
+    def end() -> None:
+        log.warning("second")
+        gate.wait()
+        for number in range(5):
+            log.warning("later %d", number)
+        later.wait()
+
+    def act() -> None:
+        gate.open()
+        later.wait_for_job()
+        wait_for(lambda: len(store.log(message.message_id)) == 7)
+
+    desk.end = end
+    message = desk.send(args=("first",))
+    with working(desk.broker), faulty(redis_url) as proxy:
+        gate.wait_for_job()
+        wait_for(lambda: len(store.log(message.message_id)) == 2)
+        moment = Moment(1, act)
+        looks = JobStore(proxy.url)
+        assert looks.log(message.message_id, 2) == []
+        proxy.judge = lambda request: (
+            moment(request) if b"LRANGE" in request else "pass"
+        )
+        lines = looks.log(message.message_id, 1)
+        later.open()
+    assert [line.number for line in lines] == [2, 3, 4, 5, 6, 7]
 
 
 def test_other_jobs_know_no_log(redis_url: str, client: redis.Redis) -> None:
