@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import logging
 import logging.config
 import re
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -638,6 +640,60 @@ def test_late_line_is_dropped_while_the_end_is_unwritten(
         stack.close()
         wait_for(lambda: load_job(store, message.message_id).is_finished)
     assert texts(store, message.message_id) == ["in time"]
+
+
+def test_handlers_and_finalizers_may_log(ran: Ran) -> None:
+    """A handler holds its lock while it logs. A finalizer, which may run anywhere,
+    waits for that lock.
+    """
+    stuck: list[str] = []
+
+    class Chatty(logging.Handler):
+        def acquire(self) -> None:
+            lock: Any = self.lock
+            if not lock.acquire(timeout=5):
+                stuck.append(threading.current_thread().name)
+                raise TimeoutError
+
+        def emit(self, record: logging.LogRecord) -> None:
+            time.sleep(0.001)
+            quiet.info("from the handler")
+
+    chatty = logging.Logger("tests.chatty", logging.INFO)
+    chatty.addHandler(Chatty())
+    over = threading.Event()
+    thread: threading.Thread | None = None
+
+    def finalize(phase: str, info: object) -> None:
+        if threading.current_thread() is thread:
+            chatty.info("from a finalizer")
+
+    def go_on() -> None:
+        kept: list[object] = []
+        while not over.is_set():
+            quiet.info("from the thread")
+            kept.append([])
+
+    def act(job_state: JobState) -> None:
+        nonlocal thread
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(go_on,))
+        thread.start()
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            chatty.info("from the job")
+        over.set()
+        thread.join()
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(finalize)
+    gc.set_threshold(20)
+    try:
+        assert ran(act)
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(finalize)
+    assert not stuck
 
 
 def test_log_of_a_store_that_came_back_empty_goes_on(
