@@ -362,6 +362,24 @@ def test_run_renews_its_log(redis_url: str) -> None:
     assert len(store.log(message.message_id)) == 1
 
 
+def test_log_of_one_foreign_entry_stops_no_server(redis_url: str) -> None:
+    """One that reads as an entry, and is longer than a log: the script that renews the
+    log drops it, and returns.
+    """
+    store = JobStore(redis_url, active_expire_in=1)
+    desk, gate = Desk(store, heartbeat=0.05), Gate()
+    desk.end = gate.wait
+    message = desk.send(args=("",))
+    with working(desk.broker):
+        gate.wait_for_job()
+        _, beside = desk.keys(message)
+        store.client.rpush(beside, "1 a 1 900000000 " + "x" * 70_000)
+        wait_for(lambda: not store.client.exists(beside))
+        gate.open()
+        desk.broker.join("default")
+    assert load_job(store, message.message_id).is_success
+
+
 def test_older_run_adds_nothing(redis_url: str, store: JobStore) -> None:
     """A run whose job has begun again elsewhere is not heard any more."""
     own = [JobStore(redis_url) for _ in range(2)]

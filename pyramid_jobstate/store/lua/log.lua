@@ -38,7 +38,7 @@ for i = 1, #words, 1000 do
   redis.call("RPUSH", KEYS[2], unpack(words, i, math.min(i + 999, #words)))
 end
 local _, _, _, first, length = entry(0)
-while bytes - first + length > most do
+while length > 0 and bytes - first + length > most do
   redis.call("LPOP", KEYS[2])
   _, _, _, first, length = entry(0)
 end
