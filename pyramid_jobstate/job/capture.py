@@ -48,6 +48,7 @@ class RecordFactory:
         job_state = current_state.get()
         if job_state is not None and self is _active:
             run = run_of(job_state)
+            run = run.outer or run
             if run.journal is not None:
                 _keep(record, run, run.journal)
         return record

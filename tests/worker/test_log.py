@@ -356,6 +356,35 @@ def test_job_inside_a_job_has_its_own_log(redis_url: str, store: JobStore) -> No
     assert texts(store, inner) == ["inner"]
 
 
+def test_function_that_a_job_calls_logs_for_it(redis_url: str, store: JobStore) -> None:
+    """Though it is that of another actor, which captures nothing or more. Its JobState
+    reports nothing, and so do the lines of its append_log().
+    """
+    broker = InCallerBroker([JobStateMiddleware(url=redis_url)])
+    uuids: list[str] = []
+
+    @job_actor(broker=broker, job_state=True)
+    def keep_none() -> None:
+        log.info("none")
+
+    @job_actor(broker=broker)
+    def keep_inner(*, job_state: LoudJournaled) -> None:
+        log.info("inner")
+        job_state.append_log("own")
+        keep_none()
+
+    @job_actor(broker=broker)
+    def keep_diary(*, job_state: Journaled) -> None:
+        uuids.append(job_state.uuid)
+        keep_inner()
+        wait_for(lambda: texts(store, job_state.uuid))
+        log.info("after")
+
+    keep_diary.send()
+    keep_none()
+    assert texts(store, uuids[0]) == ["inner", "none", "after"]
+
+
 def test_run_that_is_over_logs_no_more(broker: RedisBroker, store: JobStore) -> None:
     """A thread may outlive its job: what it logs belongs to nobody, even while the
     same job runs again.
