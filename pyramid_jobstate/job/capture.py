@@ -95,12 +95,11 @@ def new_journal(cls: type[JobState], attempt: int) -> Journal | None:
     level = log_level_of(cls)
     if level is None:
         return None
-    # Again, since the first jobs of a process may begin at the same time.
-    while (factory := logging.getLogRecordFactory()) is not _active:
-        if not isinstance(factory, RecordFactory):
-            # The application has set it since.
-            factory = RecordFactory(factory)
-            logging.setLogRecordFactory(factory)
+    factory = logging.getLogRecordFactory()
+    if not isinstance(factory, RecordFactory):
+        # The application has set it since.
+        factory = RecordFactory(factory)
+        logging.setLogRecordFactory(factory)
         _active = factory
     least = logging.getLogger().level
     if level < least and _warned.is_new(cls.kind):
