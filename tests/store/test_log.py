@@ -316,6 +316,27 @@ def test_log_of_a_class_that_captures_nothing_any_more(archives: JobStore) -> No
     assert before.texts(message) == ["a line"]
 
 
+def test_log_of_a_step_that_waits_for_its_turn_again(desk: Desk) -> None:
+    """The pipeline ran once, and then failed before it came to that step."""
+    options = {"pipe_ignore": True, "max_retries": 0}
+    pair = [desk.actor.message_with_options(**options) for _ in range(2)]
+    steps = dramatiq.pipeline(pair, broker=desk.broker)
+    first, second = steps.messages
+    steps.run()
+    desk.work()
+    assert desk.texts(second) == ["a line"]
+    # As if request.job_states had sent the pipeline again.
+    write(desk.store, second.message_id, status="waiting")
+    desk.end = lambda: 1 / 0
+    desk.broker.enqueue(first.copy())
+    desk.work()
+    assert load_job(desk.store, second.message_id).is_cancelled
+    desk.agree(second, ENDED)
+    assert rerun(desk.store, desk.broker, first.message_id)
+    assert load_job(desk.store, second.message_id).status == "queued"
+    desk.agree(second, ACTIVE)
+
+
 def test_log_of_a_member_of_a_cancelled_batch(desk: Desk) -> None:
     """The member waits to run again, and is cancelled as its message comes."""
     member = {"job_state_class": Archive, "status": "retrying", "log": ["a line"]}
