@@ -211,12 +211,15 @@ class FollowedLog(Followed):
         return jobs
 
     def new(self) -> tuple[Sequence[LogLine], bool]:
-        """Return the lines of the last look, and whether some are missing before."""
-        new, self._captured, last = self._captured, (), self._last
+        """Return the lines of the last look, and whether some are missing between them
+        or before.
+        """
+        new, self._captured = self._captured, ()
         if not new:
             return new, False
+        last = self._last or new[0].number - 1
         self._last = new[-1].number
-        return new, 0 < last < new[0].number - 1
+        return new, self._last - last > len(new)
 
 
 def _print_captured(

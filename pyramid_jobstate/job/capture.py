@@ -10,12 +10,15 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from .journal import LOGGER_LENGTH, Journal
+from .journal import NAME_LENGTH, Journal
 from .once import Once
 from .run import Run
 from .state import JobState, current_state, log_level_of, run_of
 
 log = logging.getLogger("pyramid_jobstate")
+
+#: The highest level that is kept as it is: JSON has no number of 5,000 digits.
+MAX_LEVEL = 10**9
 
 #: The kinds that a warning was logged for.
 _warned = Once()
@@ -37,37 +40,45 @@ class RecordFactory:
         self._make = make
 
     def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        global _active
+        if self is not _active and self is logging.getLogRecordFactory():
+            # The application has put it back.
+            _active = self
         record = self._make(*args, **kwargs)
         job_state = current_state.get()
         if job_state is not None and self is _active:
             run = run_of(job_state)
-            journal = run.journal
-            # logging.makeLogRecord() makes records without a level.
-            if journal is not None and (record.levelno or 0) >= journal.level:
-                _keep(record, run, journal)
+            run = run.outer or run
+            if run.journal is not None:
+                _keep(record, run, run.journal)
         return record
 
 
-#: The newest of them. Those before, which the application may have wrapped, keep
-#: nothing: each record counts once.
+#: The newest of them, or the one that the application has put back. The others, which
+#: it may have wrapped, keep nothing: each record counts once.
 _active: RecordFactory | None = None
 
 
 def _keep(record: logging.LogRecord, run: Run, journal: Journal) -> None:
-    """Add a record to the journal of a run. Whatever its formatting raises is counted:
-    the handlers of the application say more.
+    """Add a record to the journal of a run if its level is high enough. Whatever its
+    formatting raises is counted: the handlers of the application say more.
     """
     try:
+        # logging.makeLogRecord() makes records without a level.
+        if (record.levelno or 0) < journal.level:
+            return
         name = record.name
         if name.startswith(log.name) and name.partition(".")[0] == log.name:
             return
         # A class of records of the application may return anything.
         text = str(record.getMessage())
         if record.exc_info and record.exc_info[1] is not None:
-            (*_, last) = traceback.format_exception_only(record.exc_info[1])
-            text = f"{text}\n{last.rstrip()}"
-        level = str(record.levelname)
-        journal.add(text, int(record.levelno), level, name[:LOGGER_LENGTH])
+            said = "".join(traceback.format_exception_only(record.exc_info[1]))
+            text = f"{text}\n{said.rstrip()}"
+        level = min(int(record.levelno), MAX_LEVEL)
+        journal.add(
+            text, level, str(record.levelname)[:NAME_LENGTH], name[:NAME_LENGTH]
+        )
     except Exception:
         journal.fail()
     run.dirty = True
@@ -84,12 +95,11 @@ def new_journal(cls: type[JobState], attempt: int) -> Journal | None:
     level = log_level_of(cls)
     if level is None:
         return None
-    # Again, since the first jobs of a process may begin at the same time.
-    while (factory := logging.getLogRecordFactory()) is not _active:
-        if not isinstance(factory, RecordFactory):
-            # The application has set it since.
-            factory = RecordFactory(factory)
-            logging.setLogRecordFactory(factory)
+    factory = logging.getLogRecordFactory()
+    if not isinstance(factory, RecordFactory):
+        # The application has set it since.
+        factory = RecordFactory(factory)
+        logging.setLogRecordFactory(factory)
         _active = factory
     least = logging.getLogger().level
     if level < least and _warned.is_new(cls.kind):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import threading
 import time
 from collections import deque
 from typing import NamedTuple
@@ -14,9 +14,9 @@ from .values import Json, dumps
 #: is there, and in one flush.
 MAX_LOG_BYTES = 64 * 1024
 
-#: The characters that are kept of a line, and of the name of its logger.
+#: The characters that are kept of a line, and of the names of its level and its logger.
 JOURNAL_LINE_LENGTH = 1000
-LOGGER_LENGTH = 100
+NAME_LENGTH = 100
 
 #: What a line takes in memory beside its text, roughly.
 LINE_BYTES = 64
@@ -41,6 +41,9 @@ class Journal:
     """The lines of a run that the store does not have yet. While the store is away, the
     newest are kept: the numbers tell how many are missing.
 
+    It has no lock: a finalizer may log while one is held, and wait for a handler that
+    is about to log itself. The calls on the deque are atomic.
+
     Parameters:
       level: The least level of what is captured.
       attempt: The number of the attempt.
@@ -51,7 +54,7 @@ class Journal:
       size: The approximate memory that the lines take, in bytes.
     """
 
-    __slots__ = ("_attempt", "_count", "_lines", "_lock", "failures", "level", "size")
+    __slots__ = ("_attempt", "_lines", "_numbers", "failures", "level", "size")
 
     def __init__(self, level: int, attempt: int) -> None:
         self.level: float = level
@@ -64,9 +67,7 @@ class Journal:
         self._lines: deque[
             tuple[int, float, int | None, str | None, str | None, str]
         ] = deque()
-        self._count = 0
-        # Reentrant: a finalizer may log while this thread is here.
-        self._lock = threading.RLock()
+        self._numbers = itertools.count(1)
 
     def close(self) -> None:
         """Have nothing captured any more."""
@@ -88,18 +89,16 @@ class Journal:
           logger: The name of its logger, or None.
         """
         text, now = text[:JOURNAL_LINE_LENGTH], time.monotonic()
-        with self._lock:
-            self._count = number = self._count + 1
-            self._lines.append((number, now, level, name, logger, text))
-            self.size += LINE_BYTES + len(text)
-            while self.size > MAX_LOG_BYTES:
-                self._drop()
+        self._lines.append((next(self._numbers), now, level, name, logger, text))
+        size = LINE_BYTES + len(text)
+        self.size += size
+        while self.size > MAX_LOG_BYTES:
+            self._drop()
 
     def fail(self) -> None:
         """Count a record that could not be formatted, which takes a number, too."""
-        with self._lock:
-            self.failures += 1
-            self._count += 1
+        self.failures += 1
+        next(self._numbers)
 
     def take(self) -> list[NewLine]:
         """Return the lines to send, the oldest first. They stay until they are said to
@@ -108,10 +107,11 @@ class Journal:
         if not self._lines:
             return []
         now, size = time.monotonic(), 0
-        with self._lock:
-            lines = [*self._lines]
         taken: list[NewLine] = []
-        for number, logged, level, name, logger, text in reversed(lines):
+        # Two threads may have added lines in another order than they took numbers.
+        for number, logged, level, name, logger, text in sorted(
+            self._lines, reverse=True
+        ):
             json = dumps((level, name, logger, self._attempt, text))
             size += LINE_BYTES + len(json.encode())
             if size > MAX_LOG_BYTES:
@@ -121,9 +121,9 @@ class Journal:
 
     def forget(self, number: int) -> None:
         """Drop the lines up to a number: they are stored."""
-        with self._lock:
-            while self._lines and self._lines[0][0] <= number:
-                self._drop()
+        while self._lines and self._lines[0][0] <= number:
+            self._drop()
 
     def _drop(self) -> None:
-        self.size -= LINE_BYTES + len(self._lines.popleft()[-1])
+        size = LINE_BYTES + len(self._lines.popleft()[-1])
+        self.size -= size

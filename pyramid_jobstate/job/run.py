@@ -100,6 +100,7 @@ class Run:
       barred: Whether each call must first :meth:`check` that it may continue.
       cancel_requested: Whether cancellation of the job was requested.
       journal: What it logs, or None if its class captures nothing.
+      outer: Of a direct call, the run that logs what is logged in it, or None.
       total, unit: The total and the unit that set_progress() need not check again.
       size: The bytes that the metrics take as JSON, including their names.
       sync: Waits up to the given seconds until everything is stored and returns
@@ -118,6 +119,7 @@ class Run:
         "journal",
         "known",
         "metrics",
+        "outer",
         "phases",
         "report",
         "size",
@@ -140,6 +142,7 @@ class Run:
         self.sync: Callable[[float], bool] | None = None
         self.cancel_requested = False
         self.journal: Journal | None = None
+        self.outer: Run | None = None
         self._closed = ""
         self.phases = Phases()
         self._notice = CancelNotice()

@@ -202,14 +202,15 @@ class Records:
     def log(self, uuid: str, after: int) -> Sequence[LogLine]:
         """Return lines of a job's log: see :meth:`.JobStore.log`."""
         key = self._calls.log_key(uuid)
-        newest = log_lines(self.reader.entries(key, -1, 1))
-        if not newest:
+        most, lines = 0, log_lines(self.reader.entries(key, -1, 1))
+        if not lines:
             target = self.claims.target_of(uuid)
             return [] if target is None else self.log(target.uuid, after)
-        # Numbers may be missing.
-        most = newest[0].number - after
-        entries = self.reader.entries(key, -most, most) if most > 0 else []
-        return [line for line in log_lines(entries) if line.number > after]
+        # The list may have grown since the last look. Numbers may be missing.
+        while lines and most < lines[-1].number - after:
+            most = lines[-1].number - after
+            lines = log_lines(self.reader.entries(key, -most, most))
+        return [line for line in lines if line.number > after]
 
     def running_members(self, batch: str, limit: int) -> list[str]:
         """Return the uuids of running members of a batch, in the order in which they

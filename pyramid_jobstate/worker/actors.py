@@ -340,7 +340,11 @@ class TrackedFunction(HandedFunction):
         """Return a JobState for a direct call."""
         params = encode_params(self.params(args, kwargs))
         info = JobInfo(self.job_state_class.kind, self.actor_name, 1, params=params)
-        return self.job_state(str(uuid.uuid4()), Run(), info)
+        run, caller = Run(), current_state.get()
+        if caller is not None:
+            outer = run_of(caller)
+            run.outer = outer.outer or outer
+        return self.job_state(str(uuid.uuid4()), run, info)
 
     def info_of(
         self, message: Message[Any] | MessageProxy, attempt: int = 0

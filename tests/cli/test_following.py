@@ -604,6 +604,32 @@ def test_captured_log_is_followed_through_an_outage(
     assert ran.err[-1] == f"pjobs: Lines of {run.uuid} are missing here."
 
 
+def test_lines_that_are_missing_between_two_are_said(
+    pjobs: Operator, runs: Runs
+) -> None:
+    """Those that come with the same look."""
+    unread = logging.Logger("tests.unread")
+    unread.addHandler(logging.NullHandler())
+    run = runs.start(Ledger)
+    run.do(warn("one"))
+
+    def course() -> Iterator[None]:
+        yield
+
+        def log(job: JobState) -> None:
+            warn("two")(job)
+            unread.warning("%d", "x")
+            warn("three")(job)
+
+        run.do(log)
+        yield
+        run.end()
+
+    ran = pjobs("log", "-f", run.uuid, course=course())
+    assert ran.err == [f"pjobs: Lines of {run.uuid} are missing here."]
+    assert without_times(ran.out)[-1] == "WARNING tests.ledger: three"
+
+
 def test_log_may_begin_at_a_level(pjobs: Operator, runs: Runs) -> None:
     """`--level` leaves out what was logged below it, and what was only appended. JSON
     has all that is known of a line.

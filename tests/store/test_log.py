@@ -19,6 +19,7 @@ from redis import RedisCluster
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, rerun
 from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.cluster import cluster_of_one
+from tests.faulty import Moment, faulty
 from tests.jobs import Gate, working
 from tests.support import key_of, load_job, wait_for, write
 
@@ -315,6 +316,27 @@ def test_log_of_a_class_that_captures_nothing_any_more(archives: JobStore) -> No
     assert before.texts(message) == ["a line"]
 
 
+def test_log_of_a_step_that_waits_for_its_turn_again(desk: Desk) -> None:
+    """The pipeline ran once, and then failed before it came to that step."""
+    options = {"pipe_ignore": True, "max_retries": 0}
+    pair = [desk.actor.message_with_options(**options) for _ in range(2)]
+    steps = dramatiq.pipeline(pair, broker=desk.broker)
+    first, second = steps.messages
+    steps.run()
+    desk.work()
+    assert desk.texts(second) == ["a line"]
+    # As if request.job_states had sent the pipeline again.
+    write(desk.store, second.message_id, status="waiting")
+    desk.end = lambda: 1 / 0
+    desk.broker.enqueue(first.copy())
+    desk.work()
+    assert load_job(desk.store, second.message_id).is_cancelled
+    desk.agree(second, ENDED)
+    assert rerun(desk.store, desk.broker, first.message_id)
+    assert load_job(desk.store, second.message_id).status == "queued"
+    desk.agree(second, ACTIVE)
+
+
 def test_log_of_a_member_of_a_cancelled_batch(desk: Desk) -> None:
     """The member waits to run again, and is cancelled as its message comes."""
     member = {"job_state_class": Archive, "status": "retrying", "log": ["a line"]}
@@ -361,6 +383,24 @@ def test_run_renews_its_log(redis_url: str) -> None:
     assert len(store.log(message.message_id)) == 1
 
 
+def test_log_of_one_foreign_entry_stops_no_server(redis_url: str) -> None:
+    """One that reads as an entry, and is longer than a log: the script that renews the
+    log drops it, and returns.
+    """
+    store = JobStore(redis_url, active_expire_in=1)
+    desk, gate = Desk(store, heartbeat=0.05), Gate()
+    desk.end = gate.wait
+    message = desk.send(args=("",))
+    with working(desk.broker):
+        gate.wait_for_job()
+        _, beside = desk.keys(message)
+        store.client.rpush(beside, "1 a 1 900000000 " + "x" * 70_000)
+        wait_for(lambda: not store.client.exists(beside))
+        gate.open()
+        desk.broker.join("default")
+    assert load_job(store, message.message_id).is_success
+
+
 def test_older_run_adds_nothing(redis_url: str, store: JobStore) -> None:
     """A run whose job has begun again elsewhere is not heard any more."""
     own = [JobStore(redis_url) for _ in range(2)]
@@ -405,6 +445,40 @@ def test_lines_after_a_number(store: JobStore) -> None:
             store.log(job.uuid, wrong)
     with pytest.raises(TypeError, match=r"^after must be an int"):
         store.log(job.uuid, True)
+
+
+def test_lines_that_come_during_a_look(redis_url: str, store: JobStore) -> None:
+    """A follower asks for what comes after the last line that it has: none may be
+    missing before that.
+    """
+    desk, gate, later = Desk(JobStore(redis_url)), Gate(), Gate()
+
+    def end() -> None:
+        log.warning("second")
+        gate.wait()
+        for number in range(5):
+            log.warning("later %d", number)
+        later.wait()
+
+    def act() -> None:
+        gate.open()
+        later.wait_for_job()
+        wait_for(lambda: len(store.log(message.message_id)) == 7)
+
+    desk.end = end
+    message = desk.send(args=("first",))
+    with working(desk.broker), faulty(redis_url) as proxy:
+        gate.wait_for_job()
+        wait_for(lambda: len(store.log(message.message_id)) == 2)
+        moment = Moment(1, act)
+        looks = JobStore(proxy.url)
+        assert looks.log(message.message_id, 2) == []
+        proxy.judge = lambda request: (
+            moment(request) if b"LRANGE" in request else "pass"
+        )
+        lines = looks.log(message.message_id, 1)
+        later.open()
+    assert [line.number for line in lines] == [2, 3, 4, 5, 6, 7]
 
 
 def test_other_jobs_know_no_log(redis_url: str, client: redis.Redis) -> None:

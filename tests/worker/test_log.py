@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import logging
 import logging.config
 import re
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -183,6 +185,67 @@ def test_record_that_cannot_be_formatted_is_counted(ran: Ran, caplog: Any) -> No
     assert warning.startswith("2 of the records that job ")
 
 
+def test_exceptions_keep_type_text_and_notes(ran: Ran) -> None:
+    """Notes come after the text, not in its place."""
+
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    error = ValueError("no date")
+    error.add_note("in row 17")
+
+    def act(job_state: JobState) -> None:
+        quiet.error("skipped", exc_info=error)
+        quiet.error("skipped", exc_info=Mute())
+
+    first, second = ran(act)
+    assert first.text == "skipped\nValueError: no date\nin row 17"
+    assert second.text.endswith("Mute: <exception str() failed>")
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(10**5000, "HUGE"), (33, "L" * 70_000)], ids=["high", "long"]
+)
+def test_hostile_levels_take_no_line_with_them(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+) -> None:
+    """A level whose number has more digits than JSON may have, or whose name is longer
+    than a flush.
+    """
+
+    def act(job_state: JobState) -> None:
+        quiet.info("before")
+        quiet.log(number, "loud")
+        assert job_state.flush(10)
+        quiet.info("after")
+
+    # addLevelName() cannot be undone.
+    monkeypatch.setitem(vars(logging)["_levelToName"], number, name)
+    before, loud, after = ran(act)
+    assert [line.text for line in (before, loud, after)] == ["before", "loud", "after"]
+    assert loud.level == min(number, 10**9) and loud.level_name == name[:100]
+
+
+def test_record_whose_level_is_no_number_is_counted(ran: Ran) -> None:
+    """The application's class of records may say anything."""
+
+    class Strange(logging.LogRecord):
+        levelno = property(lambda self: "INFO", lambda self, value: None)
+
+    unheard = logging.Logger("tests.unheard", logging.INFO)
+    unheard.addFilter(lambda record: False)
+
+    def act(job_state: JobState) -> None:
+        unheard.info("strange")
+        logging.setLogRecordFactory(logging.LogRecord)
+        job_state.append_log("after")
+
+    logging.setLogRecordFactory(Strange)
+    (line,) = ran(act)
+    assert (line.number, line.text) == (2, "after")
+
+
 def test_interrupt_passes_through_formatting(broker: RedisBroker) -> None:
     """Dramatiq may interrupt a job anywhere."""
     seen: list[BaseException] = []
@@ -293,6 +356,35 @@ def test_job_inside_a_job_has_its_own_log(redis_url: str, store: JobStore) -> No
     assert texts(store, inner) == ["inner"]
 
 
+def test_function_that_a_job_calls_logs_for_it(redis_url: str, store: JobStore) -> None:
+    """Though it is that of another actor, which captures nothing or more. Its JobState
+    reports nothing, and so do the lines of its append_log().
+    """
+    broker = InCallerBroker([JobStateMiddleware(url=redis_url)])
+    uuids: list[str] = []
+
+    @job_actor(broker=broker, job_state=True)
+    def keep_none() -> None:
+        log.info("none")
+
+    @job_actor(broker=broker)
+    def keep_inner(*, job_state: LoudJournaled) -> None:
+        log.info("inner")
+        job_state.append_log("own")
+        keep_none()
+
+    @job_actor(broker=broker)
+    def keep_diary(*, job_state: Journaled) -> None:
+        uuids.append(job_state.uuid)
+        keep_inner()
+        wait_for(lambda: texts(store, job_state.uuid))
+        log.info("after")
+
+    keep_diary.send()
+    keep_none()
+    assert texts(store, uuids[0]) == ["inner", "none", "after"]
+
+
 def test_run_that_is_over_logs_no_more(broker: RedisBroker, store: JobStore) -> None:
     """A thread may outlive its job: what it logs belongs to nobody, even while the
     same job runs again.
@@ -394,6 +486,35 @@ def test_application_may_set_another_record_factory(ran: Ran) -> None:
     assert [line.text for line in ran(lambda _: quiet.info("raw"))] == ["b'raw'"]
     logging.setLogRecordFactory(found)
     assert [line.text for line in ran(lambda _: log.info("y"))] == ["y"]
+
+
+def test_record_factory_may_be_replaced_for_a_while(
+    redis_url: str, store: JobStore
+) -> None:
+    """Another job begins meanwhile. The one that goes on keeps each record once."""
+    broker = InCallerBroker([JobStateMiddleware(url=redis_url)])
+    uuids: list[str] = []
+
+    @job_actor(broker=broker)
+    def keep_inner(*, job_state: Journaled) -> None:
+        log.info("inner")
+
+    @job_actor(broker=broker)
+    def keep_diary(*, job_state: Journaled) -> None:
+        uuids.append(job_state.uuid)
+        found = logging.getLogRecordFactory()
+        logging.setLogRecordFactory(lambda *args, **more: found(*args, **more))
+        log.info("first")
+        keep_inner.send()
+        log.info("second")
+        newest = logging.getLogRecordFactory()
+        logging.setLogRecordFactory(found)
+        log.info("third")
+        logging.setLogRecordFactory(newest)
+        log.info("fourth")
+
+    keep_diary.send()
+    assert texts(store, uuids[0]) == ["first", "second", "third", "fourth"]
 
 
 def test_log_is_bounded(ran: Ran, client: redis.Redis) -> None:
@@ -548,6 +669,60 @@ def test_late_line_is_dropped_while_the_end_is_unwritten(
         stack.close()
         wait_for(lambda: load_job(store, message.message_id).is_finished)
     assert texts(store, message.message_id) == ["in time"]
+
+
+def test_handlers_and_finalizers_may_log(ran: Ran) -> None:
+    """A handler holds its lock while it logs. A finalizer, which may run anywhere,
+    waits for that lock.
+    """
+    stuck: list[str] = []
+
+    class Chatty(logging.Handler):
+        def acquire(self) -> None:
+            lock: Any = self.lock
+            if not lock.acquire(timeout=5):
+                stuck.append(threading.current_thread().name)
+                raise TimeoutError
+
+        def emit(self, record: logging.LogRecord) -> None:
+            time.sleep(0.001)
+            quiet.info("from the handler")
+
+    chatty = logging.Logger("tests.chatty", logging.INFO)
+    chatty.addHandler(Chatty())
+    over = threading.Event()
+    thread: threading.Thread | None = None
+
+    def finalize(phase: str, info: object) -> None:
+        if threading.current_thread() is thread:
+            chatty.info("from a finalizer")
+
+    def go_on() -> None:
+        kept: list[object] = []
+        while not over.is_set():
+            quiet.info("from the thread")
+            kept.append([])
+
+    def act(job_state: JobState) -> None:
+        nonlocal thread
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(go_on,))
+        thread.start()
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            chatty.info("from the job")
+        over.set()
+        thread.join()
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(finalize)
+    gc.set_threshold(20)
+    try:
+        assert ran(act)
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(finalize)
+    assert not stuck
 
 
 def test_log_of_a_store_that_came_back_empty_goes_on(

@@ -34,11 +34,12 @@ for i = 3, #ARGV, 3 do
     words[#words + 1] = head .. " " .. int(bytes) .. rest
   end
 end
-for i = 1, #words, 1000 do
-  redis.call("RPUSH", KEYS[2], unpack(words, i, math.min(i + 999, #words)))
+if #words > 0 then
+  -- A flush has fewer than 1,000 lines.
+  redis.call("RPUSH", KEYS[2], unpack(words))
 end
 local _, _, _, first, length = entry(0)
-while bytes - first + length > most do
+while length > 0 and bytes - first + length > most do
   redis.call("LPOP", KEYS[2])
   _, _, _, first, length = entry(0)
 end
