@@ -57,8 +57,6 @@ class CurrentJob:
       message: The message. Its id is the job's uuid.
       tracked: The actor's function, or None if the actor is not tracked.
       frame: The frame of the broker's call that processes the message.
-      ident: The identifier of the thread.
-      greenlet: The greenlet, or None without the package.
       outer: The JobState that was current before.
       handled: The exception that was being handled before, if any.
       unsaved: The recorder's entry for the run, or None before a run begins.
@@ -77,8 +75,6 @@ class CurrentJob:
     message: MessageProxy
     tracked: Tracked | None
     frame: types.FrameType
-    ident: int
-    greenlet: Any
     outer: JobState | None
     handled: BaseException | None
     unsaved: Unsaved | None = None
@@ -171,15 +167,8 @@ class ThreadState(threading.local):
 
     def enter(self, message: MessageProxy, tracked: Tracked | None) -> CurrentJob:
         """Start processing a message."""
-        greenlets = sys.modules.get("greenlet")
         job = CurrentJob(
-            message,
-            tracked,
-            _broker(),
-            threading.get_ident(),
-            greenlets and greenlets.getcurrent(),
-            current_state.get(),
-            sys.exception(),
+            message, tracked, _broker(), current_state.get(), sys.exception()
         )
         self.jobs.append(job)
         current_state.set(None)

@@ -131,10 +131,10 @@ def read_stack(
     Parameters:
       blocked: The loops that have not answered. They are not waited for again.
     """
-    places = _places_in(job)
-    if places is None:
+    found = _places_in(job)
+    if found is None:
         return None
-    ident: int | None = job.ident
+    ident, places = found
     for i, (frame, _) in enumerate(places):
         if frame.f_code in WAITING:
             ident, inner = _places_awaited(frame, ident, blocked)
@@ -147,32 +147,48 @@ def read_stack(
     return names.get(ident, ""), text[-MAX_STACK:].decode("utf-8", "ignore")
 
 
-def _places_in(job: CurrentJob) -> list[Place] | None:
-    """Return the places from the innermost call outwards, up to the broker's call that
-    processes the message of a job, or None if its thread is not in that.
+def _places_in(job: CurrentJob) -> tuple[int | None, list[Place]] | None:
+    """Return which thread is in the broker's call that processes the message of a job,
+    and the places from its innermost call outwards, up to that; or None if none is.
     """
     for _ in range(READS):
-        # A greenlet that waits is in none of the threads.
-        for frame in (_frame_of(job.ident), getattr(job.greenlet, "gr_frame", None)):
-            places = [*_places_from(frame, job.frame)]
-            if places and places[-1][0].f_back is job.frame:
-                return places
+        for ident, frame in _frames().items():
+            if places := _places_from(frame, job.frame):
+                return ident, places
         # It has returned from a call meanwhile.
+    # A greenlet that waits is in no thread's stack. That of gevent names its thread.
+    for each in _greenlets():
+        if places := _places_from(each.gr_frame, job.frame):
+            return id(each), places
     return None
 
 
-def _frame_of(ident: int | None) -> types.FrameType | None:
-    """Return the innermost frame of a thread."""
-    return sys._current_frames().get(ident or 0)  # noqa: SLF001
+def _frames() -> dict[int, types.FrameType]:
+    """Return the innermost frame of each thread by its identifier."""
+    return sys._current_frames()  # noqa: SLF001
+
+
+def _greenlets() -> list[Any]:
+    """Return the greenlets of this process."""
+    module = sys.modules.get("greenlet")
+    if module is None:
+        return []
+    return [
+        each for each in gc.get_objects() if issubclass(type(each), module.greenlet)
+    ]
 
 
 def _places_from(
     frame: types.FrameType | None, outer: types.FrameType | None = None
-) -> Iterator[Place]:
-    """Yield the places from a frame outwards, up to an outer one and without it."""
+) -> list[Place]:
+    """Return the places from a frame outwards, up to an outer one and without it; none
+    if that does not enclose the frame.
+    """
+    places: list[Place] = []
     while frame is not None and frame is not outer:
-        yield frame, frame.f_lineno
+        places.append((frame, frame.f_lineno))
         frame = frame.f_back
+    return places if frame is outer else []
 
 
 def _places_awaited(
@@ -215,7 +231,7 @@ def _places_awaited(
             return ident, found[::-1]
         blocked.add(loop)
     # Something blocks the loop.
-    return ident, [*_places_from(_frame_of(ident))] if is_elsewhere else []
+    return ident, _places_from(_frames().get(ident or 0)) if is_elsewhere else []
 
 
 def _places_of(awaited: Any) -> Iterator[Place]:
