@@ -303,6 +303,8 @@ def serving(app: AsgiApplication) -> Iterator[Server]:
 class Last(JobState):
     """A kind of job that ends the thread which feeds streams."""
 
+    show_usual = False
+
     @property
     def title(self) -> str:
         if threading.current_thread().name == FEEDS:

@@ -37,6 +37,12 @@ class PublicRun(JobState):
         return [(Allow, Everyone, "view_job")]
 
 
+class UntimedRun(JobState):
+    """A kind for which no thread looks up what is usual, which takes a connection."""
+
+    show_usual = False
+
+
 class OwnJson(JobState):
     """A kind with JSON of its own, which no stream can make."""
 

@@ -21,6 +21,7 @@ from tests.support import load_job, wait_for
 from tests.web.streaming import (
     HINT,
     PublicRun,
+    UntimedRun,
     batch,
     flagged,
     follow,
@@ -522,7 +523,7 @@ def test_where_changes_cannot_be_heard_pages_poll(
 
 def test_pool_of_the_applications_own(redis_url: str, runs: Runs, log: Lines) -> None:
     """Whatever a pool raises is an outage. It gets its connection back."""
-    run, failures = runs.start(n=0), [KeyError("token")]
+    run, failures = runs.start(UntimedRun, n=0), [KeyError("token")]
 
     def fail(connection: Any, name: str) -> None:
         if name == LINKS and failures:

@@ -21,6 +21,7 @@ from tests.jobs import Gate
 from tests.running import Runs
 from tests.support import in_child, wait_for
 from tests.web.streaming import (
+    UntimedRun,
     flagged,
     follow,
     one,
@@ -98,7 +99,7 @@ def test_failure_ends_all_streams_and_the_next_is_served(
 
 def test_connection_that_comes_after_a_failure(redis_url: str, runs: Runs) -> None:
     """A connection that comes after a failure is given back with the next stream."""
-    run, gate = runs.start(n=0), Gate()
+    run, gate = runs.start(UntimedRun, n=0), Gate()
 
     def wait(connection: Any, name: str) -> None:
         if name == LINKS:
