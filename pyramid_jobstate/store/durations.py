@@ -68,7 +68,7 @@ class Timings:
         self._access = access
         self._aside = aside
         #: The records that are to say what is usual, by their uuids, and the thread
-        #: that writes it. There is no lock, which a forked process could find locked.
+        #: that writes it. It takes no lock: a forked process could find it locked.
         self._asked: dict[str, Record] = {}
         self._thread: threading.Thread | None = None
         #: Until when this process does not ask for a kind.

@@ -183,7 +183,7 @@ class Records:
         return found
 
     def ask_where(self, uuid: str) -> bool:
-        """Ask where a job is that is no alias: see :meth:`.JobStore.ask_where`."""
+        """Do what :meth:`.JobStore.ask_where` does, without following an alias."""
         return self._run([self._calls.ask_where(uuid)]) == [1]
 
     def answer_where(self, uuid: str, run: str, says: Mapping[str, str]) -> None:
@@ -196,7 +196,7 @@ class Records:
         self._run([self._calls.answer_where(uuid, run, says)])
 
     def where(self, uuid: str) -> Whereabouts | None:
-        """Return where a job is that is no alias: see :meth:`.JobStore.where`."""
+        """Do what :meth:`.JobStore.where` does, without following an alias."""
         return read_where(self.reader.fields(self._calls.where_key(uuid), WHERE_FIELDS))
 
     def log(self, uuid: str, after: int) -> Sequence[LogLine]:

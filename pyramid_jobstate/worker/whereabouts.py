@@ -95,7 +95,7 @@ class Answers:
             try:
                 self._say(job, blocked)
             except LOST:
-                # Who has asked is told that nobody answers.
+                # After a while, the asker reads that nobody answers.
                 self._asked -= jobs
                 return
             except Exception:

@@ -121,8 +121,8 @@ def test_hidden_page_asks_once_a_minute(timed: Polling) -> None:
     timed.follow(bad, working(), baseUrl="/bad", whileHidden=True)
     for uuid in one, two, bad:
         timed.wait(uuid, "update")
-    timed.server.answer(bad, Answer(503), below="/bad")
     timed.hide()
+    timed.server.answer(bad, Answer(503), below="/bad")
 
     def asked(uuid: str) -> int:
         urls = timed.page.evaluate("asked")

@@ -149,7 +149,7 @@ def test_durations_are_kept_for_a_minute(store: JobStore) -> None:
 def test_durations_survive_what_others_write(
     store: JobStore, client: redis.Redis
 ) -> None:
-    """What is none is skipped, in records, lists and the key of the durations."""
+    """Nonsense in records, in lists and in the key of the durations is skipped."""
     uuids = put_runs(store, [*LIKE, 1, 2, 3, 4])
     for uuid, started, finished in zip(
         uuids[-4:], ("5", "x", "", "9" * 40), ("4", "9", "7", "1"), strict=True

@@ -133,7 +133,7 @@ def test_no_metrics_while_the_store_is_away(store: JobStore) -> None:
 
 
 def test_kinds_with_hostile_names(store: JobStore) -> None:
-    """They are labels as they are. Two that are no texts read alike, and are one."""
+    """They become labels unchanged. Two that are not UTF-8 read alike, and are one."""
     names = [
         'a"b',
         "a\\b",

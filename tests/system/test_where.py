@@ -110,7 +110,7 @@ def test_jobs_of_one_gevent_worker_answer_each(sender: Sender) -> None:
 
 
 def test_frozen_worker_answers_when_it_goes_on(sender: Sender) -> None:
-    """Until then there is no answer, whatever the job has said before."""
+    """Until then it does not answer, whatever the job has said before."""
     sender.start()
     uuid = sender.send()
     pid = sender.pid(uuid)

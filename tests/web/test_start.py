@@ -180,27 +180,30 @@ def test_durations_are_understood() -> None:
         assert start(configured(expire_in=text)).expire_in == seconds, text
 
 
-def test_bad_setting_stops_the_start(subtests: pytest.Subtests) -> None:
+#: Invalid values of settings.
+BAD: dict[str, list[Any]] = {
+    "expire_in": ["", "0.0001", "-1", "soon", "1h30m", "9" * 400, None],
+    "active_expire_in": ["0s"],
+    "stalled_after": ["nan"],
+    "namespace": ["", "a}", 5],
+    "owner": ["", "no.such.module", "os:no_such_name", "os.path", 5],
+    "permits": ["no.such.module", 5],
+    "redis_url": ["", "localhost", 5, "redis+cluster://127.0.0.1:1"],
+    "base_url": [5],
+    "max_streams": ["-1", "", "1.5", True, "٣", "1\n"],
+    "stream_max_age": ["", "0", "-5", "5 minutes", None],
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_setting_stops_the_start(name: str, subtests: pytest.Subtests) -> None:
     """An invalid setting is named in the error that stops the start."""
-    cases: dict[str, list[Any]] = {
-        "expire_in": ["", "0.0001", "-1", "soon", "1h30m", "9" * 400, None],
-        "active_expire_in": ["0s"],
-        "stalled_after": ["nan"],
-        "namespace": ["", "a}", 5],
-        "owner": ["", "no.such.module", "os:no_such_name", "os.path", 5],
-        "permits": ["no.such.module", 5],
-        "redis_url": ["", "localhost", 5, "redis+cluster://127.0.0.1:1"],
-        "base_url": [5],
-        "max_streams": ["-1", "", "1.5", True, "٣", "1\n"],
-        "stream_max_age": ["", "0", "-5", "5 minutes", None],
-    }
-    for name, values in cases.items():
-        for value in values:
-            with subtests.test(msg=f"{name} = {value!r}"):
-                error = refusal(configured(**{name: value}))
-                # A URL may hold a password.
-                value_shown = "" if name == "redis_url" else "= "
-                assert f"setting jobstate.{name} {value_shown}" in error
+    for value in BAD[name]:
+        with subtests.test(msg=f"{name} = {value!r}"):
+            error = refusal(configured(**{name: value}))
+            # A URL may hold a password.
+            value_shown = "" if name == "redis_url" else "= "
+            assert f"setting jobstate.{name} {value_shown}" in error
 
 
 def test_unknown_setting_is_told_the_known_ones() -> None:
@@ -223,17 +226,17 @@ def test_unknown_setting_is_told_the_known_ones() -> None:
     assert nearest in refusal(config)
 
 
-def test_setting_of_a_wrong_type_stops_the_start() -> None:
+@pytest.mark.parametrize("value", [None, ["redis://:hush@h/0"]])
+def test_setting_of_a_wrong_type_stops_the_start(value: Any) -> None:
     """A setting that no ini could give is named in an error without passwords."""
     known = include_refusal(x="").partition("Known settings:")[2]
     names = re.findall(r"jobstate\.(\w+)", known)
     assert len(names) > 10
     for name in names:
         match = rf"setting jobstate\.{name} = "
-        for value in None, ["redis://:hush@h/0"]:
-            with pytest.raises(ConfigurationError, match=match) as caught:
-                made_config(NOWHERE, settings={f"jobstate.{name}": value})
-            assert "hush" not in str(caught.value)
+        with pytest.raises(ConfigurationError, match=match) as caught:
+            made_config(NOWHERE, settings={f"jobstate.{name}": value})
+        assert "hush" not in str(caught.value)
 
 
 def test_settings_may_follow_the_include() -> None:

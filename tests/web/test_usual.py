@@ -491,7 +491,7 @@ def test_forked_process_asks_by_itself(app: TestApp, store: JobStore) -> None:
 def test_followers_do_not_hear_of_it(
     app: TestApp, store: JobStore, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is no change of the job."""
+    """For them, the job has not changed."""
     put_runs(store)
     run = runs.start()
     load, looks = store.load_many, itertools.count(1)

@@ -272,7 +272,7 @@ def test_blocked_loop_says_what_blocks_it(redis_url: str, store: JobStore) -> No
 def test_own_loop_says_where_it_is(
     redis_url: str, store: JobStore, blocks: bool
 ) -> None:
-    """A job that is no coroutine runs one, which is suspended, or blocks."""
+    """A plain function runs a coroutine, which is suspended, or blocks."""
     broker, gate = make_broker(redis_url), Gate()
 
     async def swim() -> None:
@@ -618,7 +618,7 @@ def test_limit_of_tracebacks_does_not_hold_for_stacks(
 def test_jobs_of_a_blocked_loop_wait_for_it_once(
     redis_url: str, store: JobStore
 ) -> None:
-    """Who asks many of them at once has all answers in time."""
+    """If many of them are asked at once, all answer in time."""
     broker = make_broker(redis_url, others=(AsyncIO(),))
     gate, blocker = Gate(), Gate()
     begun: list[str] = []
