@@ -619,6 +619,7 @@ def examples(count: int) -> settings:
     )
 
 
+@pytest.mark.system
 @with_scenes
 @examples(20)
 @given(path=paths)

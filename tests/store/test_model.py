@@ -701,6 +701,7 @@ def with_scenes(test: Any) -> Any:
     return test
 
 
+@pytest.mark.system
 @with_scenes
 @examples(60)
 @given(path=paths_of(steps, 14))

@@ -117,6 +117,7 @@ def test_translated_reason_does_not_repeat_the_status(
     assert label == "Die Aufgabe wurde abgebrochen."
 
 
+@pytest.mark.system
 def test_page_without_a_catalog_is_english(
     redis_url: str, store: JobStore, tmp_path: Path
 ) -> None:

@@ -469,6 +469,7 @@ def test_request_comes_inside_whatever_the_order(
 # Which application, and which transaction.
 
 
+@pytest.mark.system
 def test_applications_that_share_a_broker_keep_their_jobs_apart(
     broker: Broker, events: Events
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import dramatiq
+import pytest
 import redis
 
 from pyramid_jobstate import JobStore, StoreUnavailable, rerun, rerun_all
@@ -175,6 +176,7 @@ def test_two_patterns_cover_all_keys_of_a_namespace(
     assert disagreements(client) == set()
 
 
+@pytest.mark.system
 def test_job_comes_through_whatever_is_refused_of_its_lists(
     make_floor: MakeFloor, client: redis.Redis, named: str
 ) -> None:
