@@ -142,7 +142,7 @@ class Timings:
             return
         self._asked[record.uuid] = record
         thread = self._thread
-        # In a forked process, the thread is no longer alive.
+        # A fork does not take the thread along.
         if thread is None or not thread.is_alive():
             # Another request may start a thread meanwhile, which may end, too.
             thread = self._thread = threading.Thread(

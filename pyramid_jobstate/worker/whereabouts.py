@@ -165,6 +165,7 @@ def _places_in(job: CurrentJob) -> tuple[int | None, list[Place]] | None:
 
 def _frames() -> dict[int, types.FrameType]:
     """Return the innermost frame of each thread by its identifier."""
+    # Documented, for debugging tools such as this, in spite of its name.
     return sys._current_frames()  # noqa: SLF001
 
 
