@@ -89,7 +89,7 @@ class Worker:
     def __init__(self, store: JobStore) -> None:
         self._backlog = Backlog()
         outage = Outage(logging.getLogger(__name__))
-        self._flush = Flush(self._backlog, store, 3600.0, outage)
+        self._flush = Flush(self._backlog, store, 3600.0, outage, {})
         info = JobInfo("JobState", "a", 1, json.dumps(OWNER), "{}")
         # As in life, a small update is written first.
         for count in 1, COUNT - 1:

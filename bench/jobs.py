@@ -25,7 +25,7 @@ def running_job(store: JobStore) -> Iterator[JobState]:
     params = json.dumps({"miles": 26})
     info = JobInfo("JobState", "run_marathon", 1, json.dumps(OWNER), params)
     unsaved = Unsaved(str(uuid.uuid4()), Run(), info)
-    recorder = Recorder(store)
+    recorder = Recorder(store, {})
     recorder.begin(unsaved)
     try:
         yield JobState(Record(unsaved.uuid, info.fields()), unsaved.run)

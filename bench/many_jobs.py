@@ -94,7 +94,7 @@ def measure(server: EmbeddedServer) -> Table:
 
 
 def _cost(store: JobStore, count: int) -> Cost:
-    recorder = Recorder(store, heartbeat=HEARTBEAT)
+    recorder = Recorder(store, {}, heartbeat=HEARTBEAT)
     batch = [_unsaved() for _ in range(count)]
     jobs = [JobState(Record(d.uuid, d.info.fields()), d.run) for d in batch]
     with ThreadPoolExecutor(100) as pool:

@@ -68,7 +68,7 @@ def _keep(record: logging.LogRecord, run: Run, journal: Journal) -> None:
         if (record.levelno or 0) < journal.level:
             return
         name = record.name
-        if name.startswith(log.name) and name.partition(".")[0] == log.name:
+        if name.partition(".")[0] == log.name:
             return
         # A class of records of the application may return anything.
         text = str(record.getMessage())

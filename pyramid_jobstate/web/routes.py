@@ -58,19 +58,9 @@ ROUTES = {
 
 #: The names of our views, by the route that leads to one. The others have no name.
 VIEW_NAMES = {
-    name: ROUTES[name].rpartition("/")[2]
-    for name in (
-        COUNTS,
-        WORKERS,
-        CLEAR,
-        CANCEL_ALL,
-        RERUN_ALL,
-        CANCEL,
-        RERUN,
-        INSPECT,
-        STACK,
-        LOG,
-    )
+    name: last
+    for name, pattern in ROUTES.items()
+    if (last := pattern.rpartition("/")[2]).isalpha()
 }
 
 #: The names that stand where a uuid would, and have a route of their own.

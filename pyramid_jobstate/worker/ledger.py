@@ -248,10 +248,10 @@ class Ledger:
                 store = self.store_for(broker)
                 self._recorder = self._recorder or Recorder(
                     store,
+                    self.jobs,
                     interval=self._interval,
                     heartbeat=self.heartbeat_for(store),
                     outage=self._outage,
-                    jobs=self.jobs,
                 )
         return self._recorder
 

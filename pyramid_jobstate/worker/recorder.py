@@ -81,20 +81,20 @@ class Recorder:
 
     Parameters:
       store: The store to write to.
+      jobs: The jobs that this process runs, by message id.
       interval: Seconds between two flushes.
       heartbeat: Seconds without an update before a job is confirmed to be running.
       outage: Whether the store answers this process. Made here if not shared.
-      jobs: The jobs that this process runs, by message id.
     """
 
     def __init__(
         self,
         store: JobStore,
+        jobs: Mapping[str, CurrentJob],
         *,
         interval: float = 0.1,
         heartbeat: float = 5.0,
         outage: Outage | None = None,
-        jobs: Mapping[str, CurrentJob] = {},
     ) -> None:
         self.store = store
         self.interval = interval
@@ -527,7 +527,7 @@ class Flush:
         store: JobStore,
         heartbeat: float,
         outage: Outage,
-        jobs: Mapping[str, CurrentJob] = {},
+        jobs: Mapping[str, CurrentJob],
     ) -> None:
         self._backlog = backlog
         self._store = store
