@@ -8,7 +8,7 @@ from typing import Any
 from webtest import TestApp
 
 from pyramid_jobstate import Batch, JobStore
-from pyramid_jobstate.testing import pass_time, put_batch
+from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.running import Runs
 from tests.support import wait_for, write
 from tests.web.operating import KEEPER, OPERATOR, act
@@ -140,6 +140,18 @@ def test_stack_is_text(
     store.client.delete(key)
     store.client.set(key, "text")
     assert get(operated, f"/job_state/{job.uuid}/inspect", KEEPER).json["where"] is None
+
+
+def test_job_that_was_never_sent_is_not_asked(
+    operated: TestApp, store: JobStore, visit: Visiting
+) -> None:
+    """It shows as stalled, but no worker runs it."""
+    job = put_job(store, status="queued")
+    write(store, job.uuid, status="sending")
+    pass_time(store, 3600)
+    assert [job.status for job in store.load_many([job.uuid]) if job] == ["stalled"]
+    assert act(operated, f"/job_state/{job.uuid}/stack").status_code == 409
+    assert not visit(f"/job_state/{job.uuid}/").has("[data-jobstate=ask-where]")
 
 
 def test_batch_has_no_place(

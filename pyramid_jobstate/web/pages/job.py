@@ -167,8 +167,8 @@ def failure_of(
     return FailureSection(error["type"], error["message"], parts, tells_all)
 
 
-#: The statuses of a job that a worker runs, or may run.
-RUNNING = ("working", "cancelling", "stalled")
+#: The stored statuses of a job that a worker runs, or may run.
+RUNNING = ("working", "cancelling")
 
 
 class WhereSection(NamedTuple):
@@ -407,7 +407,7 @@ def job_page(context: JobState, request: Request) -> Response:
     has_failures = bool((job["counts"] or {}).get("error"))
     package = request.registry.package_name
     failure = failure_of(inspected, job, package, words)
-    runs = members is None and job["status"] in RUNNING
+    runs = members is None and record_of(context).stored_status in RUNNING
     now = records_of(container.store).now()
     where = where_of(inspected, now, package, words, runs=runs)
     error = job["error"]
