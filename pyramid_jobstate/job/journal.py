@@ -51,7 +51,8 @@ class Journal:
     Attributes:
       level: As the parameter. No level reaches that of a closed journal.
       failures: How many records could not be formatted.
-      size: The approximate memory that the lines take, in bytes.
+      size: The approximate memory that the lines take, in bytes. Threads that add lines
+        at once may miscount until these are taken.
     """
 
     __slots__ = ("_attempt", "_lines", "_numbers", "failures", "level", "size")
@@ -61,11 +62,11 @@ class Journal:
         self.failures = 0
         self.size = 0
         self._attempt = attempt
-        #: Of each line its number, when it was logged, in seconds of the monotonic
-        #: clock, the number and the name of its level, its logger and its text. Plain
-        #: tuples: a job may log a thousand times a second.
+        #: Of each line when it was logged, in seconds of the monotonic clock, the
+        #: number and the name of its level, its logger and its text; and its number.
+        #: Plain tuples: a job may log a thousand times a second.
         self._lines: deque[
-            tuple[int, float, int | None, str | None, str | None, str]
+            tuple[tuple[float, int | None, str | None, str | None, str], int]
         ] = deque()
         self._numbers = itertools.count(1)
 
@@ -89,9 +90,11 @@ class Journal:
           logger: The name of its logger, or None.
         """
         text, now = text[:JOURNAL_LINE_LENGTH], time.monotonic()
-        self._lines.append((next(self._numbers), now, level, name, logger, text))
-        size = LINE_BYTES + len(text)
-        self.size += size
+        line = (now, level, name, logger, text)
+        # One call takes the number and appends the line. Between two, another thread
+        # could have a higher number stored first.
+        self._lines.extend(zip((line,), self._numbers, strict=False))
+        self.size += LINE_BYTES + len(text)
         while self.size > MAX_LOG_BYTES:
             self._drop()
 
@@ -104,14 +107,11 @@ class Journal:
         """Return the lines to send, the oldest first. They stay until they are said to
         be stored.
         """
-        if not self._lines:
-            return []
+        lines = [*self._lines]
+        self.size = sum(LINE_BYTES + len(line[-1]) for line, _ in lines)
         now, size = time.monotonic(), 0
         taken: list[NewLine] = []
-        # Two threads may have added lines in another order than they took numbers.
-        for number, logged, level, name, logger, text in sorted(
-            self._lines, reverse=True
-        ):
+        for (logged, level, name, logger, text), number in reversed(lines):
             json = dumps((level, name, logger, self._attempt, text))
             size += LINE_BYTES + len(json.encode())
             if size > MAX_LOG_BYTES:
@@ -121,9 +121,9 @@ class Journal:
 
     def forget(self, number: int) -> None:
         """Drop the lines up to a number: they are stored."""
-        while self._lines and self._lines[0][0] <= number:
+        while self._lines and self._lines[0][1] <= number:
             self._drop()
 
     def _drop(self) -> None:
-        size = LINE_BYTES + len(self._lines.popleft()[-1])
-        self.size -= size
+        line, _ = self._lines.popleft()
+        self.size -= LINE_BYTES + len(line[-1])

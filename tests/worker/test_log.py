@@ -9,6 +9,7 @@ import gc
 import logging
 import logging.config
 import re
+import sys
 import threading
 import time
 import tracemalloc
@@ -645,6 +646,36 @@ def test_lost_replies_double_no_line(redis_url: str, store: JobStore) -> None:
     lines = store.log(message.message_id)
     assert [line.number for line in lines] == [*range(1, 41)]
     assert [x.text for x in lines if x.is_captured] == [f"line {n}" for n in range(20)]
+
+
+def test_threads_of_a_job_lose_no_line(redis_url: str, store: JobStore) -> None:
+    """Whenever another one logs, and its line is stored, in the middle of a call."""
+    stub = StubBroker()
+    stub.add_middleware(JobStateMiddleware(JobStore(redis_url), interval=0.001))
+
+    @job_actor(broker=stub)
+    def keep_diary(*, job_state: Journaled) -> None:
+        def step(frame: Any, event: str, _: object) -> Any:
+            frame.f_trace_opcodes = "pyramid_jobstate" in frame.f_code.co_filename
+            if event == "opcode":
+                context = contextvars.copy_context()
+                pool.submit(context.run, log.info, "between").result()
+                assert job_state.flush(10)
+            return step
+
+        before = sys.gettrace()
+        sys.settrace(step)
+        try:
+            log.info("whole")
+        finally:
+            sys.settrace(before)
+
+    with ThreadPoolExecutor(1) as pool, working(stub):
+        message = keep_diary.send()
+        wait_for(lambda: load_job(store, message.message_id).is_finished)
+    lines = store.log(message.message_id)
+    assert len(lines) > 50 and [line.text for line in lines].count("whole") == 1
+    assert [line.number for line in lines] == [*range(1, len(lines) + 1)]
 
 
 def test_late_line_is_dropped_while_the_end_is_unwritten(
