@@ -12,12 +12,13 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.testing import away, put_job
+from tests.support import write
 from tests.trips import counting_trips
 from tests.web.minutes import Minutes, OpenMinutes, take_minutes
 from tests.web.operating import KEEPER, OPERATOR, act
 from tests.web.paging import Visiting, shape_of
 from tests.web.test_pages_hostile import HOSTILE
-from tests.webapp import ask, get, make_request
+from tests.webapp import ADMIN, ask, get, make_request
 
 #: Runs a job of Alice's, and returns its path.
 Log = Callable[..., str]
@@ -77,11 +78,20 @@ def test_viewers_read_what_the_actor_appended(operated: TestApp, logged: Log) ->
     assert get(operated, job, "alice").json["job"]["log"] == ["plain"]
 
 
-def test_class_may_open_its_log(operated: TestApp, logged: Log) -> None:
-    """To everybody who may view the job, and to nobody else."""
-    path = f"{logged(OpenMinutes)}/log"
-    assert texts(operated, path, "alice") == ["secret", "plain", "more"]
+def test_class_may_open_its_log(
+    operated: TestApp, store: JobStore, logged: Log
+) -> None:
+    """To everybody who may view the job, and to nobody else. Where its class is
+    unknown, that is not known to have done so.
+    """
+    job = logged(OpenMinutes)
+    path = f"{job}/log"
+    for user in "alice", ADMIN:
+        assert texts(operated, path, user) == ["secret", "plain", "more"]
     assert get(operated, path, "bob").status_code == 403
+    write(store, job.rpartition("/")[2], kind="NeverHeardOf")
+    assert texts(operated, path, ADMIN) == ["plain"]
+    assert texts(operated, path, OPERATOR) == ["secret", "plain", "more"]
 
 
 def test_log_that_is_not_there(
