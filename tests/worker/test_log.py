@@ -150,6 +150,19 @@ def test_lower_level_than_the_loggers_is_warned_of(ran: Ran, caplog: Any) -> Non
         log.setLevel(logging.NOTSET)
 
 
+def test_class_that_captures_nothing_leaves_logging_alone(ran: Ran) -> None:
+    """Its jobs make their records as if the package were not there."""
+    logging.setLogRecordFactory(logging.LogRecord)
+    found: list[object] = []
+
+    def act(job_state: JobState) -> None:
+        log.error("unheard")
+        found.append(logging.getLogRecordFactory())
+
+    assert ran(act, JobState) == []
+    assert found == [logging.LogRecord]
+
+
 def test_own_logging_is_not_captured(ran: Ran) -> None:
     """What this package has to say does not concern the job."""
 

@@ -1,0 +1,181 @@
+"""What jobs, polls and lists cost the store while nobody uses anything beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+from webtest import TestApp
+
+from pyramid_jobstate import JobStore
+from tests.asgi import pushing
+from tests.trips import met
+from tests.web.paging import browse
+from tests.web.streaming import one
+from tests.web.test_usual import settle
+from tests.webapp import get, make_config
+from tests.worker.floors import Floor, Held
+
+
+class Cost(NamedTuple):
+    """What something costs.
+
+    Attributes:
+      trips: The round trips of all threads.
+      scripts: How many scripts the server runs.
+      commands: How many commands it runs, those in scripts included.
+    """
+
+    trips: int
+    scripts: int
+    commands: int
+
+
+#: What each step of a job costs, and what a viewer does.
+COSTS = {
+    "send": Cost(2, 2, 22),
+    "start": Cost(1, 1, 19),
+    "flush": Cost(1, 1, 5),
+    "poll": Cost(1, 0, 1),
+    "poll of several": Cost(1, 0, 2),
+    "list": Cost(2, 0, 11),
+    "page of a job": Cost(1, 0, 1),
+    "page of a list": Cost(4, 0, 13),
+    "end": Cost(1, 1, 14),
+}
+
+
+#: What does not count: lists are cleaned by chance, and clients connect when they like.
+OTHERS = (
+    *("zcount", "zremrangebyrank"),
+    *("auth", "client|setinfo", "hello", "select"),
+    *("config|resetstat", "info"),
+)
+
+
+def commands(client: redis.Redis) -> dict[str, int]:
+    """Return how often the server has run each command, and begin to count anew."""
+    stats: Any = client.info("commandstats")
+    client.config_resetstat()
+    calls = {name.partition("_")[2]: each["calls"] for name, each in stats.items()}
+    return {name: number for name, number in calls.items() if name not in OTHERS}
+
+
+def cost_of(client: redis.Redis, act: Callable[[], object]) -> Cost:
+    """Return what it costs to do something."""
+    trips: list[object] = []
+
+    def meet(connection: object, go: Callable[[], object]) -> object:
+        trips.append(connection)
+        return go()
+
+    commands(client)
+    with met(meet, lambda: True):
+        act()
+    calls = commands(client)
+    return Cost(len(trips), calls.get("evalsha", 0), sum(calls.values()))
+
+
+@pytest.fixture
+def make_floor(store: JobStore) -> Iterator[Callable[..., Floor]]:
+    """Makes brokers, whose workers end with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**options: Any) -> Floor:
+            floor = Floor(store, heartbeat=3600, **options)
+            stack.callback(floor.close)
+            return floor
+
+        yield make
+
+
+def test_what_a_job_and_its_viewers_cost(
+    make_floor: Callable[..., Floor], client: redis.Redis, paged: TestApp
+) -> None:
+    """No more than ever, if its class captures nothing, nobody asks where it is, and
+    nobody has to find out how long such jobs run.
+    """
+    # The worker writes what somebody waits for.
+    sender, floor = make_floor(), make_floor(interval=3600)
+    held: list[Held] = []
+
+    def send() -> None:
+        sender.post("a", job_owner="alice")
+
+    def begin() -> None:
+        held.append(floor.begin(sender.waiting()[-1]))
+
+    def flush() -> None:
+        job_state = held[-1].job_state
+        job_state.set_progress(1, 2, message="on we go")
+        job_state.append_log("on we go")
+        job_state.set_progress_metric("n", 1)
+        assert job_state.flush(10)
+
+    def view(path: str, read: Callable[..., Any] = get) -> None:
+        path = path.format(*[each.uuid for each in held])
+        assert read(paged, f"/job_state{path}", "alice").status_code == 200
+
+    acts: dict[str, Callable[[], object]] = {
+        "send": send,
+        "start": begin,
+        "flush": flush,
+        "poll": lambda: view("/{1}"),
+        "poll of several": lambda: view("?uuid={0}&uuid={1}"),
+        "list": lambda: view(""),
+        "page of a job": lambda: view("/{1}/", browse),
+        "page of a list": lambda: view("/", browse),
+        "end": lambda: held[-1].end(),
+    }
+    # First, scripts are loaded, kinds are listed, and jobs are looked at.
+    for act in send, begin, flush:
+        act()
+    held[0].end()
+    send()
+    begin()
+    for path in "/{1}", "":
+        view(path)
+        settle()
+    held[1].end()
+    del held[1]
+    assert {name: cost_of(client, act) for name, act in acts.items()} == COSTS
+
+
+def test_what_a_stream_costs(
+    make_floor: Callable[..., Floor], client: redis.Redis, redis_url: str
+) -> None:
+    """Each change of a job is read once, with one command more than it takes."""
+    held = make_floor(interval=3600).begin(job_owner="alice")
+    with pushing(make_config(redis_url)) as server:
+        stream = server.watch(one(held.uuid))
+        settle()
+
+        def change(number: int) -> None:
+            held.job_state.set_progress_metric("n", number)
+            assert held.job_state.flush(10)
+            assert stream.at(number).state["n"] == number
+
+        change(1)
+        for number in 2, 3:
+            cost = cost_of(client, functools.partial(change, number))
+            # The hub has a connection of its own kind.
+            assert cost == COSTS["flush"]._replace(commands=6)
+
+
+def test_what_a_silent_job_costs(
+    make_floor: Callable[..., Floor], client: redis.Redis
+) -> None:
+    """One command an interval, by which it would learn of its cancel."""
+    make_floor(interval=0.05).begin()
+    time.sleep(0.1)
+    commands(client)
+    begun = time.monotonic()
+    time.sleep(0.5)
+    calls, seconds = commands(client), time.monotonic() - begun
+    assert [*calls] == ["zrangebyscore"]
+    assert 2 < calls["zrangebyscore"] <= seconds / 0.05 + 1
