@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import replace
+import json
 from typing import Any, ClassVar
 
 import pytest
@@ -20,14 +20,10 @@ from tests.webapp import get
 START = datetime.datetime(2027, 1, 15, tzinfo=datetime.UTC)
 
 
-def time_at(millis: int) -> datetime.datetime:
-    """Return a time after START."""
-    return START + datetime.timedelta(milliseconds=millis)
-
-
 def at(millis: int) -> str:
     """Return a time after START as JSON spells it."""
-    return time_at(millis).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    time = START + datetime.timedelta(milliseconds=millis)
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def facts_of(page: Visit) -> dict[str, str]:
@@ -195,8 +191,7 @@ def test_timeline(
     of all after several tries.
     """
     (job,) = put(store, "alice", cls=SelfTimed, status="error")
-    failures = store.failures(job)
-    (tried,) = failures.tries
+    key, begin = f"{{jobstate:{job}}}:failure", int(START.timestamp() * 1000)
     # Courses of jobs, when each failed try began and ended, and the steps.
     for course, tries, steps in (
         (
@@ -225,12 +220,11 @@ def test_timeline(
         ),
         ("cancelled 0 queued=0 finished=5000", "", "sent|5 sec Cancelled"),
     ):
-        found = [
-            replace(tried, started_at=time_at(int(begun)), ended_at=time_at(int(ended)))
-            for begun, _, ended in (each.partition("-") for each in tries.split())
-        ]
-        known = replace(failures, tries=tuple(found))
-        monkeypatch.setattr(JobStore, "failures", lambda *args, known=known: known)
+        store.client.delete(key)
+        for number, each in enumerate(tries.split()):
+            times = [begin + int(time) for time in each.split("-")]
+            tried = json.dumps([*times, ["ValueError", "wrong"]])
+            store.client.hset(key, f"try:{number}", tried)
         monkeypatch.setattr(SelfTimed, "told", told(course))
         assert steps_of(visit(f"/job_state/{job}")) == steps.split("|")
 
