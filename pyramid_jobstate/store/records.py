@@ -172,15 +172,19 @@ class Records:
         fields = self.reader.fields(self.reader.key(uuid), ("past",))
         return fields.get("past", "").split()
 
-    def failures(self, uuid: str) -> Failures:
+    def failures(self, uuid: str, *, may_follow: bool = True) -> Failures:
         """Return what operators read of a job's failures: see
         :meth:`.JobStore.failures`.
+
+        Parameters:
+          may_follow: Whether to return those of the job to which an alias leads.
         """
         key = self._calls.failure_key(uuid)
         found = read_failures(self.reader.fields(key, FIELDS))
-        if not found.tries and (target := self.claims.target_of(uuid)) is not None:
-            return self.failures(target.uuid)
-        return found
+        if found.tries or not may_follow:
+            return found
+        target = self.claims.target_of(uuid)
+        return found if target is None else self.failures(target.uuid)
 
     def ask_where(self, uuid: str) -> bool:
         """Do what :meth:`.JobStore.ask_where` does, without following an alias."""
@@ -199,12 +203,18 @@ class Records:
         """Do what :meth:`.JobStore.where` does, without following an alias."""
         return read_where(self.reader.fields(self._calls.where_key(uuid), WHERE_FIELDS))
 
-    def log(self, uuid: str, after: int) -> Sequence[LogLine]:
-        """Return lines of a job's log: see :meth:`.JobStore.log`."""
+    def log(
+        self, uuid: str, after: int, *, may_follow: bool = True
+    ) -> Sequence[LogLine]:
+        """Return lines of a job's log: see :meth:`.JobStore.log`.
+
+        Parameters:
+          may_follow: Whether to return those of the job to which an alias leads.
+        """
         key = self._calls.log_key(uuid)
         most, lines = 0, log_lines(self.reader.entries(key, -1, 1))
         if not lines:
-            target = self.claims.target_of(uuid)
+            target = self.claims.target_of(uuid) if may_follow else None
             return [] if target is None else self.log(target.uuid, after)
         # The list may have grown since the last look. Numbers may be missing.
         while lines and most < lines[-1].number - after:

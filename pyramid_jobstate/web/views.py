@@ -296,8 +296,10 @@ def inspection(context: JobState) -> dict[str, Any]:
     broker, record = global_broker(), record_of(context)
 
     def question(store: JobStore) -> tuple[Failures, Whereabouts | None, str | None]:
-        failures = store.failures(record.uuid)
-        where = records_of(store).where(record.uuid)
+        # A job that has become an alias meanwhile is not followed.
+        records = records_of(store)
+        failures = records.failures(record.uuid, may_follow=False)
+        where = records.where(record.uuid)
         return failures, where, why_not_repeatable(store, broker, context)
 
     failures, where, reason = ask(container_of(context), question)
@@ -347,7 +349,12 @@ def readable_lines(context: JobState, after: int = 0) -> Sequence[LogLine]:
     if record.log_level is None:
         # Nothing is asked about a job whose class captures nothing.
         return []
-    lines = ask(container, lambda store: store.log(record.uuid, after))
+
+    def question(store: JobStore) -> Sequence[LogLine]:
+        # A job that has become an alias meanwhile is not followed.
+        return records_of(store).log(record.uuid, after, may_follow=False)
+
+    lines = ask(container, question)
     if context.public_log is True or container.permits(context, "inspect_job"):
         return lines
     return [line for line in lines if not line.is_captured]

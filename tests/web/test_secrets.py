@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import redis
+from pyramid.authorization import Allow
 
 from pyramid_jobstate import Batch, JobError, JobState, JobStore
 from pyramid_jobstate.testing import put_batch, put_job
@@ -17,10 +19,13 @@ from tests.asgi import EVENTS, Server, pushing
 from tests.durations import put_runs
 from tests.jobs import make_broker, working
 from tests.running import Run, Runs
-from tests.support import wait_for, write
-from tests.web.paging import CHROMIUM, paged_config
+from tests.support import key_of, wait_for, write
+from tests.web.minutes import take_minutes
+from tests.web.operating import Asked
+from tests.web.paging import CHROMIUM, browse, paged_app, paged_config
 from tests.web.streaming import one
 from tests.web.test_rights import USERS, Roles
+from tests.webapp import get, make_alias
 
 log = logging.getLogger("tests.voyages")
 
@@ -209,3 +214,38 @@ def test_what_operators_read_is_no_change_for_others(
         assert server.poll(path, if_none_match=tag).status == 304
     assert voyage.report(n=1)
     assert stream.at(1).state["n"] == 1
+
+
+class Logbook(Voyage):
+    """A kind whose owner may inspect a job."""
+
+    def __acl__(self) -> list[tuple[str, Any, Any]]:
+        return [(Allow, self.owner, "inspect_job"), *super().__acl__()]
+
+
+def sink(job_state: JobState) -> None:
+    """Log a line, and fail."""
+    log.warning("Secret reef")
+    raise ValueError("Secret reef")
+
+
+@pytest.mark.parametrize("end", ["/log", "/inspect", "/"])
+def test_job_that_becomes_an_alias_shows_nothing_of_the_job_of_another(
+    redis_url: str, client: redis.Redis, store: JobStore, end: str
+) -> None:
+    """If another's job wins the claim once the rights are known, no right on that job
+    was asked for.
+    """
+    theirs = take_minutes(redis_url, Logbook, sink)
+    own = put_job(store, Logbook, owner="bob").uuid
+    app = paged_app(
+        redis_url,
+        security_policy=Asked(
+            lambda *asked: make_alias(client, key_of(store, own), theirs)
+        ),
+    )
+    read = browse if end == "/" else get
+    answer = read(app, f"/job_state/{own}{end}", "bob")
+    assert answer.status_code == 200
+    assert "Secret reef" not in answer.text
+    assert store.log(own) and store.failures(own).tries
