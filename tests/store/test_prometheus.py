@@ -105,8 +105,11 @@ def test_metrics_of_workers(redis_url: str, store: JobStore) -> None:
         assert found["jobstate_worker_threads",] == 0
 
 
-def test_registering_does_not_ask_the_store() -> None:
+def test_registering_does_not_ask_the_store(store: JobStore) -> None:
     """A registry hears of the names, which it admits once, while the store is away."""
+    with counting_trips() as trips:
+        CollectorRegistry().register(JobStateCollector(store))
+    assert trips == []
     registry = CollectorRegistry()
     registry.register(JobStateCollector(JobStore(NOWHERE)))
     with pytest.raises(ValueError, match="Duplicated timeseries"):
