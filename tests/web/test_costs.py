@@ -13,8 +13,12 @@ import redis
 from webtest import TestApp
 
 from pyramid_jobstate import JobStore
+from pyramid_jobstate.testing import put_job
 from tests.asgi import pushing
+from tests.store.jobs import Diary
+from tests.support import wait_for
 from tests.trips import met
+from tests.web.operating import operated_app
 from tests.web.paging import browse
 from tests.web.streaming import one
 from tests.web.test_usual import settle
@@ -87,7 +91,7 @@ def make_floor(store: JobStore) -> Iterator[Callable[..., Floor]]:
     with contextlib.ExitStack() as stack:
 
         def make(**options: Any) -> Floor:
-            floor = Floor(store, heartbeat=3600, **options)
+            floor = Floor(store, **{"heartbeat": 3600, **options})
             stack.callback(floor.close)
             return floor
 
@@ -165,6 +169,35 @@ def test_what_a_stream_costs(
             cost = cost_of(client, functools.partial(change, number))
             # The hub has a connection of its own kind.
             assert cost == COSTS["flush"]._replace(commands=6)
+
+
+def test_what_a_view_asks_the_policy(redis_url: str, store: JobStore) -> None:
+    """Whether the viewer may see the job, and cancel it, and nothing of what operators
+    may do.
+    """
+    asked: list[str] = []
+    app = operated_app(redis_url, lambda _, context, right: asked.append(right))
+    uuid = put_job(store, Diary, owner="alice").uuid
+    for path in f"/{uuid}", f"?uuid={uuid}", "":
+        assert get(app, f"/job_state{path}", "alice").status_code == 200
+        assert asked == ["view_job", "cancel_job"], path
+        asked.clear()
+
+
+def test_what_an_idle_worker_costs(
+    make_floor: Callable[..., Floor], client: redis.Redis, store: JobStore
+) -> None:
+    """One script a heartbeat, by which others hear of it."""
+    make_floor(heartbeat=0.05).start()
+    wait_for(store.workers)
+    commands(client)
+    begun = time.monotonic()
+    time.sleep(0.5)
+    calls, seconds = commands(client), time.monotonic() - begun
+    # If classes of other tests have hooks, it also looks for ends to tell.
+    calls.pop("smembers", None)
+    assert 2 < calls["evalsha"] <= seconds / 0.05 + 1
+    assert sum(calls.values()) == 8 * calls["evalsha"]
 
 
 def test_what_a_silent_job_costs(
