@@ -138,6 +138,7 @@ def test_act_on_a_job_that_becomes_an_alias_does_not_reach_the_job_of_another(
         ("POST", "/cancel", "working", 403),
         ("POST", "/rerun", "error", 409),
         ("DELETE", "", "success", 409),
+        ("POST", "/stack", "working", 409),
     ):
         (theirs,) = put(store, "bob", status=status, message="secret")
         (own,) = put(store, "alice", status="queued")
@@ -147,6 +148,7 @@ def test_act_on_a_job_that_becomes_an_alias_does_not_reach_the_job_of_another(
         assert response.status_code == expected
         assert "secret" not in response.text
         assert statuses(store, theirs) == [status]
+        assert store.where(theirs) is None
 
 
 def test_acts_are_logged(
