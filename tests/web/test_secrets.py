@@ -25,6 +25,7 @@ from tests.web.operating import Asked
 from tests.web.paging import CHROMIUM, browse, paged_app, paged_config
 from tests.web.streaming import one
 from tests.web.test_rights import USERS, Roles
+from tests.web.test_usual import settle
 from tests.webapp import get, make_alias
 
 log = logging.getLogger("tests.voyages")
@@ -45,25 +46,27 @@ Facts = dict[tuple[str, ...], set[str]]
 #: These rights. Alice has "own": all jobs are hers.
 OWN, SEE, INSPECT, LIST = "own", "view_job", "inspect_job", "list_jobs"
 
-JOB = {"message", "appended"}
+SAID = {"message", "appended"}
+JOB = {*SAID, "usual"}
 ALL = {*JOB, "failure", "batch"}
 ROWS = {"message", "failure", "batch"}
 WHERE = {"worker", "asked", "stack", "thread", "memory"}
 CAPTURED = {"captured", "level", "logger"}
 WAITS = {"oldest wait", "recent wait"}
+WORKER = ("is_silent", "threads", "busy", "queues", "versions")
 
 #: The paths to jobs and lists: what the request accepts, and what the path tells whom.
 JSON = "application/json"
 PATHS: list[tuple[str, str, Facts]] = [
     (JSON, "/{job}", {(SEE,): JOB}),
-    (JSON, "/{member}", {(SEE,): {"message"}}),
+    (JSON, "/{member}", {(SEE,): {"message", "usual"}}),
     (JSON, "/{batch}", {(SEE,): {"batch"}}),
     (JSON, "/{failed}", {(SEE,): {"failure"}}),
     (JSON, "?uuid={job}&uuid={failed}", {(SEE,): {*JOB, "failure"}}),
     (JSON, "", {(OWN,): ALL}),
     (JSON, "?all=1", {(LIST, SEE): ALL}),
     (JSON, "?owner=alice&status=working", {(LIST, SEE): {*JOB, "batch"}}),
-    (JSON, "?batch={batch}", {(SEE,): {"message"}}),
+    (JSON, "?batch={batch}", {(SEE,): {"message", "usual"}}),
     (JSON, "?group=error&status=error&all=1", {(LIST, SEE): {"failure"}}),
     (JSON, "/{job}/log", {(SEE,): {"appended"}, (SEE, INSPECT): CAPTURED}),
     (JSON, "/{job}/inspect", {(INSPECT,): WHERE}),
@@ -72,7 +75,11 @@ PATHS: list[tuple[str, str, Facts]] = [
     (JSON, "/workers", {(LIST,): {"worker", "workers", "memory"}}),
     (EVENTS, "/{job}", {(SEE,): JOB}),
     (EVENTS, "?uuid={job}&uuid={failed}", {(SEE,): {*JOB, "failure"}}),
-    (CHROMIUM, "/{job}/", {(SEE,): JOB, (SEE, INSPECT): WHERE | CAPTURED | {"button"}}),
+    (
+        CHROMIUM,
+        "/{job}/",
+        {(SEE,): SAID, (SEE, INSPECT): WHERE | CAPTURED | {"button"}},
+    ),
     (CHROMIUM, "/{failed}/", {(SEE,): {"failure"}, (SEE, INSPECT): {"worker"}}),
     (CHROMIUM, "/{batch}/", {(SEE,): {"message", "batch"}}),
     (CHROMIUM, "/", {(OWN,): ROWS}),
@@ -85,7 +92,7 @@ PATHS: list[tuple[str, str, Facts]] = [
     ),
     (CHROMIUM, "/?all=1&group=error&status=error", {(LIST, SEE): {"failure"}}),
     # At the end, since the job changes.
-    ("cancel", "/{job}/cancel", {("cancel_job",): JOB}),
+    ("cancel", "/{job}/cancel", {("cancel_job",): SAID}),
 ]
 
 
@@ -161,6 +168,9 @@ def test_each_path_tells_what_the_rights_are_for(
     put_job(store, Voyage, "queued")
     uuids = {"job": voyage.uuid, "failed": failed, "batch": batch, "member": member}
     where = ask_where(voyage, store)
+    # Once somebody has looked, working jobs say how long such jobs usually run.
+    answer_to(server, JSON, f"?uuid={voyage.uuid}&uuid={member}", "viewer")
+    settle()
     # Texts that tell each fact, as JSON or in a page.
     tell = {
         "message": ["Under way"],
@@ -168,18 +178,19 @@ def test_each_path_tells_what_the_rights_are_for(
         "batch": ["Armada"],
         "appended": ["Land ho"],
         "worker": [worker],
-        "asked": ['"asked_at"', 'data-jobstate="where"'],
+        "asked": ['"asked_at"', '"taken_at"', 'data-jobstate="where"'],
         "stack": ["in live"],
         "thread": [where.thread],
         "memory": ['"memory"', " MB"],
         "button": ['data-jobstate="ask-where"'],
         "captured": ["off course"],
-        "level": ["WARNING"],
+        "level": ["WARNING", "log_level"],
         "logger": [log.name],
-        "workers": ['"threads"', "jobstate-workers"],
+        "workers": [*map('"{}"'.format, WORKER), "jobstate-workers"],
         "oldest wait": ['"oldest_wait"', "oldest job in the queue"],
-        "recent wait": ['"recent_wait"', "started lately"],
-        "durations": ["jobstate-durations"],
+        "recent wait": ['"recent_wait"', '"waited"', "started lately"],
+        "durations": ["jobstate-durations", '"p50"'],
+        "usual": ['"usual":{'],
     }
     for accept, path, facts in PATHS:
         for user, rights in USERS.items():
