@@ -284,7 +284,8 @@ class JobStore:
         """Return what operators read of a job's failures. Nothing is kept of a job that
         has not failed.
         """
-        return self._records.failures(uuid)
+        records = self._records
+        return records.at_target(uuid, records.failures) or Failures()
 
     def ask_where(self, uuid: str) -> bool:
         """Ask the worker of a running job where it is. It answers within about a
@@ -293,10 +294,11 @@ class JobStore:
         Returns:
           False if the job does not run.
         """
-        if self._records.ask_where(uuid):
-            return True
-        target = self._records.claims.target_of(uuid)
-        return target is not None and self._records.ask_where(target.uuid)
+
+        def ask(each: str) -> bool | None:
+            return self._records.ask_where(each) or None
+
+        return self._records.at_target(uuid, ask) is True
 
     def where(self, uuid: str) -> Whereabouts | None:
         """Return where a job is, or was, as its worker has answered the last
@@ -304,10 +306,7 @@ class JobStore:
         does not answer while it is paused, holds the interpreter in one call, or cannot
         reach the store, or if its version is older.
         """
-        found = self._records.where(uuid)
-        if found is None and (target := self._records.claims.target_of(uuid)):
-            found = self._records.where(target.uuid)
-        return found
+        return self._records.at_target(uuid, self._records.where)
 
     def log(self, uuid: str, after: int = 0) -> Sequence[LogLine]:
         """Return the lines of a job's log, the oldest first: what its class captures,
@@ -322,7 +321,8 @@ class JobStore:
           ValueError: after is negative, or over 1e15.
         """
         check_int("after", after, 0, 10**15)
-        return self._records.log(uuid, after)
+        records = self._records
+        return records.at_target(uuid, lambda each: records.log(each, after)) or []
 
     def clear(
         self,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from redis import Redis, RedisCluster
 from redis.exceptions import RedisError
@@ -58,6 +58,8 @@ from .workers import Workers
 #: The replies to a call that did something, and the one after which a job stays among
 #: the unfinished ones.
 DONE, STAYS = (1, 2), 1
+
+T = TypeVar("T")
 
 
 class Records:
@@ -172,22 +174,25 @@ class Records:
         fields = self.reader.fields(self.reader.key(uuid), ("past",))
         return fields.get("past", "").split()
 
-    def failures(self, uuid: str, *, may_follow: bool = True) -> Failures:
-        """Return what operators read of a job's failures: see
-        :meth:`.JobStore.failures`.
+    def at_target(self, uuid: str, read: Callable[[str], T | None]) -> T | None:
+        """Return what `read` returns of a uuid or, if that is None and the uuid is an
+        alias, of the job to which it leads.
+        """
+        found = read(uuid)
+        if found is None and (target := self.claims.target_of(uuid)) is not None:
+            return read(target.uuid)
+        return found
 
-        Parameters:
-          may_follow: Whether to return those of the job to which an alias leads.
+    def failures(self, uuid: str) -> Failures | None:
+        """Return what :meth:`.JobStore.failures` does, or None if nothing is kept. Does
+        not follow an alias, nor do the following methods.
         """
         key = self._calls.failure_key(uuid)
         found = read_failures(self.reader.fields(key, FIELDS))
-        if found.tries or not may_follow:
-            return found
-        target = self.claims.target_of(uuid)
-        return found if target is None else self.failures(target.uuid)
+        return None if found == Failures() else found
 
     def ask_where(self, uuid: str) -> bool:
-        """Do what :meth:`.JobStore.ask_where` does, without following an alias."""
+        """Do what :meth:`.JobStore.ask_where` does."""
         return self._run([self._calls.ask_where(uuid)]) == [1]
 
     def answer_where(self, uuid: str, run: str, says: Mapping[str, str]) -> None:
@@ -200,22 +205,15 @@ class Records:
         self._run([self._calls.answer_where(uuid, run, says)])
 
     def where(self, uuid: str) -> Whereabouts | None:
-        """Do what :meth:`.JobStore.where` does, without following an alias."""
+        """Do what :meth:`.JobStore.where` does."""
         return read_where(self.reader.fields(self._calls.where_key(uuid), WHERE_FIELDS))
 
-    def log(
-        self, uuid: str, after: int, *, may_follow: bool = True
-    ) -> Sequence[LogLine]:
-        """Return lines of a job's log: see :meth:`.JobStore.log`.
-
-        Parameters:
-          may_follow: Whether to return those of the job to which an alias leads.
-        """
+    def log(self, uuid: str, after: int) -> Sequence[LogLine] | None:
+        """Return what :meth:`.JobStore.log` does, or None if the job has no log."""
         key = self._calls.log_key(uuid)
         most, lines = 0, log_lines(self.reader.entries(key, -1, 1))
         if not lines:
-            target = self.claims.target_of(uuid) if may_follow else None
-            return [] if target is None else self.log(target.uuid, after)
+            return None
         # The list may have grown since the last look. Numbers may be missing.
         while lines and most < lines[-1].number - after:
             most = lines[-1].number - after

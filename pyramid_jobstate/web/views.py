@@ -27,6 +27,7 @@ from ..job import (
 )
 from ..store import (
     MAX_LIMIT,
+    Failures,
     JobStore,
     LogLine,
     Page,
@@ -91,7 +92,7 @@ if TYPE_CHECKING:
     from pyramid.request import Request
 
     from ..job import Counts
-    from ..store import Failures, Whereabouts
+    from ..store import Whereabouts
 
     T = TypeVar("T")
 
@@ -298,7 +299,7 @@ def inspection(context: JobState) -> dict[str, Any]:
     def question(store: JobStore) -> tuple[Failures, Whereabouts | None, str | None]:
         # A job that has become an alias meanwhile is not followed.
         records = records_of(store)
-        failures = records.failures(record.uuid, may_follow=False)
+        failures = records.failures(record.uuid) or Failures()
         where = records.where(record.uuid)
         return failures, where, why_not_repeatable(store, broker, context)
 
@@ -350,11 +351,10 @@ def readable_lines(context: JobState, after: int = 0) -> Sequence[LogLine]:
         # Nothing is asked about a job whose class captures nothing.
         return []
 
-    def question(store: JobStore) -> Sequence[LogLine]:
-        # A job that has become an alias meanwhile is not followed.
-        return records_of(store).log(record.uuid, after, may_follow=False)
-
-    lines = ask(container, question)
+    # A job that has become an alias meanwhile is not followed.
+    lines = ask(container, lambda store: records_of(store).log(record.uuid, after))
+    if lines is None:
+        return []
     if context.public_log is True or container.permits(context, "inspect_job"):
         return lines
     return [line for line in lines if not line.is_captured]
