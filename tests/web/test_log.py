@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import redis
 from webtest import TestApp
 
-from pyramid_jobstate import JobStore
+from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import away, put_job
 from tests.trips import counting_trips
 from tests.web.minutes import Minutes, OpenMinutes, take_minutes
@@ -57,6 +58,18 @@ def test_operators_read_what_a_job_logged(operated: TestApp, logged: Log) -> Non
     assert texts(operated, f"{path}?after=3", KEEPER) == []
     mounted = path.replace("/job_state/", "/jobs/")
     assert texts(operated, mounted, OPERATOR) == ["secret", "plain", "more"]
+
+
+def test_level_may_be_of_an_enum(operated: TestApp, logged: Log) -> None:
+    """Such as one whose members are numbers with names of their own."""
+
+    class Severity(int, enum.Enum):
+        GRAVE = logging.ERROR
+
+    class GraveMinutes(JobState):
+        log_level = Severity.GRAVE
+
+    assert texts(operated, f"{logged(GraveMinutes)}/log", KEEPER) == ["plain", "more"]
 
 
 def test_viewers_read_what_the_actor_appended(operated: TestApp, logged: Log) -> None:
