@@ -13,6 +13,7 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import away, put_job
+from tests.jobs import job_actor, make_broker, wait_until, working
 from tests.trips import counting_trips
 from tests.web.minutes import Minutes, OpenMinutes, take_minutes
 from tests.web.operating import KEEPER, OPERATOR, act
@@ -170,6 +171,33 @@ def test_page_of_a_job_without_lines(visit: Visiting, store: JobStore) -> None:
     assert not page.has("[data-jobstate=log]")
     assert page.one("job-state").has_attr("log")
     assert page.texts("job-state li") == ["plain"]
+
+
+def test_job_that_was_sent_by_a_newer_version(
+    redis_url: str, operated: TestApp, visit: Visiting
+) -> None:
+    """Of its class, which captures now. Its worker does not know yet: the lines that
+    the job appends are shown as before.
+    """
+
+    def version(level: str | None) -> Any:
+        class Rolled(JobState):
+            log_level = level
+
+        @job_actor(broker=make_broker(redis_url), job_state=Rolled)
+        def roll(*, job_state: JobState) -> None:
+            job_state.append_log("plain")
+
+        return roll
+
+    newer, older = version("INFO"), version(None)
+    message = newer.send_with_options(job_owner="alice")
+    with working(older.broker):
+        wait_until(older.broker, message, "success")
+    page = visit(f"/job_state/{message.message_id}", "alice")
+    assert page.one("job-state").has_attr("log")
+    assert page.texts("job-state li") == ["plain"]
+    assert not page.has("[data-jobstate=lines]")
 
 
 def test_hostile_lines_stay_text(visit: Visiting, logged: Log) -> None:
