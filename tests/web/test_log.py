@@ -15,7 +15,7 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import away, put_job
 from tests.jobs import job_actor, make_broker, wait_until, working
 from tests.trips import counting_trips
-from tests.web.minutes import Minutes, OpenMinutes, take_minutes
+from tests.web.minutes import Minutes, OpenMinutes, log, take_minutes
 from tests.web.operating import KEEPER, OPERATOR, act
 from tests.web.paging import Visiting, shape_of
 from tests.web.test_pages_hostile import HOSTILE
@@ -154,6 +154,25 @@ def test_page_shows_viewers_what_the_actor_appended(
     assert "secret" not in page.response.text and "WARNING" not in page.response.text
     page = visit(logged(OpenMinutes), "alice")
     assert page.texts("[data-jobstate=lines] span") == ["secret", "plain", "more"]
+
+
+def test_page_shows_viewers_their_lines_beside_many_others(
+    visit: Visiting, logged: Log
+) -> None:
+    """What the job has captured since, which they do not see, may have pushed all that
+    it appended out of its log.
+    """
+
+    def say(job_state: JobState) -> None:
+        job_state.append_log("plain")
+        for _ in range(80):
+            log.warning("x" * 1000)
+
+    job = logged(Minutes, say)
+    page = visit(job, "alice")
+    assert page.one("job-state").has_attr("log")
+    assert page.texts("job-state li") == ["plain"]
+    assert len(visit(job, KEEPER).all("[data-jobstate=lines] li")) > 50
 
 
 def test_page_of_a_job_without_lines(visit: Visiting, store: JobStore) -> None:
