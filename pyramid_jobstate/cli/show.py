@@ -314,17 +314,18 @@ def _answer(store: JobStore, uuid: str) -> Whereabouts:
     """Return where a job is, once its worker has answered.
 
     Raises:
-      CouldNot: It has not, or the job has ended.
+      CouldNot: It has not, or the job has ended or is to be tried again.
     """
     deadline = time.monotonic() + ANSWER_SECONDS
-    while (where := store.where(uuid)) is not None and where.taken_at is None:
-        if find(store, uuid).is_finished:
-            break
+    while (where := store.where(uuid)) is None or where.taken_at is None:
+        job = find(store, uuid)
+        if job.is_finished:
+            raise CouldNot(f"The job {uuid} has ended.")
+        if where is None or job.status in ("queued", "retrying"):
+            raise CouldNot(f"The job {uuid} does not run any more.")
         if time.monotonic() > deadline:
             raise CouldNot(NO_ANSWER)
         time.sleep(PAUSE)
-    if where is None or where.taken_at is None:
-        raise CouldNot(f"The job {uuid} has ended.")
     return where
 
 

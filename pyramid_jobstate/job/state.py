@@ -785,7 +785,8 @@ def level_number(cls: type[Any]) -> int | None:
             f"{cls.__qualname__}.log_level must be a level of logging above 0 or the "
             f"name of one ({known}), not {level!r}."
         )
-    return number
+    # The text of an enum's member would be its name.
+    return int(number)
 
 
 #: An absolute http or https URL, which is safe in a link.

@@ -143,8 +143,12 @@ def read_stack(
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     # Without a limit, that of sys.tracebacklimit would count from the outermost.
     shown = traceback.StackSummary.extract(reversed(places), limit=-MOST_FRAMES)
-    text = "".join(shown.format()).encode("utf-8", "replace")
-    return names.get(ident, ""), text[-MAX_STACK:].decode("utf-8", "ignore")
+    # Names may have been made of file names that are not UTF-8.
+    name, text = (
+        each.encode("utf-8", "replace")
+        for each in (names.get(ident, ""), "".join(shown.format()))
+    )
+    return name.decode(), text[-MAX_STACK:].decode("utf-8", "ignore")
 
 
 def _places_in(job: CurrentJob) -> tuple[int | None, list[Place]] | None:

@@ -609,3 +609,18 @@ def test_stack_needs_an_answer(pjobs: Operator, store: JobStore, runs: Runs) -> 
     end = steps(lambda: write(store, run.uuid, status="success"))
     assert "has ended" in pjobs("stack", run.uuid, course=end).error(1)
     assert "does not run" in pjobs("stack", run.uuid).error(1)
+
+
+def test_stack_of_an_attempt_that_failed(
+    pjobs: Operator, store: JobStore, runs: Runs
+) -> None:
+    """Its worker answers no more, and the job is to be tried again: that is said, and
+    at once.
+    """
+    run = runs.start()
+    # This worker does not run it.
+    write(store, run.uuid, run="another")
+    fail = steps(lambda: write(store, run.uuid, status="retrying"))
+    refused = pjobs("stack", run.uuid, course=fail).error(1)
+    assert refused == f"pjobs: The job {run.uuid} does not run any more."
+    assert pjobs.pauses.passed < 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +11,12 @@ import pytest
 import redis
 from webtest import TestApp
 
-from pyramid_jobstate import JobStore
+from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import away, put_job
+from tests.jobs import job_actor, make_broker, wait_until, working
 from tests.support import write
 from tests.trips import counting_trips
-from tests.web.minutes import Minutes, OpenMinutes, take_minutes
+from tests.web.minutes import Minutes, OpenMinutes, log, take_minutes
 from tests.web.operating import KEEPER, OPERATOR, act
 from tests.web.paging import Visiting, shape_of
 from tests.web.test_pages_hostile import HOSTILE
@@ -58,6 +60,18 @@ def test_operators_read_what_a_job_logged(operated: TestApp, logged: Log) -> Non
     assert texts(operated, f"{path}?after=3", KEEPER) == []
     mounted = path.replace("/job_state/", "/jobs/")
     assert texts(operated, mounted, OPERATOR) == ["secret", "plain", "more"]
+
+
+def test_level_may_be_of_an_enum(operated: TestApp, logged: Log) -> None:
+    """Such as one whose members are numbers with names of their own."""
+
+    class Severity(int, enum.Enum):
+        GRAVE = logging.ERROR
+
+    class GraveMinutes(JobState):
+        log_level = Severity.GRAVE
+
+    assert texts(operated, f"{logged(GraveMinutes)}/log", KEEPER) == ["plain", "more"]
 
 
 def test_viewers_read_what_the_actor_appended(operated: TestApp, logged: Log) -> None:
@@ -152,6 +166,25 @@ def test_page_shows_viewers_what_the_actor_appended(
     assert page.texts("[data-jobstate=lines] span") == ["secret", "plain", "more"]
 
 
+def test_page_shows_viewers_their_lines_beside_many_others(
+    visit: Visiting, logged: Log
+) -> None:
+    """What the job has captured since, which they do not see, may have pushed all that
+    it appended out of its log.
+    """
+
+    def say(job_state: JobState) -> None:
+        job_state.append_log("plain")
+        for _ in range(80):
+            log.warning("x" * 1000)
+
+    job = logged(Minutes, say)
+    page = visit(job, "alice")
+    assert page.one("job-state").has_attr("log")
+    assert page.texts("job-state li") == ["plain"]
+    assert len(visit(job, KEEPER).all("[data-jobstate=lines] li")) > 50
+
+
 def test_page_of_a_job_without_lines(visit: Visiting, store: JobStore) -> None:
     """Its log is hidden until there are some. That of a class which captures nothing
     has no log but the element's.
@@ -167,6 +200,33 @@ def test_page_of_a_job_without_lines(visit: Visiting, store: JobStore) -> None:
     assert not page.has("[data-jobstate=log]")
     assert page.one("job-state").has_attr("log")
     assert page.texts("job-state li") == ["plain"]
+
+
+def test_job_that_was_sent_by_a_newer_version(
+    redis_url: str, operated: TestApp, visit: Visiting
+) -> None:
+    """Of its class, which captures now. Its worker does not know yet: the lines that
+    the job appends are shown as before.
+    """
+
+    def version(level: str | None) -> Any:
+        class Rolled(JobState):
+            log_level = level
+
+        @job_actor(broker=make_broker(redis_url), job_state=Rolled)
+        def roll(*, job_state: JobState) -> None:
+            job_state.append_log("plain")
+
+        return roll
+
+    newer, older = version("INFO"), version(None)
+    message = newer.send_with_options(job_owner="alice")
+    with working(older.broker):
+        wait_until(older.broker, message, "success")
+    page = visit(f"/job_state/{message.message_id}", "alice")
+    assert page.one("job-state").has_attr("log")
+    assert page.texts("job-state li") == ["plain"]
+    assert not page.has("[data-jobstate=lines]")
 
 
 def test_hostile_lines_stay_text(visit: Visiting, logged: Log) -> None:

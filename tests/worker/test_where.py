@@ -370,6 +370,7 @@ def test_source_and_names_may_be_anything(redis_url: str, store: JobStore) -> No
 
     @job_actor(broker=broker)
     def run_marathon(*, job_state: RunMarathon) -> None:
+        threading.current_thread().name = "\udcff<c>"
         names["run"]()
 
     with working(broker):
@@ -377,6 +378,7 @@ def test_source_and_names_may_be_anything(redis_url: str, store: JobStore) -> No
         gate.wait_for_job()
         where = asked(store, sent.message_id)
         assert where.stack is not None and '"/tests/?<b>", line 2' in where.stack
+        assert where.thread == "?<c>"
         gate.open()
 
 

@@ -28,12 +28,15 @@ local function lengthen(ttl)
   redis.call("PEXPIRE", key, int(math.max(ttl, redis.call("PTTL", key))))
 end
 
+local function log_key()
+  return OPEN .. key .. CLOSE .. ":log"
+end
+
 -- Let the log of the job live for as long as the record, and some milliseconds more. A job without
 -- one has no `level`, the field of that name.
 local function keep_log(level, more)
   if level then
-    local log = OPEN .. key .. CLOSE .. ":log"
-    redis.call("PEXPIRE", log, int(redis.call("PTTL", key) + (more or 0)))
+    redis.call("PEXPIRE", log_key(), int(redis.call("PTTL", key) + (more or 0)))
   end
 end
 

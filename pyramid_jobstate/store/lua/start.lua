@@ -52,8 +52,8 @@ local words = {
   "status", is, "run", token, "seq", "0", "queued", old[4] or int(started),
   "started", int(started), "updated", int(started), "seen", int(now),
 }
-if old[17] then
-  -- The class may capture nothing now, but has.
+if old[17] and redis.call("EXISTS", log_key()) == 1 then
+  -- The class may capture nothing here, but has elsewhere.
   add(words, "log_level", old[17])
 end
 add_all(words, ARGV, 8)

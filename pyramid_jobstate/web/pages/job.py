@@ -416,7 +416,11 @@ def job_page(context: JobState, request: Request) -> Response:
     tries = inspected.get("tries", ())
     logged = None
     if record_of(context).log_level is not None:
-        logged = [line_as_json(line) for line in readable_lines(context)]
+        lines = readable_lines(context)
+        # What was captured since, which not all viewers read, may have pushed out the
+        # lines of append_log(). Then the element shows the last of them.
+        if len(lines) >= len(context.log) or any(line.is_captured for line in lines):
+            logged = [line_as_json(line) for line in lines]
     values = {
         "words": words,
         "job": job,
