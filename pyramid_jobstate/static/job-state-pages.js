@@ -629,9 +629,6 @@ function renew(hasEnded, tries = 5) {
 }
 
 function replaceParts(found, hasEnded) {
-  const [shown, other] = [page, found].map((each) => each.querySelector("#jobstate-job"));
-  // If the log has lost what this viewer reads there, the element has the last lines.
-  if (hasEnded) shown.toggleAttribute("log", other.hasAttribute("log"));
   for (const [name, before] of sent) {
     const [old, now] = [page, found].map((each) => each.querySelector(`[data-jobstate="${name}"]`));
     if (!now) {

@@ -331,33 +331,41 @@ def inspection(context: JobState) -> dict[str, Any]:
 
 
 def show_log(context: JobState, request: Request) -> Response:
-    """Respond with the lines of the log of a job that the request may read."""
+    """Respond with the lines of the log of a job that the request may read: those of
+    append_log() and, to some, those that were captured.
+    """
     require(request, context, "view_job")
     after = read_number(read_query(request, "after"), "after", 0)
-    lines = [line_as_json(line) for line in readable_lines(context, after)]
-    return render_state(request, encode({"lines": lines}))
+    lines = lines_of(context, after)
+    if not may_read_all(context):
+        lines = [line for line in lines if not line.is_captured]
+    return render_state(
+        request, encode({"lines": [line_as_json(line) for line in lines]})
+    )
 
 
-def readable_lines(context: JobState, after: int = 0) -> Sequence[LogLine]:
-    """Return the lines of the log of a job that a request reads which may view it:
-    those of append_log() and, with `inspect_job` or if the class says so, those that
-    were captured.
+def may_read_all(context: JobState) -> bool:
+    """Return whether a request that may view a job may read what was captured of it."""
+    is_public: bool = context.public_log is True
+    return is_public or bool(container_of(context).permits(context, "inspect_job"))
+
+
+def lines_of(context: JobState, after: int = 0) -> Sequence[LogLine]:
+    """Return the lines of the log of a job, without checking permissions.
 
     Parameters:
       after: Only return lines with higher numbers.
     """
-    record, container = record_of(context), container_of(context)
+    record = record_of(context)
     if record.log_level is None:
         # Nothing is asked about a job whose class captures nothing.
         return []
 
-    # A job that has become an alias meanwhile is not followed.
-    lines = ask(container, lambda store: records_of(store).log(record.uuid, after))
-    if lines is None:
-        return []
-    if context.public_log is True or container.permits(context, "inspect_job"):
-        return lines
-    return [line for line in lines if not line.is_captured]
+    def question(store: JobStore) -> Sequence[LogLine] | None:
+        # A job that has become an alias meanwhile is not followed.
+        return records_of(store).log(record.uuid, after)
+
+    return ask(container_of(context), question) or []
 
 
 def error_of(error: JobError | None) -> dict[str, Any] | None:

@@ -563,31 +563,6 @@ def test_log_is_followed(pages: Pages, redis_url: str) -> None:
         assert pages.page.evaluate("window.isTheSame")
 
 
-def test_viewer_keeps_the_lines_of_a_job_that_ends(
-    pages: Pages, redis_url: str
-) -> None:
-    """What the job has captured since, which the viewer does not read, has pushed them
-    out of its log.
-    """
-    log = logging.getLogger("tests.sheets")
-
-    def fill_log(job_state: JobState) -> None:
-        for _ in range(80):
-            log.warning("%1000s", "")
-            assert job_state.flush(10)
-
-    pages.user = "alice"
-    with Runner(redis_url, Sheets) as runner:
-        job = runner.start()
-        pages.visit(f"/job_state/{job}")
-        runner.tell(job, lambda job_state: job_state.append_log("own"))
-        expect(pages.one("lines").locator("li")).to_have_count(1)
-        runner.tell(job, fill_log)
-        runner.finish(job)
-        expect(pages.page.locator("job-state li")).to_have_text("own")
-        expect(pages.one("log")).to_have_count(0)
-
-
 def test_id_is_copied(pages: Pages, store: JobStore) -> None:
     """The button copies the id."""
     (job,) = put(store, "success")

@@ -12,7 +12,7 @@ from ..acts import RERUN, may_act
 from ..interfaces import IPages
 from ..jobstates import ask
 from ..permits import require
-from ..views import inspection, members_page, readable_lines, visible
+from ..views import inspection, lines_of, may_read_all, members_page, visible
 from .layout import respond
 from .rows import (
     Block,
@@ -415,12 +415,8 @@ def job_page(context: JobState, request: Request) -> Response:
         error = {"message": f"{failure.type}: {failure.message}"}
     tries = inspected.get("tries", ())
     logged = None
-    if record_of(context).log_level is not None:
-        lines = readable_lines(context)
-        # What was captured since, which not all viewers read, may have pushed out the
-        # lines of append_log(). Then the element shows the last of them.
-        if len(lines) >= len(context.log) or any(line.is_captured for line in lines):
-            logged = [line_as_json(line) for line in lines]
+    if record_of(context).log_level is not None and may_read_all(context):
+        logged = [line_as_json(line) for line in lines_of(context)]
     values = {
         "words": words,
         "job": job,
