@@ -26,7 +26,7 @@ from .batches import Batches, Change, answered, changes_of
 from .bulk import Acted
 from .claims import UNASKED, Claims, Hold
 from .connection import LOST, Client, impatient, text
-from .durations import Timings
+from .durations import Usual
 from .ends import Ends
 from .lists import MAX_READ, OUTLINE, Counter, ListAccess, Sets, newest_uuids
 from .reader import (
@@ -77,7 +77,6 @@ class Records:
       batches: The batches, and what they know of their members.
       ends: The ends that are to be told to hooks.
       workers: The worker processes.
-      timings: How long jobs run.
     """
 
     def __init__(self, client: Client, namespace: str, lives: Lives) -> None:
@@ -99,9 +98,8 @@ class Records:
             client, self._calls, self._runner, self.reader, lives.silence
         )
         self._silence = lives.silence
-        self.timings = Timings(self.access, self._aside)
         #: What jobs call: see Store in job/state.py.
-        self.tell_usual = self.timings.tell
+        self.tell_usual = Usual(self._aside).tell
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[ListAccess]:
