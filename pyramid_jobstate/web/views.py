@@ -77,7 +77,6 @@ from .query import (
     BadRequest,
     parse_owner,
     read_flag,
-    read_limit,
     read_number,
     read_query,
 )
@@ -125,7 +124,7 @@ def asked_page(context: JobStates, request: Request, **changes: Any) -> Page:
         return _asked_members(context, request)
     wanted = {
         "status": query.get("status"),
-        "limit": read_limit(query, LIMIT),
+        "limit": read_number(query, "limit", LIMIT),
         "cursor": query.get("cursor"),
         **changes,
     }
@@ -218,7 +217,7 @@ def members_page(context: JobStates, batch: Batch, query: Mapping[str, str]) -> 
         return context.members(
             batch.uuid,
             status=query.get("status"),
-            limit=read_limit(query, LIMIT),
+            limit=read_number(query, "limit", LIMIT),
             cursor=query.get("cursor"),
         )
     except ValueError as e:
