@@ -322,7 +322,7 @@ def inspection(context: JobState) -> dict[str, Any]:
         ],
         "repeatable": reason is None,
         "reason": reason,
-        "where": whereabouts_as_json(where),
+        "where": None if where is None else whereabouts_as_json(where),
     }
 
 
