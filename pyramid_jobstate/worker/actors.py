@@ -384,8 +384,7 @@ class TrackedFunction(HandedFunction):
         """
         info = self.info_of(message, attempts_before(message) + 1)
         run = Run()
-        if self._log_level is not None:
-            run.journal = new_journal(self.job_state_class, info.attempt)
+        run.journal = new_journal(self.job_state_class, info.attempt)
         return Unsaved(message.message_id, run, info._replace(worker=worker))
 
     def job_state(self, message_id: str, run: Run, info: JobInfo) -> JobState:
