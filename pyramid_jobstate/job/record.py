@@ -62,9 +62,10 @@ class Counts:
         hundred, and samples of the others. If none of the oldest waits, the true wait
         may be longer, and None means that none of those examined waits.
       recent_wait: The median wait, in seconds, of the last ten jobs to start, or None
-        if none has started within the last hour. Only the newest ten that run, have
-        succeeded or have failed are examined. It says how late the jobs are even if
-        one lost message makes `oldest_wait` grow for days.
+        if none has started within the last hour. Of the jobs that run, the newest
+        thousand are examined, and of those that have succeeded or failed the last ten
+        to end. It says how late the jobs are even if one lost message makes
+        `oldest_wait` grow for days.
     """
 
     queued: int = 0
@@ -158,8 +159,8 @@ class JobInfo(NamedTuple):
       queue: The queue of its message, or None if unknown.
       hooks: The :class:`.HookInfo` of a class with hooks as JSON, or None.
       worker: The token of the worker process that runs it, or has run it last, or None.
-      log_level: The number of the least level that is captured of what it logs, or None
-        if nothing is. In a record, it says that there may be a log beside it.
+      log_level: The number of the lowest level that is captured, or None if nothing is.
+        In a record, it says that there may be a log beside it.
     """
 
     kind: str = ""
@@ -327,7 +328,7 @@ class Record:
 
     @property
     def log_level(self) -> int | None:
-        """The least level that is captured of what the job logs, or None."""
+        """The number of the lowest level that is captured, or None if nothing is."""
         return parse_int(self._fields.get("log_level"))
 
     @property

@@ -21,8 +21,8 @@ log = logging.getLogger("pyramid_jobstate")
 #: How many of the newest successes of a kind count, at most and at least.
 MOST, FEWEST = 100, 20
 
-#: If the newest began too close to each other, only each tenth counts, and so on: many
-#: threads may run jobs of a kind.
+#: Which of them count: all or, if those began too close to each other, every tenth, and
+#: so on. Many threads may run jobs of a kind.
 STEPS = (1, 10, 100, 1000)
 
 #: For how many seconds the store keeps what is known of a kind, and a process does not
@@ -91,7 +91,7 @@ def _runs(access: ListAccess, kind: str, step: int) -> Iterator[tuple[int, int]]
     """Yield the ends of successes, and how long each took, in milliseconds.
 
     Parameters:
-      step: Every how many of them to read, from the newest on.
+      step: How far apart those are that are read, from the newest on.
     """
     scopes = [access.sets.scope(kind, members=each) for each in (False, True)]
     ranges = [(0, MOST - 1)]
