@@ -342,6 +342,46 @@ class Entry(NamedTuple):
         return self.place.score or 0
 
 
+class Source(NamedTuple):
+    """A set of a scope.
+
+    Attributes:
+      scope, set: What the name of the set begins with, and the rest of its name.
+      least: The lowest score that counts.
+    """
+
+    scope: str
+    set: str
+    least: int
+
+    def size(self) -> Command:
+        """Return the command that counts the entries."""
+        return self._command("ZCOUNT", self.least, MAX_SCORE)
+
+    def newest(self, limit: int, most: int = MAX_SCORE) -> Command:
+        """Return the command that reads the newest entries, up to a score."""
+        words = ("WITHSCORES", "LIMIT", 0, limit)
+        return self._command("ZREVRANGEBYSCORE", most, self.least, *words)
+
+    def oldest(self, limit: int, most: int, passed: int = 0) -> Command:
+        """Return the command that reads the oldest entries after some that are passed
+        over, up to a score.
+        """
+        words = ("WITHSCORES", "LIMIT", passed, limit)
+        return self._command("ZRANGEBYSCORE", self.least, most, *words)
+
+    def entries(self, reply: Any) -> list[Entry]:
+        """Return the entries in a reply."""
+        return [
+            Entry(Place(ACTIVE, score), uuid, self.scope, self.set)
+            for uuid, score in scored(reply)
+        ]
+
+    def _command(self, name: str, *words: str | int) -> Command:
+        key = self.scope + self.set
+        return Command(key, (name, key, *words))
+
+
 class Entries:
     """Reads the entries of a list.
 
@@ -707,46 +747,6 @@ class Bucket:
     success: int
     error: int
     cancelled: int
-
-
-class Source(NamedTuple):
-    """A set of a scope.
-
-    Attributes:
-      scope, set: What the name of the set begins with, and the rest of its name.
-      least: The lowest score that counts.
-    """
-
-    scope: str
-    set: str
-    least: int
-
-    def size(self) -> Command:
-        """Return the command that counts the entries."""
-        return self._command("ZCOUNT", self.least, MAX_SCORE)
-
-    def newest(self, limit: int, most: int = MAX_SCORE) -> Command:
-        """Return the command that reads the newest entries, up to a score."""
-        words = ("WITHSCORES", "LIMIT", 0, limit)
-        return self._command("ZREVRANGEBYSCORE", most, self.least, *words)
-
-    def oldest(self, limit: int, most: int, passed: int = 0) -> Command:
-        """Return the command that reads the oldest entries after some that are passed
-        over, up to a score.
-        """
-        words = ("WITHSCORES", "LIMIT", passed, limit)
-        return self._command("ZRANGEBYSCORE", self.least, most, *words)
-
-    def entries(self, reply: Any) -> list[Entry]:
-        """Return the entries in a reply."""
-        return [
-            Entry(Place(ACTIVE, score), uuid, self.scope, self.set)
-            for uuid, score in scored(reply)
-        ]
-
-    def _command(self, name: str, *words: str | int) -> Command:
-        key = self.scope + self.set
-        return Command(key, (name, key, *words))
 
 
 def waits_since(record: Record, entry: Entry) -> int | None:
