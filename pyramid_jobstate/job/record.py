@@ -26,6 +26,9 @@ UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
 #: The statuses of a job that has ended.
 FINISHED = ("success", "error", "cancelled")
 
+#: The stored statuses of a job that a worker runs, or may run.
+RUNNING = ("working", "cancelling")
+
 #: All statuses that a job reads as.
 STATUSES = UNFINISHED + FINISHED
 
@@ -250,7 +253,7 @@ class Record:
             status = "queued"
         elif status == "sending":
             status, heard = "queued", parse_int(fields.get("updated"))
-        elif status in ("working", "cancelling"):
+        elif status in RUNNING:
             heard = parse_int(fields.get("seen"))
         elif status not in STATUSES:
             # An unknown status tells nothing about the job.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from ..job import (
     FINISHED,
+    RUNNING,
     STATUSES,
     UUID,
     Counts,
@@ -44,7 +45,7 @@ SOURCES = {
     "queued": ("queued",),
     "working": ("working",),
     "retrying": ("retrying",),
-    "stalled": ("working", "cancelling", UNSENT),
+    "stalled": (*RUNNING, UNSENT),
     "cancelling": ("cancelling",),
     "success": ("success",),
     "error": ("error",),
@@ -706,9 +707,8 @@ FRESH_SECONDS = 1.0
 #: The fields of a record that counts depend on.
 COUNTED = (*OUTLINE, "due", "started", "waited")
 
-#: The sets of the jobs that wait for a worker, that run, and that have run.
-WAITING, RUNNING = ("queued", "retrying"), ("working", "cancelling")
-HAVE_RUN = ("success", "error")
+#: The sets of the jobs that wait for a worker, and of those that have run.
+WAITING, HAVE_RUN = ("queued", "retrying"), ("success", "error")
 
 #: How many of the oldest entries of a set are examined at first. Mostly, the first one
 #: is that of the oldest waiting job.

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from ..errors import NotRepeatable, NotUnique, StoreUnavailable
 from ..job import (
+    RUNNING,
     JobInfo,
     JobState,
     NewJob,
@@ -218,8 +219,7 @@ class Records:
         Parameters:
           limit: How many at most.
         """
-        names = "working", "cancelling"
-        begun = newest_uuids(self.access, MAX_READ, names, lone=False)
+        begun = newest_uuids(self.access, MAX_READ, RUNNING, lone=False)
         return self.batches.running(batch, begun)[:limit]
 
     def create(self, *jobs: NewJob) -> Sequence[bool]:
