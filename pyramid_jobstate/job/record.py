@@ -177,13 +177,15 @@ class JobInfo(NamedTuple):
     queue: str | None = None
     hooks: str | None = None
     worker: str | None = None
-    log_level: str | None = None
+    log_level: int | None = None
 
     @classmethod
     def of(cls, fields: Mapping[str, str]) -> JobInfo:
         """Return what the fields of a hash say."""
         found: dict[str, Any] = {n: fields[n] for n in cls._fields if n in fields}
-        return cls(**{**found, "attempt": parse_int(fields.get("attempt")) or 0})
+        found["attempt"] = parse_int(fields.get("attempt")) or 0
+        found["log_level"] = parse_int(fields.get("log_level"))
+        return cls(**found)
 
     @property
     def is_batch(self) -> bool:
