@@ -806,7 +806,7 @@ class _Put:
             dumps(dict(params or {})),
             batch=batch,
             queue="default" if actor else None,
-            log_level=None if level is None else str(level),
+            log_level=level,
         )
         self._status = status
         self._error = CANCELLED if error is None and status == "cancelled" else error

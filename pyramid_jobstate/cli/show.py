@@ -298,14 +298,13 @@ def stack_job(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     job = find(store, args.id)
     if not store.ask_where(job.uuid):
         raise CouldNot(f"The job {job.uuid} does not run.")
-    where = _answer(store, job.uuid)
+    where = whereabouts_as_json(_answer(store, job.uuid))
     if output.is_json:
-        output.tell("", uuid=job.uuid, **(whereabouts_as_json(where) or {}))
+        output.tell("", uuid=job.uuid, **where)
         return DONE
-    memory = "" if where.memory is None else f"{where.memory / 1e6:.0f} MB"
-    worker = where.worker and worker_name(where.worker)
-    output.tell(joined([clean(worker or ""), clean(where.thread or ""), memory]))
-    for line in (where.stack or "").splitlines():
+    memory = None if where["memory"] is None else f"{where['memory'] / 1e6:.0f} MB"
+    output.tell(clean(joined([where["worker"], where["thread"], memory])))
+    for line in (where["stack"] or "").splitlines():
         output.tell(clean(line))
     return DONE
 

@@ -27,7 +27,7 @@ _warned = Once()
 class RecordFactory:
     """Makes the log records of this process, and has the job that logs one keep it.
 
-    Which job that is, a contextvar says: its thread, its tasks, and what runs in a copy
+    A contextvar says which job that is: its thread, its tasks, and what runs in a copy
     of their context log for it, but no other thread.
 
     Parameters:

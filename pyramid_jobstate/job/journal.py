@@ -45,7 +45,7 @@ class Journal:
     is about to log itself. The calls on the deque are atomic.
 
     Parameters:
-      level: The least level of what is captured.
+      level: The lowest level that is captured.
       attempt: The number of the attempt.
 
     Attributes:
@@ -62,9 +62,9 @@ class Journal:
         self.failures = 0
         self.size = 0
         self._attempt = attempt
-        #: Of each line when it was logged, in seconds of the monotonic clock, the
-        #: number and the name of its level, its logger and its text; and its number.
-        #: Plain tuples: a job may log a thousand times a second.
+        #: The lines, each with its number: when it was logged, in seconds of the
+        #: monotonic clock, the number and the name of its level, its logger and its
+        #: text. Plain tuples: a job may log a thousand times a second.
         self._lines: deque[
             tuple[tuple[float, int | None, str | None, str | None, str], int]
         ] = deque()

@@ -26,6 +26,9 @@ UNFINISHED = ("queued", "working", "retrying", "stalled", "cancelling")
 #: The statuses of a job that has ended.
 FINISHED = ("success", "error", "cancelled")
 
+#: The stored statuses of a job that a worker runs, or may run.
+RUNNING = ("working", "cancelling")
+
 #: All statuses that a job reads as.
 STATUSES = UNFINISHED + FINISHED
 
@@ -62,9 +65,10 @@ class Counts:
         hundred, and samples of the others. If none of the oldest waits, the true wait
         may be longer, and None means that none of those examined waits.
       recent_wait: The median wait, in seconds, of the last ten jobs to start, or None
-        if none has started within the last hour. Only the newest ten that run, have
-        succeeded or have failed are examined. It says how late the jobs are even if
-        one lost message makes `oldest_wait` grow for days.
+        if none has started within the last hour. Of the jobs that run, the newest
+        thousand are examined, and of those that have succeeded or failed the last ten
+        to end. It says how late the jobs are even if one lost message makes
+        `oldest_wait` grow for days.
     """
 
     queued: int = 0
@@ -158,8 +162,8 @@ class JobInfo(NamedTuple):
       queue: The queue of its message, or None if unknown.
       hooks: The :class:`.HookInfo` of a class with hooks as JSON, or None.
       worker: The token of the worker process that runs it, or has run it last, or None.
-      log_level: The number of the least level that is captured of what it logs, or None
-        if nothing is. In a record, it says that there may be a log beside it.
+      log_level: The number of the lowest level that is captured, or None if nothing is.
+        In a record, it says that there may be a log beside it.
     """
 
     kind: str = ""
@@ -173,13 +177,15 @@ class JobInfo(NamedTuple):
     queue: str | None = None
     hooks: str | None = None
     worker: str | None = None
-    log_level: str | None = None
+    log_level: int | None = None
 
     @classmethod
     def of(cls, fields: Mapping[str, str]) -> JobInfo:
         """Return what the fields of a hash say."""
         found: dict[str, Any] = {n: fields[n] for n in cls._fields if n in fields}
-        return cls(**{**found, "attempt": parse_int(fields.get("attempt")) or 0})
+        found["attempt"] = parse_int(fields.get("attempt")) or 0
+        found["log_level"] = parse_int(fields.get("log_level"))
+        return cls(**found)
 
     @property
     def is_batch(self) -> bool:
@@ -249,7 +255,7 @@ class Record:
             status = "queued"
         elif status == "sending":
             status, heard = "queued", parse_int(fields.get("updated"))
-        elif status in ("working", "cancelling"):
+        elif status in RUNNING:
             heard = parse_int(fields.get("seen"))
         elif status not in STATUSES:
             # An unknown status tells nothing about the job.
@@ -327,7 +333,7 @@ class Record:
 
     @property
     def log_level(self) -> int | None:
-        """The least level that is captured of what the job logs, or None."""
+        """The number of the lowest level that is captured, or None if nothing is."""
         return parse_int(self._fields.get("log_level"))
 
     @property

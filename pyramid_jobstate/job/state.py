@@ -111,9 +111,9 @@ class JobState:
       none;
     * `show_usual`: whether viewers of a working job see how long jobs of this kind
       usually run, whoever owns these; by default they do;
-    * `log_level`: the least level of what is kept of the records that the job logs with
-      :mod:`logging`, such as "INFO"; by default none are. Operators read them;
-    * `public_log`: whether everybody who may view the job reads them, too; by default
+    * `log_level`: the lowest level, such as "INFO", of the records of :mod:`logging`
+      that are kept for operators; by default none are kept;
+    * `public_log`: whether everybody who may view the job reads those, too; by default
       not;
     * :meth:`public_error`: the text that viewers see for an exception;
     * :meth:`result_url`: the URL of what the job has made; by default none;
@@ -876,7 +876,7 @@ def class_hooks(cls: type[JobState]) -> Mapping[str, bool]:
 
 
 def log_level_of(cls: type[JobState]) -> int | None:
-    """Return the number of the least level that a class captures, or None."""
+    """Return the number of the lowest level that a class captures, or None."""
     return cls._log_level
 
 

@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from ..job import (
     FINISHED,
     NOT_SENT,
+    RUNNING,
     Member,
     NewBatch,
     Record,
@@ -491,7 +492,7 @@ def stop(record: Record, stopped: str | None, status: str | None) -> None:
     """
     if stopped is None:
         return
-    is_dead = record.stored_status in ("working", "cancelling")
+    is_dead = record.stored_status in RUNNING
     if not is_dead or status in FINISHED or status == "deleted":
         record.stop(stopped)
 

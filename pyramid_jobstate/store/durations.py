@@ -21,8 +21,8 @@ log = logging.getLogger("pyramid_jobstate")
 #: How many of the newest successes of a kind count, at most and at least.
 MOST, FEWEST = 100, 20
 
-#: If the newest began too close to each other, only each tenth counts, and so on: many
-#: threads may run jobs of a kind.
+#: Which of them count: all or, if those began too close to each other, every tenth, and
+#: so on. Many threads may run jobs of a kind.
 STEPS = (1, 10, 100, 1000)
 
 #: For how many seconds the store keeps what is known of a kind, and a process does not
@@ -52,20 +52,95 @@ class Durations:
 UNKNOWN = Durations()
 
 
-class Timings:
-    """How long the jobs in a store run.
+def read_durations(access: ListAccess, kind: str) -> Durations:
+    """Return how long jobs of a kind have run, as it was within the last minute.
 
     Parameters:
       access: The access to the lists.
+      kind: The name of the kind: see :func:`.kind_name`.
+    """
+    key = f"{access.sets.scope(kind)}durations"
+    (kept,) = ask(access.client, [Command(key, ("GET", key))])
+    match parse_json(None if kept is None else text(kept)):
+        case [*found] if len(found) == 4 and all(
+            value is None or is_amount(value) for value in found
+        ):
+            return Durations(*found)
+    durations = _reckon(access, kind)
+    words = ("SET", key, dumps(dataclasses.astuple(durations)), "EX", int(KEPT))
+    # The server may be read-only, or full.
+    with contextlib.suppress(RedisError):
+        ask(access.client, [Command(key, words)])
+    return durations
+
+
+def _reckon(access: ListAccess, kind: str) -> Durations:
+    for step in STEPS:
+        runs = sorted(_runs(access, kind, step))[-MOST:]
+        if len(runs) < FEWEST:
+            break
+        starts = [finished - spent for finished, spent in runs]
+        spent = sorted(spent for _, spent in runs)
+        # Of jobs that began together, those that took long have not ended yet.
+        if max(starts) - min(starts) > 2 * spent[-1]:
+            return _durations_of(spent)
+    return UNKNOWN
+
+
+def _runs(access: ListAccess, kind: str, step: int) -> Iterator[tuple[int, int]]:
+    """Yield the ends of successes, and how long each took, in milliseconds.
+
+    Parameters:
+      step: How far apart those are that are read, from the newest on.
+    """
+    scopes = [access.sets.scope(kind, members=each) for each in (False, True)]
+    ranges = [(0, MOST - 1)]
+    if step > 1:
+        ranges = [(i, i) for i in range(0, MOST * step, step)]
+    replies = ask(
+        access.client,
+        [
+            Command(key, ("ZREVRANGE", key, *each))
+            for key in (f"{scope}success" for scope in scopes)
+            for each in ranges
+        ],
+    )
+    names = [text(name) for reply in replies for name in reply or ()]
+    uuids = [name for name in names if UUID.fullmatch(name)]
+    for record in access.reader.read(uuids, "status", "started", "finished"):
+        if record is not None and record.status == "success":
+            started, finished = record.millis("started"), record.millis("finished")
+            if started and finished and started <= finished:
+                yield finished, finished - started
+
+
+def _durations_of(spent: Sequence[int]) -> Durations:
+    """Return what durations in milliseconds say, in ascending order."""
+
+    def share(percent: int) -> float:
+        return spent[round(percent / 100 * (len(spent) - 1))] / 1000
+
+    if share(90) > 4 * share(10):
+        return Durations(share(50), share(95))
+    return Durations(share(50), share(95), _rounded(share(25)), _rounded(share(75)))
+
+
+def _rounded(seconds: float) -> float:
+    """Return a duration with two significant digits."""
+    rounded = float(f"{seconds:.2g}")
+    return int(rounded) if rounded.is_integer() else rounded
+
+
+class Usual:
+    """Has the records of working jobs say how long such jobs usually run.
+
+    Parameters:
       aside: Has an access for the thread, which lets the requests have theirs.
     """
 
     def __init__(
-        self,
-        access: ListAccess,
-        aside: Callable[[], contextlib.AbstractContextManager[ListAccess]],
+        self, aside: Callable[[], contextlib.AbstractContextManager[ListAccess]]
     ) -> None:
-        self._access = access
         self._aside = aside
         #: The records that are to say what is usual, by their uuids, and the thread
         #: that writes it. It takes no lock: a forked process could find it locked.
@@ -73,66 +148,6 @@ class Timings:
         self._thread: threading.Thread | None = None
         #: Until when this process does not ask for a kind.
         self._pauses: dict[str, float] = {}
-
-    def read(self, kind: str) -> Durations:
-        """Return how long jobs of a kind have run, as it was within the last minute.
-
-        Parameters:
-          kind: The name of the kind: see :func:`.kind_name`.
-        """
-        access = self._access
-        key = f"{access.sets.scope(kind)}durations"
-        (kept,) = ask(access.client, [Command(key, ("GET", key))])
-        match parse_json(None if kept is None else text(kept)):
-            case [*found] if len(found) == 4 and all(
-                value is None or is_amount(value) for value in found
-            ):
-                return Durations(*found)
-        durations = self._reckon(kind)
-        words = ("SET", key, dumps(dataclasses.astuple(durations)), "EX", int(KEPT))
-        # The server may be read-only, or full.
-        with contextlib.suppress(RedisError):
-            ask(access.client, [Command(key, words)])
-        return durations
-
-    def _reckon(self, kind: str) -> Durations:
-        for step in STEPS:
-            runs = sorted(self._runs(kind, step))[-MOST:]
-            if len(runs) < FEWEST:
-                break
-            starts = [finished - spent for finished, spent in runs]
-            spent = sorted(spent for _, spent in runs)
-            # Of jobs that began together, those that took long have not ended yet.
-            if max(starts) - min(starts) > 2 * spent[-1]:
-                return _durations_of(spent)
-        return UNKNOWN
-
-    def _runs(self, kind: str, step: int) -> Iterator[tuple[int, int]]:
-        """Yield the ends of successes, and how long each took, in milliseconds.
-
-        Parameters:
-          step: Every how many of them to read, from the newest on.
-        """
-        access = self._access
-        scopes = [access.sets.scope(kind, members=each) for each in (False, True)]
-        ranges = [(0, MOST - 1)]
-        if step > 1:
-            ranges = [(i, i) for i in range(0, MOST * step, step)]
-        replies = ask(
-            access.client,
-            [
-                Command(key, ("ZREVRANGE", key, *each))
-                for key in (f"{scope}success" for scope in scopes)
-                for each in ranges
-            ],
-        )
-        names = [text(name) for reply in replies for name in reply or ()]
-        uuids = [name for name in names if UUID.fullmatch(name)]
-        for record in access.reader.read(uuids, "status", "started", "finished"):
-            if record is not None and record.status == "success":
-                started, finished = record.millis("started"), record.millis("finished")
-                if started and finished and started <= finished:
-                    yield finished, finished - started
 
     def tell(self, record: Record) -> None:
         """Have the record of a working job say soon what is usual for its kind. A
@@ -177,7 +192,7 @@ class Timings:
         """
         try:
             with self._aside() as access:
-                found = Timings(access, self._aside).read(kind)
+                found = read_durations(access, kind)
                 if found.low is None:
                     return False
                 words = dumps((found.low, found.high, _rounded(found.p95 or 0)))
@@ -190,20 +205,3 @@ class Timings:
             log.debug("What is usual for jobs of the kind %s is unknown: %r", kind, e)
             return False
         return True
-
-
-def _durations_of(spent: Sequence[int]) -> Durations:
-    """Return what durations in milliseconds say, in ascending order."""
-
-    def share(percent: int) -> float:
-        return spent[round(percent / 100 * (len(spent) - 1))] / 1000
-
-    if share(90) > 4 * share(10):
-        return Durations(share(50), share(95))
-    return Durations(share(50), share(95), _rounded(share(25)), _rounded(share(75)))
-
-
-def _rounded(seconds: float) -> float:
-    """Return a duration with two significant digits."""
-    rounded = float(f"{seconds:.2g}")
-    return int(rounded) if rounded.is_integer() else rounded

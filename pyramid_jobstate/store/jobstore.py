@@ -26,7 +26,7 @@ from .arguments import (
 )
 from .bulk import Act, Bulk, BulkResult, Tell
 from .connection import impatient, name_of
-from .durations import Durations
+from .durations import Durations, read_durations
 from .lists import (
     MAX_BUCKETS,
     MAX_SPAN,
@@ -438,7 +438,8 @@ class JobStore:
             )
         wanted = Filter(kind=kind)
         wanted.check()
-        return self._records.timings.read(resolved(wanted, self._records.access).scope)
+        access = self._records.access
+        return read_durations(access, resolved(wanted, access).scope)
 
     def workers(self) -> Sequence[WorkerInfo]:
         """Return the worker processes that were heard of within the last hour, by host

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from ..job import (
     FINISHED,
+    RUNNING,
     STATUSES,
     UUID,
     Counts,
@@ -44,7 +45,7 @@ SOURCES = {
     "queued": ("queued",),
     "working": ("working",),
     "retrying": ("retrying",),
-    "stalled": ("working", "cancelling", UNSENT),
+    "stalled": (*RUNNING, UNSENT),
     "cancelling": ("cancelling",),
     "success": ("success",),
     "error": ("error",),
@@ -342,6 +343,46 @@ class Entry(NamedTuple):
         return self.place.score or 0
 
 
+class Source(NamedTuple):
+    """A set of a scope.
+
+    Attributes:
+      scope, set: What the name of the set begins with, and the rest of its name.
+      least: The lowest score that counts.
+    """
+
+    scope: str
+    set: str
+    least: int
+
+    def size(self, most: int | str = MAX_SCORE) -> Command:
+        """Return the command that counts the entries, up to a score."""
+        return self._command("ZCOUNT", self.least, most)
+
+    def newest(self, limit: int, most: int = MAX_SCORE) -> Command:
+        """Return the command that reads the newest entries, up to a score."""
+        words = ("WITHSCORES", "LIMIT", 0, limit)
+        return self._command("ZREVRANGEBYSCORE", most, self.least, *words)
+
+    def oldest(self, limit: int, most: int, passed: int = 0) -> Command:
+        """Return the command that reads the oldest entries after some that are passed
+        over, up to a score.
+        """
+        words = ("WITHSCORES", "LIMIT", passed, limit)
+        return self._command("ZRANGEBYSCORE", self.least, most, *words)
+
+    def entries(self, reply: Any) -> list[Entry]:
+        """Return the entries in a reply."""
+        return [
+            Entry(Place(ACTIVE, score), uuid, self.scope, self.set)
+            for uuid, score in scored(reply)
+        ]
+
+    def _command(self, name: str, *words: str | int) -> Command:
+        key = self.scope + self.set
+        return Command(key, (name, key, *words))
+
+
 class Entries:
     """Reads the entries of a list.
 
@@ -428,11 +469,10 @@ class Entries:
         now = self._reader.clock() * 1000
         commands = []
         for place in places:
+            most = MAX_SCORE if place.score is None else place.score
             for scope, name in self._parts[place.part]:
-                key, oldest = scope + name, self._oldest(name, now)
-                newest = MAX_SCORE if place.score is None else place.score
-                words = (newest, oldest, "WITHSCORES", "LIMIT", 0, limit)
-                commands.append(Command(key, ("ZREVRANGEBYSCORE", key, *words)))
+                source = Source(scope, name, self._oldest(name, now))
+                commands.append(source.newest(limit, most))
         replies = iter(map(scored, ask(self._access.client, commands)))
         found: list[Entry] = []
         for place in places:
@@ -572,9 +612,7 @@ def newest_uuids(
     """
     parts = (False, True) if lone else (True,)
     scopes = [access.sets.scope("all", members=members) for members in parts]
-    keys = [scope + name for scope in scopes for name in sets]
-    words = (MAX_SCORE, 0, "WITHSCORES", "LIMIT", 0, count)
-    commands = [Command(key, ("ZREVRANGEBYSCORE", key, *words)) for key in keys]
+    commands = [Source(s, name, 0).newest(count) for s in scopes for name in sets]
     rows = [row for reply in ask(access.client, commands) for row in scored(reply)]
     rows.sort(key=lambda row: row[1], reverse=True)
     uuids = dict.fromkeys(uuid for uuid, _ in rows if UUID.fullmatch(uuid))
@@ -669,9 +707,8 @@ FRESH_SECONDS = 1.0
 #: The fields of a record that counts depend on.
 COUNTED = (*OUTLINE, "due", "started", "waited")
 
-#: The sets of the jobs that wait for a worker, that run, and that have run.
-WAITING, RUNNING = ("queued", "retrying"), ("working", "cancelling")
-HAVE_RUN = ("success", "error")
+#: The sets of the jobs that wait for a worker, and of those that have run.
+WAITING, HAVE_RUN = ("queued", "retrying"), ("success", "error")
 
 #: How many of the oldest entries of a set are examined at first. Mostly, the first one
 #: is that of the oldest waiting job.
@@ -707,46 +744,6 @@ class Bucket:
     success: int
     error: int
     cancelled: int
-
-
-class Source(NamedTuple):
-    """A set of a scope.
-
-    Attributes:
-      scope, set: What the name of the set begins with, and the rest of its name.
-      least: The lowest score that counts.
-    """
-
-    scope: str
-    set: str
-    least: int
-
-    def size(self) -> Command:
-        """Return the command that counts the entries."""
-        return self._command("ZCOUNT", self.least, MAX_SCORE)
-
-    def newest(self, limit: int, most: int = MAX_SCORE) -> Command:
-        """Return the command that reads the newest entries, up to a score."""
-        words = ("WITHSCORES", "LIMIT", 0, limit)
-        return self._command("ZREVRANGEBYSCORE", most, self.least, *words)
-
-    def oldest(self, limit: int, most: int, passed: int = 0) -> Command:
-        """Return the command that reads the oldest entries after some that are passed
-        over, up to a score.
-        """
-        words = ("WITHSCORES", "LIMIT", passed, limit)
-        return self._command("ZRANGEBYSCORE", self.least, most, *words)
-
-    def entries(self, reply: Any) -> list[Entry]:
-        """Return the entries in a reply."""
-        return [
-            Entry(Place(ACTIVE, score), uuid, self.scope, self.set)
-            for uuid, score in scored(reply)
-        ]
-
-    def _command(self, name: str, *words: str | int) -> Command:
-        key = self.scope + self.set
-        return Command(key, (name, key, *words))
 
 
 def waits_since(record: Record, entry: Entry) -> int | None:
@@ -800,12 +797,13 @@ class Counter:
         starts = [round(end - (buckets - i) * length) for i in range(buckets)]
         limits = [*starts, end]
         scopes = self._scopes(wanted)
-        numbers = self._numbers(
-            (scope + status, first, f"({last}")
+        commands = [
+            Source(scope, status, first).size(f"({last}")
             for first, last in itertools.pairwise(limits)
             for status in FINISHED
             for scope in scopes
-        )
+        ]
+        numbers = (number or 0 for number in ask(self._client, commands))
         return [
             Bucket(
                 datetime.datetime.fromtimestamp(start / 1e6, datetime.UTC),
@@ -962,11 +960,6 @@ class Counter:
                 starts.append((started, waited))
         newest = sorted(starts)[-STARTS:]
         return statistics.median(w for _, w in newest) / 1000 if newest else None
-
-    def _numbers(self, ranges: Iterable[tuple[str, int, int | str]]) -> Iterator[int]:
-        """Return how many members sorted sets have in ranges of scores."""
-        commands = [Command(key, ("ZCOUNT", key, *limits)) for key, *limits in ranges]
-        return (number or 0 for number in ask(self._client, commands))
 
 
 Key = TypeVar("Key")

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from ..errors import NotRepeatable, NotUnique, StoreUnavailable
 from ..job import (
+    RUNNING,
     JobInfo,
     JobState,
     NewJob,
@@ -26,7 +27,7 @@ from .batches import Batches, Change, answered, changes_of
 from .bulk import Acted
 from .claims import UNASKED, Claims, Hold
 from .connection import LOST, Client, impatient, text
-from .durations import Timings
+from .durations import Usual
 from .ends import Ends
 from .lists import MAX_READ, OUTLINE, Counter, ListAccess, Sets, newest_uuids
 from .reader import (
@@ -79,7 +80,6 @@ class Records:
       batches: The batches, and what they know of their members.
       ends: The ends that are to be told to hooks.
       workers: The worker processes.
-      timings: How long jobs run.
     """
 
     def __init__(self, client: Client, namespace: str, lives: Lives) -> None:
@@ -101,9 +101,8 @@ class Records:
             client, self._calls, self._runner, self.reader, lives.silence
         )
         self._silence = lives.silence
-        self.timings = Timings(self.access, self._aside)
         #: What jobs call: see Store in job/state.py.
-        self.tell_usual = self.timings.tell
+        self.tell_usual = Usual(self._aside).tell
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[ListAccess]:
@@ -228,8 +227,7 @@ class Records:
         Parameters:
           limit: How many at most.
         """
-        names = "working", "cancelling"
-        begun = newest_uuids(self.access, MAX_READ, names, lone=False)
+        begun = newest_uuids(self.access, MAX_READ, RUNNING, lone=False)
         return self.batches.running(batch, begun)[:limit]
 
     def create(self, *jobs: NewJob) -> Sequence[bool]:

@@ -63,10 +63,8 @@ def read_where(fields: Mapping[str, str]) -> Whereabouts | None:
     )
 
 
-def whereabouts_as_json(where: Whereabouts | None) -> dict[str, Any] | None:
+def whereabouts_as_json(where: Whereabouts) -> dict[str, Any]:
     """Return where a job is as HTTP and the command line tell it."""
-    if where is None:
-        return None
     return {
         **dataclasses.asdict(where),
         "asked_at": iso_time(where.asked_at),

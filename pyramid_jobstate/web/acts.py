@@ -41,7 +41,7 @@ from .query import (
     parse_owner,
     read_duration,
     read_flag,
-    read_limit,
+    read_number,
     read_query,
     refuse_body,
     require_header,
@@ -424,7 +424,7 @@ def read_options(query: Mapping[str, str], act: BulkAct) -> dict[str, Any]:
     }
     return {
         **{name: filters[name] for name in act.filters if name != "owner"},
-        "limit": read_limit(query, DEFAULT_LIMIT),
+        "limit": read_number(query, "limit", DEFAULT_LIMIT),
         "cursor": query.get("cursor"),
         "everything": is_everything,
     }

@@ -171,15 +171,6 @@ def read_number(query: Mapping[str, str], name: str, default: int) -> int:
     return int(number)
 
 
-def read_limit(query: Mapping[str, str], default: int) -> int:
-    """Return the parameter limit.
-
-    Raises:
-      BadRequest: It is not a number.
-    """
-    return read_number(query, "limit", default)
-
-
 def read_duration(query: Mapping[str, str], name: str) -> float | None:
     """Return the seconds of a parameter, or None if it is missing.
 

@@ -78,7 +78,6 @@ from .query import (
     BadRequest,
     parse_owner,
     read_flag,
-    read_limit,
     read_number,
     read_query,
 )
@@ -126,7 +125,7 @@ def asked_page(context: JobStates, request: Request, **changes: Any) -> Page:
         return _asked_members(context, request)
     wanted = {
         "status": query.get("status"),
-        "limit": read_limit(query, LIMIT),
+        "limit": read_number(query, "limit", LIMIT),
         "cursor": query.get("cursor"),
         **changes,
     }
@@ -219,7 +218,7 @@ def members_page(context: JobStates, batch: Batch, query: Mapping[str, str]) -> 
         return context.members(
             batch.uuid,
             status=query.get("status"),
-            limit=read_limit(query, LIMIT),
+            limit=read_number(query, "limit", LIMIT),
             cursor=query.get("cursor"),
         )
     except ValueError as e:
@@ -326,7 +325,7 @@ def inspection(context: JobState) -> dict[str, Any]:
         ],
         "repeatable": reason is None,
         "reason": reason,
-        "where": whereabouts_as_json(where),
+        "where": None if where is None else whereabouts_as_json(where),
     }
 
 

@@ -265,8 +265,6 @@ class TrackedFunction(HandedFunction):
         self._hooks_queue = hooks_queue
         self.actor_name = actor.actor_name
         self.job_state_class = job_state_class
-        level = log_level_of(job_state_class)
-        self._log_level = None if level is None else str(level)
         parameters = dict(inspect.signature(called_function(actor.fn)).parameters)
         self._is_handed = PARAMETER in parameters
         self._signature = inspect.Signature(list(parameters.values()))
@@ -373,7 +371,7 @@ class TrackedFunction(HandedFunction):
             hooks=hook_text(
                 self.job_state_class, self._hooks_queue or queue, message.options
             ),
-            log_level=self._log_level,
+            log_level=log_level_of(self.job_state_class),
         )
 
     def unsaved(self, message: MessageProxy, worker: str | None = None) -> Unsaved:
@@ -384,8 +382,7 @@ class TrackedFunction(HandedFunction):
         """
         info = self.info_of(message, attempts_before(message) + 1)
         run = Run()
-        if self._log_level is not None:
-            run.journal = new_journal(self.job_state_class, info.attempt)
+        run.journal = new_journal(self.job_state_class, info.attempt)
         return Unsaved(message.message_id, run, info._replace(worker=worker))
 
     def job_state(self, message_id: str, run: Run, info: JobInfo) -> JobState:

@@ -50,7 +50,7 @@ REFUSED = (
 #: collector work, but cost more round trips to a far store.
 MAX_UPDATES = 1000
 
-#: Seconds between two looks for what is requested of jobs that all report.
+#: Seconds between two looks for requests while all jobs report.
 QUESTION_SECONDS = 1.0
 
 #: How many runs' threads one tick checks.
@@ -463,9 +463,9 @@ class Requests:
     def answer(
         self, runs: Sequence[Unsaved], reporting: Sequence[Unsaved], now: float
     ) -> list[Unsaved]:
-        """Have those jobs say where they are that are asked. Return those of the silent
-        runs whose cancel, or that of their batch, was announced since the previous
-        call, or none of them while the store is away.
+        """Have the jobs that are asked say where they are. Return the silent runs whose
+        cancel, or that of their batch, was announced since the previous call, or none
+        of them while the store is away.
 
         Parameters:
           runs: All runs. If the batch of one was cancelled, its next update asks it.
@@ -487,8 +487,8 @@ class Requests:
         return found
 
     def _ask(self, runs: Sequence[Unsaved]) -> set[str]:
-        """Return the uuids of the jobs and batches whose cancel is new, and have those
-        jobs answer that are asked where they are.
+        """Return the uuids of the jobs and batches whose cancel is new, and have the
+        jobs that are asked say where they are.
         """
         try:
             uuids, asked, self._since = records_of(self._store).requests(self._since)
@@ -580,8 +580,8 @@ class Flush:
     def _should_look_for_requests(
         self, runs: Sequence[Unsaved], due: Sequence[Unsaved], now: float
     ) -> bool:
-        """Return whether to look for what is requested of runs. Those that report learn
-        of their cancel from the reply, but not of their batch's.
+        """Return whether to look for requests. Runs that report learn of their cancel
+        from the reply, but not of their batch's.
         """
         return (
             (

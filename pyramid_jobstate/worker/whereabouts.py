@@ -1,4 +1,4 @@
-"""Where jobs are that this process runs: the stacks of their threads and tasks."""
+"""Where the jobs of this process are: the stacks of their threads and tasks."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ log = logging.getLogger("pyramid_jobstate")
 #: The bytes that are kept of a stack: its innermost frames.
 MAX_STACK = 64 * 1024
 
-#: Seconds for which an event loop may take to run what was given to it.
+#: The seconds that an event loop may take to run what it is given.
 LOOP_SECONDS = 0.5
 
-#: How often a stack is read that changes meanwhile, and the most frames that it shows.
+#: How often to read a stack that keeps changing, and the most frames to show.
 READS, MOST_FRAMES = 5, 1000
 
 #: A frame, and the line that it executes.
@@ -61,8 +61,7 @@ WRAPPERS = {
 
 
 class Answers:
-    """Says where jobs are, for those who ask. A job that nobody asks about takes no
-    part in this.
+    """Tells those who ask where jobs are. Costs nothing until somebody asks.
 
     Parameters:
       store: The store.

@@ -97,18 +97,6 @@ def test_each_worker_answers_for_its_jobs(sender: Sender, by_gevent: bool) -> No
         assert "in wait_at_gate\n" in where.stack and delay_of(where) < 2
 
 
-def test_jobs_of_one_gevent_worker_answer_each(sender: Sender) -> None:
-    """All of its greenlets share a thread."""
-    sender.start(threads=4, by_gevent=True)
-    uuids = [sender.send("run_marathon"), sender.send("run_until_shutdown")]
-    for uuid, name in zip(uuids, ("run_marathon", "run_until_shutdown"), strict=True):
-        sender.pid(uuid)
-        assert sender.store.ask_where(uuid)
-        stack = sender.answer(uuid).stack
-        assert stack is not None and f"in {name}\n" in stack
-        assert stack.count("workerapp.py") == 2
-
-
 def test_frozen_worker_answers_when_it_goes_on(sender: Sender) -> None:
     """Until then it does not answer, whatever the job has said before."""
     sender.start()

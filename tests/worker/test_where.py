@@ -179,17 +179,6 @@ def test_answer_of_another_run_is_dropped(redis_url: str, store: JobStore) -> No
         gate.open()
 
 
-def test_request_ends_with_its_run(redis_url: str, store: JobStore) -> None:
-    """A worker that has not answered yet does not answer for a later run."""
-    with running(redis_url) as runs:
-        run = runs.start()
-        asked(store, run.uuid)
-        write(store, run.uuid, run="another")
-        assert store.ask_where(run.uuid)
-        where = store.where(run.uuid)
-        assert where is not None and where.taken_at is None
-
-
 def test_deep_stack_is_cut(redis_url: str, store: JobStore) -> None:
     """Its innermost frames stay, in 64 KiB."""
     broker, gate = make_broker(redis_url), Gate()

@@ -158,8 +158,8 @@ local function stopped(status)
   return status == "cancelled" and OK or CANCELLING
 end
 
--- Read the record for a run. Returns its status, run, past and seq, what scopes_of() needs, and
--- its hooks, then other fields that are named.
+-- Read the record for a run. Returns its status, run, past and seq, what scopes_of() needs, its
+-- hooks, and the other fields that are named.
 -- Also returns the reply if the run may not write because it does not own the record, or because
 -- the record lacks the update `base` that the run builds on.
 local function read_for(token, base, ...)

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...job import CANCELLED, FAILED, Batch, container_of, is_owner, record_of
+from ...job import CANCELLED, FAILED, RUNNING, Batch, container_of, is_owner, record_of
 from ...store import ANSWER_SECONDS, line_as_json, records_of
 from ..acts import RERUN, may_act
 from ..interfaces import IPages
@@ -165,10 +165,6 @@ def failure_of(
         words.sentence(FAILED),
     )
     return FailureSection(error["type"], error["message"], parts, tells_all)
-
-
-#: The stored statuses of a job that a worker runs, or may run.
-RUNNING = ("working", "cancelling")
 
 
 class WhereSection(NamedTuple):
