@@ -131,7 +131,7 @@ def _log(job_state: JobState) -> Row:
     logger, plain = logging.getLogger(__name__), logging.getLogRecordFactory()
     logger.propagate = False
     logger.addHandler(logging.NullHandler())
-    run_of(job_state).journal = new_journal(Logging, 1)
+    run_of(job_state).journal = new_journal(Logging, logging.WARNING, 1)
     capturing = logging.getLogRecordFactory()
 
     def log(count: int) -> None:

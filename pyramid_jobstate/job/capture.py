@@ -13,7 +13,7 @@ from typing import Any
 from .journal import NAME_LENGTH, Journal
 from .once import Once
 from .run import Run
-from .state import JobState, current_state, log_level_of, run_of
+from .state import JobState, current_state, run_of
 
 log = logging.getLogger("pyramid_jobstate")
 
@@ -84,17 +84,15 @@ def _keep(record: logging.LogRecord, run: Run, journal: Journal) -> None:
     run.dirty = True
 
 
-def new_journal(cls: type[JobState], attempt: int) -> Journal | None:
-    """Return the journal of a run that begins, or None if its class captures nothing.
+def new_journal(cls: type[JobState], level: int, attempt: int) -> Journal:
+    """Return the journal of a run that begins, and capture from now on.
 
     Parameters:
       cls: The class of its job.
+      level: The least level that the class captures.
       attempt: The number of the attempt.
     """
     global _active
-    level = log_level_of(cls)
-    if level is None:
-        return None
     factory = logging.getLogRecordFactory()
     if not isinstance(factory, RecordFactory):
         # The application has set it since.

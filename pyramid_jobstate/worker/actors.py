@@ -265,6 +265,7 @@ class TrackedFunction(HandedFunction):
         self._hooks_queue = hooks_queue
         self.actor_name = actor.actor_name
         self.job_state_class = job_state_class
+        self._log_level = log_level_of(job_state_class)
         parameters = dict(inspect.signature(called_function(actor.fn)).parameters)
         self._is_handed = PARAMETER in parameters
         self._signature = inspect.Signature(list(parameters.values()))
@@ -371,7 +372,7 @@ class TrackedFunction(HandedFunction):
             hooks=hook_text(
                 self.job_state_class, self._hooks_queue or queue, message.options
             ),
-            log_level=log_level_of(self.job_state_class),
+            log_level=self._log_level,
         )
 
     def unsaved(self, message: MessageProxy, worker: str | None = None) -> Unsaved:
@@ -382,7 +383,10 @@ class TrackedFunction(HandedFunction):
         """
         info = self.info_of(message, attempts_before(message) + 1)
         run = Run()
-        run.journal = new_journal(self.job_state_class, info.attempt)
+        if self._log_level is not None:
+            run.journal = new_journal(
+                self.job_state_class, self._log_level, info.attempt
+            )
         return Unsaved(message.message_id, run, info._replace(worker=worker))
 
     def job_state(self, message_id: str, run: Run, info: JobInfo) -> JobState:
