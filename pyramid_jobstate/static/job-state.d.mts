@@ -32,5 +32,6 @@ export import Progress = JobState.Progress;
 export import Counts = JobState.Counts;
 export import Inspection = JobState.Inspection;
 export import Whereabouts = JobState.Whereabouts;
+export import LogLine = JobState.LogLine;
 export import JobError = JobState.JobError;
 export import BulkResult = JobState.BulkResult;

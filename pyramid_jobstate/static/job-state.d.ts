@@ -637,6 +637,18 @@ declare namespace JobState {
     stack: string | null;
   }
 
+  /** A line of a log. The JSON of `GET …/{uuid}/log` is `{ lines: LogLine[] }`. */
+  interface LogLine {
+    /** Its number in the log, from 1. Numbers are missing where the viewer gets no line. */
+    number: number;
+    time: string;
+    /** The name of its level, and of its logger; null for a line of `append_log()`. */
+    level: string | null;
+    logger: string | null;
+    attempt: number;
+    text: string;
+  }
+
   /** Why a job or one of its runs failed, for operators. */
   interface JobError {
     /** The qualified name of the exception, or null for a reason that is not one. */
