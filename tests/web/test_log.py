@@ -212,7 +212,7 @@ def test_job_that_was_sent_by_a_newer_version(
     message = newer.send_with_options(job_owner="alice")
     with working(older.broker):
         wait_until(older.broker, message, "success")
-    page = visit(f"/job_state/{message.message_id}", "alice")
+    page = visit(f"/job_state/{message.message_id}", KEEPER)
     assert page.one("job-state").has_attr("log")
     assert page.texts("job-state li") == ["plain"]
     assert not page.has("[data-jobstate=lines]")
