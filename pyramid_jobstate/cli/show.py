@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import time
 from collections.abc import Iterator, Sequence
 
@@ -159,8 +160,10 @@ def add_log_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def level_number(text: str) -> int:
-    """Return the number of a level of logging."""
+    """Return the number of a level of logging, which may be given itself."""
     levels = logging.getLevelNamesMapping()
+    if re.fullmatch("[0-9]{1,9}", text):
+        return int(text)
     if text.upper() not in levels:
         known = ", ".join(name for name, number in levels.items() if number)
         raise ValueError(f"{text} is unknown: choose from {known}")

@@ -658,5 +658,8 @@ def test_log_may_begin_at_a_level(pjobs: Operator, runs: Runs) -> None:
     ran = pjobs("log", plain.uuid, "--level", "INFO")
     assert (ran.code, ran.out) == (0, [])
     assert "sets no log_level" in ran.err[0]
+    # An application may have levels of its own.
+    assert without_times(pjobs("log", run.uuid, "--level", "40").printed()) == [line]
+    assert not pjobs("log", run.uuid, "--level", "41").printed()
     refused = pjobs("log", run.uuid, "--level", "loud").error(2)
     assert "the level loud is unknown: choose from CRITICAL, " in refused
