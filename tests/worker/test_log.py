@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -575,14 +575,32 @@ def test_flush_writes_no_more_than_64_kib(
     assert sent[0] < 80 * 1024
 
 
-def test_outage_loses_no_line_and_doubles_none(redis_url: str, store: JobStore) -> None:
-    """What is logged while the store is away comes later, up to 64 KiB."""
-    own = JobStore(redis_url)
-    stub = StubBroker()
-    stub.add_middleware(JobStateMiddleware(own, interval=0.01))
+def logged_by(
+    redis_url: str, act: Callable[[JobState, JobStore], object], interval: float = 0.01
+) -> Sequence[LogLine]:
+    """Return the lines of a job that does something with its store.
+
+    Parameters:
+      interval: The seconds between two flushes.
+    """
+    own, stub = JobStore(redis_url), StubBroker()
+    stub.add_middleware(JobStateMiddleware(own, interval=interval))
 
     @job_actor(broker=stub)
     def keep_diary(*, job_state: Journaled) -> None:
+        act(job_state, own)
+
+    store = JobStore(redis_url)
+    with working(stub):
+        message = keep_diary.send()
+        wait_for(lambda: load_job(store, message.message_id).is_finished)
+    return store.log(message.message_id)
+
+
+def test_outage_loses_no_line_and_doubles_none(redis_url: str) -> None:
+    """What is logged while the store is away comes later, up to 64 KiB."""
+
+    def act(job_state: JobState, own: JobStore) -> None:
         log.info("before")
         assert job_state.flush(10)
         with away(own):
@@ -593,24 +611,17 @@ def test_outage_loses_no_line_and_doubles_none(redis_url: str, store: JobStore) 
         wait_for(lambda: job_state.flush(10))
         log.info("after")
 
-    with working(stub):
-        message = keep_diary.send()
-        wait_for(lambda: load_job(store, message.message_id).is_finished)
-    lines = store.log(message.message_id)
+    lines = logged_by(redis_url, act)
     expected = ["before", *(f"line {n}" for n in range(500)), "after"]
     assert [line.text for line in lines] == expected
     assert [line.number for line in lines] == [*range(1, 503)]
 
 
-def test_long_outage_keeps_the_newest_lines(redis_url: str, store: JobStore) -> None:
+def test_long_outage_keeps_the_newest_lines(redis_url: str) -> None:
     """A gap in the numbers tells how many lines are gone, and memory is bounded."""
-    own = JobStore(redis_url)
     used: list[int] = []
-    stub = StubBroker()
-    stub.add_middleware(JobStateMiddleware(own, interval=0.01))
 
-    @job_actor(broker=stub)
-    def keep_diary(*, job_state: Journaled) -> None:
+    def act(job_state: JobState, own: JobStore) -> None:
         log.info("before")
         assert job_state.flush(10)
         with away(own):
@@ -621,10 +632,7 @@ def test_long_outage_keeps_the_newest_lines(redis_url: str, store: JobStore) -> 
             tracemalloc.stop()
         wait_for(lambda: job_state.flush(10))
 
-    with working(stub):
-        message = keep_diary.send()
-        wait_for(lambda: load_job(store, message.message_id).is_finished)
-    lines = store.log(message.message_id)
+    lines = logged_by(redis_url, act)
     assert sum(len(line.text) for line in lines) <= 64 * 1024
     assert lines[-1].number == 5001
     assert [x.number for x in lines[-50:]] == [*range(4952, 5002)]
@@ -661,13 +669,10 @@ def test_lost_replies_double_no_line(redis_url: str, store: JobStore) -> None:
     assert [x.text for x in lines if x.is_captured] == [f"line {n}" for n in range(20)]
 
 
-def test_threads_of_a_job_lose_no_line(redis_url: str, store: JobStore) -> None:
+def test_threads_of_a_job_lose_no_line(redis_url: str) -> None:
     """Whenever another one logs, and its line is stored, in the middle of a call."""
-    stub = StubBroker()
-    stub.add_middleware(JobStateMiddleware(JobStore(redis_url), interval=0.001))
 
-    @job_actor(broker=stub)
-    def keep_diary(*, job_state: Journaled) -> None:
+    def act(job_state: JobState, _: object) -> None:
         def step(frame: Any, event: str, _: object) -> Any:
             frame.f_trace_opcodes = "pyramid_jobstate" in frame.f_code.co_filename
             if event == "opcode":
@@ -683,10 +688,8 @@ def test_threads_of_a_job_lose_no_line(redis_url: str, store: JobStore) -> None:
         finally:
             sys.settrace(before)
 
-    with ThreadPoolExecutor(1) as pool, working(stub):
-        message = keep_diary.send()
-        wait_for(lambda: load_job(store, message.message_id).is_finished)
-    lines = store.log(message.message_id)
+    with ThreadPoolExecutor(1) as pool:
+        lines = logged_by(redis_url, act, interval=0.001)
     assert len(lines) > 50 and [line.text for line in lines].count("whole") == 1
     assert [line.number for line in lines] == [*range(1, len(lines) + 1)]
 
