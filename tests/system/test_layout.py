@@ -59,7 +59,8 @@ def test_command_of_the_readme_streams(host: Host, server: str) -> None:
     soon after SIGTERM.
     """
     (shell,) = [text for text in snippets("sh") if "uvicorn" in text]
-    (command,) = re.findall(rf"^venv/bin/{server} .+$", shell, re.MULTILINE)
+    lines = shell.replace("\\\n", "")
+    (command,) = re.findall(rf"^venv/bin/{server} .+$", lines, re.MULTILINE)
     for text in snippets("python"):
         if text.startswith(f"# {HOME}/asgi.py") and f"for {server}" in text:
             module = host.folder / "asgi.py"
