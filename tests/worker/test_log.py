@@ -639,6 +639,27 @@ def test_long_outage_keeps_the_newest_lines(redis_url: str) -> None:
     assert used[0] < 1024 * 1024
 
 
+def test_line_waits_while_others_are_sent(redis_url: str) -> None:
+    """What is logged between a request and its reply is in the next request."""
+    contexts: list[contextvars.Context] = []
+
+    def judge(request: bytes) -> str:
+        if contexts and b"early" in request:
+            contexts.pop().run(log.info, "late")
+        return "pass"
+
+    def act(job_state: JobState, _: object) -> None:
+        contexts.append(contextvars.copy_context())
+        log.info("early")
+        assert job_state.flush(10)
+        assert not contexts
+
+    with faulty(redis_url) as proxy:
+        proxy.judge = judge
+        lines = logged_by(proxy.url, act)
+    assert [(x.number, x.text) for x in lines] == [(1, "early"), (2, "late")]
+
+
 def test_lost_replies_double_no_line(redis_url: str, store: JobStore) -> None:
     """What was sent is sent again if its reply is lost, and stands once."""
     seen: set[bytes] = set()
