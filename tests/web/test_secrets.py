@@ -150,8 +150,9 @@ def answer_to(server: Server, accept: str, path: str, user: str | None) -> str:
     return html.unescape(f"{answer.header_list} {answer.body.decode()}")
 
 
+@pytest.mark.parametrize("is_page", [False, True])
 def test_each_path_tells_what_the_rights_are_for(
-    server: Server, store: JobStore, voyage: Run
+    server: Server, store: JobStore, voyage: Run, is_page: bool
 ) -> None:
     """By no path does anybody learn of what they may not read, and by each operators
     learn of what they may.
@@ -193,6 +194,8 @@ def test_each_path_tells_what_the_rights_are_for(
         "usual": ['"usual":{'],
     }
     for accept, path, facts in PATHS:
+        if is_page != (accept == CHROMIUM):
+            continue
         for user, rights in USERS.items():
             may = {*rights, OWN} if user == "alice" else rights
             told = answer_to(server, accept, path.format(**uuids), user)
