@@ -713,8 +713,9 @@ def test_threads_of_a_job_lose_no_line(redis_url: str) -> None:
 
     with ThreadPoolExecutor(1) as pool:
         lines = logged_by(redis_url, act, interval=0.001)
-    # Python 3.13 stops once a line, and 3.11 about seven times.
-    assert len(lines) > 20 and [line.text for line in lines].count("whole") == 1
+    # Later versions of Python stop once a line, this one about seven times.
+    least = 50 if sys.version_info < (3, 12) else 20
+    assert len(lines) > least and [line.text for line in lines].count("whole") == 1
     assert [line.number for line in lines] == [*range(1, len(lines) + 1)]
 
 
