@@ -13,8 +13,8 @@ from .progress import Progress, is_amount, parse_progress
 from .values import (
     dumps,
     parse_all,
-    parse_int,
     parse_json,
+    parse_natural,
     parse_time,
     stored_iso_time,
     stored_owner,
@@ -183,8 +183,8 @@ class JobInfo(NamedTuple):
     def of(cls, fields: Mapping[str, str]) -> JobInfo:
         """Return what the fields of a hash say."""
         found: dict[str, Any] = {n: fields[n] for n in cls._fields if n in fields}
-        found["attempt"] = parse_int(fields.get("attempt")) or 0
-        found["log_level"] = parse_int(fields.get("log_level"))
+        found["attempt"] = parse_natural(fields.get("attempt")) or 0
+        found["log_level"] = parse_natural(fields.get("log_level"))
         return cls(**found)
 
     @property
@@ -249,14 +249,14 @@ class Record:
         heard = None
         silent_status = "stalled"
         if fields.get("batch") == BATCH_MARK and status in UNFINISHED:
-            heard = parse_int(fields.get("updated"))
+            heard = parse_natural(fields.get("updated"))
             silent_status = SILENT.get(fields.get("seen", ""), "queued")
         elif status == "waiting":
             status = "queued"
         elif status == "sending":
-            status, heard = "queued", parse_int(fields.get("updated"))
+            status, heard = "queued", parse_natural(fields.get("updated"))
         elif status in RUNNING:
-            heard = parse_int(fields.get("seen"))
+            heard = parse_natural(fields.get("seen"))
         elif status not in STATUSES:
             # An unknown status tells nothing about the job.
             status = "stalled"
@@ -334,7 +334,7 @@ class Record:
     @property
     def log_level(self) -> int | None:
         """The number of the lowest level that is captured, or None if nothing is."""
-        return parse_int(self._fields.get("log_level"))
+        return parse_natural(self._fields.get("log_level"))
 
     @property
     def owner(self) -> Any:
@@ -342,7 +342,7 @@ class Record:
 
     @property
     def attempt(self) -> int:
-        return parse_int(self._fields.get("attempt")) or 0
+        return parse_natural(self._fields.get("attempt")) or 0
 
     @property
     def is_cancel_requested(self) -> bool:
@@ -409,7 +409,7 @@ class Record:
     def number(self, name: str) -> int:
         """Return a field of a batch that is a number, by default 0."""
         # A 64-bit counter of the store has up to 19 digits.
-        return parse_int(self._fields.get(name), 19) or 0
+        return parse_natural(self._fields.get(name), 19) or 0
 
     def time(self, name: str) -> datetime.datetime | None:
         """Return when it was "queued", "due", "started", "updated" or "finished"."""
@@ -417,7 +417,7 @@ class Record:
 
     def millis(self, name: str) -> int | None:
         """Return such a time in milliseconds of the store's clock."""
-        return parse_int(self._fields.get(name))
+        return parse_natural(self._fields.get(name))
 
     def iso_times(self) -> dict[str, str | None]:
         """Return all these times as :func:`.iso_time` does, by their names in JSON."""

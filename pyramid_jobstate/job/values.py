@@ -295,8 +295,9 @@ def stored_owner(text: str | None) -> Any:
     return owner if type(owner) in (str, int, float) else None
 
 
-def parse_int(text: str | None, digits: int = 15) -> int | None:
-    """Return the value of some ASCII digits, or None for any other text.
+def parse_natural(text: str | None, digits: int = 15) -> int | None:
+    """Return the natural number that some ASCII digits spell, or None for any other
+    text, such as one with a sign.
 
     Parameters:
       digits: The most that count.
@@ -308,7 +309,7 @@ def parse_int(text: str | None, digits: int = 15) -> int | None:
 
 def parse_time(text: str | None) -> datetime.datetime | None:
     """Return the aware UTC datetime of milliseconds since the epoch, or None."""
-    number = parse_int(text)
+    number = parse_natural(text)
     if number is None or number > LAST_TIME:
         return None
     return datetime.datetime.fromtimestamp(number / 1000, datetime.UTC)

@@ -23,8 +23,8 @@ from ..job import (
     Once,
     Record,
     iso_time,
-    parse_int,
     parse_json,
+    parse_natural,
     parse_time,
 )
 from .connection import Client, Command, Keyed, execute, redis_errors, text, texts
@@ -251,7 +251,7 @@ class Reader:
         if not fields or fields.get("status") == DELETED:
             return None
         if fields.get("status") == ALIAS:
-            updated = parse_int(fields.get("updated")) or 0
+            updated = parse_natural(fields.get("updated")) or 0
             return Alias(uuid, fields.get(TARGET, ""), updated)
         return Record.read(uuid, fields, now, self._silence)
 

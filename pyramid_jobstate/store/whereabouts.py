@@ -7,7 +7,7 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-from ..job import iso_time, parse_int, parse_time
+from ..job import iso_time, parse_natural, parse_time
 from .workers import worker_name
 
 #: For how many seconds a worker is expected to answer, and what people read after that.
@@ -58,7 +58,7 @@ def read_where(fields: Mapping[str, str]) -> Whereabouts | None:
         None if stack is None else parse_time(fields.get("taken_at")),
         fields.get("worker") or None,
         fields.get("thread") or None,
-        parse_int(fields.get("memory")),
+        parse_natural(fields.get("memory")),
         stack,
     )
 
