@@ -15,6 +15,15 @@ from typing import Any, NamedTuple
 from tests.support import ROOT, descendants, unmeasured, wait_for
 
 
+def hear() -> None:
+    """Have a process that begins end on the signals of a terminal, as systemd and a
+    terminal start one. A shell has SIGINT ignored in the background of a script, and
+    nohup SIGHUP.
+    """
+    for signum in signal.SIGINT, signal.SIGHUP:
+        signal.signal(signum, signal.SIG_DFL)
+
+
 class Process(subprocess.Popen[bytes]):
     """A command in a session of its own, all of which is killed at the end of a `with`
     block.
@@ -48,8 +57,7 @@ class Process(subprocess.Popen[bytes]):
                 stdout=file if output is None else output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                # As systemd starts it. A shell makes its background jobs ignore SIGINT.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                preexec_fn=hear,
             )
 
     def text(self) -> str:

@@ -19,13 +19,15 @@ from tests.running import Runs, running
 @pytest.fixture(autouse=True)
 def process_kept() -> Iterator[None]:
     """What a command does to this process's logging and signals is undone. A run in the
-    background, where a shell has SIGINT ignored, hears of it all the same.
+    background, where a shell has SIGINT ignored, or under nohup, which ignores SIGHUP,
+    hears of them all the same.
     """
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     ended = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     kept = {signum: signal.getsignal(signum) for signum in ended}
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     for signum, handler in kept.items():
         signal.signal(signum, handler)

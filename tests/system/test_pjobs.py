@@ -23,6 +23,7 @@ from pyramid_jobstate.testing import pass_time
 from tests.cliapp import PATIENCE, PJOBS
 from tests.jobs import Gate, RunMarathon, job_actor
 from tests.operated import put
+from tests.processes import hear
 from tests.readme import page, snippets
 from tests.running import Run, Runs, running
 from tests.support import wait_for, write
@@ -79,6 +80,12 @@ UUIDS = {
 UUIDS |= {name[:4]: name + UUIDS["4f6c"][8:] for name in ("9a410c7d", "c3d2a9f0")}
 
 
+def take_terminal() -> None:
+    """Have Ctrl-C reach the processes of the terminal's session, and end them."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    hear()
+
+
 @contextlib.contextmanager
 def shell(
     command: str, environ: dict[str, str]
@@ -94,8 +101,7 @@ def shell(
         stderr=slave,
         env={**kept, "TERM": "xterm-256color", **environ},
         start_new_session=True,
-        # Ctrl-C reaches the processes of the terminal's session.
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0) and None,
+        preexec_fn=take_terminal,
     )
     os.close(slave)
     try:
