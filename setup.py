@@ -63,9 +63,12 @@ prometheus_require = [
     "prometheus-client>=0.20",
 ]
 
-# Builds the documentation.
+# Builds the documentation. autodoc imports every public module.
 docs_require = [
+    *asgi_require,
+    *prometheus_require,
     "furo",
+    "pytest",
     "sphinx>=8",
 ]
 
