@@ -3,6 +3,7 @@ for translators, locale/pyramid_jobstate.pot.
 """
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from tests.support import PACKAGE
 
 #: The template for translators.
 POT = PACKAGE / "locale" / "pyramid_jobstate.pot"
+
+#: The headers that would differ each time.
+MADE = (b'"POT-Creation-Date: ', b'"Generated-By: ')
 
 #: Translations by message ids. A plural has a tuple of each.
 Texts = Mapping[Any, str | tuple[str, ...]]
@@ -38,8 +42,10 @@ def write_catalog(
         write_mo(file, catalog)
 
 
-def template() -> Catalog:
-    """Return the template for translators: each message id once, without a text."""
+def template() -> bytes:
+    """Return the template for translators: each message id once, without a text, in the
+    order of the ids. Nothing in it tells when or with what it was made.
+    """
     # Only the tool needs these, and not those who write catalogs.
     from pyramid_jobstate.web.pages import words
 
@@ -55,9 +61,11 @@ def template() -> Catalog:
         catalog.add(str(text))
     for texts in words.PLURALS.values():
         catalog.add(texts)
-    return catalog
+    written = BytesIO()
+    write_po(written, catalog, width=0, sort_output=True)
+    lines = written.getvalue().splitlines(keepends=True)
+    return b"".join(line for line in lines if not line.startswith(MADE))
 
 
 if __name__ == "__main__":
-    with POT.open("wb") as file:
-        write_po(file, template(), width=0)
+    POT.write_bytes(template())

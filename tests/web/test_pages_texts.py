@@ -17,7 +17,7 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStore, NotUnique, Progress
 from pyramid_jobstate.testing import put_job
-from tests.catalogs import POT, Texts, write_catalog
+from tests.catalogs import POT, Texts, template, write_catalog
 from tests.jobs import RunMarathon
 from tests.support import PACKAGE, UUID
 from tests.web.operating import OPERATOR, Marathons, put
@@ -331,7 +331,10 @@ def test_each_request_may_have_a_localizer(redis_url: str, store: JobStore) -> N
 
 
 def test_template_for_translators_has_all_texts(redis_url: str) -> None:
-    """The texts that pages need are those of the template that the package ships."""
+    """The texts that pages need are those of the template that the package ships, as
+    its tool writes it.
+    """
+    assert POT.read_bytes() == template()
     asking = Asking()
     config = paged_config(redis_url)
     config.add_request_method(lambda request: asking, "localizer", reify=True)
