@@ -18,12 +18,17 @@ from typing import Any, NamedTuple
 
 from ..job import JobError, Progress, dumps
 
-#: What may act on a terminal, end a line or reorder the text around it: C0 and C1
-#: controls, DEL, separators of lines, invisible and bidirectional formats, tags and
-#: lone surrogates. The joiners that scripts and emojis need are left alone.
+#: What may act on a terminal, end a line, reorder the text around it or is not to be
+#: exchanged: C0 and C1 controls, DEL, separators of lines, invisible and bidirectional
+#: formats, assigned or reserved, tags, lone surrogates and noncharacters. The joiners
+#: and the variation selectors that scripts and emojis need are left alone.
 UNSAFE = re.compile(
     "[\0-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
-    "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+    "\ufeff\ufff0-\ufffb\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e00ff\U000e01f0-\U000e0fff\ufdd0-\ufdef"
+    + "".join(map(chr, range(0xFFFE, 0x110000, 0x10000)))
+    + "".join(map(chr, range(0xFFFF, 0x110000, 0x10000)))
+    + "]"
 )
 
 #: A URL within a text, without the punctuation after it.

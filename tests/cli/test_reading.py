@@ -300,6 +300,34 @@ def test_show_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
     assert f"queue: {HARMLESS}" in found
 
 
+def test_characters_that_may_act_are_escaped(pjobs: Operator, store: JobStore) -> None:
+    """Whatever Unicode calls a control, a separator of lines, a format that cannot be
+    seen or no character at all is escaped, each with its own escape. What can be seen
+    stays, and so do the joiners of scripts and emojis.
+    """
+    stay = {*"\u200c\u200d", *map(chr, range(0x13430, 0x13440))}
+    # The signs of Arabic, Syriac and Kaithi that stand below or above numbers.
+    stay |= {*"\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2"}
+    stay |= {"\U000110bd", "\U000110cd"}
+    acting = [
+        each
+        for each in map(chr, range(sys.maxunicode + 1))
+        if unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp")
+        # Some code points will never be characters.
+        or (ord(each) & 0xFFFE) == 0xFFFE
+        or "\ufdd0" <= each <= "\ufdef"
+    ]
+    acting = [each for each in acting if each not in stay]
+    # Unassigned, and said to be invisible.
+    acting += "\u2065\ufff0\ufff8\U000e0002\U000e00ff\U000e01f0\U000e0fff"
+    # A letter, an unassigned code point, one for private use, and variation selectors.
+    stay |= {*"é\u0378\ue000\ufe0f\U000e0100\U000e01ef", *"\U0001f468\u200d\U0001f680"}
+    job = put(store, message="|".join(["", *acting, *stay]))
+    (shown,) = facts_of(pjobs, job, "message")
+    _, *seen = shown.split("|")
+    assert seen == [*(ascii(each)[1:-1] for each in acting), *stay]
+
+
 def test_show_finds_the_job_of_an_alias(pjobs: Operator, store: JobStore) -> None:
     """A page that lost a double click names it. What is shown is the job's own."""
     job = put(store)
