@@ -14,6 +14,7 @@ from ..job import (
     is_uuid,
     iso_time,
     member_counts,
+    phase_of,
     progress_json,
     record_of,
 )
@@ -192,19 +193,22 @@ def title_of(job: JobState) -> str:
 
 def as_json(job: JobState) -> dict[str, Any]:
     """Return all that the record says, as an operator may read it."""
-    progress, error, worker = job.progress, job.error, record_of(job).worker
+    progress, error, record = job.progress, job.error, record_of(job)
     return {
         "uuid": job.uuid,
         "kind": job.kind,
         "title": title_of(job),
         "actor": job.actor,
-        "worker": worker and worker_name(worker),
+        "queue": record.queue,
+        "worker": record.worker and worker_name(record.worker),
         "status": job.status,
         "cancel_requested": job.cancel_requested,
         "owner": job.owner,
+        "unique": record.info.unique,
         "attempt": job.attempt,
         **{name: iso_time(moment) for name, moment in times(job).items()},
         "progress": progress and progress_json(progress),
+        "phase": phase_of(progress),
         **batch_as_json(job),
         "message": job.message,
         "metrics": job.progress_metrics,

@@ -17,7 +17,7 @@ from .members import (
     member_uuid,
 )
 from .once import Once
-from .progress import Phase, Progress, is_amount, progress_json, share_of
+from .progress import Phase, Progress, is_amount, phase_of, progress_json, share_of
 from .record import (
     ALIAS,
     BATCH_MARK,
@@ -195,6 +195,7 @@ __all__ = [
     "parse_json",
     "parse_natural",
     "parse_time",
+    "phase_of",
     "progress_json",
     "record_of",
     "run_of",

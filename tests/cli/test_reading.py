@@ -163,6 +163,9 @@ def test_phases_have_their_names(pjobs: Operator, runs: Runs) -> None:
     run.do(lambda job: job.set_progress(1, 2, "rows"))
     (line,) = pjobs("list").out
     assert line.endswith(r" working 45% C\x1b: 1 of 2 rows")
+    (line,) = pjobs("list", "--json").out
+    phase = {"name": "C\x1b", "path": ["B", "C\x1b"], "fraction": 0.5}
+    assert json.loads(line)["phase"] == phase
 
 
 def test_list_filters_by_kind_status_and_owner(
@@ -238,14 +241,17 @@ def test_json_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
         "kind": "RunMarathon",
         "title": "Run marathon",
         "actor": "run_marathon",
+        "queue": "default",
         "worker": None,
         "status": "working",
         "cancel_requested": False,
         "owner": "alice",
+        "unique": None,
         "attempt": 1,
         "due_at": None,
         "finished_at": None,
         "progress": {**progress, "eta": value["progress"]["eta"]},
+        "phase": None,
         "message": HOSTILE,
         "metrics": {"miles": 2.5, HOSTILE: [HOSTILE]},
         "params": {"miles": 26},
@@ -298,6 +304,8 @@ def test_show_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
     found = {*pjobs("show", job.uuid).out}
     assert {"left: 14 s", "cancel: requested", f"unique: {HARMLESS}"} <= found
     assert f"queue: {HARMLESS}" in found
+    value = json.loads(pjobs("show", job.uuid, "--json").out[0])
+    assert (value["queue"], value["unique"]) == (HOSTILE, HOSTILE)
 
 
 def test_characters_that_may_act_are_escaped(pjobs: Operator, store: JobStore) -> None:
