@@ -11,7 +11,13 @@ from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import put_job
-from tests.web.operating import OPERATOR, OperatedRoot, operated_root, put
+from tests.web.operating import (
+    OPERATOR,
+    LockedDiary,
+    OperatedRoot,
+    operated_root,
+    put,
+)
 from tests.web.paging import Visit, browse, paged_app, paged_config
 from tests.webapp import get, make_app, make_config
 
@@ -112,6 +118,28 @@ def test_list_tells_nothing_of_others(roles: TestApp, rowing: str) -> None:
     assert page.uuids == [rowing]
     assert not page.has(others)
     assert page.acts == []
+
+
+def test_beginning_of_an_id_tells_nothing_of_others(
+    roles: TestApp, rowing: str, store: JobStore
+) -> None:
+    """It leads to no job that its viewer may not see: not to those of others, and not
+    to one of the viewer's own that its class hides. It does not show that there is one.
+    """
+    (locked,) = put(store, "bob", cls=LockedDiary)
+    for user, job, query in (
+        (LISTER, rowing, "all=1"),
+        (LISTER, rowing, "owner=alice&status=error&kind=Rowing"),
+        ("bob", locked, ""),
+    ):
+        pages = [
+            browse(roles, f"/job_state?id={begins}&{query}".rstrip("&"), user)
+            for begins in (job[:8], "00000000")
+        ]
+        assert [page.status_code for page in pages] == [200, 200], user
+        told, unknown = (page.text for page in pages)
+        assert told.replace(job[:8], "00000000") == unknown
+    assert browse(roles, f"/job_state?all=1&id={rowing[:8]}").status_code == 302
 
 
 def test_page_has_what_the_csrf_check_wants(redis_url: str, store: JobStore) -> None:

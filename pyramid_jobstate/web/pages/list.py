@@ -15,7 +15,7 @@ from ..answers import answering
 from ..interfaces import IPages
 from ..jobstates import ask
 from ..query import LOCALE, read_query
-from ..views import MEMBERS, asked_page, numbers_of, show_many
+from ..views import MEMBERS, asked_page, numbers_of, show_many, visible
 from .failures import failures_page
 from .layout import Pages, respond
 from .rows import ACTS, Block, for_script, rows_of, tabs_of, url_maker
@@ -213,8 +213,10 @@ def list_page(context: JobStates, request: Request) -> Response:
         return failures_page(context, request)
     if asked_id:
         newest = asked_page(context, request, limit=MAX_LIMIT).items
-        found = [job for job in newest if job.uuid.startswith(asked_id.lower())]
-        # Rows show the beginnings of ids.
+        begun = [job for job in newest if job.uuid.startswith(asked_id.lower())]
+        # Rows show the beginnings of ids, of jobs that the viewer may see.
+        shown = [visible(context, request, job, lambda job, _: job) for job in begun]
+        found = [job for job in shown if job is not None]
         if len(found) == 1:
             return HTTPFound(request.resource_url(found[0]))
     page = asked_page(context, request)
