@@ -34,7 +34,7 @@ from ..store import (
 from ..worker import BROKER_IS_AWAY, NO_BROKER, global_broker, rerun_all
 from .answers import come_back, render, render_nothing
 from .jobstates import ask
-from .permits import may_see, require
+from .permits import require
 from .query import (
     BadRequest,
     drop_body,
@@ -393,7 +393,7 @@ def sees_batch(context: JobStates, uuid: str | None) -> bool:
         # An invalid one is refused later.
         return True
     batch = context.find(uuid)
-    return isinstance(batch, Batch) and may_see(context.request, batch)
+    return isinstance(batch, Batch) and bool(context.permits(batch, "view_job"))
 
 
 def read_options(query: Mapping[str, str], act: BulkAct) -> dict[str, Any]:

@@ -261,8 +261,9 @@ class JobStates:
         """Return whether the request has a permission on a job or a container of jobs.
 
         The result is true or false: the object that the setting ``jobstate.permits``,
-        by default the application's security policy, returns. Without a policy the
-        ACLs decide, with Everyone as the only principal.
+        by default the application's security policy, returns. If that raises
+        HTTPForbidden, the result is false. Without a policy the ACLs decide, with
+        Everyone as the only principal.
         """
         return permits(self.request, context, permission)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pyramid.authorization import ACLHelper, Authenticated, Everyone
 from pyramid.httpexceptions import HTTPException, HTTPForbidden
 from pyramid.interfaces import ISecurityPolicy
+from pyramid.security import Denied
 from pyramid.threadlocal import get_current_request
 from redis.exceptions import RedisError
 
@@ -113,8 +114,18 @@ VISITOR = "jobstate.visitor"
 
 
 def permits(request: Request, context: Any, permission: str) -> Any:
-    """Return whether a request has a permission on a job or a container, as decided by
-    the setting ``jobstate.permits``, by default :func:`policy_permits`.
+    """Return whether a request has a permission on a job or a container. HTTPForbidden,
+    which the application's code may raise to refuse, counts as a denial.
+    """
+    try:
+        return _decision(request, context, permission)
+    except HTTPForbidden as e:
+        return Denied("%s", e)
+
+
+def _decision(request: Request, context: Any, permission: str) -> Any:
+    """Return what the setting ``jobstate.permits``, by default :func:`policy_permits`,
+    decides on a permission.
     """
     if isinstance(context, JobState):
         # The job may come from another request: an owner's ACE holds in one only.
@@ -141,13 +152,14 @@ def require(request: Request, context: Any, permission: str) -> None:
     if no policy was set when the view was registered.
 
     Raises:
-      HTTPForbidden: The request does not have the permission.
+      HTTPForbidden: The request does not have the permission. One that the
+        application's code has raised may have a view of its own.
       StoreUnavailable: The job could not be read.
     """
     if isinstance(context, JobState) and isinstance(record_of(context), UnreadRecord):
         # A policy that looks only at the class might refuse the request for good.
         raise StoreUnavailable(context.__parent__)
-    result = permits(request, context, permission)
+    result = _decision(request, context, permission)
     if not result:
         log.debug("%s was refused on %r: %s", permission, context, result)
         raise HTTPForbidden
@@ -169,15 +181,6 @@ def session_owner(request: Request) -> str | None:
         else session.get(VISITOR)
     )
     return name if isinstance(name, str) else None
-
-
-def may_see(request: Request, job_state: JobState) -> bool:
-    """Return whether the request may see a job or a batch."""
-    try:
-        return bool(permits(request, job_state, "view_job"))
-    except HTTPForbidden:
-        # Raised by the application's policy. A batch that is unknown must look alike.
-        return False
 
 
 def owner_of(request: Request) -> Any:
@@ -220,7 +223,7 @@ def note_ownerless(request: Request, job_states: Iterable[JobState]) -> None:
         ):
             continue
         try:
-            is_seen = may_see(request, job_state)
+            is_seen = bool(permits(request, job_state, "view_job"))
         except HTTPException:
             # Such as a redirect to the login.
             is_seen = False

@@ -73,7 +73,7 @@ from .interfaces import (
     IStoreUnavailable,
 )
 from .jobstates import JobStates, ask
-from .permits import may_see, require
+from .permits import require
 from .query import (
     BadRequest,
     parse_owner,
@@ -202,7 +202,7 @@ def _asked_members(context: JobStates, request: Request) -> Page:
     """
     query = read_query(request, *MEMBERS)
     batch = context.find(query["batch"])
-    if not isinstance(batch, Batch) or not may_see(request, batch):
+    if not (isinstance(batch, Batch) and context.permits(batch, "view_job")):
         raise HTTPNotFound
     return members_page(context, batch, query)
 

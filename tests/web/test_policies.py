@@ -13,14 +13,16 @@ import dramatiq
 import pytest
 from pyramid.authorization import ACLHelper, Allow, Authenticated, Everyone
 from pyramid.exceptions import ConfigurationError
-from pyramid.httpexceptions import HTTPUnauthorized
+from pyramid.httpexceptions import HTTPForbidden, HTTPUnauthorized
 from pyramid.request import Request
+from pyramid.response import Response
 from pyramid.scripting import prepare
 from webtest import TestApp
 
 from pyramid_jobstate import Batch, JobState, JobStore, StoreUnavailable
 from tests.jobs import messages
 from tests.support import key_of, load_job
+from tests.web.paging import browse, paged_config
 from tests.web.reading import put
 from tests.web.streaming import PublicRun
 from tests.webapp import (
@@ -85,6 +87,19 @@ class RolePolicy(TutorialPolicy):
         return permission in self.ROLES.get(self.authenticated_userid(request), ())
 
 
+class RaisingPolicy(TutorialPolicy):
+    """A policy that raises what it is given, in place of returning a denial."""
+
+    def __init__(self, refusal: Callable[[], Exception] = HTTPForbidden) -> None:
+        self.refusal = refusal
+
+    def permits(self, request: Request, context: Any, permission: str) -> Any:
+        result = super().permits(request, context, permission)
+        if not result:
+            raise self.refusal()
+        return result
+
+
 class Stern(JobState):
     """A kind of job whose ACL does not call super()."""
 
@@ -141,6 +156,56 @@ def test_policy_decides(redis_url: str, store: JobStore) -> None:
     app = app_of(RolePolicy(), redis_url)
     assert rights(app, put(store), X_User='"alice"') == NONE
     assert rights(app, put(store), X_User='"admin"') == (True, True, False, True)
+
+
+def test_policy_may_raise_to_refuse(
+    redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """HTTPForbidden is a denial: a viewer who may not cancel reads the job, owners
+    their lists, groups and pages, and nothing is logged. If one job is asked for, the
+    application's own view for the exception answers.
+    """
+
+    class TwoFactors(HTTPForbidden):
+        pass
+
+    config = paged_config(redis_url, security_policy=RaisingPolicy(TwoFactors))
+    config.add_exception_view(lambda e, r: Response("Your token?"), context=TwoFactors)
+    app = make_app(config)
+    job, alice = put(store), {"X_User": '"alice"'}
+    assert rights(app, job, X_User='"bob"') == rights(app, job) == NONE
+    assert rights(app, job, **alice) == ALL
+    public, failed = put(store, PublicRun), put(store, status="error")
+    assert get(app, f"/job_state/{public}").json["job"]["cancellable"] is False
+    groups = get(app, "/job_state?group=error&status=error", **alice).json["groups"]
+    assert [group["uuids"] for group in groups] == [[failed]]
+    for path in "", f"/{failed}/", "?group=error&status=error":
+        assert browse(app, f"/job_state{path}", '"alice"').status_code == 200, path
+    assert get(app, "/job_state?all=1", **alice).status_code == 403
+    assert browse(app, f"/job_state/{failed}", '"bob"').text == "Your token?"
+    assert messages(caplog, "pyramid_jobstate") == []
+
+
+@pytest.mark.parametrize("where", ["acl", "permits", "owner"])
+def test_code_of_the_application_may_raise_to_refuse(
+    redis_url: str, store: JobStore, where: str
+) -> None:
+    """HTTPForbidden is a denial from an `__acl__`, `jobstate.permits` and
+    `jobstate.owner` as well.
+    """
+
+    def refuse(*args: Any) -> Any:
+        raise HTTPForbidden
+
+    class Classified(JobState):
+        def __acl__(self) -> Any:
+            return refuse() if where == "acl" else super().__acl__()
+
+    settings = {} if where == "acl" else {where: refuse}
+    app = app_of(TutorialPolicy(), redis_url, **settings)
+    job, alice = put(store, Classified), {"X_User": '"alice"'}
+    assert get(app, f"/job_state/{job}", **alice).status_code == 403
+    assert get(app, f"/job_state?uuid={job}", **alice).json == {"jobs": {job: None}}
 
 
 def test_owner_is_of_the_same_type(redis_url: str, store: JobStore) -> None:
