@@ -97,6 +97,9 @@ class JobStates:
                     return JobStates(self.request, parent=self, name="jobs")
                 raise KeyError(name)
 
+    Wherever it is, it has the jobs of everybody: it belongs below a resource whose ACL
+    gives the permissions of jobs to operators alone.
+
     Parameters:
       request: The request that it serves.
       parent: The resource in which it is mounted. Without one it is found at the path

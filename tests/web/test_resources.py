@@ -10,7 +10,7 @@ import pytest
 import redis
 import transaction
 from persistent.mapping import PersistentMapping
-from pyramid.authorization import Allow
+from pyramid.authorization import ALL_PERMISSIONS, Allow
 from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.response import Response
@@ -129,6 +129,29 @@ def test_container_may_be_the_root_of_the_application(
 
 
 # Mounted in the application's tree
+
+
+def test_mounted_container_has_the_jobs_of_all(redis_url: str, store: JobStore) -> None:
+    """A container has everybody's jobs wherever it is, so the ACL of a user's folder
+    above one gives that user the permissions on all of them.
+    """
+
+    class Folder(Root):
+        __name__, __acl__ = "folder", ((Allow, "alice", ALL_PERMISSIONS),)
+
+    def root_factory(request: Request) -> Root:
+        root = Root(request)
+        root["folder"] = folder = Folder(request)
+        folder.__parent__ = root
+        folder["jobs"] = JobStates(request, parent=folder, name="jobs")
+        return root
+
+    app = make_app(make_config(redis_url, root_factory=root_factory))
+    job = put(store, owner="bob")
+    (item,) = get(app, "/folder/jobs?all=1", "alice").json["items"]
+    assert (item["job"]["uuid"], item["job"]["cancellable"]) == (job, True)
+    for path in "?all=1", f"/{job}":
+        assert get(app, f"/job_state{path}", "alice").json == FORBIDDEN
 
 
 def test_views_of_the_application_work_beside_ours_in_its_tree(
