@@ -668,8 +668,8 @@ def put_job(
 
     Raises:
       TypeError: An argument has the wrong type, or the class is that of a batch.
-      ValueError: The status is unknown, a metric is invalid, or the attempt or the
-        delay is out of range.
+      ValueError: The status is unknown, a metric is invalid, the attempt or the delay
+        is out of range, or the owner is one of Pyramid's own principals.
     """
     _check_store(store)
     put = _Put(

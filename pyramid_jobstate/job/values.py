@@ -39,6 +39,9 @@ AMOUNTS = frozenset({int, float})
 LOG_LINES = 20
 LOG_LINE_LENGTH = 200
 
+#: The names of Pyramid's principals Everyone and Authenticated.
+SYSTEM = frozenset({"system.Everyone", "system.Authenticated"})
+
 #: The metric names that are reserved for the keys of a job's JSON.
 RESERVED_NAMES = frozenset({"job_state", "job"})
 
@@ -174,6 +177,13 @@ def is_owner(owner: object) -> bool:
     return isinstance(owner, str)
 
 
+def is_system(owner: object) -> bool:
+    """Return whether an owner has the name of a principal of Pyramid's. In the ACL of a
+    job, it would let in everybody, or everybody who is logged in.
+    """
+    return isinstance(owner, str) and owner in SYSTEM
+
+
 def is_plain(value: float) -> bool:
     """Return whether a number may be kept without further checks."""
     return type(value) in NUMBERS and -LIMIT < value < LIMIT
@@ -292,7 +302,9 @@ def stored_owner(text: str | None) -> Any:
     same one.
     """
     owner = parse_json(text)
-    return owner if type(owner) in (str, int, float) else None
+    if type(owner) not in (str, int, float) or is_system(owner):
+        return None
+    return owner
 
 
 def parse_natural(text: str | None, digits: int = 15) -> int | None:

@@ -321,6 +321,7 @@ class JobStates:
           TypeError: `actor` is not an actor or is not tracked, the middleware on its
             broker certainly writes elsewhere than the web side reads, an argument
             cannot be encoded, or the owner is neither a string nor a number.
+          ValueError: The owner is one of Pyramid's own principals.
           RuntimeError: No transaction has begun on `request.tm`, or it accepts no more
             jobs.
         """
@@ -358,8 +359,9 @@ class JobStates:
         Raises:
           TypeError, RuntimeError: As :meth:`send`. TypeError also if `unique` is not a
             string, or `delay` not a number.
-          ValueError: `delay` is out of range, `unique` is empty or too long, the job
-            has no owner and is not shared, or `shared` is set without `unique`.
+          ValueError: As :meth:`send`. Also if `delay` is out of range, `unique` is
+            empty or too long, the job has no owner and is not shared, or `shared` is
+            set without `unique`.
           StoreUnavailable: The job is unique, and the store does not answer.
         """
         check_actor(actor)
@@ -439,8 +441,8 @@ class JobStates:
         Raises:
           TypeError, RuntimeError: As :meth:`send`. TypeError also if the broker does
             not know an actor, or the option `delay` of a message is not a number.
-          ValueError: A message id is not a uuid, a pipeline is empty, or the option
-            `delay` of a message is out of range.
+          ValueError: As :meth:`send`. Also if a message id is not a uuid, a pipeline is
+            empty, or the option `delay` of a message is out of range.
         """
         return _one_or_all(what, self._send(what, owner, broker))
 
@@ -585,6 +587,7 @@ class JobStates:
         Raises:
           TypeError: The class is not a Batch, the title is not a string, or the owner
             neither a string nor a number.
+          ValueError: The owner is one of Pyramid's own principals.
           RuntimeError: As :meth:`send`, when the block begins; or it begins within the
             block of another batch.
         """

@@ -16,7 +16,7 @@ from pyramid.threadlocal import get_current_request
 from redis.exceptions import RedisError
 
 from ..errors import StoreUnavailable
-from ..job import JobState, Once, as_seen_from, record_of
+from ..job import JobState, Once, as_seen_from, is_system, record_of
 from ..store import LOST
 from ..worker import Outage
 
@@ -282,8 +282,8 @@ def _owner_and_principal(request: Request) -> tuple[Any, str]:
         find = request.registry.jobstate.owner
         try:
             owner = find(request)
-            # Its ACE would open a job to everyone. A visitor may have chosen the name.
-            if isinstance(owner, str) and owner in (Everyone, Authenticated):
+            # A visitor may have chosen the name.
+            if is_system(owner):
                 owner = None
             known = owner, _principal(find)
         except Exception as e:

@@ -282,7 +282,7 @@ def _make_request(
     request.registry = registry
     try:
         set_owner(request, check_owner(options.get(OWNER)))
-    except TypeError as e:
+    except (TypeError, ValueError) as e:
         log.warning("The job of %s has no owner: %s", message, e)
         set_owner(request, None)
     return request

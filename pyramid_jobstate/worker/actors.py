@@ -353,7 +353,7 @@ class TrackedFunction(HandedFunction):
         """Return what to store about a message."""
         try:
             owner = check_owner(message.options.get(OWNER))
-        except TypeError as e:
+        except (TypeError, ValueError) as e:
             # A wrong owner must not keep the message from being sent and run.
             log.warning("The job of %s has no owner: %s", message, e)
             owner = None

@@ -96,6 +96,7 @@ class OutgoingBatch:
     Raises:
       TypeError: The class is not a Batch, the title not a string, or the owner neither
         a string nor a number.
+      ValueError: The owner is one of Pyramid's own principals.
     """
 
     unique = None

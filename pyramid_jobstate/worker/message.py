@@ -18,6 +18,7 @@ from ..job import (
     class_hooks,
     is_number,
     is_owner,
+    is_system,
     is_uuid,
 )
 
@@ -112,11 +113,17 @@ def check_owner(owner: Any) -> str | float | None:
     Raises:
       TypeError: It is not a string or a finite number. The JSON form of anything else
         would name a different owner.
+      ValueError: It is a principal that stands for many users.
     """
     if owner is not None and not is_owner(owner):
         raise TypeError(
             "The owner of a job must be a string or a finite number, not "
             f"{owner!r}. A function set as jobstate.owner must return one."
+        )
+    if is_system(owner):
+        raise ValueError(
+            f"The owner of a job must be a single user, not {owner!r}. All users for "
+            "whom this principal stands could see and cancel the job."
         )
     checked: str | float | None = owner
     return checked

@@ -156,8 +156,8 @@ class Outgoing:
         unknown to the broker, the owner is neither a string nor a number, a delay
         not a number, an argument cannot be encoded, a group has parts for another
         broker, its completion callbacks cannot be kept, or no broker is set.
-      ValueError: A message id is not a uuid, a pipeline is empty, or a delay is out of
-        range.
+      ValueError: A message id is not a uuid, a pipeline is empty, a delay is out of
+        range, or the owner is one of Pyramid's own principals.
     """
 
     store: JobStore

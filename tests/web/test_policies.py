@@ -268,7 +268,6 @@ def test_owner_setting_lets_visitors_in(redis_url: str, store: JobStore) -> None
     assert rights(app, job, Cookie="visitor=v1") == ALL
     assert len(asked) == len(set(map(id, asked)))
     for name in Everyone, Authenticated:
-        put(store, PublicRun, owner=name)
         assert get(app, "/job_state", Cookie=f"visitor={name}").json["items"] == []
 
 

@@ -14,6 +14,7 @@ from dramatiq import Broker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.errors import Retry
 from dramatiq.middleware import TimeLimitExceeded
+from pyramid.authorization import Everyone
 from pyramid.config import Configurator, global_registries
 from pyramid.events import NewRequest
 from pyramid.request import Request
@@ -183,7 +184,7 @@ def test_request_stands_for_the_owner_of_the_job(
     def lead(*, request: Any, job_state: JobState) -> None:
         sent.append(request.job_states.send(follow))
 
-    for option, owner in ("alice", "alice"), (7, 7), (["bob"], None):
+    for option, owner in ("alice", "alice"), (7, 7), (["bob"], None), (Everyone, None):
         assert run(broker, lead, job_owner=option).owner == owner
         assert load_job(store_of(broker), sent[-1].uuid).owner == owner
     assert any("has no owner" in line for line in messages(caplog, LOGGER))

@@ -250,8 +250,9 @@ def test_strange_record_has_only_the_lineages_rights(
     app: TestApp, store: JobStore, client: redis.Redis
 ) -> None:
     """The root alone decides about an unknown kind, and what cannot be parsed."""
+    system = [("owner", f'"{name}"') for name in (Everyone, Authenticated)]
     kinds: list[tuple[str, Any]] = [("kind", "NeverImported"), ("kind", b"\xff")]
-    for field, value in [*kinds, ("owner", '["bob"]'), ("owner", "true")]:
+    for field, value in [*kinds, ("owner", '["bob"]'), ("owner", "true"), *system]:
         (job,) = put(store, "alice", cls=RunMarathon)
         client.hset(key_of(store, job), field, value)
         path = f"/job_state/{job}"

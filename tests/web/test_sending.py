@@ -17,6 +17,7 @@ import redis
 from dramatiq import Actor, Broker, Message, group, pipeline
 from dramatiq.middleware import GroupCallbacks
 from dramatiq.rate_limits.backends import StubBackend
+from pyramid.authorization import Authenticated, Everyone
 from pyramid.config import Configurator
 
 from pyramid_jobstate import JobState, JobStateMiddleware, StoreUnavailable
@@ -178,7 +179,22 @@ def test_owner_that_json_would_change_is_refused(
     assert client.keys() == []
 
 
-# Delays.
+@pytest.mark.parametrize("owner", [Everyone, Authenticated])
+def test_owner_that_stands_for_many_users_is_refused(
+    job_states: Any, run_marathon: Any, client: redis.Redis, owner: str
+) -> None:
+    """Pyramid's own principals would open the job to all. Nothing is sent."""
+    message = run_marathon.message_with_options(args=(26,), job_owner=owner)
+    for send in (
+        lambda: job_states.send_immediately(message),
+        lambda: job_states.send_message(group([message])),
+        lambda: job_states.send_with_options(run_marathon, (1,), owner=owner),
+        lambda: job_states.batch(owner=owner),
+    ):
+        with pytest.raises(ValueError, match=f"must be a single user, not '{owner}'"):
+            send()
+    job_states.request.tm.commit()
+    assert client.keys() == []
 
 
 def test_delay_counts_from_the_commit(

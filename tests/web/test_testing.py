@@ -9,6 +9,7 @@ import dramatiq
 import pytest
 import redis
 import transaction
+from pyramid.authorization import Everyone
 from pyramid.request import Request
 from webtest import TestApp
 
@@ -132,6 +133,7 @@ def test_wrong_argument_is_named(job_store: JobStore) -> None:
         (JobState, {"status": "failed"}, r"'failed'.* Did you mean 'error'\?$"),
         (JobState, {"actor": None}, "^actor must be a str, not None"),
         (JobState, {"owner": [1]}, r"owner of a job must be .*, not \[1\]"),
+        (JobState, {"owner": Everyone}, "must be a single user, not 'system.Everyone'"),
         (JobState, {"params": [1]}, r"^params must be .*, not \[1\]"),
         (JobState, {"progress": (1, 2)}, r"^progress must be .*, not \(1, 2\)"),
         (JobState, {"log": "abc"}, "^log must be a list .*, not the string 'abc'"),

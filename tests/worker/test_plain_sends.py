@@ -81,11 +81,11 @@ def test_job_is_queued_before_its_message_is_visible(floor: Floor) -> None:
 
 def test_owner_that_cannot_be_one_owns_nothing(floor: Floor, logged: Logged) -> None:
     """The job runs, for nobody, and a warning names the owner."""
-    owners: list[Any] = [float("nan"), True, ["a"]]
+    owners: list[Any] = [float("nan"), True, ["a"], "system.Everyone"]
     sent = [floor.post(job_owner=owner) for owner in owners]
-    assert [floor.load(message.message_id).owner for message in sent] == [None] * 3
+    assert [floor.load(message.message_id).owner for message in sent] == [None] * 4
     floor.work()
-    assert floor.statuses(*sent) == ["success"] * 3
+    assert floor.statuses(*sent) == ["success"] * 4
     said = [m for m in logged() if "has no owner" in m]
     for owner in owners:
         assert any(f"not {owner!r}." in line for line in said), owner
