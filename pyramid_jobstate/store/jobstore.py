@@ -231,7 +231,8 @@ class JobStore:
           owner: Only list jobs of this owner.
           status: Only list jobs of this status.
           kind: Only list jobs of this class or, if their actor declares none, of this
-            actor: one of :meth:`kinds`, or its name alone.
+            actor: one of :meth:`kinds`, or its name alone, which with an owner may be
+            that of both.
           params: Only list jobs that were sent with these values.
           limit: The maximum number of jobs, from 1 to 200.
           cursor: The `cursor` of the previous page, or None for the first.
@@ -240,8 +241,8 @@ class JobStore:
 
         Raises:
           TypeError: An argument has the wrong type.
-          ValueError: limit, status or cursor is invalid, or a class and an actor are
-            named `kind`.
+          ValueError: limit, status or cursor is invalid, or `owner` is None and a class
+            and an actor are named `kind`.
         """
         wanted = Filter(owner, kind, status, params, members=members)
         wanted.check()
@@ -357,7 +358,7 @@ class JobStore:
         Raises:
           TypeError: An argument has the wrong type.
           ValueError: No filter is given, or status, older_than, limit or cursor is
-            invalid, or a class and an actor are named `kind`.
+            invalid, or `owner` is None and a class and an actor are named `kind`.
         """
         act = Act("clear", FINISHED, self._records.delete_records)
         wanted = Filter(owner, kind, status)

@@ -86,7 +86,8 @@ class Filter(NamedTuple):
     """Which jobs to list. A field that is None matches every job.
 
     Attributes:
-      kind: The name of a kind: see :func:`kind_name`.
+      kind: The name of a kind: see :func:`kind_name`. With an owner it may be that of
+        a class or an actor, or of both.
       batch: The uuid of a batch, whose members to list.
       members: Whether to list members of batches.
     """
@@ -133,6 +134,15 @@ class Filter(NamedTuple):
             )
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """The names of the kinds that match, or none if all do."""
+        if self.kind is None:
+            return ()
+        if self.kind.startswith((CLASS, ACTOR)):
+            return (self.kind,)
+        return CLASS + self.kind, ACTOR + self.kind
+
+    @property
     def matches_all(self) -> bool:
         """Whether no job is left out."""
         named = (self.owner, self.kind, self.status, self.batch)
@@ -158,7 +168,7 @@ class Filter(NamedTuple):
         """Return whether a job matches, apart from its parameters."""
         return (
             (self.owner is None or record.owner == self.owner)
-            and (self.kind is None or kind_name(record) == self.kind)
+            and (self.kind is None or kind_name(record) in self.kinds)
             and (self.status is None or has_status(record, self.status))
             and (self.batch is None or record.batch == self.batch)
             and (self.members or not record.is_member)
@@ -420,7 +430,8 @@ class Entries:
             return
         yield sets.scope(wanted.scope), name
         if wanted.members:
-            yield sets.scope(wanted.kind or "all", members=True), name
+            for kind in wanted.kinds or ("all",):
+                yield sets.scope(kind, members=True), name
 
     @property
     def start(self) -> Place:
@@ -637,16 +648,16 @@ def kind_texts(kinds: Iterable[str]) -> dict[str, str]:
 
 def resolved(wanted: Filter, access: ListAccess) -> Filter:
     """Return a filter whose kind is the name of a kind. It may be that of a class or an
-    actor.
+    actor. Among an owner's jobs it stays that of both: which of them others have jobs
+    of is not for the owner to know.
 
     Raises:
       AmbiguousKind: A class and an actor have this name.
     """
-    kind = wanted.kind
-    if kind is None or kind.startswith((CLASS, ACTOR)):
+    kind, names = wanted.kind, wanted.kinds
+    if wanted.owner is not None or len(names) < 2:
         return wanted
     key = access.sets.key("kinds")
-    names = [CLASS + kind, ACTOR + kind]
     commands = [Command(key, ("ZSCORE", key, name)) for name in names]
     replies = ask(access.client, commands)
     known = [name for name, reply in zip(names, replies, strict=True) if reply]

@@ -241,8 +241,8 @@ class JobStates:
 
         Raises:
           TypeError: An argument has the wrong type.
-          ValueError: limit, status or cursor is invalid, or a class and an actor are
-            named `kind`.
+          ValueError: limit, status or cursor is invalid, or `owner` is None and a class
+            and an actor are named `kind`.
           StoreUnavailable: The store does not answer.
         """
         page = ask(

@@ -13,7 +13,14 @@ from webtest import TestApp
 from pyramid_jobstate import JobState, JobStore
 from tests.jobs import RunMarathon
 from tests.support import UUID
-from tests.web.operating import LockedDiary, operated_app, put, uuids_of
+from tests.web.operating import (
+    LockedDiary,
+    act,
+    operated_app,
+    put,
+    statuses,
+    uuids_of,
+)
 from tests.web.paging import put_batch
 from tests.webapp import ADMIN, NOWHERE, Policy, Root, get, made_config, make_request
 
@@ -97,6 +104,31 @@ def test_get_filters_and_pages(app: TestApp, store: JobStore) -> None:
     put(store, *["bob"] * 51)
     assert len(listed(app, "?owner=bob")) == 50
     assert len(listed(app, "?owner=bob&limit=200")) == 51
+
+
+def test_kind_tells_nothing_of_the_jobs_of_others(
+    app: TestApp, store: JobStore
+) -> None:
+    """The name of a class and of an actor is that of both, whoever has such jobs: the
+    answer about one owner's jobs is the same before and after others have some. Only
+    who asks for all jobs is told to choose.
+    """
+    query = "?kind=RunMarathon"
+    (job,) = put(store, "alice", cls=RunMarathon)
+    (member,) = put_batch(store, "queued", member=RunMarathon)[1]
+    for others in None, "bob":
+        if others is not None:
+            put(store, others, cls=JobState, actor="RunMarathon")
+        assert {*listed(app, f"{query}&members=1", "alice")} == {job, member}
+        assert get(app, f"/job_state{query}", "carol").json == EMPTY
+        assert listed(app, f"{query}&owner=alice") == [job]
+    (other,) = put(store, "alice", cls=JobState, actor="RunMarathon")
+    assert listed(app, query, "alice") == [other, job]
+    assert listed(app, "?kind=actor:RunMarathon", "alice") == [other]
+    assert get(app, f"/job_state{query}&all=1", ADMIN).status_code == 400
+    response = act(app, f"/job_state/cancel{query}", "alice")
+    assert response.json == {"done": 3, "cursor": None}
+    assert statuses(store, job, other, member) == ["cancelling"] * 2 + ["cancelled"]
 
 
 class NumberPolicy(Policy):
