@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pyramid.exceptions import BadCSRFOrigin, BadCSRFToken
+from pyramid.exceptions import BadCSRFOrigin, BadCSRFToken, URLDecodeError
 from pyramid.httpexceptions import (
     HTTPBadRequest,
     HTTPForbidden,
@@ -182,6 +182,10 @@ def bad_request(message: str) -> Response:
 
 def bad_csrf(exc: HTTPBadRequest, request: Request) -> Response:
     return bad_request(f"The CSRF check refused the request. {exc.detail}")
+
+
+def bad_path(exc: URLDecodeError, request: Request) -> Response:
+    return bad_request("The path is not UTF-8.")
 
 
 def unavailable(exc: StoreUnavailable, request: Request) -> Response:

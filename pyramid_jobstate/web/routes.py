@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from pyramid.exceptions import URLDecodeError
 from pyramid.httpexceptions import HTTPNotFound
 from pyramid.interfaces import ITraverser
 from pyramid.traversal import ResourceTreeTraverser
@@ -190,7 +191,7 @@ class OursPredicate:
     Ours are the requests for our routes, and for our views in a container mounted in
     the application's tree. A request for a view of the application is not ours, even if
     its context is a job. Nor is a request for a page: the application's own error pages
-    answer it.
+    answer it, unless its path is not UTF-8, for which Pyramid has none.
     """
 
     def __init__(self, value: bool, config: Configurator) -> None:
@@ -202,6 +203,10 @@ class OursPredicate:
     phash = text
 
     def __call__(self, exc: Exception, request: Request) -> bool:
+        if isinstance(exc, URLDecodeError):
+            # No route was tried.
+            path: str = request.environ["PATH_INFO"]
+            return path.startswith(request.registry.jobstate.path) is self.value
         route = getattr(request, "matched_route", None)
         context = request.__dict__.get("context")
         container = context.__parent__ if isinstance(context, JobState) else context

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
-from pyramid.exceptions import BadCSRFOrigin, BadCSRFToken
+from pyramid.exceptions import BadCSRFOrigin, BadCSRFToken, URLDecodeError
 from pyramid.httpexceptions import HTTPForbidden, HTTPNotFound
 from pyramid.response import Response
 from pyramid.security import NO_PERMISSION_REQUIRED
@@ -44,6 +44,7 @@ from .answers import (
     View,
     answer_state,
     bad_csrf,
+    bad_path,
     bad_request,
     encode,
     encode_state,
@@ -470,6 +471,7 @@ def add_views(config: Configurator) -> None:
         (BadCSRFToken, bad_csrf),
         (BadCSRFOrigin, bad_csrf),
         (StoreUnavailable, unavailable),
+        (URLDecodeError, bad_path),
     ):
         config.add_exception_view(answer, context=exception, jobstate_ours=True)
     # The views check permissions themselves: see require(). Without a CSRF check,

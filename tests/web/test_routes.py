@@ -20,6 +20,7 @@ from webtest import TestApp
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.resources import JobStates
 from tests.support import UUID, load_job
+from tests.web.paging import browse, paged_app
 from tests.web.reading import FORBIDDEN, NOT_FOUND, put
 from tests.webapp import (
     ADMIN,
@@ -119,16 +120,29 @@ def test_paths_below_ours(redis_url: str, store: JobStore) -> None:
 
 
 def test_paths_beside_ours_are_the_applications(redis_url: str) -> None:
-    """Paths that only resemble ours belong to the application. One that is not UTF-8
-    fails before anybody can claim it, as in every application.
+    """Paths that only resemble ours belong to the application, also to fail as any of
+    its paths that is not UTF-8.
     """
     config = make_config(redis_url)
     config.add_notfound_view(lambda e, r: Response("app 404", 404))
     app = make_app(config)
     for path in f"/job_stateXYZ/{UUID} /job_state.json /JOB_STATE /job".split():
         assert get(app, path, "alice").text == "app 404", path
-    with pytest.raises(URLDecodeError):
-        get(app, "/job_state/%FF", "alice")
+    for path in "/%FF", "/job_state%FF":
+        with pytest.raises(URLDecodeError):
+            get(app, path, "alice")
+
+
+def test_path_that_is_not_utf8_is_bad(redis_url: str) -> None:
+    """Below our path it is a 400, for browsers as well."""
+    for app in make_app(make_config(redis_url)), paged_app(redis_url):
+        for path in "%FF", f"{UUID}/%FF":
+            for response in (
+                get(app, f"/job_state/{path}"),
+                browse(app, f"/job_state/{path}"),
+            ):
+                assert response.status_code == 400
+                assert response.json == {"error": "The path is not UTF-8."}
 
 
 def test_other_methods_are_refused(redis_url: str, store: JobStore) -> None:

@@ -214,7 +214,7 @@ def path_info(path: str, scope: Mapping[str, Any]) -> str:
         # The application's own path is only a part of its first name.
         path = whole
     if "\ufffd" in scope["path"]:
-        # What is not UTF-8 was lost. Pyramid answers 400 to it.
+        # What is not UTF-8 was lost. Below our path the answer is 400.
         raw = unquote_to_bytes(scope.get("raw_path") or b"")
         if raw.decode("utf-8", "replace") == scope["path"]:
             path = raw.decode("latin-1")[len(whole) - len(path) :]
