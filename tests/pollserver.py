@@ -211,6 +211,7 @@ class PollServer:
         self.policy = POLICY
         self.nulls: set[str] = set()  # jobs answered with null in batches
         self.max_uuids = 1000  # polls and streams of more jobs get a 400
+        self.room = 1000  # how many jobs an answer has room for
         self.offers = False  # polls offer a stream
         self.refusals: list[Answer] = []  # to the next requests for a stream
         self.stream_headers: dict[str, str] = {}
@@ -284,6 +285,7 @@ class PollServer:
                 return Answer(400)
             if self._batches:
                 return self._batches.pop(0)
+            uuids = uuids[: self.room]
             shown = [uuid for uuid in uuids if uuid not in self.nulls]
             answers = {uuid: self._next(method, f"{path}/{uuid}") for uuid in shown}
         for answer in answers.values():

@@ -28,8 +28,9 @@ declare namespace JobState {
    * due includes the jobs that become due before that one is due again, so a job may be
    * asked for before its period is over, but it never causes an extra request. If the
    * server accepts only fewer jobs per request, or one, the requests shrink accordingly.
-   * A job that a shared answer leaves out (unknown, forbidden, or the session has ended)
-   * is then asked for at its own URL, and that answer decides.
+   * A job for which a shared answer has null (unknown, forbidden, or the session has ended)
+   * is then asked for at its own URL, and that answer decides. Jobs that it leaves out, since
+   * the others are large, are asked for at once, before the others have their next turn.
    *
    * They also share streams of up to 100 jobs, or as few as the server accepts, at the URLs
    * of their polls. A job that is followed later is polled once, and then joins by a new

@@ -408,6 +408,7 @@ class Channel {
     this.jobs = new Map();
     this.asked = []; // the jobs of the request in flight
     this.limit = 100; // jobs in one request
+    this.isShort = false; // the last answer left out jobs, since the others were large
     this.patience = PAUSE; // until a batch is tried again after those of one job
     this.failures = 0; // of requests in a row
     this.pausedUntil = 0; // after these
@@ -574,8 +575,9 @@ class Channel {
     const queue = [...waiting].sort((a, b) => a.due - b.due || a.earliest - b.earliest);
     const isAlone = queue[0].alone;
     const chosen = isAlone ? [queue[0]] : this.share(queue.filter((job) => !job.alone));
-    // In the same order each time, as the same jobs have the same ETag.
-    const asked = waiting.filter((job) => chosen.includes(job));
+    // In the same order each time, as the same jobs have the same ETag, unless only the first
+    // of them may be answered.
+    const asked = this.isShort ? chosen : waiting.filter((job) => chosen.includes(job));
     // Jobs that are asked for alone take turns with the others.
     if (isAlone) for (const job of waiting.filter(({ alone }) => alone)) job.due = now;
     const single = asked.length === 1;
@@ -609,14 +611,19 @@ class Channel {
     this.setClock(headers.get("JobState-Time"));
     const fresh = { url, etag: headers.get("ETag") };
     const answered = performance.now();
-    for (const job of asked) {
+    const isTold = ({ uuid }) => single || !body || own(body.jobs, uuid) !== undefined;
+    const told = asked.filter(isTold);
+    // Those that were left out stay due. An answer without any is not ours.
+    this.isShort = told.length > 0 && told.length < asked.length;
+    const over = this.isShort ? told : asked;
+    for (const job of over) {
       job.alone = false;
       job.failures = 0;
       job.offered = headers.get("JobState-Stream") === "1" && !pollOnly.has(job.url);
       job.rest(job.period, answered);
       if (!unchanged) job.tag = fresh;
     }
-    for (const job of asked) {
+    for (const job of over) {
       const data = body && (single ? body : own(body.jobs, job.uuid));
       if (reason) job.lose(reason);
       else if (unchanged) job.confirm();

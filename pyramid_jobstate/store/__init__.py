@@ -19,7 +19,14 @@ from .connection import (
 )
 from .durations import Durations
 from .ends import UntoldEnd
-from .jobstore import JobStore, records_of, run_bulk, store_beside, tracker_of
+from .jobstore import (
+    JobStore,
+    load_some,
+    records_of,
+    run_bulk,
+    store_beside,
+    tracker_of,
+)
 from .lists import (
     FAILED_OR_LOST,
     MAX_LIMIT,
@@ -80,6 +87,7 @@ __all__ = [
     "kind_name",
     "kind_texts",
     "line_as_json",
+    "load_some",
     "name_of",
     "namespace_fault",
     "newest_uuids",

@@ -35,7 +35,7 @@ from .lists import (
     check_cursor,
     has_status,
 )
-from .reader import DELETED
+from .reader import DELETED, records_in
 from .scripts import NEWS, Call, Calls, Runner, beside, millis
 
 if TYPE_CHECKING:
@@ -167,6 +167,9 @@ PORTION = 200
 
 #: The highest number of a member of a batch.
 MAX_NUMBER = 10**9 - 1
+
+#: What stands for a member that is not read for a page.
+FULL = 0
 
 _CURSOR = re.compile(r"m([0-9]{1,9})")
 
@@ -301,7 +304,7 @@ class Batches:
         found: list[Record] = []
         entries = self._members_after(batch, at, status, limit + 1)
         for examined, (place, record) in enumerate(entries):
-            if len(found) == limit or examined == MAX_EXAMINED:
+            if place == FULL or len(found) == limit or examined == MAX_EXAMINED:
                 return found, f"m{at}"
             at = place
             if record is not None and (status is None or has_status(record, status)):
@@ -311,7 +314,9 @@ class Batches:
     def _members_after(
         self, batch: str, at: int, status: str | None, count: int
     ) -> Iterator[tuple[int, Record | None]]:
-        """Yield members of a batch, each with its number, from the next one on."""
+        """Yield members of a batch, each with its number, from the next one on. FULL
+        stands for the number of one that was not read, since those before it are large.
+        """
         _, failed, order = self._calls.batch_keys(batch)
         while True:
             count = min(count, PORTION)
@@ -321,9 +326,12 @@ class Batches:
                 found = [(number, uuid) for uuid, number in scores]
             else:
                 found = [*enumerate(self._reader.entries(order, at, count), at + 1)]
-            records = self.read(self._reader.read([uuid for _, uuid in found]))
-            for (place, _), record in zip(found, records, strict=True):
+            some = self._reader.read_some([uuid for _, uuid in found])
+            records = self.read(records_in(some))
+            for (place, _), record in zip(found, records, strict=False):
                 yield place, record
+            if len(records) < len(found):
+                yield FULL, None
             if len(found) < count:
                 return
             at = found[-1][0]

@@ -208,11 +208,66 @@ def place_of(client: Client) -> Address | str:
     return name_of(client)
 
 
-def execute(client: Client, commands: Sequence[Keyed]) -> list[Any]:
+#: Stands for a reply that a Cut has left out.
+LEFT_OUT = object()
+
+
+class Cut:
+    """Leaves out replies to HGETALL once those before take so many bytes. What is left
+    out is freed as soon as it has been received.
+
+    Parameters:
+      most: How many bytes.
+
+    Attributes:
+      limit: The same, or less as long as other nodes have their turn later.
+      size: The bytes of the replies that were kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = self.limit = most
+        self.size = 0
+
+    def apply(self, pipe: Any) -> None:
+        """Have a pipeline leave out replies."""
+        read = pipe.response_callbacks.get("HGETALL")
+
+        def keep(reply: Any, **options: Any) -> Any:
+            if self.size >= self.limit:
+                return LEFT_OUT
+            found = reply if read is None else read(reply, **options)
+            self.size += sum(map(len, found.values()))
+            return found
+
+        # A pipeline shares those of its client.
+        pipe.response_callbacks = {"HGETALL": keep}
+
+
+def execute_some(
+    client: Client, commands: Sequence[Keyed], most: int
+) -> tuple[list[Any], int]:
+    """Return the replies to the first of some commands HGETALL, as many as fit into a
+    number of bytes, and at least one, and how many bytes these are.
+    """
+    cut = Cut(most)
+    replies = execute(client, commands, cut)
+    if replies[0] is LEFT_OUT:
+        # The client has tried again, and counted the first try.
+        replies = execute(client, commands[:1])
+    kept = replies.index(LEFT_OUT) if LEFT_OUT in replies else len(replies)
+    return replies[:kept], cut.size
+
+
+def execute(
+    client: Client, commands: Sequence[Keyed], cut: Cut | None = None
+) -> list[Any]:
     """Return the replies to commands, with an exception in place of each failed one.
 
     A Cluster takes one round trip to each node involved, and one more for each command
     whose slot has moved.
+
+    Parameters:
+      cut: Leaves out some of the replies, or None.
 
     Raises:
       redis.exceptions.RedisError: No server answered.
@@ -220,7 +275,7 @@ def execute(client: Client, commands: Sequence[Keyed]) -> list[Any]:
     # isinstance() alone is slow: the class is abstract.
     if type(client) is not Redis and isinstance(client, RedisCluster):
         with redis_errors():
-            return _on_cluster(client, commands)
+            return _on_cluster(client, commands, cut)
     if len(commands) == 1:
         # A poll, the most frequent call: avoid the pipeline's overhead.
         send = _send if is_fit(client) else _send_bytes
@@ -228,7 +283,7 @@ def execute(client: Client, commands: Sequence[Keyed]) -> list[Any]:
             return [send(client, commands[0])]
         except errors.ResponseError as e:
             return [e]
-    return _pipeline(client, commands)
+    return _pipeline(client, commands, cut)
 
 
 def text(value: str | bytes) -> str:
@@ -241,7 +296,9 @@ def texts(reply: Mapping[str | bytes, str | bytes]) -> dict[str, str]:
     return {text(name): text(value) for name, value in reply.items()}
 
 
-def _on_cluster(client: RedisCluster, commands: Sequence[Keyed]) -> list[Any]:
+def _on_cluster(
+    client: RedisCluster, commands: Sequence[Keyed], cut: Cut | None
+) -> list[Any]:
     places: dict[str, list[int]] = {}
     nodes: dict[str, Any] = {}
     for i, command in enumerate(commands):
@@ -250,11 +307,14 @@ def _on_cluster(client: RedisCluster, commands: Sequence[Keyed]) -> list[Any]:
         places.setdefault(node.name, []).append(i)
     replies: list[Any] = [None] * len(commands)
     lost = 0
-    for name, indexes in places.items():
+    for turn, (name, indexes) in enumerate(places.items(), 1):
+        if cut is not None:
+            cut.limit = cut.most * turn // len(places)
         try:
             found = _pipeline(
                 client.get_redis_connection(nodes[name]),
                 [commands[i] for i in indexes],
+                cut,
             )
         except LOST as e:
             found = [e] * len(indexes)
@@ -280,9 +340,13 @@ def _alone(client: RedisCluster, command: Keyed) -> Any:
         return e
 
 
-def _pipeline(client: Redis, commands: Sequence[Keyed]) -> list[Any]:
+def _pipeline(
+    client: Redis, commands: Sequence[Keyed], cut: Cut | None = None
+) -> list[Any]:
     send = _send if is_fit(client) else _send_bytes
     with client.pipeline(transaction=False) as pipe:
+        if cut is not None:
+            cut.apply(pipe)
         for command in commands:
             send(pipe, command)
         return pipe.execute(raise_on_error=False)

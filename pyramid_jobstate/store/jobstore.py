@@ -507,6 +507,13 @@ def records_of(store: JobStore) -> Records:
     return store._records
 
 
+def load_some(store: JobStore, uuids: Sequence[str]) -> Sequence[JobState | None]:
+    """Return the first of several jobs, and at least one: all of them, unless their
+    records are large. None stands for each unknown one.
+    """
+    return store._make(store._records.some_records(uuids))
+
+
 def tracker_of(store: JobStore) -> Tracker:
     """Return what reads jobs and hears of their changes. Only push imports it."""
     from .watch import Tracker
@@ -528,12 +535,16 @@ def run_bulk(
     def permitted(records: Sequence[Record]) -> Sequence[Record]:
         if permits is None:
             return records
-        jobs = store.load_many([record.uuid for record in records])
-        return [
-            record
-            for record, job_state in zip(records, jobs, strict=True)
-            if job_state is not None and permits(job_state)
-        ]
+        found: list[Record] = []
+        while records:
+            jobs = load_some(store, [record.uuid for record in records])
+            found += [
+                record
+                for record, job_state in zip(records, jobs, strict=False)
+                if job_state is not None and permits(job_state)
+            ]
+            records = records[len(jobs) :]
+        return found
 
     access = store._records.access
     return bulk.run(limit, cursor, access=access, permits=permitted, tell=tell)

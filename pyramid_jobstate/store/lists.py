@@ -26,7 +26,7 @@ from ..job import (
 )
 from .arguments import check_int
 from .connection import Client, Command
-from .reader import MAX_SCORE, ask, scored
+from .reader import MAX_SCORE, ask, records_in, scored
 from .scripts import Calls, Lives, Runner, has_tag
 
 if TYPE_CHECKING:
@@ -401,6 +401,10 @@ class Entries:
       access: The access to the lists.
       sets: The names of the sets to read, by default those of the filter.
       names: The fields to read, by default all, or an outline for a filtered list.
+
+    Attributes:
+      is_full: Whether so many bytes of records were read that the last entry has none,
+        and that a page ends before it.
     """
 
     def __init__(
@@ -413,6 +417,7 @@ class Entries:
         self._wanted = wanted
         self._access = access
         self._reader = access.reader
+        self.is_full = False
         self._names = (() if wanted.is_scope else OUTLINE) if names is None else names
         if not sets:
             sets = (*SETS, AGAIN) if wanted.status is None else SOURCES[wanted.status]
@@ -507,11 +512,18 @@ class Entries:
 
     def examine(self, found: Sequence[Entry]) -> Iterator[Entry]:
         """Yield entries with their records."""
-        records = self._reader.read([each.uuid for each in found], *self._names)
+        uuids = [each.uuid for each in found]
+        if self._names:
+            records = self._reader.read(uuids, *self._names)
+        else:
+            records = records_in(self._reader.read_some(uuids))
         wants = self._wants(records)
-        for entry, record, is_wanted in zip(found, records, wants, strict=True):
+        for entry, record, is_wanted in zip(found, records, wants, strict=False):
             is_old = entry.set == AGAIN and record is not None and record.is_finished
             yield entry._replace(record=record, is_wanted=is_wanted and not is_old)
+        if len(records) < len(found):
+            self.is_full = True
+            yield found[len(records)]
 
     def mend(self, entries: Iterable[Entry]) -> None:
         """Remove the entries of expired jobs, and move those that are not where their
@@ -600,7 +612,8 @@ class Page:
     Attributes:
       items: The jobs.
       cursor: The cursor for the next page, or None on the last one. A page may have
-        fewer jobs than its limit, or none, and still have a cursor.
+        fewer jobs than its limit, or none, and still have a cursor. It ends after about
+        4 MiB of records.
     """
 
     items: list[JobState]
@@ -689,24 +702,30 @@ def list_page(
         if not entries.has(place):
             raise bad_cursor(cursor)
     found: dict[str, Record] = {}
+    places: dict[str, Place] = {}
     seen: list[Entry] = []
     next_cursor = None
     # One more entry than the page shows tells whether another page follows.
     for entry in entries.after(place, limit + 1):
-        if len(found) == limit or len(seen) == MAX_EXAMINED:
+        if len(found) == limit or len(seen) == MAX_EXAMINED or entries.is_full:
             next_cursor = str(place)
             break
         place = entry.place
         seen.append(entry)
         if entry.record is not None and entry.is_wanted:
             found.setdefault(entry.uuid, entry.record)
+            places.setdefault(entry.uuid, place)
     entries.mend(seen)
     records: Iterable[Record | None] = found.values()
     if found and not wanted.is_scope:
         # Only outlines were read. Some jobs may no longer match.
+        uuids = list(found)
+        whole = records_in(access.reader.read_some(uuids))
+        if len(whole) < len(uuids):
+            next_cursor = str(places[uuids[len(whole) - 1]])
         records = (
             record
-            for record in access.reader.read(list(found))
+            for record in whole
             if record and wanted.admits(record) and wanted.admits_params(record)
         )
     return Page([job for job in make(records) if job is not None], next_cursor)

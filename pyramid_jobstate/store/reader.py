@@ -27,12 +27,27 @@ from ..job import (
     parse_natural,
     parse_time,
 )
-from .connection import Client, Command, Keyed, execute, redis_errors, text, texts
+from .connection import (
+    Client,
+    Command,
+    Keyed,
+    execute,
+    execute_some,
+    redis_errors,
+    text,
+    texts,
+)
 
 log = logging.getLogger("pyramid_jobstate")
 
 #: Seconds between two readings of the server's clock, which drifts slowly.
 CLOCK_SECONDS = 10.0
+
+#: The bytes of records after which read_some() reads no further ones.
+MAX_BYTES = 4 * 1024 * 1024
+
+#: How many records it reads at once: fewer for a while after large ones.
+LEAST, MOST = 16, 1024
 
 #: The highest score that is read. Scores are microseconds, exact as floats up to here.
 MAX_SCORE = 2**53
@@ -67,6 +82,11 @@ def ask(client: Client, commands: Sequence[Command]) -> list[Any]:
     return checked(commands, execute(client, commands))
 
 
+def records_in(found: Sequence[Record | Alias | None]) -> Sequence[Record | None]:
+    """Return what was read, with None for each alias."""
+    return [record if isinstance(record, Record) else None for record in found]
+
+
 def scored(rows: Any) -> list[tuple[str, int]]:
     """Return the members and scores in a reply to a command with WITHSCORES, which may
     be None. Its scores end at MAX_SCORE.
@@ -98,6 +118,7 @@ class Reader:
         self._clock = 0.0
         self._clock_until = 0.0
         self.has_clock = False
+        self._at_once = MOST
 
     def read(self, uuids: Sequence[str], *names: str) -> Sequence[Record | None]:
         """Return the records of several jobs in one round trip, with None for each
@@ -108,8 +129,7 @@ class Reader:
           names: The fields to read; by default all. A job without any of them counts as
             unknown.
         """
-        found = self.read_any(uuids, *names)
-        return [record if isinstance(record, Record) else None for record in found]
+        return records_in(self.read_any(uuids, *names))
 
     def read_any(
         self, uuids: Sequence[str], *names: str
@@ -127,6 +147,29 @@ class Reader:
             self._read(uuid, names, reply, now)
             for uuid, reply in zip(uuids, replies, strict=True)
         ]
+
+    def read_some(self, uuids: Sequence[str]) -> Sequence[Record | Alias | None]:
+        """Return what :meth:`read_any` does of the first of several jobs: of all, in
+        one round trip, unless their records are large. Those are read in portions, and
+        end after MAX_BYTES.
+        """
+        self.clock()
+        found: list[Record | Alias | None] = []
+        room = MAX_BYTES
+        while room > 0 and len(found) < len(uuids):
+            asked = uuids[len(found) : len(found) + self._at_once]
+            keys = map(self.key, asked)
+            commands = [Command(key, ("HGETALL", key)) for key in keys]
+            replies, size = execute_some(self._client, commands, room)
+            now = self.now()
+            pairs = zip(asked, replies, strict=False)
+            found += [self._read(uuid, (), reply, now) for uuid, reply in pairs]
+            if len(replies) < len(asked):
+                self._at_once = max(LEAST, len(replies))
+                break
+            self._at_once = min(2 * self._at_once, MOST)
+            room -= size
+        return found
 
     def read_one(self, uuid: str) -> Record | Alias | None:
         """Return what :meth:`read_any` does of all fields of one job."""

@@ -154,6 +154,13 @@ class Records:
         """Return the records of several jobs: see :meth:`.JobStore.load_many`."""
         return self._follow(uuids, self.reader.read_any(uuids))
 
+    def some_records(self, uuids: Sequence[str]) -> Sequence[Record | None]:
+        """Return the records of the first of several jobs: see
+        :meth:`.Reader.read_some`.
+        """
+        found = self.reader.read_some(uuids)
+        return self._follow(uuids[: len(found)], found)
+
     def _follow(
         self, uuids: Sequence[str], found: Sequence[Record | Alias | None]
     ) -> Sequence[Record | None]:

@@ -26,7 +26,7 @@ from ..job import (
     set_store,
     translated,
 )
-from ..store import JobStore, Page, records_of
+from ..store import JobStore, Page, load_some, records_of
 from ..worker import (
     APPLICATION,
     NO_BROKER,
@@ -202,6 +202,20 @@ class JobStates:
         # An empty question would always be answered, and so seem to end an outage.
         jobs = ask(self, lambda store: store.load_many(known)) if known else []
         found = dict(zip(known, jobs, strict=True))
+        return [self._adopt(found.get(uuid)) for uuid in uuids]
+
+    def find_some(self, uuids: Sequence[str]) -> Sequence[JobState | None]:
+        """Return the first of several jobs, and at least one: all of them, unless their
+        records are large. None stands for each unknown one.
+
+        Raises:
+          StoreUnavailable: The store does not answer.
+        """
+        known = [uuid for uuid in uuids if is_uuid(uuid)]
+        jobs = ask(self, lambda store: load_some(store, known)) if known else []
+        if len(jobs) < len(known):
+            uuids = uuids[: uuids.index(known[len(jobs)])]
+        found = dict(zip(known, jobs, strict=False))
         return [self._adopt(found.get(uuid)) for uuid in uuids]
 
     def _url_of(self, job_state: JobState) -> str:

@@ -100,6 +100,9 @@ if TYPE_CHECKING:
 #: The number of jobs on a page, unless a request names another.
 LIMIT = 50
 
+#: The characters of states after which an answer with several jobs has no further ones.
+MAX_ANSWER = 4 * 1024 * 1024
+
 #: The parameters of a request for the members of a batch.
 MEMBERS = ("batch", "status", "limit", "cursor")
 
@@ -394,22 +397,27 @@ def show_many(context: JobStates, request: Request) -> Response:
 
 def show_named(context: JobStates, request: Request) -> Response:
     """Respond with the states of several jobs, with null for each unknown or forbidden
-    one.
+    one. If they are large, the answer ends early: the client asks for the others again.
     """
     most = request.registry.jobstate.max_uuids
     uuids = list(dict.fromkeys(request.GET.getall("uuid")))
     if len(uuids) > most:
         return bad_request(f"uuid is given {len(uuids)} times, more than {most}.")
-    jobs = dict(zip(uuids, context.find_many(uuids), strict=True))
-    states = {
-        uuid: visible(context, request, job_state, encode_state)
-        for uuid, job_state in jobs.items()
-    }
+    jobs: dict[str, JobState | None] = {}
+    states: dict[str, str | None] = {}
+    size = 0
+    for uuid, job_state in zip(uuids, context.find_some(uuids), strict=False):
+        if size >= MAX_ANSWER:
+            break
+        jobs[uuid] = job_state
+        states[uuid] = state = visible(context, request, job_state, encode_state)
+        size += 0 if state is None else len(state)
     text = ",".join(f"{encode(k)}:{state or 'null'}" for k, state in states.items())
     return answer_state(
         request,
         f'{{"jobs":{{{text}}}}}',
-        lambda: {u: job if states[u] else None for u, job in jobs.items()},
+        # A stream tells the client to ask for the others, too.
+        lambda: {u: jobs[u] if states.get(u) else None for u in uuids},
     )
 
 

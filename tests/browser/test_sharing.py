@@ -8,6 +8,7 @@ import itertools
 
 from tests.browser.polling import Polling, follow_all
 from tests.pollserver import Answer, held, release, state, success, uuid_of, working
+from tests.support import wait_for
 
 BOTH = ["one", "two"]
 
@@ -45,6 +46,27 @@ def test_jobs_take_turns_where_answers_are_slow(polling: Polling) -> None:
         polling.wait_for_updates(name, 3)
     counts = [len(polling.server.seen(name)) for name in names[::50]]
     assert max(counts) <= 2 * min(counts)
+
+
+def test_jobs_for_which_an_answer_has_no_room(polling: Polling) -> None:
+    """They are asked for at once, before the others have their next turn, and never
+    alone. Once there is room again, requests have an ETag.
+    """
+    names = [uuid_of(n) for n in range(10)]
+    polling.server.room = 3
+    follow_all(polling, names, Answer(body=state(), delay=0.03), pollingPeriod=50)
+    for name in names:
+        polling.wait_for_updates(name, 4)
+    requests = polling.server.requests
+    turns = [request.jobs[:3] for request in requests()]
+    assert [len(request.jobs) for request in requests()[:3]] == [10, 7, 4]
+    assert turns[3][0] == names[9]
+    counts = [sum(name in turn for turn in turns) for name in names]
+    assert max(counts) <= 2 * min(counts)
+    polling.server.room = 1000
+    for name in names:
+        polling.server.answer(name, working('"a"'))
+    wait_for(lambda: requests()[-1].headers.get("if-none-match") == '"a"')
 
 
 def test_requests_of_one_base_url_never_overlap(polling: Polling) -> None:

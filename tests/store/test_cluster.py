@@ -175,6 +175,22 @@ def test_statuses_are_listed_and_counted_on_a_cluster(cluster: Cluster) -> None:
         store.client.close()
 
 
+def test_pages_of_large_jobs_on_a_cluster(cluster_store: JobStore) -> None:
+    """They end early on whatever nodes the jobs are, and have all of them."""
+    metrics = {f"metric_{n}": "x" * 16_000 for n in range(16)}
+    jobs = [put(cluster_store, "working", metrics=metrics) for _ in range(30)]
+    found: list[str] = []
+    sizes = []
+    page = cluster_store.list(limit=200)
+    while page.cursor is not None:
+        sizes.append(len(page.items))
+        found += uuids_of(page.items)
+        page = cluster_store.list(limit=200, cursor=page.cursor)
+    found += uuids_of(page.items)
+    assert found == jobs[::-1]
+    assert len(sizes) >= 1 and max(sizes) <= 20
+
+
 def test_creation_that_is_repeated_lists_the_job(cluster_store: JobStore) -> None:
     """The reply that says where to list it may have been lost."""
     _, run_marathon = make_desk(cluster_store)

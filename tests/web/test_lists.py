@@ -187,6 +187,72 @@ def test_max_uuids_is_a_limit(redis_url: str, app: TestApp, store: JobStore) -> 
             made_config(NOWHERE, settings={"jobstate.max_uuids": value})
 
 
+#: The bytes that an answer may have: 4 MiB, and one job more.
+MOST = 4 * 1024 * 1024 + 300_000
+
+#: The metrics of a large job.
+LARGE = {f"metric_{n}": "x" * 16_000 for n in range(16)}
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    "query",
+    ["", "?all=1", "?kind=RunMarathon", "?members=1", "?all=1&status=error", "?batch="],
+)
+def test_page_of_large_jobs_ends_early(
+    app: TestApp, store: JobStore, query: str
+) -> None:
+    """It has a cursor, and the pages have all jobs, each once."""
+    if query == "?batch=":
+        members = [{"status": "working", "metrics": LARGE}] * 40
+        query = f"?batch={put_batch(store, *members)[0]}"
+    else:
+        options = {"cls": RunMarathon, "status": "error", "metrics": LARGE}
+        jobs = put(store, *["alice"] * 40, **options)[::-1]
+    found: list[str] = []
+    cursor, pages = "", 0
+    while cursor is not None:
+        also = f"{query or '?'}&limit=200{cursor}".replace("?&", "?")
+        user = ADMIN if "all=1" in query else "alice"
+        response = get(app, f"/job_state{also}", user)
+        assert len(response.json["items"]) > 0 and len(response.body) < MOST
+        found += uuids_of(response.json["items"])
+        cursor, pages = response.json["cursor"], pages + 1
+        cursor = cursor and f"&cursor={cursor}"
+    assert (len({*found}), pages) == (len(found), 3) == (40, 3)
+    assert "batch" in query or found == jobs
+
+
+@pytest.mark.system
+def test_answer_about_large_jobs_ends_early(app: TestApp, store: JobStore) -> None:
+    """What it leaves out is neither a state nor null, and is asked for again. The first
+    job is there however large it is. A process that has read small jobs before, and one
+    that has read large ones, find the same.
+    """
+    small = put(store, *["alice"] * 60, cls=RunMarathon)
+    large = put(store, *["alice"] * 20, cls=RunMarathon, metrics=LARGE)
+    huge = put(store, *["alice"] * 2, cls=RunMarathon, params={"x": "x" * 5_000_000})
+    for jobs, sizes in (
+        (small, [60]),
+        (["x", *large, "y"], [18, 4]),
+        (huge, [1, 1]),
+        (large + small, [17, 63]),
+        (small + large, [77, 3]),
+    ):
+        rest, found = jobs, []
+        while rest:
+            query = "&".join(f"uuid={job}" for job in rest)
+            response = get(app, f"/job_state?{query}", "alice")
+            states = response.json["jobs"]
+            assert [*states] == rest[: len(states)] and len(response.body) < MOST
+            assert [job for job in states if states[job] is None] == [
+                job for job in states if job in ("x", "y")
+            ]
+            found.append(len(states))
+            rest = rest[len(states) :]
+        assert found == sizes
+
+
 def test_lists_have_an_etag(app: TestApp, store: JobStore) -> None:
     """A viewer who has the current response gets a 304, until something changes."""
     (job,) = put(store, "alice", cls=RunMarathon)

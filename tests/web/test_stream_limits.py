@@ -324,6 +324,15 @@ def test_first_events_of_many_jobs(pushed: Server, store: JobStore) -> None:
     assert pushed.ask(batch(*uuids), last_event_id=over.events[-1].id).status == 204
 
 
+def test_stream_of_large_jobs_ends_early(pushed: Server, store: JobStore) -> None:
+    """It has those that the answer to a poll has. The page polls for the others."""
+    jobs = [put_large(store, 1_500_000) for _ in range(4)]
+    stream = pushed.open(batch(*jobs))
+    stream.at(3)
+    assert [e.data for e in stream.events if e.name == "gone"] == jobs[3:]
+    assert [*json.loads(pushed.poll(batch(*jobs)).body)["jobs"]] == jobs[:3]
+
+
 def test_chunks_of_a_stopped_reader(pushed: Server, store: JobStore) -> None:
     """Changes that a reader has missed come together, in chunks of at most 64 KiB, of
     which only the last event has an id.
