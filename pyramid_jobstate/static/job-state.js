@@ -222,6 +222,7 @@ class Job {
     this.earliest = 0;
     this.again = false; // the answer in flight will be out of date
     this.alone = false; // missing from a batch: its own URL says why
+    this.peers = []; // the jobs that disappeared together with this one
     this.failures = 0; // in a row
     this.offered = false; // the last answer to a poll offered a stream
     this.feed = null; // takes the place of polls
@@ -596,7 +597,8 @@ class Channel {
       return;
     }
     this.failures = this.pausedUntil = 0;
-    if (reason && !single && reason.status !== 401) {
+    const isRefused = reason && (reason.code === "redirect" || [401, 403].includes(reason.status));
+    if (reason && !single && !isRefused) {
       // An older server, or the request is too large or too long: ask for fewer jobs.
       const { limit } = this;
       this.limit = [400, 413, 414, 431].includes(reason.status) ? Math.ceil(asked.length / 2) : 1;
@@ -622,9 +624,13 @@ class Channel {
       job.rest(job.period, answered);
       if (!unchanged) job.tag = fresh;
     }
+    // Perhaps the viewer has lost a right or a login: one of them is asked.
+    const isNone = body && !single && asked.every(({ uuid, data }) => data && body.jobs[uuid] === null);
     for (const job of over) {
       const data = body && (single ? body : own(body.jobs, job.uuid));
-      if (reason) job.lose(reason);
+      const peers = isRefused ? job.peers.filter(({ alone }) => alone) : [];
+      job.peers = isNone ? asked : [];
+      if (reason) [job, ...peers].forEach((each) => each.lose(reason));
       else if (unchanged) job.confirm();
       else if (isJob(data)) job.receive(data);
       else if (data) job.lose(problem("format", 200, true));

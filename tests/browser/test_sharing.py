@@ -5,6 +5,7 @@ Chromium.
 from __future__ import annotations
 
 import itertools
+import json
 
 from tests.browser.polling import Polling, follow_all
 from tests.pollserver import Answer, held, release, state, success, uuid_of, working
@@ -172,7 +173,7 @@ def test_etag_is_that_of_the_data(polling: Polling) -> None:
 
 def test_batch_that_is_too_large_is_halved(polling: Polling) -> None:
     """Later ones stay smaller. A server without batches is asked for each job."""
-    cases = [(Answer(400), [8, 4, 4]), (Answer(403), [8, *[0] * 16])]
+    cases = [(Answer(400), [8, 4, 4]), (Answer(404), [8, *[0] * 16])]
     for number, (answer, asked) in enumerate(cases):
         names = [uuid_of(100 * number + n) for n in range(8)]
         below = f"/{number}"
@@ -183,6 +184,52 @@ def test_batch_that_is_too_large_is_halved(polling: Polling) -> None:
         sizes = [len(request.jobs) for request in polling.server.requests(below=below)]
         assert sizes[: len(asked)] == asked
         assert max(sizes[1:]) == asked[1]
+
+
+REFUSALS = {
+    "401": (Answer(401), "status", 401),
+    "403": (Answer(403), "status", 403),
+    "redirect": (Answer(302, headers={"Location": "/login"}), "redirect", 0),
+}
+
+
+def test_batch_that_is_refused_ends_its_jobs(polling: Polling) -> None:
+    """Who has lost a right or a login is not asked about each job."""
+    for number, (refusal, code, status) in enumerate(REFUSALS.values()):
+        names = [uuid_of(100 * number + n) for n in range(8)]
+        below = f"/{number}"
+        polling.server.answer_batches(refusal)
+        follow_all(polling, names, working(), baseUrl=below)
+        for name in names:
+            reason = polling.wait(name, "lost")
+            assert (reason["code"], reason["status"]) == (code, status)
+            assert reason["final"] is True
+        polling.wait_for_others()
+        assert len(polling.server.requests(below=below)) == 1
+
+
+def test_jobs_that_disappear_together_are_asked_about_once(polling: Polling) -> None:
+    """If a batch shows none of the jobs that the one before has shown, and the URL of
+    one says that the viewer has lost a right or a login, all are lost. Jobs that are
+    only gone are asked for one by one.
+    """
+    cases = {**REFUSALS, "404": (Answer(404), "status", 404)}
+    for number, (answer, code, status) in enumerate(cases.values()):
+        names = [uuid_of(100 * number + n) for n in range(8)]
+        below = f"/{number}"
+        shown, none = (
+            Answer(body=json.dumps({"jobs": dict.fromkeys(names, each)}))
+            for each in (json.loads(state()), None)
+        )
+        polling.server.answer_batches(shown, none)
+        follow_all(polling, names, answer, baseUrl=below)
+        for name in names:
+            reason = polling.wait(name, "lost")
+            assert (reason["code"], reason["status"]) == (code, status)
+            assert reason["final"] is True
+        polling.wait_for_others()
+        alone = [r for r in polling.server.requests(below=below) if not r.jobs]
+        assert len(alone) == (8 if status == 404 else 1), (code, status)
 
 
 def test_outage_is_told_to_all_jobs_and_asked_about_once(polling: Polling) -> None:
