@@ -6,6 +6,8 @@ import base64
 import functools
 from typing import NamedTuple
 
+from playwright.sync_api import Page
+
 from tests.accessible import RGBA
 from tests.browser.staging import SETTLE, STATES, Stage, answer, data, progress
 from tests.pollserver import Answer
@@ -99,6 +101,40 @@ PIXELS = """async (picture) => {
   return { page: row(0, 0, 1), bars };
 }"""
 
+#: For each text that a page shows below a place: its background, which is its most
+#: frequent colour, and of all others the one that differs most.
+PAINTED = """async ([picture, place]) => {
+  const bytes = Uint8Array.from(atob(picture), (c) => c.charCodeAt(0));
+  const bitmap = await createImageBitmap(new Blob([bytes], { type: "image/png" }));
+  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(bitmap, 0, 0);
+  const scale = bitmap.width / document.documentElement.clientWidth;
+  const range = document.createRange();
+  const seen = {};
+  const walker = document.createTreeWalker(document.querySelector(place), 4);
+  while (walker.nextNode()) {
+    const { currentNode: node } = walker;
+    const { parentElement: around, data } = node;
+    if (!data.trim() || !around.checkVisibility()) continue;
+    if (around.closest(":disabled, job-state")) continue;
+    range.selectNodeContents(node);
+    const [{ x, y, width, height }] = range.getClientRects();
+    const size = [width, height].map((each) => Math.max(1, Math.floor(each * scale)));
+    const from = [x * scale, (y + scrollY) * scale];
+    const { data: all } = context.getImageData(...from, ...size);
+    const counts = new Map();
+    for (let i = 0; i < all.length; i += 4) {
+      const key = all.slice(i, i + 3).join(" ");
+      counts.set(key, (counts.get(key) ?? 0) + 1);
+    }
+    const name = `${around.closest("[class]").className} ${data.trim()}`;
+    const sorted = [...counts].sort((a, b) => b[1] - a[1]);
+    seen[name] = sorted.slice(0, 500).map(([key]) => key);
+  }
+  return seen;
+}"""
+
 Colour = tuple[float, float, float]
 
 
@@ -188,3 +224,14 @@ class Themes(Stage):
             contrasts[key] = min(contrast(front, behind), contrasts.get(key, 21))
         bars = {name: pixels(row) for name, row in seen["bars"].items()}
         return Looks(page, contrasts, bars)
+
+
+def painted(page: Page, place: str) -> dict[str, float]:
+    """The contrasts of the texts below a place, as they are painted."""
+    picture = base64.b64encode(page.screenshot(full_page=True)).decode()
+    found = page.evaluate(PAINTED, [picture, place])
+    contrasts = {}
+    for name, rows in found.items():
+        (behind, *others) = [pixels(f"{row} 255")[0] for row in rows]
+        contrasts[name] = max((contrast(c, behind) for c in others), default=1.0)
+    return contrasts

@@ -8,13 +8,13 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from pyramid_jobstate import JobError, JobStore, Progress
 from pyramid_jobstate.testing import put_job
 from tests.accessible import RGBA, SCHEMES, complaints
-from tests.browser.looks import Colour, contrast, over
-from tests.browser.paged import IS_WIDER, ImportSheet, Pages, fill
+from tests.browser.looks import Colour, contrast, over, painted
+from tests.browser.paged import IS_WIDER, ImportSheet, Pages, fill, serving
 from tests.catalogs import write_catalog
 from tests.jobs import RunMarathon
 from tests.web.paging import TRACEBACK, paged_config
@@ -89,6 +89,15 @@ CHART = (
   ];
 }"""
 )
+
+
+#: Replace our own layout by the style sheet of another.
+WEAR = """(text) => {
+  document.body.className = "";
+  const sheet = new CSSStyleSheet();
+  sheet.replaceSync(text);
+  document.adoptedStyleSheets = [sheet];
+}"""
 
 
 def press(page: Page, *keys: str) -> str:
@@ -366,6 +375,70 @@ def test_contrast_is_enough_in_any_layout(
         }"""
     )
     assert list(complaints(pages.page, node_modules)) == []
+
+
+#: What Pyramid's cookiecutter has around a page: its own colours, beside those that
+#: Bootstrap gives to some elements.
+COOKIECUTTER = """
+  code { padding: 2px 4px; color: #c7254e; background-color: #f9f2f4; }
+  pre { padding: 9.5px; color: #333; background: #f5f5f5; border: 1px solid #ccc; }
+  body { font: 300 14px/1.43 sans-serif; color: #ffffff; background: #bc2131; }
+  h1, h2, h3, p { font-weight: 300; }
+"""
+
+#: Style sheets of layouts.
+SHEETS = {
+    "cookiecutter": COOKIECUTTER,
+    "light": "body { background: #fff; color: #1b1b1a }",
+    "dark": "body { background: #16181d; color: #e6e6e6 }",
+    "grey": "body { background: #8a8a8a; color: #000 }",
+    "dark-scheme": ":root { color-scheme: dark }",
+    "surfaces": "body { --job-state-surface: #333; background: #111; color: #eee }",
+}
+
+
+@pytest.mark.system
+def test_texts_stand_out_in_any_layout(
+    browser: Browser, redis_url: str, store: JobStore, subtests: pytest.Subtests
+) -> None:
+    """Those of a question, of a timeline and of a failure do, too, as they are painted,
+    whatever the layout sets.
+    """
+    fill(store)
+    job = put_job(
+        store,
+        RunMarathon,
+        "error",
+        error=JobError("ValueError", "wrong"),
+        traceback=TRACEBACK,
+    )
+    with (
+        browser.new_context(device_scale_factor=3) as context,
+        serving(context.new_page(), paged_config(redis_url)) as pages,
+    ):
+        page = pages.page
+        page.emulate_media(reduced_motion="reduce")
+
+        def check(name: str, place: str) -> None:
+            found = painted(page, place)
+            assert len(found) >= 3
+            pages.picture(f"pages-{name}")
+            assert {text: c for text, c in found.items() if c < 4.45} == {}
+
+        def wear(sheet: str) -> None:
+            page.evaluate(WEAR, sheet)
+
+        for name, sheet in SHEETS.items():
+            with subtests.test(name):
+                pages.visit(f"/job_state/{job.uuid}")
+                wear(sheet)
+                check(f"{name}-job", ".jobstate")
+                pages.visit()
+                wear(sheet)
+                pages.one("all").check()
+                page.get_by_role("button", name="Delete").click()
+                expect(pages.one("yes")).to_be_visible()
+                check(f"{name}-question", "dialog[open]")
 
 
 #: Where each colour that a layout sets is seen.
