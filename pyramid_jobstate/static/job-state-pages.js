@@ -17,6 +17,7 @@ const LOOK = 10 * 1000; // between two looks for new jobs
 const LOG_LOOK = 2 * 1000; // between two looks for new lines of a log
 const TIMEOUT = 30 * 1000; // until a request that only reads is given up
 const ACT_TIMEOUT = 120 * 1000; // one request may act on a thousand jobs
+const HASTE = 500; // in which nobody reads a question
 const ANSWER = 500; // between two looks for the answer of a worker
 const FRESH = 30 * 1000; // the maximum age of a result that the page shows
 
@@ -31,6 +32,7 @@ const one = (name) => page.querySelector(`[data-jobstate="${name}"]`);
 const actButtons = () => [...page.querySelectorAll("[data-act]")];
 const dialog = one("dialog");
 let isBusy = false; // an act is under way
+let haste; // the timer of the newest question
 let isGone = false; // the browser has left the page
 
 /** The parts around the element of a job, as the server has last sent them. */
@@ -176,10 +178,14 @@ function sendOne(act, url) {
   return send(target, act === "delete" ? "DELETE" : "POST");
 }
 
-/** Keep the dialog open during an act: closing it would not stop the act. */
+/**
+ * Keep the dialog open during an act: closing it would not stop the act. The key that has
+ * opened it does not answer while it is held.
+ */
 function keepOpen() {
   const keep = (event) => {
-    if (isBusy && (event.type === "cancel" || event.key === "Escape")) event.preventDefault();
+    const isEscape = event.type === "cancel" || event.key === "Escape";
+    if (isBusy ? isEscape : event.repeat && event.key === "Enter") event.preventDefault();
   };
   dialog.addEventListener("cancel", keep);
   dialog.addEventListener("keydown", keep);
@@ -215,7 +221,9 @@ async function ask({ verb, name, number = 2, prepare, act, next }) {
   dialog.onclose = () => {
     isLeft = true;
   };
-  yes.onclick = async () => {
+  yes.onclick = async ({ detail }) => {
+    // The end of a double click on the button that asked. That of a key has no detail.
+    if (detail > 1 || (detail && yes.hasAttribute("aria-disabled"))) return;
     isBusy = true;
     yes.hidden = no.hidden = true;
     one("result").focus();
@@ -251,8 +259,14 @@ async function ask({ verb, name, number = 2, prepare, act, next }) {
   if (isLeft) return;
   say("");
   one("question").textContent = text;
-  if (close.hidden) yes.hidden = false;
-  else close.focus();
+  if (!close.hidden) {
+    close.focus();
+    return;
+  }
+  yes.hidden = false;
+  yes.setAttribute("aria-disabled", true);
+  clearTimeout(haste);
+  haste = setTimeout(() => yes.removeAttribute("aria-disabled"), HASTE);
 }
 
 function summarize(name, { done, refused, reasons }) {

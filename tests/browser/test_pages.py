@@ -16,6 +16,7 @@ from pyramid_jobstate.asgi import asgi_app
 from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests import streams
 from tests.browser.paged import ImportSheet, Pages, Runner, fill, serving
+from tests.browser.polling import HOUR
 from tests.browser.sites import protected
 from tests.catalogs import Texts, write_catalog
 from tests.jobs import RunMarathon
@@ -197,6 +198,57 @@ def test_selected_jobs_are_deleted(pages: Pages, store: JobStore) -> None:
     pages.expect_uuids(jobs[0], jobs[4])
     assert len(pages.changes) == 3
     assert store.load(jobs[1]) is None
+
+
+def test_hasty_click_does_not_confirm(pages: Pages, store: JobStore) -> None:
+    """A double click on the button that asks may end on the one that confirms, which
+    takes a single click, half a second after the question at the earliest.
+    """
+    page = pages.page
+    page.clock.install(time=0)
+    (job,) = put(store, "success")
+    pages.visit()
+    page.clock.pause_at(HOUR)
+    pages.one("all").check()
+    button(pages, "Delete").click()
+    expect(pages.one("yes")).to_be_visible()
+    box = pages.one("yes").bounding_box()
+    assert box
+
+    def click() -> None:
+        page.mouse.click(box["x"] + 9, box["y"] + 9)
+
+    click()
+    page.clock.run_for(499)
+    click()
+    page.clock.run_for(1)
+    page.mouse.down(click_count=2)
+    page.mouse.up(click_count=2)
+    expect(pages.one("dialog")).to_be_visible()
+    assert pages.changes == []
+    click()
+    wait_for(lambda: store.load(job) is None)
+
+
+def test_held_key_does_not_answer(pages: Pages, store: JobStore) -> None:
+    """Enter, held on the button that asks, leaves the question to be read. The next
+    press answers it.
+    """
+    put(store, "success")
+    page = pages.page
+    pages.visit()
+    pages.one("all").check()
+    button(pages, "Delete").focus()
+    for _ in range(4):
+        page.keyboard.down("Enter")
+    expect(pages.one("no")).to_be_focused()
+    page.keyboard.up("Enter")
+    page.keyboard.press("Enter")
+    expect(pages.one("dialog")).to_be_hidden()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    pages.expect_said("1 job deleted.")
 
 
 def test_act_is_for_the_jobs_that_it_fits(
