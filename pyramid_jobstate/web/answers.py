@@ -80,12 +80,22 @@ def wants_stream(accept: str) -> bool:
     return bool(quality) and str(name).partition(";")[0].lower() == STREAM
 
 
-def never_keep(request: Request, response: Response) -> None:
-    """Keep caches from showing a page to others, or instead of the JSON of its URL: a
-    response callback.
+#: The headers of a page, unless the application sets them: no cache keeps it, and no
+#: other origin shows it in a frame, where a click may delete a job unseen.
+PAGE_HEADERS = {
+    "Cache-Control": "private, no-store",
+    "Content-Security-Policy": "frame-ancestors 'self'",
+    "X-Frame-Options": "SAMEORIGIN",
+}
+
+
+def protect(request: Request, response: Response) -> None:
+    """Keep a page from caches and frames of others, and apart from the JSON of its URL:
+    a response callback.
     """
     response.vary = dict.fromkeys(("Accept", *(response.vary or ())))
-    response.headers.setdefault("Cache-Control", "private, no-store")
+    for name, value in PAGE_HEADERS.items():
+        response.headers.setdefault(name, value)
 
 
 try:

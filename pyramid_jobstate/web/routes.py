@@ -13,7 +13,7 @@ from zope.interface import Interface
 
 from ..errors import StoreUnavailable
 from ..job import JobState
-from .answers import never_keep, wants_page
+from .answers import protect, wants_page
 from .interfaces import (
     CANCEL,
     CANCEL_ALL,
@@ -222,6 +222,6 @@ class OursPredicate:
             names = CONTAINER_VIEWS if container is context else JOB_VIEWS
             ours = request.view_name in names
         if ours and wants_page(request):
-            request.add_response_callback(never_keep)
+            request.add_response_callback(protect)
             ours = False
         return ours is self.value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyramid.events import NewResponse
 from pyramid.httpexceptions import HTTPForbidden, HTTPNotFound
 from pyramid.request import Request
 from pyramid.response import Response
@@ -70,6 +71,73 @@ def test_page_is_never_kept(paged: TestApp, store: JobStore) -> None:
             assert response.headers["Cache-Control"] == "private, no-store"
             assert response.headers["X-Content-Type-Options"] == "nosniff"
             assert response.headers["Content-Type"] == "text/html; charset=UTF-8"
+
+
+FRAMES = ("Content-Security-Policy", "X-Frame-Options")
+
+
+def test_pages_are_framed_by_their_own_origin_alone(
+    paged: TestApp, store: JobStore
+) -> None:
+    """So are redirects and error pages. JSON has nothing to click."""
+    (job,) = put(store, "alice")
+    seen = set()
+    for path in "", f"/{job}", f"/{UUID}", "/x/y", "?status=x", "?kind=%ff", "?all=1":
+        for user in OPERATOR, "bob":
+            page = browse(paged, f"/job_state{path}", user)
+            policies = [page.headers.get(name) for name in FRAMES]
+            assert policies == ["frame-ancestors 'self'", "SAMEORIGIN"], (path, user)
+            seen.add(page.status_code)
+            script = get(paged, f"/job_state{path}", user)
+            assert not {*script.headers} & {*FRAMES}
+    assert seen == {200, 302, 400, 403, 404}
+    away = browse(paged_app(NOWHERE), f"/job_state/{job}")
+    assert (away.status_code, away.headers[FRAMES[1]]) == (503, "SAMEORIGIN")
+
+
+def test_application_chooses_who_may_frame_pages(
+    redis_url: str, store: JobStore
+) -> None:
+    """What a view, a tween or a subscriber sets stays, and replaces nothing else."""
+    (job,) = put(store, "alice", cls=RunMarathon)
+    own = "default-src 'self'; frame-ancestors https://partner.example"
+
+    def own_page(context: RunMarathon, request: Request) -> Response:
+        return Response("<h1>Mine</h1>", headers={"X-Frame-Options": "DENY"})
+
+    def set_policy(event: Any) -> None:
+        event.response.headers["Content-Security-Policy"] = own
+
+    config = paged_config(redis_url)
+    config.add_view(
+        own_page,
+        context=RunMarathon,
+        route_name="pyramid_jobstate.job",
+        jobstate_page=True,
+    )
+    config.add_tween(f"{__name__}.policy_tween")
+    app = make_app(config)
+    page = browse(app, f"/job_state/{job}")
+    assert [page.headers[name] for name in FRAMES] == [TWEENS, "DENY"]
+    config = paged_config(redis_url)
+    config.add_subscriber(set_policy, NewResponse)
+    page = browse(make_app(config), f"/job_state/{job}")
+    assert [page.headers[name] for name in FRAMES] == [own, "SAMEORIGIN"]
+
+
+#: The policy that a tween sets.
+TWEENS = "default-src 'self'"
+
+
+def policy_tween(handler: Any, registry: Any) -> Any:
+    """A tween that sets a policy for all answers."""
+
+    def answer(request: Request) -> Response:
+        response = handler(request)
+        response.headers["Content-Security-Policy"] = TWEENS
+        return response
+
+    return answer
 
 
 def test_every_answer_varies(paged: TestApp, store: JobStore) -> None:

@@ -14,7 +14,7 @@ from pyramid.security import NO_PERMISSION_REQUIRED
 from pyramid_jinja2 import IJinja2Environment, add_jinja2_renderer
 
 from ...job import JobState
-from ..answers import never_keep, wants_page
+from ..answers import protect, wants_page
 from ..config import at_creation
 from ..interfaces import JOB, LIST, OTHER, IPages
 from ..jobstates import JobStates
@@ -51,7 +51,7 @@ class PagePredicate:
         is_page = wants_page(request)
         if is_page and self.value:
             # Also for pages of the application's own views.
-            request.add_response_callback(never_keep)
+            request.add_response_callback(protect)
         return is_page is self.value
 
 
