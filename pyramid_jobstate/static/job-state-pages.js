@@ -21,6 +21,10 @@ const HASTE = 500; // in which nobody reads a question
 const ANSWER = 500; // between two looks for the answer of a worker
 const FRESH = 30 * 1000; // the maximum age of a result that the page shows
 
+// What `pjobs` shows as an escape, without the tab and the ends of lines.
+const UNSAFE =
+  /[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\u{e0000}-\u{e007f}]/gu;
+
 const MOST_LINES = 2000; // of a log
 const DONE = { cancel: "cancel-done", rerun: "rerun-done", delete: "delete-done" };
 const MEMORY = "job-state-pages"; // the key in sessionStorage
@@ -46,6 +50,7 @@ if (one("acts")) one("acts").hidden = false;
 if (data.groups) prepareGroups();
 else if (page.querySelector("tbody")) prepareRows();
 prepareCopies(page);
+document.addEventListener("copy", copyHarmlessly);
 if (data.url) prepareJob();
 if (data.first) prepareLook();
 keepOpen();
@@ -704,6 +709,29 @@ function make(name, properties, ...children) {
   return node;
 }
 
+/**
+ * A text that does not act on a terminal that it is pasted into: as `pjobs` shows it, but with
+ * its tabs and ends of lines.
+ */
+function harmless(text) {
+  return text.replace(UNSAFE, (character) => {
+    const code = character.codePointAt(0);
+    const [letter, length] = code < 0x100 ? ["x", 2] : code < 0x10000 ? ["u", 4] : ["U", 8];
+    return `\\${letter}${code.toString(16).padStart(length, "0")}`;
+  });
+}
+
+/** Keep what the viewer copies from acting on a terminal. */
+function copyHarmlessly(event) {
+  const selection = getSelection();
+  const text = selection.toString();
+  const copied = harmless(text);
+  // What the application has around the page is its own.
+  if (copied === text || !selection.containsNode(page, true)) return;
+  event.clipboardData.setData("text/plain", copied);
+  event.preventDefault();
+}
+
 /** Show the buttons that copy a part of the page, each the one that it names. */
 function prepareCopies(root) {
   if (!navigator.clipboard) return;
@@ -719,7 +747,7 @@ async function copy(button) {
   const parts = [...source.querySelectorAll("pre")];
   const text = (parts.length ? parts : [source]).map((part) => part.textContent).join("");
   try {
-    await navigator.clipboard.writeText(text);
+    await navigator.clipboard.writeText(harmless(text));
     button.textContent = button.dataset.copied;
   } catch {
     // The browser does not let this page copy.

@@ -655,6 +655,39 @@ def test_traceback_is_read_and_copied(pages: Pages, store: JobStore) -> None:
     expect(notice).to_be_hidden()
 
 
+#: What ends a paste in a terminal, and acts on it; and how it is copied.
+ACTING = "a\tb\x1b[201~\x07\x7f\x9b2J\nrm -rf ~\n\u202ecba \u200d\U000e0041\n"
+TAMED = "a\tb\\x1b[201~\\x07\\x7f\\x9b2J\nrm -rf ~\n\\u202ecba \u200d\\U000e0041\n"
+
+
+def test_copies_are_harmless_in_a_terminal(pages: Pages, store: JobStore) -> None:
+    """What may act on one is copied as `pjobs` shows it: by the button, and by the
+    viewer's own keys. Tabs, ends of lines and all else are copied as they are.
+    """
+    error = JobError("ValueError", "wrong")
+    job = put_job(store, RunMarathon, "error", error=error, traceback=ACTING).uuid
+    page = pages.page
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    pages.visit(f"/job_state/{job}")
+    button(pages, "Copy the traceback").click()
+    expect(button(pages, "Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == TAMED
+    select = "(node) => getSelection().selectAllChildren(node)"
+    for place, text in ("pre", TAMED), ("h1", "Run marathon"):
+        page.locator(place).evaluate(select)
+        page.keyboard.press("ControlOrMeta+c")
+        copied = page.evaluate("navigator.clipboard.readText()")
+        assert copied.rstrip("\n") == text.rstrip("\n")
+    # With what the layout has around the page.
+    page.evaluate("document.body.prepend('Shop')")
+    for key in "ac":
+        page.keyboard.press(f"ControlOrMeta+{key}")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith("Shop")
+    assert r"b\x1b[201~\x07" in copied
+    expect(page.locator("pre")).to_have_text(ACTING, use_inner_text=True)
+
+
 # Beside them
 
 
