@@ -591,9 +591,10 @@ class Channel {
     this.asked = [];
     const { body, reason, unchanged, headers } = answer;
     if (reason && reason.code === "aborted") return;
+    const peers = asked.flatMap((job) => job.peers.filter(({ alone }) => alone));
     if (reason && !reason.final) {
       const isOther = (job) => !isAlone && !job.feed && !asked.includes(job);
-      this.backOff(asked, this.awake.filter(isOther), answer, now);
+      this.backOff([...new Set([...asked, ...peers])], this.awake.filter(isOther), answer, now);
       return;
     }
     this.failures = this.pausedUntil = 0;
@@ -624,13 +625,13 @@ class Channel {
       job.rest(job.period, answered);
       if (!unchanged) job.tag = fresh;
     }
+    if (isRefused) peers.forEach((job) => job.lose(reason));
     // Perhaps the viewer has lost a right or a login: one of them is asked.
     const isNone = body && !single && asked.every(({ uuid, data }) => data && body.jobs[uuid] === null);
     for (const job of over) {
       const data = body && (single ? body : own(body.jobs, job.uuid));
-      const peers = isRefused ? job.peers.filter(({ alone }) => alone) : [];
       job.peers = isNone ? asked : [];
-      if (reason) [job, ...peers].forEach((each) => each.lose(reason));
+      if (reason) job.lose(reason);
       else if (unchanged) job.confirm();
       else if (isJob(data)) job.receive(data);
       else if (data) job.lose(problem("format", 200, true));

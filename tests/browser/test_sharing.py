@@ -8,7 +8,16 @@ import itertools
 import json
 
 from tests.browser.polling import Polling, follow_all
-from tests.pollserver import Answer, held, release, state, success, uuid_of, working
+from tests.pollserver import (
+    Answer,
+    Request,
+    held,
+    release,
+    state,
+    success,
+    uuid_of,
+    working,
+)
 from tests.support import wait_for
 
 BOTH = ["one", "two"]
@@ -18,6 +27,19 @@ def null(polling: Polling, name: str, *answers: Answer) -> None:
     """Have requests for several jobs leave one out, which its own URL answers."""
     polling.server.answer(name, *answers)
     polling.server.nulls.add(name)
+
+
+def shown_and_gone(names: list[str]) -> list[Answer]:
+    """The answers of batches that show all jobs, and then none."""
+    return [
+        Answer(body=json.dumps({"jobs": dict.fromkeys(names, each)}))
+        for each in (json.loads(state()), None)
+    ]
+
+
+def alone_requests(polling: Polling, below: str = "/job_state") -> list[Request]:
+    """The requests for one job so far."""
+    return [r for r in polling.server.requests(below=below) if not r.jobs]
 
 
 # Together
@@ -135,6 +157,23 @@ def test_null_in_a_batch_is_asked_about_alone(polling: Polling) -> None:
     assert polling.told("one", "lost") == []
 
 
+def test_outage_after_which_a_batch_is_empty_is_asked_about_once(
+    polling: Polling,
+) -> None:
+    """If a batch shows none of the jobs that the one before has shown, and that of one
+    cannot be answered, all wait for the same pause.
+    """
+    names = [uuid_of(n) for n in range(8)]
+    polling.server.answer_batches(*shown_and_gone(names))
+    follow_all(polling, names, Answer(500), pollingPeriod=300)
+    for name in names:
+        assert polling.wait(name, "lost")["final"] is False
+    assert len(alone_requests(polling)) < 4
+    for name in names:
+        polling.server.answer(name, success())
+    polling.wait_for_all("success", len(names))
+
+
 # Data that has not changed
 
 
@@ -217,18 +256,14 @@ def test_jobs_that_disappear_together_are_asked_about_once(polling: Polling) -> 
     for number, (answer, code, status) in enumerate(cases.values()):
         names = [uuid_of(100 * number + n) for n in range(8)]
         below = f"/{number}"
-        shown, none = (
-            Answer(body=json.dumps({"jobs": dict.fromkeys(names, each)}))
-            for each in (json.loads(state()), None)
-        )
-        polling.server.answer_batches(shown, none)
+        polling.server.answer_batches(*shown_and_gone(names))
         follow_all(polling, names, answer, baseUrl=below)
         for name in names:
             reason = polling.wait(name, "lost")
             assert (reason["code"], reason["status"]) == (code, status)
             assert reason["final"] is True
         polling.wait_for_others()
-        alone = [r for r in polling.server.requests(below=below) if not r.jobs]
+        alone = alone_requests(polling, below)
         assert len(alone) == (8 if status == 404 else 1), (code, status)
 
 
