@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from pyramid_jobstate import JobStateMiddleware, JobStore, Whereabouts
+from pyramid_jobstate.testing import pass_time
 from tests.jobs import make_broker
 from tests.processes import Process
 from tests.support import frozen_process, load_job, wait_for
@@ -133,3 +134,22 @@ def test_worker_that_died_does_not_answer(sender: Sender) -> None:
     time.sleep(1.5)
     where = sender.store.where(uuid)
     assert where is not None and where.taken_at is None
+
+
+@pytest.mark.parametrize(
+    "rounds",
+    [10, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(400)])],
+)
+def test_answers_freeze_no_worker(sender: Sender, rounds: int) -> None:
+    """Its threads begin and end meanwhile, and the garbage collector comes between."""
+    sender.start(threads=16)
+    uuids = [sender.send("keep_the_collector_busy")]
+    sender.pid(uuids[0])
+    uuids += [sender.send() for _ in range(15)]
+    for uuid in uuids:
+        sender.pid(uuid)
+    for _ in range(rounds):
+        assert all(map(sender.store.ask_where, uuids))
+        for uuid in uuids:
+            sender.answer(uuid)
+        pass_time(sender.store, 1)

@@ -45,7 +45,7 @@ from tests.jobs import (
 )
 from tests.relay import Relay
 from tests.running import running
-from tests.support import key_of, wait_for, write
+from tests.support import in_child, key_of, wait_for, write
 from tests.webapp import make_alias
 
 
@@ -310,6 +310,31 @@ def test_greenlets_say_where_they_are(redis_url: str) -> None:
     first.switch()
     second.switch()
     broker.emit_after("worker_shutdown", None)
+
+
+def test_refused_question_leaves_the_garbage_collector_on(redis_url: str) -> None:
+    """An audit hook of the application may forbid it."""
+
+    def ask() -> str:
+        broker = InCallerBroker([JobStateMiddleware(url=redis_url, interval=0.01)])
+        refused = threading.Event()
+
+        def refuse(event: str, arguments: Any) -> None:
+            if event == "sys._current_frames":
+                refused.set()
+                raise PermissionError
+
+        @job_actor(broker=broker)
+        def run_marathon(*, job_state: JobState) -> None:
+            assert store_of(broker).ask_where(job_state.uuid)
+            assert refused.wait(20)
+            wait_for(gc.isenabled)
+
+        sys.addaudithook(refuse)
+        run_marathon.send()
+        return str(gc.isenabled())
+
+    assert in_child(ask) == "True"
 
 
 def test_job_inside_a_job(redis_url: str) -> None:
