@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import types
+import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from dramatiq.errors import Retry
@@ -57,6 +58,8 @@ class CurrentJob:
       message: The message. Its id is the job's uuid.
       tracked: The actor's function, or None if the actor is not tracked.
       frame: The frame of the broker's call that processes the message.
+      greenlet: Returns the greenlet of that call while it lives, or None if the
+        process has none.
       outer: The JobState that was current before.
       handled: The exception that was being handled before, if any.
       unsaved: The recorder's entry for the run, or None before a run begins.
@@ -75,6 +78,7 @@ class CurrentJob:
     message: MessageProxy
     tracked: Tracked | None
     frame: types.FrameType
+    greenlet: weakref.ref[Any] | None
     outer: JobState | None
     handled: BaseException | None
     unsaved: Unsaved | None = None
@@ -167,9 +171,8 @@ class ThreadState(threading.local):
 
     def enter(self, message: MessageProxy, tracked: Tracked | None) -> CurrentJob:
         """Start processing a message."""
-        job = CurrentJob(
-            message, tracked, _broker(), current_state.get(), sys.exception()
-        )
+        outer, handled = current_state.get(), sys.exception()
+        job = CurrentJob(message, tracked, _broker(), _greenlet(), outer, handled)
         self.jobs.append(job)
         current_state.set(None)
         return job
@@ -238,6 +241,14 @@ def _broker() -> types.FrameType:
     ):
         frame = frame.f_back
     return frame
+
+
+def _greenlet() -> weakref.ref[Any] | None:
+    """Return what refers to the greenlet of the caller, or None if none was made."""
+    module = sys.modules.get("greenlet")
+    # Another thread may be importing it.
+    getcurrent = getattr(module, "getcurrent", None)
+    return None if getcurrent is None else weakref.ref(getcurrent())
 
 
 def skip(message: MessageProxy) -> NoReturn:

@@ -172,10 +172,11 @@ def _places_in(job: CurrentJob) -> tuple[int | None, list[Place]] | None:
                 return ident, places
         # It has returned from a call meanwhile.
     # A greenlet that waits is in no thread's stack. That of gevent names its thread.
-    for each in _greenlets():
-        if places := _places_from(each.gr_frame, job.frame):
-            return id(each), places
-    return None
+    greenlet = None if job.greenlet is None else job.greenlet()
+    if greenlet is None:
+        return None
+    places = _places_from(greenlet.gr_frame, job.frame)
+    return (id(greenlet), places) if places else None
 
 
 def _frames() -> dict[int, types.FrameType]:
@@ -192,16 +193,6 @@ def _frames() -> dict[int, types.FrameType]:
         if was_on:
             gc.enable()
         raise
-
-
-def _greenlets() -> list[Any]:
-    """Return the greenlets of this process."""
-    module = sys.modules.get("greenlet")
-    if module is None:
-        return []
-    return [
-        each for each in gc.get_objects() if issubclass(type(each), module.greenlet)
-    ]
 
 
 def _places_from(
