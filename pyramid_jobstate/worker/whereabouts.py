@@ -26,6 +26,9 @@ log = logging.getLogger("pyramid_jobstate")
 #: The bytes that are kept of a stack: its innermost frames.
 MAX_STACK = 64 * 1024
 
+#: The characters that are kept of a thread's name.
+MAX_NAME = 200
+
 #: The seconds that an event loop may take to run what it is given.
 LOOP_SECONDS = 0.5
 
@@ -157,7 +160,7 @@ def read_stack(
     # Names may have been made of file names that are not UTF-8.
     name, text = (
         each.encode("utf-8", "replace")
-        for each in (names.get(ident, ""), "".join(shown.format()))
+        for each in (names.get(ident, "")[:MAX_NAME], "".join(shown.format()))
     )
     return name.decode(), text[-MAX_STACK:].decode("utf-8", "ignore")
 

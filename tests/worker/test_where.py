@@ -439,6 +439,19 @@ def test_source_and_names_may_be_anything(redis_url: str, store: JobStore) -> No
         gate.open()
 
 
+def test_name_of_a_thread_is_cut(redis_url: str, store: JobStore) -> None:
+    """Its first 200 characters are kept."""
+    with running(redis_url) as runs:
+        run = runs.start()
+        name = "ü" * 199 + "<d>"
+
+        def call_it(job_state: JobState) -> None:
+            threading.current_thread().name = name * 1000
+
+        run.do(call_it)
+        assert asked(store, run.uuid).thread == name[:200]
+
+
 @pytest.mark.parametrize("namespace", ["jobstate", "{jobstate}"])
 def test_job_is_asked_on_a_cluster(redis_url: str, namespace: str) -> None:
     """The request may be announced in another slot."""
