@@ -37,7 +37,7 @@ from .lists import (
     list_page,
     resolved,
 )
-from .looks import FollowedJobs, Looks, Unended
+from .looks import FollowedJobs, Looks, Queue, Unended
 from .reader import Failures, LogLine
 from .records import Records
 from .scripts import Lives, millis
@@ -86,6 +86,7 @@ class JobStore:
         self.stalled_after = positive("stalled_after", stalled_after)
         lives = Lives(*map(millis, (active_expire_in, expire_in, stalled_after)))
         self._records = Records(self.client, namespace, lives)
+        self._queue = Queue(shares=not isinstance(self.client, RedisCluster))
 
     def replace(self, **options: Any) -> JobStore:
         """Return a store on the same server with some options replaced.
@@ -169,9 +170,9 @@ class JobStore:
 
         It asks for all jobs that have not ended in one round trip, ten times a second
         while something changes and once a second while nothing does. While the store is
-        away, it asks again. In asyncio, a thread asks. An end that it has seen counts,
-        even if the job runs again. After an error about one job, the next item is that
-        of another.
+        away, it asks again. In asyncio, one thread asks for all tasks in turn. An end
+        that it has seen counts, even if the job runs again. After an error about one
+        job, the next item is that of another.
 
         Parameters:
           uuids: The jobs. `await` returns the ended job, or a list of several in the
@@ -206,7 +207,10 @@ class JobStore:
                 check_seconds(name, seconds)
         unended = Unended(uuids, self.stalled_after, stalled)
         looks = Looks(
-            lambda: self.load_many([*unended.jobs]), timeout, overdue=unended.overdue
+            lambda: self.load_many([*unended.jobs]),
+            timeout,
+            overdue=unended.overdue,
+            queue=self._queue,
         )
         return FollowedJobs(uuids, unended, looks)
 

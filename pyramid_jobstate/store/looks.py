@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import math
+import os
 import threading
 import time
 from collections import deque
@@ -16,8 +18,8 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
+from concurrent.futures import Future
+from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from redis.exceptions import RedisError
@@ -34,6 +36,104 @@ BUSY, CALM = 0.1, 1.0
 #: Seconds that an answer may take after the deadline, in asyncio.
 GRACE = 1.0
 
+#: Seconds after which a look holds up no others, in asyncio.
+STUCK = 3.0
+
+
+class Entry(NamedTuple):
+    """A look that somebody waits for.
+
+    Attributes:
+      pid: The process that added it.
+      answer: Gets what the store answers.
+      looks: What looks.
+      context: The context of the task.
+    """
+
+    pid: int
+    answer: Future[Any]
+    looks: Looks[Any]
+    context: contextvars.Context
+
+
+class Queue:
+    """The looks of asyncio at a store: a thread takes one after the other. Those of the
+    loop would make others wait, and the loop waits for them when it closes.
+
+    Parameters:
+      shares: Whether a look that finds the store away answers for those that wait. On a
+        Cluster, only some of the nodes may be away.
+    """
+
+    def __init__(self, *, shares: bool = True) -> None:
+        self._shares = shares
+        #: A forked process has them, too, but not the thread. It could find a lock
+        #: locked, so there is none.
+        self._waiting: deque[Entry] = deque()
+        self._thread: threading.Thread | None = None
+        #: When a look began last.
+        self._began = 0.0
+
+    def add(self, looks: Looks[T]) -> Future[T | None]:
+        """Have an answer looked for, once :meth:`start` was called."""
+        answer: Future[T | None] = Future()
+        context = contextvars.copy_context()
+        self._waiting.append(Entry(os.getpid(), answer, looks, context))
+        return answer
+
+    def start(self) -> None:
+        """Start a thread if none looks, or if its look takes long."""
+        thread, now = self._thread, time.monotonic()
+        if thread and thread.is_alive() and now - self._began < STUCK:
+            return
+        # Another loop may start a thread meanwhile, which does no harm.
+        self._began = now
+        thread = self._thread = threading.Thread(
+            target=self._run, name="jobstate-looks", daemon=True
+        )
+        # The process may start no more threads now.
+        with contextlib.suppress(RuntimeError):
+            thread.start()
+
+    def _run(self) -> None:
+        self._look_at_all()
+        # What is added from now on starts another thread.
+        self._thread = None
+        self._look_at_all()
+
+    def _look_at_all(self) -> None:
+        while (entry := self._take()) is not None:
+            self._look(entry)
+
+    def _take(self) -> Entry | None:
+        """Return the next look for which somebody of this process still waits."""
+        while self._waiting:
+            with contextlib.suppress(IndexError):
+                entry = self._waiting.popleft()
+                is_ours = entry.pid == os.getpid()
+                if is_ours and entry.answer.set_running_or_notify_cancel():
+                    return entry
+        return None
+
+    def _look(self, entry: Entry) -> None:
+        _, answer, looks, context = entry
+        self._began = time.monotonic()
+        try:
+            found = context.run(looks.look)
+        except BaseException as e:
+            answer.set_exception(e)
+            # It has this frame.
+            del entry, answer, looks
+            return
+        # Whoever gets the answer may look again at once.
+        error, cost = looks.error, looks.cost
+        answer.set_result(found)
+        if error is not None and self._shares:
+            for _ in range(len(self._waiting)):
+                if (other := self._take()) is not None:
+                    other.looks.note(error, cost)
+                    other.answer.set_result(None)
+
 
 class Looks(Generic[T]):
     """The answers of a store that is asked again and again: an iterator and an async
@@ -44,10 +144,12 @@ class Looks(Generic[T]):
       timeout: Seconds between the first look and the last, or None.
       pause: Seconds between two looks. After one that takes longer, as long as that.
       overdue: Returns what has not happened in time, as the beginning of a sentence.
+      queue: The looks of asyncio at the store.
 
     Attributes:
       pause: As the parameter.
       error: Why the store is away, or None.
+      cost: Seconds that the last look took, or None before the first.
       away_since: Since when, in seconds of `time.monotonic()`.
     """
 
@@ -59,15 +161,16 @@ class Looks(Generic[T]):
         timeout: float | None = None,
         pause: float = BUSY,
         overdue: Callable[[], str] = lambda: "The store has not answered",
+        queue: Queue | None = None,
     ) -> None:
         self.pause = pause
         self.error: RedisError | None = None
+        self.cost: float | None = None
         self._ask = ask
         self._timeout = timeout
         self._overdue = overdue
+        self._queue = queue or Queue()
         self._deadline: float | None = None
-        #: Seconds that the last look took, or None before the first.
-        self._cost: float | None = None
         #: Until when the last answer tells what has happened.
         self._known_until = 0.0
 
@@ -77,33 +180,35 @@ class Looks(Generic[T]):
     def __next__(self) -> T | None:
         if pause := self._next_pause():
             time.sleep(pause)
-        return self._answer(time.monotonic(), self._look())
+        return self._answer(time.monotonic(), self.look())
 
     def __aiter__(self) -> Looks[T]:
         return self
 
     async def __anext__(self) -> T | None:
         await asyncio.sleep(self._next_pause())
-        # A thread of its own: those of the loop would make others wait, and the loop
-        # waits for them when it closes.
-        pool = ThreadPoolExecutor(1)
-        look = contextvars.copy_context().run
-        loop = asyncio.get_running_loop()
         began = time.monotonic()
-        left = None
+        last = math.inf
         if self._deadline is not None:
-            left = max(0, self._deadline - began) + GRACE
+            last = max(began, self._deadline) + GRACE
+        answer = asyncio.wrap_future(self._queue.add(self))
         try:
-            answer = loop.run_in_executor(pool, look, self._look)
-            return self._answer(began, await asyncio.wait_for(answer, left))
-        except TimeoutError as e:
-            raise self._late() from self.error or e
+            while not answer.done():
+                self._queue.start()
+                left = last - time.monotonic()
+                if left <= 0:
+                    raise self._late() from self.error
+                await asyncio.wait([answer], timeout=min(left, CALM))
+            return self._answer(began, answer.result())
         finally:
-            pool.shutdown(wait=False)
+            if not answer.cancel() and not answer.cancelled():
+                # It may fail as the task is cancelled. Nobody else asks why.
+                answer.exception()
 
-    def _look(self) -> T | None:
-        # Only this much may change here: in asyncio, the task that waits for the answer
-        # may have been cancelled.
+    def look(self) -> T | None:
+        """Return the answer of the store, or None if it is away."""
+        # Only what `note` changes may change here: in asyncio, the task that waits for
+        # the answer may have been cancelled.
         began = time.monotonic()
         answer, error = None, None
         try:
@@ -112,11 +217,14 @@ class Looks(Generic[T]):
             if not passes(e):
                 raise
             error = e
-        now = time.monotonic()
-        if self.error is None:
-            self.away_since = now
-        self.error, self._cost = error, now - began
+        self.note(error, time.monotonic() - began)
         return answer
+
+    def note(self, error: RedisError | None, cost: float | None) -> None:
+        """Note whether the store is away, and for how long somebody looked."""
+        if self.error is None:
+            self.away_since = time.monotonic()
+        self.error, self.cost = error, cost
 
     def _answer(self, began: float, answer: T | None) -> T | None:
         """Note until when an answer tells what has happened, and return it."""
@@ -134,11 +242,11 @@ class Looks(Generic[T]):
         if job_state is not None:
             job_state.raise_if_cancelled()
         now = time.monotonic()
-        if self._cost is None:
+        if self.cost is None:
             if self._timeout is not None:
                 self._deadline = now + self._timeout
             return 0
-        pause = max(self.pause, self._cost)
+        pause = max(self.pause, self.cost)
         if self._deadline is None:
             return pause
         if self._known_until >= self._deadline:

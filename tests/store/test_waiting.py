@@ -23,7 +23,7 @@ from pyramid_jobstate.testing import put_batch
 from tests.faulty import FaultyProxy
 from tests.operated import Course, Pauses, steps
 from tests.store.jobs import make_desk, put
-from tests.support import UUID, frozen, key_of, load_job, wait_for, write
+from tests.support import UUID, frozen, in_child, key_of, load_job, wait_for, write
 from tests.trips import counting_trips
 from tests.webapp import make_alias
 
@@ -60,6 +60,12 @@ def later(seconds: float, act: Callable[[], object]) -> threading.Timer:
     timer = threading.Timer(seconds, act)
     timer.start()
     return timer
+
+
+async def last(jobs: Any) -> JobState:
+    """Return the end of a job that is followed."""
+    found: JobState = await jobs
+    return found
 
 
 def statuses(jobs: Any) -> list[str]:
@@ -622,7 +628,7 @@ def test_looks_leave_the_threads_of_the_loop(
     store: JobStore, proxy: FaultyProxy
 ) -> None:
     """Many looks at a store that does not answer hold up neither each other nor what
-    else the loop has threads for.
+    else the loop has threads for. Each wait says that the store is away.
     """
     uuid = put(store, "working")
     own = JobStore(proxy.url)
@@ -632,8 +638,9 @@ def test_looks_leave_the_threads_of_the_loop(
         began = time.monotonic()
 
         async def follow() -> None:
-            with pytest.raises(TimeoutError):
-                await own.follow(uuid, timeout=0.5)
+            with pytest.raises(TimeoutError) as e:
+                await own.follow(uuid, timeout=1)
+            assert isinstance(e.value.__cause__, redis.TimeoutError)
 
         waits = asyncio.gather(*[follow() for _ in range(40)])
         await asyncio.sleep(0.05)
@@ -645,6 +652,107 @@ def test_looks_leave_the_threads_of_the_loop(
     foreign, all_waits = asyncio.run(work())
     assert foreign < 0.5
     assert all_waits < 3
+
+
+def test_one_thread_looks_for_all_tasks(store: JobStore, proxy: FaultyProxy) -> None:
+    """There are no more if the store does not answer for a while."""
+    uuids = [put(store, "working") for _ in range(200)]
+    own = JobStore(proxy.url)
+    fault, before = "pass", threading.active_count()
+    numbers: list[int] = []
+
+    def judge(request: bytes) -> str:
+        numbers.append(threading.active_count())
+        return fault
+
+    async def work() -> None:
+        nonlocal fault
+        waits = asyncio.gather(*map(own.follow, uuids))
+        await asyncio.sleep(0.2)
+        fault = "late"
+        await asyncio.sleep(0.2)
+        finish(store, *uuids)
+        fault = "pass"
+        assert statuses(await waits) == ["success"] * 200
+
+    proxy.judge = judge
+    asyncio.run(work())
+    # The proxy has some, too.
+    assert max(numbers) - before < 10
+
+
+def test_wait_outlasts_a_lack_of_threads(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks as soon as the process may start a thread again."""
+    uuid = put(store, "success")
+    start = threading.Thread.start
+    tried: list[threading.Thread] = []
+
+    def refuse(thread: threading.Thread) -> None:
+        tried.append(thread)
+        if len(tried) < 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    async def work() -> JobState:
+        return await store.follow(uuid)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert asyncio.run(work()).is_success
+    assert len(tried) == 3
+
+
+def test_hung_look_holds_up_others_for_seconds(
+    store: JobStore, proxy: FaultyProxy
+) -> None:
+    """A connection may die without a word. Then another thread looks."""
+    uuid, other = put(store, "working"), put(store, "success")
+    own = JobStore(redis.Redis.from_url(proxy.url, socket_timeout=None))
+    hangs, over = threading.Event(), threading.Event()
+
+    def judge(request: bytes) -> str:
+        if uuid.encode() in request:
+            hangs.set()
+            over.wait(30)
+        return "pass"
+
+    async def work() -> JobState:
+        hung = asyncio.ensure_future(last(own.follow(uuid, timeout=None)))
+        assert await asyncio.to_thread(hangs.wait, 20)
+        found = await last(own.follow(other, timeout=None))
+        finish(store, uuid)
+        over.set()
+        assert (await hung).is_success
+        return found
+
+    proxy.judge = judge
+    began = time.monotonic()
+    assert asyncio.run(asyncio.wait_for(work(), 25)).is_success
+    assert time.monotonic() - began < 10
+
+
+def test_fork_takes_no_looks_along(store: JobStore) -> None:
+    """A child process waits for jobs of its own while its parent does."""
+    uuid, other = put(store, "working"), put(store, "success")
+
+    def wait() -> str:
+        return asyncio.run(last(store.follow(other))).status
+
+    async def work() -> tuple[str, JobState]:
+        wait = asyncio.create_task(last(store.follow(uuid)))
+        await asyncio.sleep(0.15)
+        said = in_child(in_thread)
+        finish(store, uuid)
+        return said, await wait
+
+    def in_thread() -> str:
+        # A loop runs in this one.
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            return pool.submit(wait).result()
+
+    said, job = asyncio.run(work())
+    assert (said, job.status) == ("success", "success")
 
 
 def test_hung_client_does_not_hold_the_loop(server: EmbeddedServer) -> None:
