@@ -549,7 +549,10 @@ def test_info_says_how_late_jobs_are(pjobs: Operator, store: JobStore) -> None:
     """Of all kinds and of each, if that is a second or more."""
     put(store, "retrying", delay=10, error=JobError("E", "x"))
     put(store, "queued", cls=Stroll)
-    assert "waits" not in "".join(pjobs().printed())
+    shown = "".join(pjobs().printed())
+    (found,) = map(json.loads, pjobs("--json").out)
+    # A busy machine may have taken longer.
+    assert "waits" not in shown or found["oldest_wait"] >= 1
     pass_time(store, 130)
     put(store, "queued", cls=Stroll)
     head, *lines = pjobs().printed()

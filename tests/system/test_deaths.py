@@ -125,6 +125,8 @@ class Scene(World):
       messages: The messages of those jobs.
       running: The jobs that run.
       ends: The job of each run that has ended, in order.
+      left_failed: The jobs that somebody has begun to run again who died, or could not
+        say that their messages had left.
     """
 
     def __init__(self, seed: int, url: str, broker: StubBroker, config: Any) -> None:
@@ -140,6 +142,7 @@ class Scene(World):
         self.messages: dict[str, Message[Any]] = {}
         self.running: set[str] = set()
         self.ends: list[str] = []
+        self.left_failed: set[str] = set()
 
     def deliver(self) -> Message[Any] | None:
         """Return a message for a worker, or None if no message waits."""
@@ -191,9 +194,17 @@ class Scene(World):
         """Run a job again that has failed."""
         with aside():
             failed = [u for u in sorted(self.sent) if self.status(u) == "error"]
-        if failed:
-            with contextlib.suppress(NotRepeatable, RedisError):
-                rerun(self.store, self.broker, self.rng.choice(failed))
+        if not failed:
+            return
+        uuid = self.rng.choice(failed)
+        try:
+            rerun(self.store, self.broker, uuid)
+        except NotRepeatable:
+            pass
+        except (RedisError, Killed) as e:
+            self.left_failed.add(uuid)
+            if isinstance(e, Killed):
+                raise
 
     def put_back(self) -> None:
         """Put the message of a job that has run back in the queue."""
@@ -305,11 +316,15 @@ def check_key(scene: Key) -> None:
         if not press.is_certain:
             continue
         # What has committed was sent, or is the job of somebody whose message was, or
-        # says that it could not be sent.
-        job = load_job(scene.store, press.uuid)
-        never = scene.status(scene.name(press.uuid)) == "sending"
-        has_run = scene.name(press.uuid) in scene.ends[press.at :]
-        assert has_run or job.error == NOT_SENT or never, job.status
+        # says that it could not be sent: a job that was about to run again, by its
+        # failure.
+        job, name = load_job(scene.store, press.uuid), scene.name(press.uuid)
+        never = scene.status(name) == "sending"
+        has_run = name in scene.ends[press.at :]
+        says_why = job.error == NOT_SENT or (
+            job.status == "error" and name in scene.left_failed
+        )
+        assert has_run or says_why or never, job.status
         assert job.is_finished or never, job.status
     # The key is free.
     scene.start(scene.press)
