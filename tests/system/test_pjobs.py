@@ -67,7 +67,8 @@ JQ = "import json, sys\nfor line in sys.stdin: print(json.loads(line)['status'])
 TIMES = (
     (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d", "DATE"),
     (r"\d\d:\d\d:\d\d", "TIME"),
-    (r"\b\d+ s\b", "SPAN"),
+    # On a busy machine it takes minutes.
+    (r"\b(\d+ min )?\d+ s\b|\b\d+ min\b", "SPAN"),
     # A worker that starts before its first actor of ours is not listed.
     (r"(?m)^(\S+:\d+ )?Thread-\d+ \d+ MB$", "WORKER"),
 )
