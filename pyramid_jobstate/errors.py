@@ -72,12 +72,15 @@ class BatchCancelled(NotRepeatable):
 
 
 class StoreUnavailable(Exception):
-    """Raised in a web request when the store does not answer.
+    """Raised in a web request when the store does not answer, or when all connections
+    to it stay in use. The text says which.
 
     Attributes:
       container: The JobStates that queried the store.
     """
 
-    def __init__(self, container: object) -> None:
-        super().__init__("The job state store does not answer.")
+    def __init__(
+        self, container: object, text: str = "The job state store does not answer."
+    ) -> None:
+        super().__init__(text)
         self.container = container

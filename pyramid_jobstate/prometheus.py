@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from redis.exceptions import RedisError
 
 from .job import STATUSES
-from .store import JobStore
+from .store import ConnectionsInUse, JobStore
 
 try:
     from prometheus_client.metrics_core import GaugeMetricFamily
@@ -54,7 +54,8 @@ class JobStateCollector:
     """Collects the metrics of a store each time that its registry is asked for them.
 
     All are gauges: the number of ended jobs falls as their records expire. While the
-    store is away, ``jobstate_up`` is 0, and no other metric has a value.
+    store is away, ``jobstate_up`` is 0, and no other metric has a value. While all
+    connections to it are in use, none has.
 
     Parameters:
       store: The store.
@@ -73,6 +74,8 @@ class JobStateCollector:
         """Return the metrics, which are at most a second old."""
         try:
             found = self._read()
+        except ConnectionsInUse:
+            found = _families()
         except RedisError:
             found = _families()
             found["jobstate_up"].add_metric([], 0)

@@ -87,6 +87,18 @@ def frozen(server: EmbeddedServer) -> contextlib.AbstractContextManager[None]:
     return frozen_process(server.pid)
 
 
+@contextlib.contextmanager
+def crowded(store: JobStore) -> Iterator[None]:
+    """Keep all connections of a store's client in use."""
+    pool: Any = store.client.connection_pool  # type: ignore[union-attr]
+    taken = [pool.get_connection() for _ in range(pool.max_connections)]
+    try:
+        yield
+    finally:
+        for connection in taken:
+            pool.release(connection)
+
+
 def in_child(act: Callable[[], str]) -> str:
     """Return what a function returns in a forked child."""
     ours, theirs = multiprocessing.get_context("fork").Pipe(duplex=False)

@@ -19,6 +19,7 @@ from ..job import JobState
 from ..store import (
     HOPELESS,
     AmbiguousKind,
+    ConnectionsInUse,
     JobStore,
     Looks,
     Unended,
@@ -177,6 +178,8 @@ def explained(store: JobStore, error: errors.RedisError) -> str:
         )
     if isinstance(error, errors.ResponseError):
         return f"{where} refuses: {_text(error)}"
+    if isinstance(error, ConnectionsInUse):
+        return _text(error).removesuffix(".")
     if isinstance(error, errors.InvalidResponse):
         return f"{where} is not Redis: {_text(error)}"
     return f"{where} does not answer: {_text(error)}"

@@ -4,14 +4,22 @@ This wing may import redis-py, :mod:`pyramid_jobstate.job` and
 :mod:`pyramid_jobstate.errors`, but not Dramatiq or Pyramid.
 """
 
-from .arguments import checked_namespace, namespace_fault, positive, type_name
+from .arguments import (
+    check_connections,
+    checked_namespace,
+    namespace_fault,
+    positive,
+    type_name,
+)
 from .bulk import Act, Acted, Bulk, BulkResult, Tell, check_empty
 from .connection import (
     HOPELESS,
     LOST,
     Client,
+    ConnectionsInUse,
     connect,
     deferred_client,
+    is_full,
     name_of,
     passes,
     place_of,
@@ -61,6 +69,7 @@ __all__ = [
     "Bulk",
     "BulkResult",
     "Client",
+    "ConnectionsInUse",
     "Durations",
     "Failures",
     "Filter",
@@ -79,11 +88,13 @@ __all__ = [
     "UntoldEnd",
     "Whereabouts",
     "WorkerInfo",
+    "check_connections",
     "check_empty",
     "checked_namespace",
     "connect",
     "deferred_client",
     "is_foreign",
+    "is_full",
     "kind_name",
     "kind_texts",
     "line_as_json",

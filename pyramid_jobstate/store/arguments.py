@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 from ..job import MAX_SECONDS, is_number
-from .connection import Client, connect
+from .connection import MAX_CONNECTIONS, Client, connect
 from .scripts import has_tag
 
+#: The most connections that a client may be allowed. A server accepts 10,000 in all.
+MOST_CONNECTIONS = 9999
 
-def client_of(client: Client | str) -> Client:
+
+def client_of(client: Client | str, max_connections: int | None = None) -> Client:
     """Return a client, made by :func:`connect` if it is given as a URL.
 
+    Parameters:
+      max_connections: Its most connections, if it is made here, or None for 100.
+
     Raises:
-      TypeError: It is neither a client nor a URL.
-      ValueError: The URL is invalid.
+      TypeError: It is neither a client nor a URL, or the number is no int or not for
+        a client that is made here.
+      ValueError: The URL is invalid, or the number out of range.
     """
+    if max_connections is not None:
+        check_connections(max_connections)
     if isinstance(client, str):
-        return connect(client)
+        return connect(client, max_connections or MAX_CONNECTIONS)
     if not isinstance(client, Client):
         raise TypeError(
             "client must be a redis.Redis, a redis.RedisCluster or a URL, not "
             f"{type_name(client)}."
         )
+    if max_connections is not None:
+        raise TypeError(
+            "max_connections is for a client that is made from a URL. A client of the "
+            "application's has a limit of its own."
+        )
     return client
+
+
+def check_connections(number: int) -> None:
+    """Check the most connections that a client may have.
+
+    Raises:
+      TypeError: It is not an int.
+      ValueError: It is not from 1 to 9,999.
+    """
+    check_int("max_connections", number, 1, MOST_CONNECTIONS)
 
 
 def type_name(value: object) -> str:

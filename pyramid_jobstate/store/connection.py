@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import queue
 import re
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 from urllib.parse import unquote, urlsplit
@@ -37,8 +41,8 @@ FAIL_FAST: dict[str, Any] = {
     "retry": Retry(ConstantBackoff(0.05), 1),
 }
 
-#: The pools that only connect to one server.
-POOLS = (ConnectionPool, BlockingConnectionPool)
+#: The most connections of a client of ours, unless an application says otherwise.
+MAX_CONNECTIONS = 100
 
 #: The suffix of a URL scheme that marks a Cluster node.
 CLUSTER = "+cluster"
@@ -81,12 +85,26 @@ class Address(NamedTuple):
     is_tls: bool
 
 
-def connect(url: str) -> Client:
+class ConnectionsInUse(errors.RedisError):
+    """Raised if no connection becomes free. The call has not been made.
+
+    Neither redis-py's ConnectionError nor its TimeoutError, which say that the server
+    does not answer.
+    """
+
+    def __init__(self, number: int | None) -> None:
+        all_ = "All" if number is None else f"All {number}"
+        super().__init__(f"{all_} connections to the store are in use.")
+
+
+def connect(url: str, max_connections: int = MAX_CONNECTIONS) -> Client:
     """Return a client that fails fast: half-second timeouts and one retry.
 
     Parameters:
       url: A URL in redis-py's format. The schemes ``redis+cluster`` and
         ``rediss+cluster`` name any node of a Cluster.
+      max_connections: The most connections to a server, unless the URL has an option
+        of that name.
 
     Raises:
       ValueError: The URL is invalid. The error does not quote the URL or chain another
@@ -96,7 +114,7 @@ def connect(url: str) -> Client:
     fault = _fault_of(url)
     if fault is None:
         try:
-            return _connect(url)
+            return _connect(url, max_connections)
         except Exception as e:
             if url.partition(":")[0].endswith(CLUSTER) and isinstance(
                 e, errors.RedisError
@@ -112,9 +130,12 @@ def connect(url: str) -> Client:
     )
 
 
-def impatient(client: Redis) -> Redis | None:
+def impatient(client: Redis, max_connections: int = MAX_CONNECTIONS) -> Redis | None:
     """Return a client for the same server that fails fast, or None if only the
     application knows how to connect.
+
+    Parameters:
+      max_connections: Its most connections.
     """
     pool = client.connection_pool
     if type(pool) not in POOLS:
@@ -125,20 +146,29 @@ def impatient(client: Redis) -> Redis | None:
         # The server's notices of maintenance require RESP3.
         if not name.startswith("maint_")
     }
-    own = ConnectionPool(connection_class=pool.connection_class, **kwargs)
+    own = PatientPool(
+        connection_class=pool.connection_class,
+        max_connections=max_connections,
+        **kwargs,
+    )
     return Redis(connection_pool=own)
 
 
-def _connect(url: str) -> Client:
+def _connect(url: str, max_connections: int) -> Client:
     scheme, colon, rest = url.partition(":")
     if scheme.endswith(CLUSTER):
         scheme = scheme.removesuffix(CLUSTER)
         with redis_errors():
-            return RedisCluster.from_url(scheme + colon + rest, **FAIL_FAST)
-    client = Redis.from_url(url, **FAIL_FAST)
+            return RedisCluster.from_url(
+                scheme + colon + rest,
+                connection_pool_class=PatientPool,
+                max_connections=max_connections,
+                **FAIL_FAST,
+            )
+    pool = PatientPool.from_url(url, max_connections=max_connections, **FAIL_FAST)
     # Unknown options in the URL are rejected only here.
-    client.connection_pool.make_connection()
-    return client
+    pool.connection_class(**pool.connection_kwargs)
+    return Redis.from_pool(pool)
 
 
 def _fault_of(url: str) -> str | None:
@@ -271,19 +301,26 @@ def execute(
 
     Raises:
       redis.exceptions.RedisError: No server answered.
+      ConnectionsInUse: No connection has become free.
     """
     # isinstance() alone is slow: the class is abstract.
     if type(client) is not Redis and isinstance(client, RedisCluster):
         with redis_errors():
             return _on_cluster(client, commands, cut)
-    if len(commands) == 1:
-        # A poll, the most frequent call: avoid the pipeline's overhead.
-        send = _send if is_fit(client) else _send_bytes
-        try:
+    try:
+        if len(commands) == 1:
+            # A poll, the most frequent call: avoid the pipeline's overhead.
+            send = _send if is_fit(client) else _send_bytes
             return [send(client, commands[0])]
-        except errors.ResponseError as e:
+        return _pipeline(client, commands, cut)
+    except errors.ResponseError as e:
+        if len(commands) == 1:
             return [e]
-    return _pipeline(client, commands, cut)
+        raise
+    except errors.ConnectionError as e:
+        if is_full(e):
+            raise in_use(client) from e
+        raise
 
 
 def text(value: str | bytes) -> str:
@@ -306,19 +343,17 @@ def _on_cluster(
         nodes[node.name] = node
         places.setdefault(node.name, []).append(i)
     replies: list[Any] = [None] * len(commands)
-    lost = 0
+    lost = failed = 0
     for turn, (name, indexes) in enumerate(places.items(), 1):
         if cut is not None:
             cut.limit = cut.most * turn // len(places)
+        own = client.get_redis_connection(nodes[name])
         try:
-            found = _pipeline(
-                client.get_redis_connection(nodes[name]),
-                [commands[i] for i in indexes],
-                cut,
-            )
-        except LOST as e:
-            found = [e] * len(indexes)
-            lost += 1
+            found = _pipeline(own, [commands[i] for i in indexes], cut)
+        except (*LOST, ConnectionsInUse) as e:
+            found = [in_use(own) if is_full(e) else e] * len(indexes)
+            failed += 1
+            lost += isinstance(found[0], LOST)
         for i, reply in zip(indexes, found, strict=True):
             if isinstance(reply, MOVED):
                 # The Cluster client follows the redirection and remembers it.
@@ -328,7 +363,7 @@ def _on_cluster(
         # A replica may have taken over: let the next try find it.
         with contextlib.suppress(errors.RedisError, errors.RedisClusterException):
             client.nodes_manager.initialize()
-    if lost == len(places) > 0:
+    if failed == len(places) > 0:
         raise next(reply for reply in replies if isinstance(reply, Exception))
     return replies
 
@@ -337,7 +372,24 @@ def _alone(client: RedisCluster, command: Keyed) -> Any:
     try:
         return _send_bytes(client, command)
     except (errors.RedisError, errors.RedisClusterException) as e:
-        return e
+        return in_use(client) if is_full(e) else e
+
+
+def in_use(client: Client | None) -> ConnectionsInUse:
+    """Return the error for a client that has no free connection."""
+    pool = getattr(client, "connection_pool", None)
+    return ConnectionsInUse(getattr(pool, "max_connections", None))
+
+
+def is_full(error: Exception) -> bool:
+    """Return whether an error says that all connections of a pool are in use."""
+    if isinstance(error, errors.MaxConnectionsError):
+        return True
+    # A pool that waits, and one of a redis-py that does not use that class yet.
+    return isinstance(error, errors.ConnectionError) and (
+        isinstance(error.__context__, queue.Empty)
+        or str(error) == "Too many connections"
+    )
 
 
 def _pipeline(
@@ -383,10 +435,19 @@ def _send_bytes(client: Client, command: Keyed) -> Any:
 
 
 @contextlib.contextmanager
-def redis_errors() -> Iterator[None]:
-    """Turn a RedisClusterException, which is not a RedisError, into one."""
+def redis_errors(client: Client | None = None) -> Iterator[None]:
+    """Turn a RedisClusterException, which is not a RedisError, into one, and tell a
+    pool that is full from a server that does not answer.
+
+    Parameters:
+      client: The client that is called, if that is known.
+    """
     try:
         yield
+    except errors.ConnectionError as e:
+        if is_full(e):
+            raise in_use(client) from e
+        raise
     except errors.RedisClusterException as e:
         raise errors.ConnectionError(str(e)) from e
 
@@ -432,7 +493,7 @@ def passes(error: errors.RedisError) -> bool:
     """Return whether an error may pass by itself."""
     if isinstance(error, AWAY):
         return not isinstance(error, HOPELESS)
-    return is_passing(error)
+    return isinstance(error, ConnectionsInUse) or is_passing(error)
 
 
 class Keyed(Protocol):
@@ -452,15 +513,120 @@ class Command(NamedTuple):
     args: Sequence[str | int]
 
 
-class DeferredPool(ConnectionPool):
+class PatientPool(ConnectionPool):
+    """Connections to a server. While all are in use, callers stand in line for one, as
+    long as they would wait for the server: `socket_timeout`.
+
+    redis-py's own pool that waits serves late comers first, takes longer, and may stay
+    locked if an interrupt comes.
+
+    Parameters:
+      max_connections: The most connections.
+      kwargs: As for a ConnectionPool.
+    """
+
+    def __init__(self, max_connections: int = MAX_CONNECTIONS, **kwargs: Any) -> None:
+        patience = kwargs.get("socket_timeout")
+        self._patience = (
+            -1 if patience is None else min(patience, threading.TIMEOUT_MAX)
+        )
+        super().__init__(max_connections=max_connections, **kwargs)
+
+    def reset(self) -> None:
+        # Called again in a forked child.
+        #: One for each connection that is free or not made yet. A lock around them
+        #: would make each call dearer.
+        self._tokens: list[None] = [None] * self.max_connections
+        #: A lock for each caller that waits, released when it is handed a token.
+        self._line: deque[threading.Lock] = deque()
+        self._guard = threading.Lock()
+        super().reset()
+
+    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+        if self._line or not self._tokens:
+            self._wait()
+        else:
+            try:
+                self._tokens.pop()
+            except IndexError:
+                # Another thread has taken it.
+                self._wait()
+        try:
+            # If it does not connect, this releases it.
+            return _get_connection(self)
+        except errors.ConnectionError as e:
+            if not is_full(e):
+                raise
+        # There was one token too many, since a fork.
+        return self.get_connection()
+
+    def release(self, connection: Any) -> None:
+        ConnectionPool.release(self, connection)
+        self._tokens.append(None)
+        if self._line:
+            self._serve()
+
+    def _serve(self) -> None:
+        """Hand the tokens to those who wait, the first first."""
+        with self._guard:
+            while self._line and self._tokens:
+                try:
+                    self._tokens.pop()
+                except IndexError:
+                    return
+                self._line.popleft().release()
+
+    def _wait(self) -> None:
+        """Wait for a token.
+
+        Raises:
+          ConnectionsInUse: None has come in time.
+        """
+        # A forked child has the tokens that were left in its parent.
+        self._checkpid()
+        turn = threading.Lock()
+        turn.acquire()
+        self._line.append(turn)
+        try:
+            # One may have been put back meanwhile.
+            self._serve()
+            if turn.acquire(timeout=self._patience) or not self._leave(turn):
+                return
+        except BaseException:
+            # An interrupt.
+            if not self._leave(turn):
+                self._tokens.append(None)
+                self._serve()
+            raise
+        raise ConnectionsInUse(self.max_connections)
+
+    def _leave(self, turn: threading.Lock) -> bool:
+        """Leave the line. Return False if a token has been handed over meanwhile."""
+        with self._guard:
+            if turn not in self._line:
+                return False
+            self._line.remove(turn)
+            return True
+
+
+#: Without its wrapper, which looks for deprecated arguments and takes longer than the
+#: tokens do.
+_get_connection = inspect.unwrap(ConnectionPool.get_connection)
+
+#: The pools that only connect to one server.
+POOLS = (ConnectionPool, BlockingConnectionPool, PatientPool)
+
+
+class DeferredPool(PatientPool):
     """Connections to a server on 127.0.0.1.
 
     Parameters:
       find_port: Returns the server's port.
+      max_connections: The most connections.
     """
 
-    def __init__(self, find_port: Callable[[], int]) -> None:
-        super().__init__(host="127.0.0.1", port=0, **FAIL_FAST)
+    def __init__(self, find_port: Callable[[], int], max_connections: int) -> None:
+        super().__init__(max_connections, host="127.0.0.1", port=0, **FAIL_FAST)
         self._find_port = find_port
 
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
@@ -470,10 +636,13 @@ class DeferredPool(ConnectionPool):
         return super().get_connection(*args, **kwargs)
 
 
-def deferred_client(find_port: Callable[[], int]) -> Redis:
+def deferred_client(
+    find_port: Callable[[], int], max_connections: int = MAX_CONNECTIONS
+) -> Redis:
     """Return a client that asks for its server's port when it connects.
 
     Parameters:
       find_port: Returns the port of a server on 127.0.0.1, which it may start.
+      max_connections: Its most connections.
     """
-    return Redis(connection_pool=DeferredPool(find_port))
+    return Redis(connection_pool=DeferredPool(find_port, max_connections))

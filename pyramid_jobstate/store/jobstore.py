@@ -25,7 +25,7 @@ from .arguments import (
     positive,
 )
 from .bulk import Act, Bulk, BulkResult, Tell
-from .connection import impatient, name_of
+from .connection import MAX_CONNECTIONS, impatient, name_of
 from .durations import Durations, read_durations
 from .lists import (
     MAX_BUCKETS,
@@ -52,8 +52,9 @@ class JobStore:
     """The jobs in a Redis or Valkey server: a hash for each job, and sorted sets that
     list all jobs, by owner and by kind.
 
-    The methods raise `redis.exceptions.RedisError` if the server does not answer. Each
-    parameter is an attribute, too.
+    The methods raise `redis.exceptions.RedisError` if the server does not answer, or
+    if all connections stay in use. Each parameter but `max_connections` is an
+    attribute, too.
 
     Parameters:
       client: A `redis.Redis` or `redis.RedisCluster`, or a URL, whose client then has
@@ -63,9 +64,13 @@ class JobStore:
       active_expire_in: Seconds that an unfinished job is kept after it is due or after
         the last sign of life from its worker.
       stalled_after: Seconds without a sign of life after which a job reads "stalled".
+      max_connections: The most connections to a server that the client of a URL has,
+        by default 100. A call that finds all in use waits for one, for half a second.
+        An option `max_connections` in the URL wins.
 
     Raises:
-      TypeError: An argument has the wrong type.
+      TypeError: An argument has the wrong type, or `max_connections` comes with a
+        client.
       ValueError: A duration is not positive or is over 1e12 seconds, the namespace is
         empty or has a brace that is not part of a hash tag, or the URL is invalid.
     """
@@ -78,8 +83,9 @@ class JobStore:
         expire_in: float = 24 * 3600,
         active_expire_in: float = 8 * 24 * 3600,
         stalled_after: float = 15,
+        max_connections: int | None = None,
     ) -> None:
-        self.client = client_of(client)
+        self.client = client_of(client, max_connections)
         self.namespace = checked_namespace(namespace)
         self.expire_in = positive("expire_in", expire_in)
         self.active_expire_in = positive("active_expire_in", active_expire_in)
@@ -188,7 +194,7 @@ class JobStore:
             logged. The argument is the uuid.
           JobStalled: A job has been stalled for longer than `stalled`.
           TimeoutError: The jobs have not ended in time. Its cause is the error of the
-            store if that is away.
+            store if that could not be asked at the end.
           JobCancelled: The job that waits was cancelled.
           RuntimeError: A job cannot end: it was sent in a transaction that has not
             committed, or it is the job that waits, its batch or a later step of its
@@ -554,10 +560,16 @@ def run_bulk(
     return bulk.run(limit, cursor, access=access, permits=permitted, tell=tell)
 
 
-def store_beside(client: object, **options: Any) -> JobStore | None:
+def store_beside(
+    client: object, *, max_connections: int | None = None, **options: Any
+) -> JobStore | None:
     """Return a store on the server of a `redis.Redis`, or None for any other object.
     If possible, the store has its own connections, which fail sooner than the client's.
+
+    Parameters:
+      max_connections: The most that it has then, or None for 100.
     """
     if not isinstance(client, Redis):
         return None
-    return JobStore(impatient(client) or client, **options)
+    own = impatient(client, max_connections or MAX_CONNECTIONS)
+    return JobStore(own or client, **options)

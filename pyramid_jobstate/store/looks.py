@@ -26,7 +26,7 @@ from redis.exceptions import RedisError
 
 from ..errors import JobStalled
 from ..job import JobState, current_job_state, ends_after, record_of, run_of
-from .connection import passes
+from .connection import ConnectionsInUse, passes
 
 T = TypeVar("T")
 
@@ -148,7 +148,7 @@ class Looks(Generic[T]):
 
     Attributes:
       pause: As the parameter.
-      error: Why the store is away, or None.
+      error: Why the store is away or could not be asked, or None.
       cost: Seconds that the last look took, or None before the first.
       away_since: Since when, in seconds of `time.monotonic()`.
     """
@@ -254,6 +254,12 @@ class Looks(Generic[T]):
         return max(0, min(pause, self._deadline - now))
 
     def _late(self) -> TimeoutError:
+        if isinstance(self.error, ConnectionsInUse):
+            # What has happened by now is not known.
+            return TimeoutError(
+                f"The store could not be asked after {_seconds(self._timeout)}. "
+                f"{self.error}"
+            )
         return TimeoutError(f"{self._overdue()} after {_seconds(self._timeout)}.")
 
 

@@ -261,7 +261,7 @@ class Reader:
 
     def exact_clock(self) -> int:
         """Ask the server for its time in milliseconds."""
-        with redis_errors():
+        with redis_errors(self._client):
             seconds, micros = self._client.time()
         self.set_clock(int(seconds), int(micros))
         return self.now()

@@ -26,7 +26,7 @@ from ..job import (
 from .batches import Batches, Change, answered, changes_of
 from .bulk import Acted
 from .claims import UNASKED, Claims, Hold
-from .connection import LOST, Client, impatient, text
+from .connection import LOST, Client, ConnectionsInUse, impatient, text
 from .durations import Usual
 from .ends import Ends
 from .lists import MAX_READ, OUTLINE, Counter, ListAccess, Sets, newest_uuids
@@ -493,7 +493,7 @@ class Records:
                         results[i] = Reply.HELD
             except RedisError as e:
                 results[i] = e
-                if isinstance(e, LOST):
+                if isinstance(e, (*LOST, ConnectionsInUse)):
                     # Do not wait for the server once more for each job.
                     away = e
         return moves

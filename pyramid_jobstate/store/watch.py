@@ -28,6 +28,8 @@ from .connection import (
     PASSING,
     POOLS,
     Client,
+    in_use,
+    is_full,
     is_passing,
     node_named,
     primary_of,
@@ -109,7 +111,12 @@ class Link:
             self._connection.connect()
         else:
             # Only the application knows how its pool connects.
-            self._connection = self._pool.get_connection()
+            try:
+                self._connection = self._pool.get_connection()
+            except errors.ConnectionError as e:
+                if is_full(e):
+                    raise in_use(client) from e
+                raise
         # It decodes nothing: see `is_fit`.
         self._reader = hiredis.Reader(
             protocolError=errors.ConnectionError, replyError=errors.ResponseError

@@ -26,7 +26,7 @@ from ..job import (
     set_store,
     translated,
 )
-from ..store import JobStore, Page, load_some, records_of
+from ..store import ConnectionsInUse, JobStore, Page, load_some, records_of
 from ..worker import (
     APPLICATION,
     NO_BROKER,
@@ -154,9 +154,9 @@ class JobStates:
         """
         try:
             job_state = self.find(uuid)
-        except StoreUnavailable:
+        except StoreUnavailable as e:
             if self._is_traversed_to(uuid):
-                return unread(self, uuid)
+                return unread(self, uuid, e)
             raise
         except KeyError as e:
             # Traversal would mistake it for an unknown job.
@@ -679,16 +679,18 @@ def ask(container: JobStates, question: Callable[[JobStore], T]) -> T:
         answer = question(container.store)
     except RedisError as e:
         outage.note(e)
+        if isinstance(e, ConnectionsInUse):
+            raise StoreUnavailable(container, str(e)) from e
         raise StoreUnavailable(container) from e
     if outage.is_logged:
         outage.recover()
     return answer
 
 
-def unread(container: JobStates, uuid: str) -> JobState:
+def unread(container: JobStates, uuid: str, error: StoreUnavailable) -> JobState:
     """Return a job that the store could not read: see :class:`UnreadRecord`."""
     # It takes the place of a Record, and raises when read.
-    job_state = JobState(cast("Record", UnreadRecord(uuid, container)))
+    job_state = JobState(cast("Record", UnreadRecord(uuid, error)))
     set_store(job_state, records_of(container.store))
     set_container(job_state, container)
     return job_state

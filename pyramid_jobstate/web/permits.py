@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from ..errors import StoreUnavailable
 from ..job import JobState, Once, as_seen_from, is_system, record_of
-from ..store import LOST
+from ..store import LOST, ConnectionsInUse
 from ..worker import Outage
 
 if TYPE_CHECKING:
@@ -44,19 +44,19 @@ class UnreadRecord:
     tweens, and a tween that logs exceptions would log each poll during an outage.
     """
 
-    def __init__(self, uuid: str, container: object) -> None:
+    def __init__(self, uuid: str, error: StoreUnavailable) -> None:
         self.uuid = self.name = uuid
-        self._container = container
+        self._error = error
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise StoreUnavailable(self._container)
+        raise StoreUnavailable(self._error.container, str(self._error))
 
 
 class WebOutage(Outage):
     """Logs that the store does not answer requests.
 
     Each outage is logged once, and so is its end, with at most five outages a minute. A
-    refusal is logged at most once a minute.
+    refusal is logged at most once a minute, and so is that no connection is free.
     """
 
     def __init__(self) -> None:
@@ -65,6 +65,8 @@ class WebOutage(Outage):
             "The job state store does not answer. Requests for jobs get a 503 response "
             'until it does: %s: %s (See "503" in the troubleshooting guide.)',
             "The job state store answers again.",
+            "%s Requests for jobs that find none free within half a second get a 503 "
+            'response. (See "503" in the troubleshooting guide.)',
         )
         self._begun: deque[float] = deque(maxlen=MAX_OUTAGES)
         self._next_refusal = 0.0
@@ -78,6 +80,9 @@ class WebOutage(Outage):
             if is_rare and not self.is_logged:
                 begun.append(now)
                 self.complain(error)
+            return
+        if isinstance(error, ConnectionsInUse):
+            self.complain_of_crowd(error)
             return
         # Other requests succeed meanwhile, so a refusal has no end that can be logged.
         if now >= self._next_refusal:
@@ -157,8 +162,9 @@ def require(request: Request, context: Any, permission: str) -> None:
       StoreUnavailable: The job could not be read.
     """
     if isinstance(context, JobState) and isinstance(record_of(context), UnreadRecord):
-        # A policy that looks only at the class might refuse the request for good.
-        raise StoreUnavailable(context.__parent__)
+        # A policy that looks only at the class might refuse the request for good. This
+        # raises StoreUnavailable.
+        _ = record_of(context).status
     result = _decision(request, context, permission)
     if not result:
         log.debug("%s was refused on %r: %s", permission, context, result)

@@ -147,8 +147,8 @@ class JobStatesTraverser(ResourceTreeTraverser):  # type: ignore[misc]
         if uuid is not None:
             try:
                 context = container[uuid]
-            except StoreUnavailable:
-                context = unread(container, uuid)
+            except StoreUnavailable as e:
+                context = unread(container, uuid, e)
             except KeyError:
                 # The view for unknown jobs responds.
                 context = container

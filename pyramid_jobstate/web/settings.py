@@ -45,6 +45,7 @@ SETTINGS: Mapping[str, str | None] = MappingProxyType(
         "expire_in": "24h",
         "active_expire_in": "8d",
         "stalled_after": "15s",
+        "max_connections": "100",
         "base_url": None,
         "hooks_queue": None,
         "owner": None,
@@ -59,7 +60,7 @@ SETTINGS: Mapping[str, str | None] = MappingProxyType(
 
 DURATIONS = ("expire_in", "active_expire_in", "stalled_after")
 
-NUMBERS = ("max_uuids", "max_streams", "stream_max_age")
+NUMBERS = ("max_connections", "max_uuids", "max_streams", "stream_max_age")
 
 #: What Python code may set a setting to, beside a string.
 TYPES: Mapping[str, Any] = MappingProxyType(
@@ -72,7 +73,14 @@ TYPES: Mapping[str, Any] = MappingProxyType(
 )
 
 #: The settings of which a broker is made.
-BROKER = ("broker", "redis_url", "namespace", "hooks_queue", *DURATIONS)
+BROKER = (
+    "broker",
+    "redis_url",
+    "namespace",
+    "hooks_queue",
+    "max_connections",
+    *DURATIONS,
+)
 
 
 class StreamLimits(NamedTuple):
@@ -162,11 +170,9 @@ class Settings:
 
     def max_uuids(self) -> int:
         """Return how many jobs one request may ask for."""
-        value = self._value("max_uuids")
-        text = str(value)
-        if not re.fullmatch(r"[1-9]\d{0,8}", text, re.ASCII):
-            raise _wrong("max_uuids", value, "is not a positive whole number")
-        return int(text)
+        return self._number(
+            "max_uuids", r"[1-9]\d{0,8}", "is not a positive whole number"
+        )
 
     def stream_limits(self) -> StreamLimits:
         """Return how many streams there may be, and how long each lasts."""
@@ -209,6 +215,13 @@ class Settings:
             if made is not None:
                 return made
         if self._value("redis_url") is None:
+            if "max_connections" in options:
+                raise _wrong(
+                    "max_connections",
+                    self._value("max_connections"),
+                    "needs jobstate.broker or jobstate.redis_url. Pass a "
+                    "JobStateMiddleware of your own a max_connections=...",
+                )
             return _middleware_store().replace(**options)
         return self._redis_store(options)
 
@@ -327,6 +340,10 @@ class Settings:
             if fault is not None:
                 raise _wrong("namespace", namespace, fault)
             options["namespace"] = namespace
+        if "max_connections" in names:
+            options["max_connections"] = self._number(
+                "max_connections", r"[1-9]\d{0,3}", "is not from 1 to 9999"
+            )
         return options
 
     def _redis_store(self, options: Mapping[str, Any]) -> JobStore:
@@ -339,6 +356,12 @@ class Settings:
             fault = f"names a Cluster that cannot be reached: {e}"
         # Raised outside the handler, so that no traceback shows the original error.
         raise ConfigurationError(f"The setting {PREFIX}redis_url {fault}")
+
+    def _number(self, name: str, pattern: str, fault: str) -> int:
+        value = self._value(name)
+        if not re.fullmatch(pattern, str(value), re.ASCII):
+            raise _wrong(name, value, fault)
+        return int(value)
 
     def _seconds(self, name: str) -> float:
         value = self._value(name)

@@ -12,7 +12,7 @@ from pyramid import threadlocal
 from redis.exceptions import RedisError
 
 from ..errors import StoreUnavailable
-from ..store import note_sender
+from ..store import ConnectionsInUse, note_sender
 from ..worker import NotClaimed, Outgoing, OutgoingBatch
 
 if TYPE_CHECKING:
@@ -190,12 +190,14 @@ class JobDataManager:
     def _try(self, change: Callable[[JobStore], object]) -> None:
         try:
             change(self._outgoing.store)
-        except RedisError:
+        except RedisError as e:
             # An outage that vetoed the commit has been logged. Its jobs do not matter.
             if not self._is_doubtful:
+                is_crowded = isinstance(e, ConnectionsInUse)
                 log.warning(
-                    "The store does not answer. These read stalled until they expire: "
+                    "%s These read stalled until they expire: "
                     '%r. See "The job is stalled" in the troubleshooting guide.',
+                    e if is_crowded else "The store does not answer.",
                     self._outgoing.job_states,
                 )
 

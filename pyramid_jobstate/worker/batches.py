@@ -34,7 +34,7 @@ from ..job import (
     set_member_sender,
     set_store,
 )
-from ..store import JobStore, records_of, redis_errors
+from ..store import ConnectionsInUse, JobStore, records_of, redis_errors
 from .hooks import check_hooks
 from .ledger import global_broker, ledger_of
 from .message import APPLICATION, OWNER, URL, check_owner, hook_text
@@ -474,6 +474,8 @@ class RunningMember:
         try:
             with redis_errors():
                 is_to_send = self._is_to_send(store, outgoing, members)
+        except ConnectionsInUse as e:
+            raise StoreUnavailable(None, str(e)) from e
         except RedisError as e:
             raise StoreUnavailable(None) from e
         if is_to_send:

@@ -201,7 +201,9 @@ def make_store(broker: Broker, spec: BrokerSpec, server: LateServer | None) -> J
     if spec.redis_url is not None:
         return spec.make_store()
     if server is not None:
-        return JobStore(deferred_client(server.port), **spec.options)
+        options = {**spec.options}
+        client = deferred_client(server.port, options.pop("max_connections"))
+        return JobStore(client, **options)
     store = store_beside(getattr(broker, "client", None), **spec.options)
     if store is None:
         raise BrokerFault(

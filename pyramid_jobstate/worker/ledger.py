@@ -18,7 +18,14 @@ from redis.exceptions import RedisError
 
 from ..errors import ActorError
 from ..job import MAX_DELAY, NOT_REACHED, NOT_SENT, End, JobInfo, NewJob, Run
-from ..store import LOST, JobStore, positive, records_of, store_beside
+from ..store import (
+    LOST,
+    ConnectionsInUse,
+    JobStore,
+    positive,
+    records_of,
+    store_beside,
+)
 from .actors import TrackedFunctions
 from .current import CurrentJob, ThreadState
 from .hooks import Hooks, is_hook
@@ -56,6 +63,7 @@ class Ledger:
         still running, or None: see :func:`usual_heartbeat`.
       hooks_queue: The queue of the messages that run hooks, or None for those of the
         jobs.
+      max_connections: The most connections to the server of a RedisBroker, or None.
 
     Attributes:
       functions: The functions of the tracked actors, by actor name.
@@ -74,8 +82,10 @@ class Ledger:
         interval: float,
         heartbeat: float | None,
         hooks_queue: str | None,
+        max_connections: int | None,
     ) -> None:
         self._store = store
+        self._max_connections = max_connections
         self._namespace = namespace
         self._interval = positive("interval", interval, LONGEST)
         if heartbeat is not None:
@@ -99,7 +109,11 @@ class Ledger:
         """
         if self._store is None:
             client = getattr(broker, "client", None)
-            self._store = store_beside(client, namespace=self._namespace)
+            self._store = store_beside(
+                client,
+                namespace=self._namespace,
+                max_connections=self._max_connections,
+            )
         if self._store is None:
             raise ActorError(
                 f"JobStateMiddleware() shares the Redis server of a RedisBroker, but "
@@ -216,6 +230,9 @@ class Ledger:
         except LOST as e:
             self.note_outage(e)
             return None
+        except ConnectionsInUse as e:
+            self.note_crowd(e)
+            return None
         except RedisError as e:
             # Only this job is affected: another program may have written its key.
             log.warning(
@@ -231,6 +248,10 @@ class Ledger:
         """Note that the store does not answer this process, and log the first error."""
         self._outage.begin()
         self._outage.complain(error)
+
+    def note_crowd(self, error: ConnectionsInUse) -> None:
+        """Note that no connection to the store became free, and log that."""
+        self._outage.complain_of_crowd(error)
 
     def note_answer(self) -> None:
         """Note that it answers, and log that if an error was logged."""

@@ -10,7 +10,7 @@ from dramatiq.middleware import Middleware, MiddlewareError, SkipMessage
 
 from ..errors import ActorError
 from ..job import UNKNOWN_ACTOR, End, JobError, JobInfo, filled, is_uuid
-from ..store import JobStore, checked_namespace, type_name
+from ..store import JobStore, check_connections, checked_namespace, type_name
 from .actors import TrackedFunction, job_state_class
 from .batches import RunningMember
 from .current import CurrentJob, skip
@@ -52,12 +52,15 @@ class JobStateMiddleware(Middleware):
       hooks_queue: The queue of the messages that run hooks, such as `on_success`. By
         default that of the job. Set it alike wherever jobs are sent and run, and have
         a worker consume it.
+      max_connections: The most connections to a server, unless `store` or `client` is
+        given: see :class:`JobStore`.
 
     Raises:
-      TypeError: More than one of store, url and client is given, or an argument has the
-        wrong type.
+      TypeError: More than one of store, url and client is given, or max_connections
+        with a store or a client, or an argument has the wrong type.
       ValueError: The URL, the namespace or the name of the queue is invalid, or
-        interval or heartbeat is not positive, or over 86,400 seconds (a day).
+        interval or heartbeat is not positive, or over 86,400 seconds (a day), or
+        max_connections out of range.
     """
 
     def __init__(
@@ -70,11 +73,17 @@ class JobStateMiddleware(Middleware):
         interval: float = 0.1,
         heartbeat: float | None = None,
         hooks_queue: str | None = None,
+        max_connections: int | None = None,
     ) -> None:
-        given = _given_store(store, url, client, namespace)
+        given = _given_store(store, url, client, namespace, max_connections)
         # What is written of the messages: ledger_of() finds it here.
         self._ledger = Ledger(
-            given, namespace, interval, heartbeat, check_queue(hooks_queue)
+            given,
+            namespace,
+            interval,
+            heartbeat,
+            check_queue(hooks_queue),
+            max_connections,
         )
         #: What tells of the workers of this process.
         self._presence: Presence | None = None
@@ -283,14 +292,19 @@ class JobStateMiddleware(Middleware):
 
 
 def _given_store(
-    store: JobStore | None, url: str | None, client: Client | None, namespace: str
+    store: JobStore | None,
+    url: str | None,
+    client: Client | None,
+    namespace: str,
+    max_connections: int | None,
 ) -> JobStore | None:
     """Return the store that the arguments of a JobStateMiddleware name, or None if they
     leave it to the broker.
 
     Raises:
-      TypeError: Several of them name a store, or one has the wrong type.
-      ValueError: The URL or the namespace is invalid.
+      TypeError: Several of them name a store, or one has the wrong type, or
+        max_connections is for none of our clients.
+      ValueError: The URL or the namespace is invalid, or max_connections out of range.
     """
     if sum(x is not None for x in (store, url, client)) > 1:
         raise TypeError("Pass JobStateMiddleware one of store, url and client.")
@@ -303,5 +317,11 @@ def _given_store(
     if url is not None and not isinstance(url, str):
         raise TypeError(f"url must be a str, not {type_name(url)}.")
     checked_namespace(namespace)
+    if store is not None and max_connections is not None:
+        raise TypeError("Pass max_connections to the JobStore, not beside it.")
     place = url if client is None else client
-    return store if place is None else JobStore(place, namespace=namespace)
+    if place is not None:
+        return JobStore(place, namespace=namespace, max_connections=max_connections)
+    if max_connections is not None:
+        check_connections(max_connections)
+    return store

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from dramatiq.common import q_name
 from redis.exceptions import RedisError, ResponseError
 
-from ..store import LOST, records_of
+from ..store import LOST, ConnectionsInUse, records_of
 from .recorder import Outage
 from .whereabouts import memory_used
 
@@ -96,6 +96,8 @@ class Presence:
                 self._look()
             except LOST as e:
                 self._ledger.note_outage(e)
+            except ConnectionsInUse as e:
+                self._ledger.note_crowd(e)
             except RedisError as e:
                 self._refusal.complain(e)
             except Exception:

@@ -19,7 +19,14 @@ from typing import Protocol
 from redis.exceptions import RedisError
 
 from ..job import End, Update
-from ..store import LOST, JobStore, Reply, is_foreign, records_of
+from ..store import (
+    LOST,
+    ConnectionsInUse,
+    JobStore,
+    Reply,
+    is_foreign,
+    records_of,
+)
 from .current import CurrentJob
 from .unsaved import Unsaved
 from .whereabouts import Answers
@@ -37,6 +44,15 @@ AWAY = (
 )
 
 BACK = "The job state store accepts updates again."
+
+#: What they log if no connection to it becomes free.
+CROWDED = (
+    "%s Updates wait until one is free, but jobs sent meanwhile have no state until "
+    "they start. Allow more: see max_connections in the reference of settings."
+)
+
+#: Seconds between two log lines of that.
+CROWD_PAUSE = 60.0
 
 #: How many bytes of memory ended runs may take while the store is away.
 MAX_PENDING = 64 * 1024 * 1024
@@ -153,7 +169,8 @@ class Recorder:
     def _wait(self, unsaved: Unsaved, patience: float) -> bool:
         """Do what :meth:`sync` does, and note an outage if it takes too long."""
         is_stored = self.sync(unsaved, patience)
-        if patience == PATIENCE and not is_stored and not unsaved.lost:
+        is_late = patience == PATIENCE and not is_stored and not unsaved.lost
+        if is_late and not self._flush.is_crowded:
             self._outage.begin()
         return is_stored
 
@@ -267,15 +284,25 @@ class Outage:
       away: The warning at the beginning, with two %s for the type and the text of an
         error.
       back: The message at the end, or None to log nothing.
+      crowded: The warning that no connection becomes free, which is no outage, with a
+        %s for the error.
 
     Attributes:
       is_logged: Whether the beginning of an outage was logged, but not yet its end.
     """
 
-    def __init__(self, log: Logger, away: str = AWAY, back: str | None = BACK) -> None:
+    def __init__(
+        self,
+        log: Logger,
+        away: str = AWAY,
+        back: str | None = BACK,
+        crowded: str = CROWDED,
+    ) -> None:
         self._log = log
         self._away = away
         self._back = back
+        self._crowded = crowded
+        self._next_crowded = 0.0
         self._is_on = False
         self.is_logged = False
         self._next = 0.0
@@ -307,6 +334,13 @@ class Outage:
             return
         self.is_logged = True
         self._log.warning(self._away, type(error).__name__, error)
+
+    def complain_of_crowd(self, error: ConnectionsInUse) -> None:
+        """Log that no connection becomes free, at most once a minute."""
+        now = time.monotonic()
+        if now >= self._next_crowded:
+            self._next_crowded = now + CROWD_PAUSE
+            self._log.warning(self._crowded, error)
 
     def recover(self) -> None:
         """Log the end of the outage if its beginning was logged."""
@@ -495,6 +529,9 @@ class Requests:
         except LOST:
             self._outage.begin()
             return set()
+        except ConnectionsInUse as e:
+            self._outage.complain_of_crowd(e)
+            return set()
         except RedisError as e:
             self._refusal.complain(e)
             return set()
@@ -519,6 +556,7 @@ class Flush:
     Attributes:
       failures: For how many ticks in a row the store has accepted nothing, at most 10.
       is_troubled: Whether any of the last updates failed.
+      is_crowded: Whether the last ones failed because all connections were in use.
     """
 
     def __init__(
@@ -539,6 +577,7 @@ class Flush:
         self._next_checked = 0
         self.failures = 0
         self.is_troubled = False
+        self.is_crowded = False
 
     def tick(self, now: float, everyone: bool) -> None:
         """Write the runs that threads wait for, and with `everyone` all that are due.
@@ -695,6 +734,14 @@ class Flush:
 
     def _note(self, errors: Sequence[Exception], count: int) -> None:
         """Count failures, and log the beginning and the end of an outage once each."""
+        crowd = [error for error in errors if isinstance(error, ConnectionsInUse)]
+        self.is_crowded = bool(crowd)
+        if crowd:
+            self._outage.complain_of_crowd(crowd[0])
+            if len(crowd) == len(errors):
+                # Whether the store accepts updates is not known.
+                self._shed()
+                return
         self.is_troubled = bool(errors)
         if errors:
             self._outage.complain(errors[0])

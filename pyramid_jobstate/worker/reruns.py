@@ -34,6 +34,7 @@ from ..store import (
     BulkResult,
     Filter,
     JobStore,
+    is_full,
     records_of,
     refusal,
     run_bulk,
@@ -171,7 +172,7 @@ def _enqueue(broker: Broker, message: Message[Any]) -> None:
     try:
         broker.enqueue(message)
     except RedisError as e:
-        is_away = isinstance(e, LOST)
+        is_away = isinstance(e, LOST) and not is_full(e)
         # As a RedisBroker does where it receives messages.
         error: Any = ConnectionClosed if is_away else BrokerError
         raise error(e) from e

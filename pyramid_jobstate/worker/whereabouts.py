@@ -18,7 +18,7 @@ from typing import Any
 
 from dramatiq.asyncio import EventLoopThread
 
-from ..store import LOST, JobStore, records_of
+from ..store import LOST, ConnectionsInUse, JobStore, records_of
 from .current import CurrentJob
 
 log = logging.getLogger("pyramid_jobstate")
@@ -108,7 +108,7 @@ class Answers:
         for job in jobs:
             try:
                 self._say(job, blocked)
-            except LOST:
+            except (*LOST, ConnectionsInUse):
                 # After a while, the asker reads that nobody answers.
                 self._asked -= jobs
                 return

@@ -1,22 +1,32 @@
 """URLs, clients and servers of a store."""
 
+import asyncio
+import concurrent.futures
+import functools
 import logging
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 import redis
+from dramatiq.brokers.redis import RedisBroker
 
-from pyramid_jobstate import Counts, JobStore, StoreUnavailable
+from pyramid_jobstate import (
+    Counts,
+    JobStateMiddleware,
+    JobStore,
+    StoreUnavailable,
+)
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.testing import away, put_job
 from tests.jobs import RunMarathon, new_id
 from tests.relay import relaying
 from tests.store.jobs import make_desk, put
-from tests.support import load_job
+from tests.support import crowded, in_child, load_job
 from tests.webapp import make_config, make_request
 
 #: URLs with passwords, which must not show, and URLs that are ambiguous.
@@ -188,6 +198,112 @@ def test_store_of_ones_own_fails_fast(redis_url: str) -> None:
         assert time.monotonic() - began < 5
     with pytest.raises(redis.ConnectionError):
         store.load(new_id())
+
+
+def many(ask: Callable[[], Any], number: int = 20, times: int = 20) -> list[Any]:
+    """Return what several threads are answered, each some times in a row."""
+
+    def run(_: int) -> list[Any]:
+        return [ask() for _ in range(times)]
+
+    with concurrent.futures.ThreadPoolExecutor(number) as pool:
+        return [
+            answer for answers in pool.map(run, range(number)) for answer in answers
+        ]
+
+
+def test_callers_share_few_connections(
+    redis_url: str, client: redis.Redis, store: JobStore
+) -> None:
+    """However many call at once, a client has no more connections than it may, and each
+    call is answered in its turn.
+    """
+    uuid = put(store, "queued")
+    before = len(client.client_list())
+    option = f"{redis_url}{'&' if '?' in redis_url else '?'}max_connections=2"
+    for few in JobStore(redis_url, max_connections=2), JobStore(option):
+        load = functools.partial(load_job, few, uuid)
+        for _ in range(2):
+            assert {job.uuid for job in many(load)} == {uuid}
+        assert len(client.client_list()) - before == 2
+        with crowded(few):
+            # A forked child has connections of its own.
+            assert in_child(lambda load=load: load().status) == "queued"  # type: ignore[misc]
+        few.client.close()
+
+
+def test_full_pool_is_no_outage(redis_url: str) -> None:
+    """If no connection becomes free, the error is a RedisError that says so, none of
+    those that say that the server does not answer. A client of ours waits for half a
+    second, and one of the application's as long as its pool does.
+    """
+    pool = redis.BlockingConnectionPool.from_url(
+        redis_url, max_connections=1, timeout=0.01
+    )
+    clients: list[tuple[Any, dict[str, Any], float]] = [
+        (redis_url, {"max_connections": 1}, 0.4),
+        (redis.Redis.from_url(redis_url, max_connections=1), {}, 0),
+        (redis.Redis(connection_pool=pool), {}, 0),
+    ]
+    for client, options, least in clients:
+        store = JobStore(client, **options)
+        with crowded(store):
+            for ask in functools.partial(store.load, new_id()), store.counts:
+                begun = time.monotonic()
+                with pytest.raises(redis.RedisError) as caught:
+                    ask()
+                assert time.monotonic() - begun >= least
+                text = "All 1 connections to the store are in use."
+                assert str(caught.value) == text
+                assert not isinstance(
+                    caught.value, (redis.ConnectionError, redis.TimeoutError)
+                )
+        assert store.load(new_id()) is None
+
+
+def test_nobody_knows_of_an_end_without_a_connection(redis_url: str) -> None:
+    """A wait that found no connection at its last look says that, and not that the job
+    has not ended. One that has the time sees the end.
+    """
+    store = JobStore(redis_url, max_connections=1)
+    uuid = put(store, "success")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, crowded(store):
+        for wait in store.wait, lambda *a, **b: asyncio.run(follow(store, *a, **b)):
+            with pytest.raises(TimeoutError, match=r"could not be asked .* in use"):
+                wait(uuid, timeout=0)
+        found = pool.submit(store.wait, uuid, timeout=20)
+        # Longer than a call waits.
+        time.sleep(0.7)
+        assert not found.done()
+    assert found.result().status == "success"
+
+
+async def follow(store: JobStore, uuid: str, timeout: float) -> Any:
+    return await store.follow(uuid, timeout=timeout)
+
+
+def test_limit_is_for_clients_of_ours(redis_url: str, client: redis.Redis) -> None:
+    """A limit beside a client or a store, and one out of range, is refused."""
+    store = JobStore(client)
+    for make in (
+        lambda: JobStore(client, max_connections=5),
+        lambda: store.replace(max_connections=5),
+        lambda: JobStateMiddleware(store, max_connections=5),
+        lambda: JobStateMiddleware(client=client, max_connections=5),
+        lambda: JobStore(redis_url, max_connections="5"),  # type: ignore[arg-type]
+        lambda: JobStateMiddleware(max_connections=True),
+    ):
+        with pytest.raises(TypeError, match="max_connections"):
+            make()
+    for number in 0, 10_000:
+        with pytest.raises(ValueError, match="max_connections must be from 1 to 9999"):
+            JobStore(redis_url, max_connections=number)
+        with pytest.raises(ValueError, match="max_connections"):
+            JobStateMiddleware(max_connections=number)
+    broker = RedisBroker(url=redis_url)
+    broker.add_middleware(middleware := JobStateMiddleware(max_connections=3))
+    own: Any = middleware.store_for(broker).client
+    assert own.connection_pool.max_connections == 3
 
 
 @pytest.mark.system

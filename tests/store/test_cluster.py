@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -285,3 +286,52 @@ def test_a_cluster_that_is_away_is_a_redis_error() -> None:
         store.load_many([new_id(), new_id()])
     with pytest.raises(redis.RedisError):
         JobStore("redis+cluster://127.0.0.1:1")
+
+
+def test_callers_share_few_connections_to_a_node(
+    cluster: Cluster, cluster_store: JobStore
+) -> None:
+    """A client has as many connections to each node as it may. Callers wait for one. A
+    node whose connections are all in use is not taken to be away.
+    """
+    uuids = [put(cluster_store, "queued") for _ in range(5)]
+    few = JobStore(cluster.url, max_connections=2)
+    assert isinstance(few.client, RedisCluster)
+
+    def read(_: int) -> set[str]:
+        found = [*few.load_many(uuids), *map(few.load, uuids)]
+        return {job.status if job else "" for job in found}
+
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        assert {*map(frozenset, pool.map(read, range(100)))} == {frozenset({"queued"})}
+    with contextlib.ExitStack() as stack:
+        for node in few.client.get_primaries():
+            pool_of_node = few.client.get_redis_connection(node).connection_pool
+            for _ in range(2):
+                taken = pool_of_node.get_connection()
+                stack.callback(pool_of_node.release, taken)
+        calls: list[Callable[[], object]] = [
+            lambda: few.load(uuids[0]),
+            lambda: few.load_many(uuids),
+            few.counts,
+        ]
+        for call in calls:
+            with pytest.raises(redis.RedisError, match="connections to the store are"):
+                call()
+    few.client.close()
+    own = RedisCluster.from_url(cluster.nodes[0].url, max_connections=1)
+    with concurrent.futures.ThreadPoolExecutor(20) as pool, contextlib.closing(own):
+        store = JobStore(own)
+        # It learns the server's time.
+        store.load_many(uuids)
+        found = pool.map(lambda _: refusal(store, uuids), range(200))
+    assert all(re.fullmatch("|All .*connections .* are in use.", each) for each in found)
+
+
+def refusal(store: JobStore, uuids: list[str]) -> str:
+    """Return the error of a store that is asked for jobs, or ""."""
+    try:
+        store.load_many(uuids)
+    except redis.RedisError as e:
+        return str(e)
+    return ""

@@ -4,6 +4,7 @@ log.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import functools
 import logging
@@ -23,7 +24,7 @@ from pyramid_jobstate import JobState, JobStore, StoreUnavailable
 from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.testing import away
 from tests.jobs import RunMarathon, messages
-from tests.support import UUID
+from tests.support import UUID, crowded
 from tests.web.reading import AWAY, put
 from tests.webapp import (
     ADMIN,
@@ -272,3 +273,42 @@ def test_store_that_refuses_is_a_503(
             assert line.startswith("The job state store refused a request")
             assert "secret" not in line
     assert seen == []
+
+
+def test_full_pool_is_a_503_in_words_of_its_own(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While no connection is free, requests get a 503 that says so. So does the log,
+    once. The store is not said to be away.
+    """
+    store = JobStore(redis_url, max_connections=1)
+    app, seen = make_watched(store)
+    job = put(store)
+    said = {"error": "All 1 connections to the store are in use."}
+    with crowded(store):
+        for path in f"/job_state/{job}", "/job_state/", f"/job_state/{job}/inspect":
+            response = get(app, path, ADMIN)
+            assert is_503(response)
+            assert response.json == said
+        response = ask(
+            app, "POST", f"/job_state/{job}/cancel", ADMIN, X_Requested_With="x"
+        )
+        assert is_503(response)
+    assert get(app, f"/job_state/{job}", ADMIN).status_code == 200
+    (line,) = messages(caplog, "pyramid_jobstate")
+    assert line.startswith("All 1 connections to the store are in use. Requests for")
+    assert seen == []
+
+
+def test_many_polls_share_few_connections(
+    redis_url: str, client: redis.Redis, store: JobStore
+) -> None:
+    """Requests at once share as many connections as the setting says. None fails."""
+    settings = {"jobstate.max_connections": "2"}
+    before = len(client.client_list())
+    app = make_app(make_config(redis_url, settings=settings))
+    path = f"/job_state/{put(store)}"
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        found = pool.map(lambda _: get(app, path, "alice").status_code, range(200))
+        assert {*found} == {200}
+    assert len(client.client_list()) - before <= 2

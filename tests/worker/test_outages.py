@@ -17,7 +17,7 @@ from pyramid_jobstate.testing import away, pass_time
 from tests.faulty import FaultyProxy
 from tests.jobs import Alarm
 from tests.relay import Relay
-from tests.support import wait_for
+from tests.support import crowded, wait_for
 from tests.worker.conftest import Logged
 from tests.worker.floors import Floor, Held, MakeFloor, fail
 
@@ -125,6 +125,33 @@ def test_senders_ask_a_store_that_has_failed_once_a_second(
     wait_for(lambda: floor.store.load(floor.post().message_id))
     sent = [floor.post() for _ in range(3)]
     assert floor.statuses(*sent) == ["queued"] * 3
+
+
+def test_full_pool_is_no_outage(
+    make_floor: MakeFloor, redis_url: str, logged: Logged
+) -> None:
+    """While no connection is free, jobs run and end, and messages leave. The store is
+    not taken to be away: as soon as one is free, all is written, and the next send has
+    its record. The log says once what is so.
+    """
+    own = JobStore(redis_url, max_connections=1)
+    floor = make_floor(own=own)
+    held, late = floor.begin(), floor.begin()
+    with crowded(own):
+        held.job_state.set_message("half way")
+        assert not held.job_state.flush(0.6)
+        held.end()
+        unseen = floor.post()
+        wait_for(lambda: floor.is_idle(but=1))
+    sent = floor.post("late")
+    assert floor.load(sent.message_id).uuid == sent.message_id
+    wait_for(lambda: floor.store.load(unseen.message_id))
+    wait_for(lambda: {*floor.statuses(held.message, unseen, sent)} == {"success"})
+    late.end()
+    assert late.reads("success")
+    assert held.load().message == "half way"
+    (line,) = logged()
+    assert line.startswith("All 1 connections to the store are in use. Updates wait")
 
 
 # What it missed.
