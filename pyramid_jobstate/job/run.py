@@ -157,6 +157,8 @@ class Run:
     def close(self, reason: str) -> None:
         """Make every further call raise a RuntimeError with the message `reason`."""
         self._closed = reason
+        # They are of no more use, and what has ended may be kept for long.
+        self._sizes = {}
         if self.journal is not None:
             self.journal.close()
         self._bar()

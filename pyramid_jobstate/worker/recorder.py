@@ -66,6 +66,10 @@ REFUSED = (
 #: collector work, but cost more round trips to a far store.
 MAX_UPDATES = 1000
 
+#: About how many bytes the updates in one round trip may have. As Python objects they
+#: take some ten times as much.
+MAX_BYTES = 2 * 1024 * 1024
+
 #: Seconds between two looks for requests while all jobs report.
 QUESTION_SECONDS = 1.0
 
@@ -597,8 +601,8 @@ class Flush:
                 due += self._requests.answer(runs, due, now)
         else:
             due = [unsaved for unsaved in runs if unsaved.waiters]
-        for i in range(0, len(due), MAX_UPDATES):
-            if not self._write(due[i : i + MAX_UPDATES]):
+        for portion in _portions(due):
+            if not self._write(portion):
                 break
 
     def _due(self, runs: Sequence[Unsaved], now: float) -> list[Unsaved]:
@@ -767,6 +771,25 @@ class Flush:
                     "of jobs are lost, beginning with job %s.",
                     unsaved.uuid,
                 )
+
+
+def _portions(runs: Sequence[Unsaved]) -> Iterator[Sequence[Unsaved]]:
+    """Yield the runs whose updates go into one round trip."""
+    for i in range(0, len(runs), MAX_UPDATES):
+        part = runs[i : i + MAX_UPDATES]
+        # What most runs weigh is at hand.
+        weights = [
+            u.run.size if u.end is None and u.run.journal is None else u.weight
+            for u in part
+        ]
+        first, total = 0, 0
+        if sum(weights) > MAX_BYTES:
+            for place, weight in enumerate(weights):
+                if total and total + weight > MAX_BYTES:
+                    yield part[first:place]
+                    first, total = place, 0
+                total += weight
+        yield part[first:]
 
 
 def disregard(unsaved: Unsaved) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import sys
 import threading
 import time
 from typing import Any
@@ -24,6 +25,9 @@ from ..job import (
 
 #: The least seconds between two reports of a member's progress to its batch.
 BATCH_INTERVAL = 1.0
+
+#: The memory that a run takes which has reported nothing, in bytes.
+OWN_BYTES = 2560
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -83,6 +87,8 @@ class Unsaved:
     #: When the job was last reported to its batch.
     _batch_at: float = dataclasses.field(default=-math.inf, init=False)
     _pace: Pace | None = dataclasses.field(default=None, init=False)
+    #: The memory that this takes, once it has ended.
+    _size: int | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._thread = threading.current_thread()
@@ -90,13 +96,28 @@ class Unsaved:
 
     @property
     def size(self) -> int:
-        """The approximate memory that this takes, in bytes."""
-        report = [str(value) for value in self.run.report.copy().values()]
-        if self.end is not None and self.end.failure is not None:
-            report += self.end.failure
+        """The approximate memory that this takes, in bytes. A number of a job takes
+        several times as much here as in the store.
+        """
+        if self._size is None or self.end is None:
+            metrics = self.run.metrics.copy()
+            report = [str(value) for value in self.run.report.copy().values()]
+            if self.end is not None and self.end.failure is not None:
+                report += self.end.failure
+            parts = (metrics, self._sent, self.info.params, *report)
+            logged = 0 if self.run.journal is None else self.run.journal.size
+            texts = map(sys.getsizeof, (*metrics, *metrics.values(), *self._sent))
+            self._size = (
+                OWN_BYTES + sum(map(sys.getsizeof, parts)) + sum(texts) + logged
+            )
+        return self._size
+
+    @property
+    def weight(self) -> int:
+        """The most bytes that the next update has, approximately."""
+        failure = () if self.end is None else self.end.failure or ()
         logged = 0 if self.run.journal is None else self.run.journal.size
-        texts = len(self.info.params) + sum(map(len, report))
-        return 1024 + self.run.size + texts + logged
+        return self.run.size + logged + len(self.info.params) + sum(map(len, failure))
 
     @property
     def is_new(self) -> bool:

@@ -325,7 +325,9 @@ def test_callers_share_few_connections_to_a_node(
         # It learns the server's time.
         store.load_many(uuids)
         found = pool.map(lambda _: refusal(store, uuids), range(200))
-    assert all(re.fullmatch("|All .*connections .* are in use.", each) for each in found)
+    assert all(
+        re.fullmatch("|All .*connections .* are in use.", each) for each in found
+    )
 
 
 def refusal(store: JobStore, uuids: list[str]) -> str:
