@@ -121,6 +121,10 @@ class Records:
         finally:
             own.connection_pool.disconnect()
 
+    def catch_up(self) -> None:
+        """List the jobs on a Cluster that this process could not list."""
+        self._runner.catch_up()
+
     def now(self) -> int | None:
         """Return the server's time in milliseconds, as this process knows it from what
         it has read, or None if it has read nothing yet. Asks nothing of the server.

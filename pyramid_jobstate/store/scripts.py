@@ -26,7 +26,7 @@ from ..job import (
     Update,
     dump_error,
 )
-from .connection import Client, Command, execute, text
+from .connection import Client, Command, execute, passes, text
 from .reader import checked, is_foreign, log_once, skip
 
 #: The scripts that change the record of a job, and its places in the lists.
@@ -678,6 +678,20 @@ def _portions(calls: Sequence[Call]) -> Iterator[list[Call]]:
 KIND_SECONDS = 60.0
 
 
+#: How many places a process remembers where it could not list a job of a Cluster, and
+#: how many it writes in one round trip.
+MAX_UNLISTED, UNLISTED_PORTION = 10_000, 500
+
+#: Seconds between two tries to list them, of a process that has no worker.
+UNLISTED_PAUSE = 5.0
+
+#: The names of the sets in which a record says that it is listed.
+LISTED = (
+    *("queued", "working", "retrying", "cancelling"),
+    *("success", "error", "cancelled"),
+)
+
+
 class Runner:
     """Runs the calls of a store.
 
@@ -692,6 +706,9 @@ class Runner:
         #: When this process has last listed each kind on a Cluster, in seconds of the
         #: monotonic clock, and with which score.
         self._noted: dict[str, tuple[float, int]] = {}
+        #: The calls that make good for failed moves, by scope and member.
+        self._unlisted: dict[tuple[str, str], Call] = {}
+        self._retry_at = 0.0
 
     def run(self, calls: Iterable[Call]) -> list[Any]:
         """Run calls and return their replies: see :func:`.checked`. On a Cluster, the
@@ -760,18 +777,60 @@ class Runner:
         return found, moves
 
     def move(self, moves: Sequence[Call]) -> None:
-        """Move jobs in the lists of a Cluster. What fails is mended by the next change
-        of the job, or by the list that shows it.
+        """Move jobs in the lists of a Cluster. What fails is tried again later, unless
+        the next change of the job, or the list that shows it, mends it before.
         """
         if moves:
+            self._move(moves)
+            if self._unlisted and time.monotonic() >= self._retry_at:
+                self.catch_up()
+
+    def _move(self, moves: Sequence[Call]) -> None:
+        try:
+            replies: Sequence[Any] = run_scripts(self._client, moves)
+        except RedisError as e:
+            replies = [e] * len(moves)
+        self.log(moves, replies)
+
+    def catch_up(self) -> None:
+        """List the jobs on a Cluster that could not be listed."""
+        while self._unlisted:
+            self._retry_at = time.monotonic() + UNLISTED_PAUSE
+            portion = [*self._unlisted.items()][:UNLISTED_PORTION]
+            for key, _ in portion:
+                self._unlisted.pop(key, None)
+            calls = [call for _, call in portion]
             try:
-                replies = run_scripts(self._client, moves)
+                replies: Sequence[Any] = run_scripts(self._client, calls)
             except RedisError as e:
-                replies = [e] * len(moves)
-            self.log(moves, replies)
+                replies = [e] * len(calls)
+            for (key, call), reply in zip(portion, replies, strict=True):
+                if isinstance(reply, RedisError) and passes(reply):
+                    self._unlisted[key] = call
+            _, moves = self.take(calls, replies, is_quiet=True)
+            if moves:
+                self._move(moves)
+            if any(key in self._unlisted for key, _ in portion):
+                return
+
+    def _keep(self, move: Call) -> None:
+        """Remember a move that failed, as what makes good for it whatever becomes of
+        the job: its record says where it is to be listed.
+        """
+        scope, member, left, entered, at, *_ = move.args[3 + int(move.args[2]) :]
+        name = str(entered if left == "-" else left)
+        if name == "kinds":
+            call = move
+        elif name in LISTED:
+            call = self._calls.mend(str(member), str(scope), name, int(at))
+        else:
+            return
+        if len(self._unlisted) < MAX_UNLISTED:
+            # The first move that failed tells where the job is still listed.
+            self._unlisted.setdefault((str(scope), str(member)), call)
 
     def log(self, moves: Sequence[Call], replies: Sequence[Any]) -> None:
-        """Log what is wrong with lists, once for each.
+        """Log what is wrong with lists, once for each, and remember what will pass.
 
         Parameters:
           moves, replies: The calls that move jobs, and their replies.
@@ -779,6 +838,8 @@ class Runner:
         for call, reply in zip(moves, replies, strict=True):
             if isinstance(reply, Exception):
                 self._log(call.key, str(reply))
+                if isinstance(reply, RedisError) and passes(reply):
+                    self._keep(call)
             elif isinstance(reply, list):
                 self._log(*reply)
 

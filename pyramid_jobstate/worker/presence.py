@@ -125,6 +125,7 @@ class Presence:
         # Where the store refuses it, the worker is not known.
         with contextlib.suppress(ResponseError):
             records_of(self._store).workers.write(self.token, says)
+        records_of(self._store).catch_up()
         self._ledger.hooks.sweep(self._broker, queues)
 
 

@@ -18,7 +18,7 @@ from pyramid_jobstate import Counts, JobState, JobStore, rerun
 from pyramid_jobstate.testing import pass_time, put_job
 from tests.cluster import PRIMARIES, Cluster, cluster_of_one, running_cluster
 from tests.durations import TWO_MINUTES, put_runs
-from tests.jobs import new_id
+from tests.jobs import new_id, working
 from tests.lost import losing
 from tests.store.bed import Bed, cancel_between_calls
 from tests.store.jobs import make_desk, put, uuids_of
@@ -337,3 +337,34 @@ def refusal(store: JobStore, uuids: list[str]) -> str:
     except redis.RedisError as e:
         return str(e)
     return ""
+
+
+def test_job_is_listed_once_the_node_of_a_list_is_back(
+    cluster: Cluster, cluster_store: JobStore
+) -> None:
+    """Jobs that begin and end while the node of a list does not answer are listed there
+    as soon as it does.
+    """
+    broker, run_marathon = make_desk(cluster_store)
+    away = cluster.owner_of('jobstate:{owner:"alice"}:success')
+    made: list[Any] = []
+    while len(made) < 3:
+        message = run_marathon.message_with_options(args=(26,), job_owner="alice")
+        if cluster.owner_of(f"jobstate:{message.message_id}") != away:
+            made.append(message)
+    sent = {message.message_id for message in made}
+    with working(broker), cluster.client(away) as admin:
+        # It takes no other connection, so that it runs nothing later, either.
+        limit = admin.config_get("maxclients")["maxclients"]
+        admin.config_set("maxclients", 1)
+        try:
+            admin.client_kill_filter(_type="normal", skipme=True)
+            for message in made:
+                broker.enqueue(message)
+            broker.join("default", timeout=60_000)
+        finally:
+            admin.config_set("maxclients", limit)
+        listed = functools.partial(cluster_store.list, "alice", status="success")
+        wait_for(lambda: sent == {job.uuid for job in listed().items}, 40)
+    assert cluster_store.list("alice", status="queued").items == []
+    assert cluster_store.counts(anew=True).success == 3
