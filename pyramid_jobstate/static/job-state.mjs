@@ -617,7 +617,7 @@ class Channel {
     const isTold = ({ uuid }) => single || !body || own(body.jobs, uuid) !== undefined;
     const told = asked.filter(isTold);
     // Those that were left out stay due. An answer without any is not ours.
-    this.isShort = told.length > 0 && told.length < asked.length;
+    if (!single) this.isShort = told.length > 0 && told.length < asked.length;
     const over = this.isShort ? told : asked;
     for (const job of over) {
       job.alone = false;
