@@ -530,8 +530,7 @@ class Calls:
 
     def end_hook(self, uuid: str, finished: str, message_id: str) -> Call:
         """Return the call that notes that it has returned, or was given up."""
-        kept = [self.failure_key(uuid), *self.batch_keys(uuid)]
-        return self._call("end_hook", uuid, finished, message_id, more_keys=kept)
+        return self._call("end_hook", uuid, finished, message_id)
 
     def tell_again(self, uuid: str, finished: str, message_id: str) -> Call:
         """Return the call that has another message call it: this one is lost."""

@@ -656,7 +656,8 @@ class Flush:
         # A thread that starts waiting after this waits for the next update.
         waiting = self._backlog.waiters(batch)
         now = _now()
-        renew_after = self._store.active_expire_in / 2
+        # What lies beside the record is renewed by an update that comes then or later.
+        renew_after = self._store.active_expire_in / 2 - self._heartbeat
         updates = [unsaved.take(now, renew_after) for unsaved in batch]
         replies: Sequence[Reply | Exception]
         try:

@@ -3,7 +3,7 @@
 -- Returns 1 if it may run, 0 if the job has another end or none now, or another message has told
 -- this one.
 
-local old = redis.call("HMGET", key, "status", "finished", "hook", "untold", "log_level")
+local old = redis.call("HMGET", key, "status", "finished", "hook", "untold")
 if not is_finished(old[1]) or old[2] ~= ARGV[1] then
   return 0
 end
@@ -13,7 +13,7 @@ if hook ~= "" and hook ~= ARGV[2] then
 end
 redis.call("HSET", key, "hook", ARGV[2])
 lengthen(life_after(true))
-keep_log(old[5])
+renew_all()
 if old[4] then
   leave(key)
 end

@@ -6,7 +6,9 @@
 -- A later delivery of a cancelled job's message is skipped, so the record must outlive the
 -- message: cancelling never shortens the record's lifetime.
 
-local old = redis.call("HMGET", key, "status", "seen", "asked", "updated", "hooks", "kind", "log_level")
+local old = redis.call(
+  "HMGET", key, "status", "seen", "asked", "updated", "hooks", "kind", "log_level", "run", "past"
+)
 local status, now = old[1], time()
 if old[3] and string.find(old[3], ARGV[2], 1, true) then
   return status == "cancelled" and 2 or 1
@@ -28,6 +30,6 @@ if is_running(status) and not is_silent(old[2], now) then
   return 1
 end
 -- Keep the token: a run that is alive after all learns of this with its next update.
-cancel(status, now, ARGV[1], untold_in(old[5], old[6], "cancelled"), asked)
-keep_log(old[7])
+local untold = untold_in(old[5], old[6], "cancelled")
+cancel(status, now, ARGV[1], old[7], old[8] or old[9], untold, asked)
 return 2

@@ -32,11 +32,35 @@ local function log_key()
   return OPEN .. key .. CLOSE .. ":log"
 end
 
--- Let the log of the job live for as long as the record, and some milliseconds more. A job without
--- one has no `level`, the field of that name.
-local function keep_log(level, more)
-  if level then
-    redis.call("PEXPIRE", log_key(), int(redis.call("PTTL", key) + (more or 0)))
+-- The key of what is kept of the failures of the job.
+local function failure_key()
+  return OPEN .. key .. CLOSE .. ":failure"
+end
+
+-- Let what lies beside the record of a job live for as long as that, and some milliseconds more.
+--   level  its `log_level`: a job without one has no log
+--   past   whether anything may be kept of failures: never before a run has ended
+local function renew(level, past, more)
+  if level or past then
+    local life = int(redis.call("PTTL", key) + (more or 0))
+    if level then
+      redis.call("PEXPIRE", log_key(), life)
+    end
+    if past then
+      redis.call("PEXPIRE", failure_key(), life)
+    end
+  end
+end
+
+-- Do that for a job, or a batch, of which only the record knows what lies beside it.
+local function renew_all(more)
+  local old = redis.call("HMGET", key, "log_level", "run", "past", "batch")
+  renew(old[1], old[2] or old[3], more)
+  if old[4] == "*" then
+    local life = int(redis.call("PTTL", key))
+    for _, name in ipairs({ ":members", ":failed", ":order" }) do
+      redis.call("PEXPIRE", OPEN .. key .. CLOSE .. name, life)
+    end
   end
 end
 
@@ -102,9 +126,10 @@ end
 -- Cancel a job that no run owns any more.
 --   was     its status
 --   reason  why, as its error is stored
+--   level, past  see renew()
 --   set     the set of ends to be told that it enters, or nil
 --   asked   the words of the requests to cancel it, if any
-local function cancel(was, now, reason, set, asked)
+local function cancel(was, now, reason, level, past, set, asked)
   local words = {
     "status", "cancelled", "error", reason, "updated", int(now), "finished", int(now),
   }
@@ -117,6 +142,7 @@ local function cancel(was, now, reason, set, asked)
   write(words)
   if asked or set then
     lengthen(life_after(set))
+    renew(level, past)
   end
   place(key, was, "cancelled", micros())
   if set then

@@ -6,7 +6,7 @@
 -- was lost. Returns 0 for another unfinished, a cancelled or a deleted job. For a job that ended
 -- in another way, returns the token of its last run.
 
-local old = redis.call("HMGET", key, "status", "run", "asked", "log_level")
+local old = redis.call("HMGET", key, "status", "run", "asked", "log_level", "past")
 local status, delay = old[1], tonumber(ARGV[1])
 if not status then
   create(ARGV)
@@ -20,6 +20,7 @@ if status == "waiting" and ARGV[2] == "sending" then
   end
   write(words)
   redis.call("PEXPIRE", key, int(ACTIVE_TTL + delay))
+  renew(old[4], old[5])
   place(key, "waiting", "sending", due_in(delay))
   return 1
 end
@@ -29,7 +30,7 @@ end
 if was_cancelled(status, old[3]) or status == "deleted" then
   -- The message is delivered anyway and must find the record.
   lengthen(ACTIVE_TTL + delay)
-  keep_log(old[4])
+  renew_all()
   return 0
 end
 if is_unfinished(status) then

@@ -68,7 +68,7 @@ write(words)
 redis.call("HDEL", key, unpack(gone))
 -- A requeued message must find the record, even that of a cancelled job.
 redis.call("PEXPIRE", key, int(delay and ACTIVE_TTL + delay or life_after(untold)))
-keep_log(old[13])
+renew(old[13], old[3] or old[4])
 place(key, was, status, due_in(status == "retrying" and delay or 0), { unpack(old, 8) })
 if untold then
   enter(key, untold, micros())

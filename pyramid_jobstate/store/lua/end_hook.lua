@@ -1,9 +1,9 @@
--- A hook of a job has returned, or Dramatiq has given up. KEYS: the record, and what is kept beside
--- it. ARGV: when the job ended, the id of the message that tells this end.
+-- A hook of a job has returned, or Dramatiq has given up. ARGV: when the job ended, the id of the
+-- message that tells this end.
 -- The messages of a cancelled job or of a cancelled batch may still come, and must find the record.
 -- So must that of a hook which is tried again, if another message for its end has run nothing.
 
-local old = redis.call("HMGET", key, "status", "finished", "stopped", "untold", "hook", "log_level")
+local old = redis.call("HMGET", key, "status", "finished", "stopped", "untold", "hook")
 local hook = old[5] or ""
 local is_awaited = old[1] == "cancelled" or old[3] or old[4] or (hook ~= "" and hook ~= ARGV[2] and hook ~= OVER)
 if not is_finished(old[1]) or old[2] ~= ARGV[1] then
@@ -14,9 +14,7 @@ if not old[4] and (hook == "" or hook == ARGV[2]) then
   redis.call("HSET", key, "hook", OVER)
 end
 if not is_awaited then
-  for _, each in ipairs(KEYS) do
-    redis.call("PEXPIRE", each, int(ENDED_TTL))
-  end
-  keep_log(old[6])
+  redis.call("PEXPIRE", key, int(ENDED_TTL))
+  renew_all()
 end
 return 1

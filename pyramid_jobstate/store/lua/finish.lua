@@ -35,7 +35,7 @@ if refusal == FENCED and has_failed then
   -- This run has failed all the same, and began before the one that owns the record.
   local newer = tonumber(redis.call("HGET", key, "started")) or now
   keep_try(math.min(now - ARGV[13], newer - 1))
-  redis.call("PEXPIRE", KEYS[2], int(math.max(ENDED_TTL, redis.call("PTTL", key))))
+  renew(nil, true, is_running(was) and ACTIVE_TTL / 2)
 end
 if refusal then
   return refusal
@@ -45,7 +45,7 @@ if was == "cancelled" then
   -- message must find the record.
   if delay then
     lengthen(ACTIVE_TTL + delay)
-    keep_log(old[10])
+    renew_all()
   end
   return status == "success" and CANCELLED or stopped(status)
 end
@@ -87,7 +87,7 @@ write(words)
 -- A requeued message must find the record, even that of a cancelled job.
 local ttl = int(delay and ACTIVE_TTL + delay or life_after(untold))
 redis.call("PEXPIRE", key, ttl)
-keep_log(old[10])
+renew(old[10])
 if stop and not reason then
   redis.call("HDEL", key, "error")
 end

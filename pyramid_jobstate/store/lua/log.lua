@@ -43,5 +43,5 @@ while length > 0 and bytes - first + length > most do
   redis.call("LPOP", KEYS[2])
   _, _, _, first, length = entry(0)
 end
-keep_log(true, is_running(status) and ACTIVE_TTL / 2 or 0)
+renew(true, false, is_running(status) and ACTIVE_TTL / 2)
 return 1

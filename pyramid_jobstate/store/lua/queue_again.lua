@@ -40,5 +40,5 @@ if old[8] then
 end
 redis.call("DEL", key)
 create(ARGV, status, more, before)
-keep_log(old[9])
+renew(old[9], true)
 return 1

@@ -19,6 +19,7 @@ if seq > (tonumber(old[4]) or 0) then
   write(words)
   redis.call("PEXPIRE", key, int(ACTIVE_TTL))
   if ARGV[4] == "1" then
+    renew_all(ACTIVE_TTL / 2)
     place(key, old[1], old[1], micros(), { unpack(old, 5) }, nil, true)
   end
 end

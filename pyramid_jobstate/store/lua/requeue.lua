@@ -49,7 +49,6 @@ end
 redis.call("DEL", key)
 write(words)
 redis.call("PEXPIRE", key, int(ACTIVE_TTL))
-redis.call("PEXPIRE", KEYS[2], int(ACTIVE_TTL))
-keep_log(old[7])
+renew(old[7], true)
 place(key, status, "sending", micros())
 return 1

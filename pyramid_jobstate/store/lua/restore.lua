@@ -32,8 +32,7 @@ if kept[4] then
 end
 redis.call("HDEL", KEYS[2], "former")
 redis.call("PEXPIRE", key, int(ENDED_TTL))
-redis.call("PEXPIRE", KEYS[2], int(ENDED_TTL))
-keep_log(kept[5])
+renew(kept[5], true)
 place(key, "sending", kept[3], (tonumber(kept[2]) or time()) * 1000)
 for _, scope in ipairs(scopes_of(key)) do
   move(scope, string.sub(key, -36), "again", nil)

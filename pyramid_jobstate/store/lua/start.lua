@@ -34,8 +34,8 @@ end
 if ARGV[7] ~= "" and is_stopped(space_of(key) .. facts[4]) then
   -- What becomes of a job whose record is gone is known to its batch alone.
   if was and not is_finished(was) then
-    cancel(was, now, ARGV[7], untold_in(old[13], old[10], "cancelled"))
-    keep_log(old[17])
+    local untold = untold_in(old[13], old[10], "cancelled")
+    cancel(was, now, ARGV[7], old[17], old[2] or old[6], untold)
   end
   return CANCELLED
 end
@@ -92,7 +92,7 @@ if was then
 end
 write(words)
 redis.call("PEXPIRE", key, int(ACTIVE_TTL))
-keep_log(old[17], ACTIVE_TTL / 2)
+renew(old[17], old[2] or old[6], ACTIVE_TTL / 2)
 if not was then
   -- The store may have lost the record and not its places.
   leave_all(key)

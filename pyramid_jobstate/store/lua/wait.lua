@@ -3,7 +3,7 @@
 -- Returns 1 if it waits, by this call or an earlier one, -1 if it was deleted, so that its
 -- message will run nothing, else 0.
 
-local old = redis.call("HMGET", key, "status", "unreached", "untold", "log_level")
+local old = redis.call("HMGET", key, "status", "unreached", "untold")
 if old[1] == "waiting" then
   return 1
 end
@@ -19,6 +19,6 @@ end
 redis.call("HSET", key, "status", "waiting", "updated", int(time()))
 redis.call("HDEL", key, "error", "finished", "due", "drop", "unreached", "hook")
 redis.call("PEXPIRE", key, int(ACTIVE_TTL))
-keep_log(old[4])
+renew_all()
 place(key, "cancelled", "waiting", micros())
 return 1
