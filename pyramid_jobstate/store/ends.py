@@ -111,9 +111,17 @@ class Ends:
         """Write that another message is to tell an end, as this one is lost."""
         self._run([self._calls.tell_again(uuid, finished, message_id)])
 
-    def finish(self, uuid: str, finished: str, message_id: str) -> None:
-        """Write that a hook has returned, or will not be tried again."""
-        self._run([self._calls.end_hook(uuid, finished, message_id)])
+    def finish(
+        self, uuid: str, finished: str, message_id: str, *, is_given_up: bool
+    ) -> None:
+        """Write that a message that tells an end is settled, and is not tried again.
+
+        Parameters:
+          is_given_up: Whether the hook has not returned, and may not have begun. Else
+            the message may have run nothing, as the job had no such end.
+        """
+        call = self._calls.end_hook(uuid, finished, message_id, is_given_up=is_given_up)
+        self._run([call])
 
 
 def _name(queue: str, kind: str) -> str:

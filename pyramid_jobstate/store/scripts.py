@@ -528,9 +528,11 @@ class Calls:
         """Return the call that asks whether it may run, and notes that it does."""
         return self._call("begin_hook", uuid, finished, message_id)
 
-    def end_hook(self, uuid: str, finished: str, message_id: str) -> Call:
+    def end_hook(
+        self, uuid: str, finished: str, message_id: str, *, is_given_up: bool
+    ) -> Call:
         """Return the call that notes that it has returned, or was given up."""
-        return self._call("end_hook", uuid, finished, message_id)
+        return self._call("end_hook", uuid, finished, message_id, int(is_given_up))
 
     def tell_again(self, uuid: str, finished: str, message_id: str) -> Call:
         """Return the call that has another message call it: this one is lost."""

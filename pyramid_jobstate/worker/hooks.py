@@ -293,7 +293,8 @@ class Hooks:
             with contextlib.suppress(RedisError):
                 self._tell_again(broker)
             return
-        if end.status != "success":
+        is_given_up = end.status != "success"
+        if is_given_up:
             reason = end.error and f"{end.error.type}: {end.error.message}"
             log.error(
                 "%s() of the job %s has failed for the last time, and is not told of "
@@ -304,7 +305,7 @@ class Hooks:
             )
         try:
             ends = records_of(self._store_for(broker)).ends
-            ends.finish(uuid, finished, message.message_id)
+            ends.finish(uuid, finished, message.message_id, is_given_up=is_given_up)
         except RedisError:
             # The record lives longer than it needs to.
             return

@@ -119,6 +119,8 @@ class Course:
         self.hooks: dict[str, str] = {}
         self.sent: list[Pair] = []
         self.leased: set[Pair] = set()
+        #: The ends that stood at the last look, each with the runs before it.
+        self.standing: dict[Pair, str] = {}
 
     def key(self, name: str) -> str:
         return f"{self.store.namespace}:{name}"
@@ -169,7 +171,7 @@ class Course:
         fields, end = self.stored(uuid), self.end_of(uuid)
         letters = json.loads(fields.get("hooks", '[""]'))[0]
         is_told = end is not None and fields["status"][0] in letters
-        return is_told and fields.get("hook") not in ("", "over")
+        return is_told and fields.get("hook") != "over"
 
     def life_of(self, uuid: str) -> float:
         """Return the seconds that a record lives."""
@@ -218,17 +220,18 @@ class Course:
             lives = map(self.client.pttl, self.client.scan_iter(f"*{pair[0]}*"))
             assert min(lives) / 1000 > self.store.active_expire_in - 1
 
-    def end_hook(self, pair: Pair, message: str) -> None:
-        """Have a message return: if it ran the hook, the record lives as long as others
-        from now on, but that of a cancelled job or batch is not shortened.
+    def end_hook(self, pair: Pair, message: str, *, is_given_up: bool) -> None:
+        """Have a message return, or be given up, perhaps before the hook began: if it
+        ran the hook, the record lives as long as others from now on, but that of a
+        cancelled job or batch is not shortened.
         """
         uuid = pair[0]
         before, fields = self.life_of(uuid), self.stored(uuid)
-        self.ends.finish(*pair, message)
+        self.ends.finish(*pair, message, is_given_up=is_given_up)
         is_cut = fields.get("status") == "cancelled" or "stopped" in fields
-        is_left = "untold" in fields or self.begun.get(pair, message) != message
+        holder = self.begun.get(pair, message if is_given_up else None)
+        is_left = "untold" in fields or holder != message
         if self.end_of(uuid) == pair and not is_left:
-            # It may have been given up before it began.
             self.over.add(pair)
         if self.end_of(uuid) != pair or is_cut or is_left:
             assert self.life_of(uuid) >= before - 1
@@ -266,10 +269,28 @@ class Course:
         self.lives = {past(pair): each - seconds for pair, each in self.lives.items()}
         self.begun = {past(pair): each for pair, each in self.begun.items()}
         self.over = {*map(past, self.over)}
+        self.standing = {past(pair): runs for pair, runs in self.standing.items()}
         self.leased.clear()
+
+    def put_back(self) -> None:
+        """Note which ends stand again, after another run was to begin. Unless a hook
+        was told, nobody knows what became of its message.
+        """
+        standing = {}
+        for uuid in self.uuids:
+            if (pair := self.end_of(uuid)) is not None:
+                standing[pair] = self.stored(uuid).get("past", "")
+        for pair, runs in standing.items():
+            is_back = self.standing.get(pair) != runs and pair in self.statuses
+            if is_back and pair not in self.over:
+                self.told.discard(pair)
+                self.leased.discard(pair)
+                self.begun.pop(pair, None)
+        self.standing = standing
 
     def check(self) -> None:
         """Check what the records and the outbox say of the ends."""
+        self.put_back()
         found = {
             key.decode(): (life, rows) for key, life, rows in self.client.eval(ALL, 0)
         }
@@ -288,9 +309,7 @@ class Course:
             pair = uuid, fields.get("finished", "")
             is_over = status in FINISHED
             assert not is_over or self.statuses.setdefault(pair, status) == status
-            # The failure of a job whose rerun was refused is not told any more.
-            is_left = pair not in self.told and "refused" not in fields
-            is_untold = is_over and status[0] in letters and is_left
+            is_untold = is_over and status[0] in letters and pair not in self.told
             assert ("untold" in fields) == is_untold, (slot, fields)
             if is_over and not is_untold and pair not in self.told:
                 # Nobody will be told: it may be cleared.
@@ -455,7 +474,7 @@ def take_step(course: Course, name: str, slot: int, n: int) -> None:
                 course.begin_hook(pair, f"message {n % 2}")
         case "end_hook":
             for pair in pairs:
-                course.end_hook(pair, f"message {n % 2}")
+                course.end_hook(pair, f"message {n % 2}", is_given_up=n >= 4)
         case "lose":
             course.lose(uuid)
         case "lose_outbox":
@@ -520,6 +539,7 @@ def scenes_of(slot: int, n: int) -> list[list[Any]]:
     stop, requeue = ("stop", BATCH, 0), ("requeue", slot, 0)
     goes_on = [("requeue", BIG, 0), ("begin", BIG, 2), ("finish", BIG, ERROR)]
     unreached, skipped = [("create", slot, 3), ("drop", slot, 4)], ("drop", slot, 7)
+    refused = [requeue, ("restore", slot, 0)]
     worried = [("create", slot, 2), ("begin", slot, 2), cancel]
     return [
         [*run, succeed, *told],
@@ -531,8 +551,11 @@ def scenes_of(slot: int, n: int) -> list[list[Any]]:
         [*run, succeed, sweep, begin, other, begin, ("end_hook", LONE, 1)],
         [*run, succeed, *told, *rerun, succeed, sweep, begin, late],
         [*run, succeed, ("pass_time", LONE, 0), ("clear", LONE, 0), *told],
-        [*run, fail, requeue, ("restore", slot, 0), *told],
-        [*run, fail, sweep, requeue, ("restore", slot, 0)],
+        [*run, fail, *refused, *told],
+        [*run, fail, sweep, *refused, again, *told],
+        [*run, fail, *told[:2], requeue, late, ("restore", slot, 0), sweep, other],
+        [*run, fail, *told, *refused, sweep],
+        [*run, fail, sweep, accept, *refused, sweep, accept, end, begin],
         [*run, fail, requeue, ("begin", slot, n), succeed, *told],
         [*run, fail, sweep, ("begin", slot, n), fail, accept, *told],
         [*run, dies, cancel, *told],

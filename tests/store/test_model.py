@@ -177,6 +177,7 @@ class Model:
       stop: How the run ends if it puts its message back, or None.
       refused: The word of the message that the broker refused last, or None.
       tries: The runs that have failed, each with when it began.
+      former: The failure that a refused request to run it again puts back, or None.
     """
 
     status: str | None = None
@@ -284,12 +285,20 @@ class Model:
             return True
         if self.status != "sending" or self.word != word or self.former is None:
             return False
-        for field in dataclasses.fields(self):
-            if field.name not in ("kept", "tries", "former"):
-                setattr(self, field.name, getattr(self.former, field.name))
+        self.put_back(self.former)
         self.word = self.word or ""
         self.refused, self.former = word, None
         return True
+
+    def put_back(self, former: Model) -> None:
+        """Have an end stand again. What is kept of failures stays, and so does which
+        runs are over.
+        """
+        if self.run is not None:
+            self.past |= {self.run}
+        for field in dataclasses.fields(self):
+            if field.name not in ("kept", "tries", "former", "past"):
+                setattr(self, field.name, getattr(former, field.name))
 
     def await_turn(self) -> bool:
         if self.status == "cancelled" and self.is_unreached and not self.is_asked:
@@ -853,7 +862,7 @@ TRANSITIONS: dict[str, Callable[[Kept], Kept]] = {
     "to run again and begun": lambda c: c.run_again().begin("b"),
     "refused to run again": lambda c: c.run_again(is_refused=True),
     "its hook begins": lambda c: c.hook("begin"),
-    "its hook returns": lambda c: c.hook("begin").hook("finish"),
+    "its hook returns": lambda c: c.hook("begin").hook("finish", is_given_up=False),
     "its hook is told again": lambda c: c.hook("begin").wait(5).hook("tell_again"),
 }
 

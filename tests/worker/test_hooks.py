@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import dramatiq
 import pytest
@@ -147,6 +148,53 @@ def test_each_end_of_a_job_that_runs_again_is_told(broker: RedisBroker) -> None:
         wait_for(lambda: len(told) == 2)
     assert hooks() == [("on_error", sent.message_id)] * 2
     assert told[0] != told[1]
+
+
+class Refusing(Middleware):
+    """Refuses the messages of hooks, if it is told to."""
+
+    is_on = False
+
+    def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+        if self.is_on and message.actor_name == "jobstate_hook":
+            raise MiddlewareError("The queue is full.")
+
+
+@pytest.mark.parametrize("is_away", [True, False])
+def test_failure_is_told_whose_rerun_is_refused(redis_url: str, is_away: bool) -> None:
+    """Its message had to wait for the broker, or a worker takes it while the job waits
+    to run again. A hook that has returned is not told again.
+    """
+    ours = JobStateMiddleware(heartbeat=0.1, hooks_queue="mails")
+    broker = make_broker(redis_url, ours)
+    broker.add_middleware(refusing := Refusing())
+    run_marathon, store = make_actor(broker), store_of(broker)
+    client: Any = store.client
+    refusing.is_on = is_away
+    worker = dramatiq.Worker(broker, queues={"default"}, worker_timeout=20)
+    worker.start()
+    sent = run_marathon.send("blisters")
+    before = wait_until(broker, sent, "error")
+    worker.stop()
+    refusing.is_on = False
+    assert bool(untold(broker)) == is_away
+
+    def refuse(message: Any) -> None:
+        if not is_away:
+            with working(broker):
+                wait_for(lambda: not client.hlen("dramatiq:mails.msgs"))
+        raise ConnectionClosed("No broker here")
+
+    def refused() -> Any:
+        return mock.patch.object(broker, "enqueue", refuse)
+
+    with refused(), pytest.raises(ConnectionClosed):
+        rerun(store, broker, sent.message_id)
+    assert not told and untold(broker) == [sent.message_id]
+    with working(broker):
+        wait_for(lambda: told)
+        wait_for(lambda: store.clear(everything=True, limit=1).refused == 0)
+    assert told == [("on_error", sent.message_id, before.finished_at)]
 
 
 def test_hook_that_fails_is_tried_again(broker: RedisBroker, logged: Logged) -> None:

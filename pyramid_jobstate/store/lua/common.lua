@@ -32,7 +32,7 @@ local function log_key()
   return OPEN .. key .. CLOSE .. ":log"
 end
 
--- The key of what is kept of the failures of the job.
+-- The key of what is kept of the failures of the job, and of an end that may stand again.
 local function failure_key()
   return OPEN .. key .. CLOSE .. ":failure"
 end
@@ -164,6 +164,44 @@ end
 -- The tokens of a record's earlier runs, newest first, whose updates are now too late.
 local function earlier(run, past)
   return string.sub((run or "") .. " " .. (past or ""), 1, 51)
+end
+
+-- Have an end stand again that is kept beside the record, in a field. Returns whether it does:
+-- nothing may be kept, or another program may have written it.
+--   was  the status of the record that it replaces
+local function put_back(was, name)
+  local is_read, words = pcall(cmsgpack.unpack, redis.pcall("HGET", failure_key(), name))
+  if not is_read or type(words) ~= "table" or not words[1] or #words % 2 ~= 0 then
+    return false
+  end
+  local run, past = unpack(redis.call("HMGET", key, "run", "past"))
+  local before = scopes_of(key)
+  redis.call("DEL", key)
+  write(words)
+  if run then
+    redis.call("HSET", key, "past", earlier(run, past))
+  end
+  local old = redis.call(
+    "HMGET", key, "status", "finished", "hooks", "kind", "hook", "log_level"
+  )
+  -- Its hook's message may have been dropped meanwhile, as that end was not there. If not, a second
+  -- one runs nothing.
+  local untold = old[5] ~= OVER and untold_in(old[3], old[4], old[1])
+  if untold then
+    redis.call("HSET", key, "untold", "1")
+    redis.call("HDEL", key, "hook")
+  end
+  redis.call("HDEL", failure_key(), name)
+  redis.call("PEXPIRE", key, int(life_after(untold)))
+  renew(old[6], true)
+  place(key, was, old[1], (tonumber(old[2]) or time()) * 1000, nil, before)
+  for _, scope in ipairs(before) do
+    move(scope, string.sub(key, -36), "again", nil)
+  end
+  if untold then
+    enter(key, untold, micros())
+  end
+  return true
 end
 
 -- Whether a run ever owned the record, given the tokens of its last and earlier runs. If

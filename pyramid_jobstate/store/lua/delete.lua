@@ -13,8 +13,7 @@ local old = redis.call(
 if old[1] == "deleted" then
   return old[2] == ARGV[1] and 1 or 0
 end
-local is_over = old[8] == OVER or old[8] == ""
-local is_awaited = untold_in(old[6], old[7], old[1]) and not is_over
+local is_awaited = old[8] ~= OVER and untold_in(old[6], old[7], old[1])
 if not is_finished(old[1]) or (is_awaited and ARGV[2] == "1") then
   return 0
 end

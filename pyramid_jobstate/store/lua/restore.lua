@@ -10,31 +10,10 @@ end
 if old[1] ~= "sending" or old[2] ~= ARGV[1] then
   return 0
 end
-local former = redis.call("HGET", KEYS[2], "former")
-if not former then
+if not put_back("sending", "former") then
   return 0
 end
-local words = cmsgpack.unpack(former)
-if type(words) ~= "table" or not words[1] or #words % 2 ~= 0 then
-  -- Another program wrote it.
-  return 0
-end
-redis.call("DEL", key)
-write(words)
-local kept = redis.call("HMGET", key, "rerun", "finished", "status", "untold", "log_level")
 -- The message of the failure may run the job. That of this request, which the broker may have
 -- after all, may not: "" admits only messages without a word.
-redis.call("HSET", key, "rerun", kept[1] or "", "refused", ARGV[1])
-if kept[4] then
-  -- Its end was not told before it was to run again, and is not now.
-  redis.call("HDEL", key, "untold")
-  redis.call("HSET", key, "hook", "")
-end
-redis.call("HDEL", KEYS[2], "former")
-redis.call("PEXPIRE", key, int(ENDED_TTL))
-renew(kept[5], true)
-place(key, "sending", kept[3], (tonumber(kept[2]) or time()) * 1000)
-for _, scope in ipairs(scopes_of(key)) do
-  move(scope, string.sub(key, -36), "again", nil)
-end
+redis.call("HSET", key, "rerun", redis.call("HGET", key, "rerun") or "", "refused", ARGV[1])
 return 1

@@ -4,7 +4,7 @@
 -- told, it has a field `untold`, and stands in a sorted set of its queue and kind, with the time
 -- in microseconds from which a worker may send the message. The names of these sets stand in a set.
 -- Once the hook has begun, the field `hook` holds the id of that message, and OVER once it has
--- returned or was given up, until the job goes on; "" if nobody will send a message.
+-- returned or was given up, until the job goes on.
 
 local OVER = "over"
 
