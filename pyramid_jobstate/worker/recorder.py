@@ -698,10 +698,13 @@ class Flush:
             return True
         if reply is Reply.FENCED:
             is_known, unsaved.is_fenced = unsaved.is_fenced, True
-            # After a retry this is expected.
-            is_retried = unsaved.end is not None and unsaved.end.status == "retrying"
-            why = "a newer run of it has begun"
-            self._give_up(unsaved, why, quiet=is_retried or is_known)
+            end, why = unsaved.end, "a newer run of it has begun"
+            # After a retry this is expected, and so is that an earlier end stands if
+            # the actor's function was not called.
+            is_expected = end is not None and (
+                end.status == "retrying" or not end.was_called
+            )
+            self._give_up(unsaved, why, quiet=is_expected or is_known)
             if unsaved.end is not None and update.end is None:
                 # It has come since.
                 self._backlog.end(unsaved, unsaved.end)

@@ -520,7 +520,7 @@ steps = st.one_of(
     st.tuples(st.sampled_from(OF_ENDS), st.just(LONE), numbers, st.booleans()),
 )
 
-SUCCESS, ERROR, CANCELLED, RETRYING, AGAIN = 0, 1, 2, 3, 8
+SUCCESS, ERROR, CANCELLED, RETRYING, AGAIN, STOPPED = 0, 1, 2, 3, 8, 14
 
 
 def scenes_of(slot: int, n: int) -> list[list[Any]]:
@@ -539,6 +539,7 @@ def scenes_of(slot: int, n: int) -> list[list[Any]]:
     stop, requeue = ("stop", BATCH, 0), ("requeue", slot, 0)
     goes_on = [("requeue", BIG, 0), ("begin", BIG, 2), ("finish", BIG, ERROR)]
     unreached, skipped = [("create", slot, 3), ("drop", slot, 4)], ("drop", slot, 7)
+    stopped = ("finish", slot, STOPPED)
     refused = [requeue, ("restore", slot, 0)]
     worried = [("create", slot, 2), ("begin", slot, 2), cancel]
     return [
@@ -556,6 +557,10 @@ def scenes_of(slot: int, n: int) -> list[list[Any]]:
         [*run, fail, *told[:2], requeue, late, ("restore", slot, 0), sweep, other],
         [*run, fail, *told, *refused, sweep],
         [*run, fail, sweep, accept, *refused, sweep, accept, end, begin],
+        [*run, succeed, ("begin", slot, 5), stopped, *told],
+        [*run, succeed, *told, ("begin", slot, 5), stopped, sweep],
+        [*run, succeed, sweep, accept, ("begin", slot, 5), end, stopped, *told],
+        [*run, fail, ("begin", slot, 5), ("begin", slot, 6), stopped, *told],
         [*run, fail, requeue, ("begin", slot, n), succeed, *told],
         [*run, fail, sweep, ("begin", slot, n), fail, accept, *told],
         [*run, dies, cancel, *told],

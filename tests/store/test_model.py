@@ -178,6 +178,7 @@ class Model:
       refused: The word of the message that the broker refused last, or None.
       tries: The runs that have failed, each with when it began.
       former: The failure that a refused request to run it again puts back, or None.
+      ended: The end that stood when its message came again, or None once it runs.
     """
 
     status: str | None = None
@@ -199,6 +200,7 @@ class Model:
     is_unreached: bool = False
     tries: dict[str, float] = dataclasses.field(default_factory=dict)
     former: Model | None = None
+    ended: Model | None = None
 
     @property
     def stored(self) -> Stored:
@@ -266,6 +268,7 @@ class Model:
         self.owner = None
         self.past, self.tries, self.attempt = frozenset(), {}, 0
         self.kept, self.former, self.is_asked, self.began = False, None, False, None
+        self.ended = None
         return True
 
     def rerun(self, word: str) -> bool:
@@ -297,8 +300,19 @@ class Model:
         if self.run is not None:
             self.past |= {self.run}
         for field in dataclasses.fields(self):
-            if field.name not in ("kept", "tries", "former", "past"):
+            if field.name not in ("kept", "tries", "former", "ended", "past"):
                 setattr(self, field.name, getattr(former, field.name))
+
+    def stop_again(self, end: str) -> bool:
+        """Have the end stand again that stood when a message came that is stopped now.
+        Return whether there is one.
+        """
+        is_left = self.status not in ("working", "retrying") or end == "retrying"
+        if is_left or self.ended is None:
+            return False
+        self.put_back(self.ended)
+        self.ended = None
+        return True
 
     def await_turn(self) -> bool:
         if self.status == "cancelled" and self.is_unreached and not self.is_asked:
@@ -333,6 +347,8 @@ class Model:
         if self.was_cancelled:
             return "CANCELLED"
         if run != self.run:
+            if self.status in FINISHED:
+                self.ended = dataclasses.replace(self, ended=None, former=None)
             self.supersede(run)
             self.is_asked = report.is_told or self.status == "cancelling"
             self.status = "cancelling" if self.is_asked else "working"
@@ -373,6 +389,11 @@ class Model:
         refusal = self.refusal(report)
         if refusal is not None:
             return refusal
+        end = self.stop.end if self.stop and report.end == "retrying" else report.end
+        if not report.was_called and self.stop_again(end):
+            return "FENCED"
+        if report.was_called or end != "retrying":
+            self.ended = None
         self.metrics.update(report.values)
         if not report.was_called:
             self.attempt, self.began = self.before
@@ -425,6 +446,8 @@ class Model:
             self.dropped, self.stop = report.token, report
             return "CANCELLING" if self.status == "cancelling" else "OK"
         if self.status not in (*RUNNING, *WAITING):
+            return "MISSING"
+        if self.stop_again(report.end):
             return "MISSING"
         metrics = self.metrics
         end = "cancelled" if self.status == "cancelling" else report.end
@@ -549,6 +572,13 @@ def scenes_of(run: str) -> list[list[tuple[Any, ...]]]:
     succeed = ("finish", other, True, "success", False)
     refuse = ("drop", True, "cancelled", True, 0, True)
     put_back = ("finish", run, True, "retrying", False)
+    not_called = ("finish", other, True, "not called: cancelled", False)
+    third = RUNS[RUNS.index(run) - 2]
+    third_is_stopped = [
+        ("begin", third, *again[2:]),
+        ("finish", third, *not_called[2:]),
+    ]
+    dropped = ("drop", True, "cancelled", False, 1, True)
     return [
         fail,
         [*fail, ("rerun",)],
@@ -576,6 +606,15 @@ def scenes_of(run: str) -> list[list[tuple[Any, ...]]]:
         [("create", False), again],
         [begin, again, ("again", 0), ("record", run, True)],
         [*fail, ("delete",), again],
+        [*fail, again, not_called],
+        [begin, (*succeed[:1], run, *succeed[2:]), again, not_called, ("again", 2)],
+        [*fail, again, ("wait",), *third_is_stopped],
+        [*fail, again, ("finish", other, True, "not called: retrying", False), dropped],
+        [*fail, again, ("wait",), dropped],
+        [*fail, again, ("finish", other, True, "retrying", False), *third_is_stopped],
+        [*fail, again, ("cancel",), not_called],
+        [*fail, again, (*stop, 1, True), not_called],
+        [*fail, again, succeed, *third_is_stopped],
     ]
 
 
@@ -840,6 +879,10 @@ TRANSITIONS: dict[str, Callable[[Kept], Kept]] = {
     "succeeds": lambda c: c.begin("b").end("b", "success"),
     "put back": lambda c: c.begin("b").end("b", "retrying", 500),
     "next attempt": lambda c: c.begin("b").end("b", "retrying", 9).begin("c"),
+    "stopped": lambda c: c.begin("b").end("b", "cancelled", was_called=False),
+    "stopped after it was put back": lambda c: (
+        c.begin("b").end("b", "retrying", 9, was_called=False).end("drop", "cancelled")
+    ),
     "earlier run fails": lambda c: c.begin("b").begin("c").end("b", "error"),
     "queued again": lambda c: c.put(),
     "queued again for later": lambda c: c.put(delay=500),

@@ -13,7 +13,7 @@ import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import ConnectionClosed
-from dramatiq.middleware import Middleware, MiddlewareError, Retries
+from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessage
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, rerun
 from pyramid_jobstate.errors import ActorError
@@ -25,6 +25,7 @@ from tests.jobs import (
     job_actor,
     load,
     make_broker,
+    new_id,
     store_of,
     wait_until,
     working,
@@ -195,6 +196,54 @@ def test_failure_is_told_whose_rerun_is_refused(redis_url: str, is_away: bool) -
         wait_for(lambda: told)
         wait_for(lambda: store.clear(everything=True, limit=1).refused == 0)
     assert told == [("on_error", sent.message_id, before.finished_at)]
+
+
+class Stopping(Middleware):
+    """Stops messages, if it is told to."""
+
+    is_on = False
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        if self.is_on and message.actor_name == "run_marathon":
+            message.fail()
+            raise SkipMessage("once is enough")
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_end_is_told_once_if_its_message_comes_again(
+    redis_url: str, is_told: bool
+) -> None:
+    """And is stopped, before its hook has begun or after that. That end stands."""
+    ours = JobStateMiddleware(heartbeat=0.1, hooks_queue="mails")
+    broker = make_broker(redis_url, ours)
+    broker.add_middleware(stopping := Stopping())
+    run_marathon, store = make_actor(broker), store_of(broker)
+
+    def work(*queues: str) -> None:
+        worker = dramatiq.Worker(broker, queues={*queues}, worker_timeout=20)
+        worker.start()
+        for queue in queues:
+            broker.join(queue)
+        worker.stop()
+
+    sent = run_marathon.message()
+    broker.enqueue(sent)
+    work("default")
+    before = load(broker, sent)
+    if is_told:
+        work("mails")
+    assert len(told) == is_told
+    stopping.is_on = True
+    # It comes as after the death of its worker, unseen by the middleware.
+    delivery = new_id()
+    again = sent.copy(options={"redis_message_id": delivery})
+    broker.do_enqueue("default", delivery, again.encode())
+    work("default")
+    assert load(broker, sent).finished_at == before.finished_at
+    assert bool(untold(broker)) != is_told
+    work("mails")
+    assert told == [("on_success", sent.message_id, before.finished_at)]
+    assert store.clear(everything=True).done == 1
 
 
 def test_hook_that_fails_is_tried_again(broker: RedisBroker, logged: Logged) -> None:

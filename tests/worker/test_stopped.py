@@ -2,10 +2,12 @@
 
 import collections
 import datetime
+from collections import Counter
 from typing import Any
 
 import dramatiq
 import pytest
+import redis
 from dramatiq.middleware import (
     AgeLimit,
     Middleware,
@@ -14,11 +16,13 @@ from dramatiq.middleware import (
     SkipMessage,
 )
 
-from pyramid_jobstate import JobState, JobStateMiddleware
+from pyramid_jobstate import JobState, JobStateMiddleware, rerun
 from pyramid_jobstate.resources import JobStates
 from tests.jobs import Alarm, job_actor, load, make_broker, wait_until, working
+from tests.lost import disagreements, places_of
 from tests.support import wait_for
-from tests.worker.floors import idle_actor
+from tests.worker.conftest import Logged
+from tests.worker.floors import Floor, idle_actor
 
 
 class RefusedError(MiddlewareError):
@@ -84,6 +88,97 @@ def test_attempt_is_that_of_the_last_run_that_began(redis_url: str, order: str) 
             # It was put back for a tenth of a second at least.
             before = stopping.stopped[state.uuid] - state.started_at
             assert before > datetime.timedelta(seconds=0.05)
+
+
+class Once(Middleware):
+    """Stops the messages of jobs that have ended before, in the way it says."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+        self.ended: set[str] = set()
+        self.stopped: list[str] = []
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        if message.message_id not in self.ended:
+            return
+        self.stopped.append(message.message_id)
+        if self.how == "put back" and len(self.stopped) == 1:
+            broker.enqueue(message, delay=1)
+            raise SkipMessage("not now")
+        if self.how == "refuse":
+            raise RefusedError("once is enough")
+        message.fail()
+        if self.how != "fail":
+            raise SkipMessage("once is enough")
+
+    def after_process_message(self, broker: Any, message: Any, **options: Any) -> None:
+        self.ended.add(message.message_id)
+
+
+#: What stays of a job that has ended.
+OF_AN_END = (
+    *("status", "error", "attempt", "queued_at", "started_at", "finished_at"),
+    *("progress", "progress_metrics", "message", "log", "updated_at"),
+)
+
+
+@pytest.mark.parametrize(
+    ("order", "how"),
+    [
+        *(("before", how) for how in ("skip", "refuse", "fail")),
+        # Put back before ours has seen it, it would wait again.
+        *(("after", how) for how in ("skip", "refuse", "fail", "put back")),
+    ],
+)
+@pytest.mark.parametrize("end", ["success", "error", "cancelled"])
+def test_end_stands_if_the_message_that_comes_again_is_stopped(
+    floor: Floor, client: redis.Redis, logged: Logged, order: str, how: str, end: str
+) -> None:
+    """Whichever middleware stops it, wherever that stands. The job keeps its values and
+    its failures, and stands in the lists as before.
+    """
+    where: Any = JobStateMiddleware if order == "before" else None
+    floor.broker.add_middleware(once := Once(how), before=where)
+
+    def run(job_state: Any) -> None:
+        job_state.set_progress(2, 3)
+        job_state.set_progress_metric("miles", 26)
+        job_state.set_message("Halfway")
+        job_state.append_log("Half of it")
+        if end == "error":
+            raise ValueError("a cramp")
+
+    floor.scripts["a"] = run
+    sent = floor.message("a")
+    if end == "cancelled":
+        sent = sent.copy(options={"max_age": 1}, message_timestamp=1)
+    floor.broker.enqueue(sent)
+    floor.work()
+    once.ended.add(sent.message_id)
+    job, failures = floor.load(sent.message_id), floor.store.failures(sent.message_id)
+    places = set(places_of(client, sent.message_id))
+    assert (job.status, once.stopped) == (end, [])
+    for number in (1, 2):
+        floor.deliver(sent.copy(options={"max_age": None}))
+        floor.work()
+        assert len(once.stopped) >= number
+        after = floor.load(sent.message_id)
+        for name in OF_AN_END:
+            assert getattr(after, name) == getattr(job, name), name
+        assert floor.store.failures(sent.message_id) == failures
+        assert set(places_of(client, sent.message_id)) == places
+        assert disagreements(client) == set()
+    assert floor.ran == Counter({"a": 1} if end != "cancelled" else {})
+    assert not logged()
+    floor.broker.middleware.remove(once)
+    if end == "error":
+        assert rerun(floor.store, floor.broker, sent.message_id)
+    else:
+        floor.deliver(sent.copy(options={"max_age": None}))
+    floor.scripts.clear()
+    floor.work()
+    assert floor.statuses(sent) == ["success"]
+    assert disagreements(client) == set()
 
 
 @pytest.mark.parametrize("order", ["after", "before", "last"])

@@ -41,6 +41,10 @@ end
 if was == "cancelling" then
   status, reason = "cancelled", ARGV[8]
 end
+if (was == "working" or was == "retrying") and status ~= "retrying" and put_back(was, "ended") then
+  -- The message has come again after an end.
+  return MISSING
+end
 local untold = untold_in(old[12], old[8], status)
 -- Without a token, no run owns the record.
 local words, gone = { "status", status, "drop", token, "updated", int(now) }, { "run" }

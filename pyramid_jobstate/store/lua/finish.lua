@@ -31,7 +31,7 @@ end
 
 local old, refusal = read_for(token, ARGV[3], "log_level")
 local was = old[1]
-if refusal == FENCED and has_failed then
+if refusal == FENCED and has_failed and ARGV[7] == "1" then
   -- This run has failed all the same, and began before the one that owns the record.
   local newer = tonumber(redis.call("HGET", key, "started")) or now
   keep_try(math.min(now - ARGV[13], newer - 1))
@@ -62,6 +62,10 @@ end
 local reason = status ~= ARGV[4] and ARGV[6]
 if stop then
   status, delay, reason = unpack(cjson.decode(stop))
+end
+if ARGV[7] == "0" and was == "working" and status ~= "retrying" and put_back(was, "ended") then
+  -- The message has come again after an end, and was stopped.
+  return FENCED
 end
 local untold = untold_in(old[9], old[5], status)
 local words = { "status", status, "seq", ARGV[2], "updated", int(now) }
@@ -103,7 +107,9 @@ end
 -- A first run that does not fail leaves nothing there.
 local has_failures = (has_failed or old[3]) and redis.call("PEXPIRE", KEYS[2], ttl) == 1
 if has_failures and status ~= "retrying" and status ~= "error" then
-  redis.pcall("HDEL", KEYS[2], "former", "message", "refusal")
+  redis.pcall("HDEL", KEYS[2], "former", "message", "refusal", "ended")
+elseif has_failures and old[3] and ARGV[7] == "1" then
+  redis.pcall("HDEL", KEYS[2], "ended")
 end
 place(key, was, status, due_in(status == "retrying" and delay or 0), { unpack(old, 5) })
 if untold then

@@ -47,6 +47,7 @@ local is = (must_stop or was == "cancelling") and "cancelling" or "working"
 facts[3] = old[5] or facts[3]
 -- Its class or its actor may have another name now, and its batch may have been lost.
 local is_other = facts[1] ~= old[10] or facts[2] ~= old[11] or facts[4] ~= old[12]
+local ended = is_finished(was) and cmsgpack.pack(redis.call("HGETALL", key))
 local before = was and is_other and scopes_of(key) or nil
 local words = {
   "status", is, "run", token, "seq", "0", "queued", old[4] or int(started),
@@ -65,7 +66,7 @@ if old[9] == "" then
   -- A message that the broker has refused may still come: see restore.lua.
   add(words, "rerun", "")
 end
-if old[2] or old[6] then
+if old[2] or old[6] or ended then
   add(words, "past", earlier(old[2], old[6]))
 end
 if old[5] then
@@ -92,7 +93,11 @@ if was then
 end
 write(words)
 redis.call("PEXPIRE", key, int(ACTIVE_TTL))
-renew(old[17], old[2] or old[6], ACTIVE_TTL / 2)
+if ended then
+  -- It stands again unless the actor's function is called: see finish.lua.
+  redis.pcall("HSET", failure_key(), "ended", ended)
+end
+renew(old[17], old[2] or old[6] or ended, ACTIVE_TTL / 2)
 if not was then
   -- The store may have lost the record and not its places.
   leave_all(key)
