@@ -49,6 +49,10 @@ MAX_BYTES = 4 * 1024 * 1024
 #: How many records it reads at once: fewer for a while after large ones.
 LEAST, MOST = 16, 1024
 
+#: For how many seconds it may say that a job is silent. The server that takes over may
+#: be behind.
+SURE_SECONDS = 1.0
+
 #: The highest score that is read. Scores are microseconds, exact as floats up to here.
 MAX_SCORE = 2**53
 
@@ -142,11 +146,7 @@ class Reader:
         else:
             commands = [Command(key, ("HGETALL", key)) for key in keys]
         replies = execute(self._client, commands)
-        now = self.now()
-        return [
-            self._read(uuid, names, reply, now)
-            for uuid, reply in zip(uuids, replies, strict=True)
-        ]
+        return self._surely(uuids, names, replies, self.now())
 
     def read_some(self, uuids: Sequence[str]) -> Sequence[Record | Alias | None]:
         """Return what :meth:`read_any` does of the first of several jobs: of all, in
@@ -161,9 +161,8 @@ class Reader:
             keys = map(self.key, asked)
             commands = [Command(key, ("HGETALL", key)) for key in keys]
             replies, size = execute_some(self._client, commands, room)
-            now = self.now()
-            pairs = zip(asked, replies, strict=False)
-            found += [self._read(uuid, (), reply, now) for uuid, reply in pairs]
+            told = asked[: len(replies)]
+            found += self._surely(told, (), replies, self.now())
             if len(replies) < len(asked):
                 self._at_once = max(LEAST, len(replies))
                 break
@@ -176,7 +175,27 @@ class Reader:
         # Silence counts until the read begins.
         now, key = self.clock(), self.key(uuid)
         (reply,) = execute(self._client, [Command(key, ("HGETALL", key))])
-        return self._read(uuid, (), reply, now)
+        (found,) = self._surely([uuid], (), [reply], now)
+        return found
+
+    def _surely(
+        self, uuids: Sequence[str], names: tuple[str, ...], replies: Any, now: int
+    ) -> list[Record | Alias | None]:
+        """Return what replies say of jobs at a time. If a job is silent then, make sure
+        that the server's clock was not set back.
+        """
+
+        def read(now: int) -> list[Record | Alias | None]:
+            return [
+                self._read(uuid, names, reply, now)
+                for uuid, reply in zip(uuids, replies, strict=True)
+            ]
+
+        found = read(now)
+        is_sure = time.monotonic() < self._clock_until - CLOCK_SECONDS + SURE_SECONDS
+        if is_sure or all(getattr(r, "status", "") != "stalled" for r in found):
+            return found
+        return read(min(now, self.exact_clock()))
 
     def alias(self, uuid: str, reply: Any) -> Alias | None:
         """Return the alias in a reply to HGETALL, or None if it holds no alias."""

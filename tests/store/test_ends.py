@@ -84,6 +84,20 @@ def test_kind_may_have_any_name(store: JobStore) -> None:
     assert outbox(store) == []
 
 
+def test_end_is_told_though_the_clock_was_set_back(store: JobStore) -> None:
+    """A server has taken over whose clock is an hour behind."""
+    broker, work = make_desk(store, Odd)
+    uuid = work.send().message_id
+    assert load_job(store, uuid).cancel()
+    (key,) = outbox(store)
+    client: Any = store.client
+    client.zincrby(key, 3600 * 1_000_000, uuid)
+    with working(broker):
+        wait_for(lambda: told)
+        wait_for(lambda: not outbox(store))
+    assert told == [("on_cancelled", uuid)]
+
+
 def test_end_without_a_hook_is_not_kept(store: JobStore) -> None:
     """A job of a class with one hook that ends in another way enters nothing."""
     broker, work = make_desk(store, Worried)

@@ -1,9 +1,11 @@
 """Lists of one status, how many jobs have which, and how many ended when."""
 
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import astuple
 from typing import Any
+from unittest import mock
 
 import dramatiq
 import pytest
@@ -36,6 +38,27 @@ def test_each_status_lists_and_counts_its_jobs(store: JobStore) -> None:
     assert store.counts("Diary") == Counts(*[1] * 8)
     assert store.counts() == Counts(**{k: v + 1 for k, v in numbers.items()})
     assert store.counts("Nothing") == Counts()
+
+
+@pytest.mark.parametrize("reads", ["load", "load_many"])
+def test_clock_that_was_set_back_stalls_no_job_for_long(
+    store: JobStore, reads: str
+) -> None:
+    """A server has taken over whose clock is behind by more than `stalled_after`, as
+    the process finds out within a second.
+    """
+    uuid, viewer = put(store, "working"), JobStore(store.client)
+
+    def status() -> Any:
+        found = viewer.load(uuid) if reads == "load" else viewer.load_many([uuid])[0]
+        return found and found.status
+
+    before = int(time.time()) + 60, 0
+    with mock.patch.object(store.client, "time", return_value=before):
+        assert status() == "stalled"
+    since = time.monotonic()
+    wait_for(lambda: status() == "working")
+    assert time.monotonic() - since < 5
 
 
 def test_status_starts_on_its_first_page(store: JobStore) -> None:

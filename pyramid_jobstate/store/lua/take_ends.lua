@@ -5,6 +5,8 @@
 -- it has none).
 
 local now, most, found = micros(), tonumber(ARGV[2]), {}
+-- Nobody enters an end for later than that, by this clock: it was set back since.
+local last = now + math.max(ARGV[1], SILENCE) * 1000
 local space = string.match(key, "^(.*)untold$")
 
 local function take(name, uuid, at)
@@ -14,7 +16,7 @@ local function take(name, uuid, at)
   if not (old[1] and is_finished(old[4])) then
     -- It is gone, or another program has written it.
     try("ZREM", key .. ":" .. name, uuid)
-  elseif not at or at <= now then
+  elseif not at or at <= now or at > last then
     enter(space .. uuid, name, now + ARGV[1] * 1000)
     found[#found + 1] = { uuid, old[2] or "", old[3] or "", old[4], old[5] or "", old[6] or "" }
   end
@@ -30,10 +32,13 @@ if ARGV[3] ~= "" then
 end
 for i = 4, #ARGV do
   local name = ARGV[i]
-  local left = int(most - #found)
-  local due = try("ZRANGEBYSCORE", key .. ":" .. name, "-inf", int(now), "LIMIT", 0, left)
-  for _, uuid in ipairs(due or {}) do
-    take(name, uuid, nil)
+  for _, range in ipairs({ { "-inf", int(now) }, { "(" .. int(last), "+inf" } }) do
+    local least, greatest = unpack(range)
+    local left = int(most - #found)
+    local due = try("ZRANGEBYSCORE", key .. ":" .. name, least, greatest, "LIMIT", 0, left)
+    for _, uuid in ipairs(due or {}) do
+      take(name, uuid, nil)
+    end
   end
   if try("EXISTS", key .. ":" .. name) == 0 then
     try("SREM", key, name)
