@@ -70,7 +70,9 @@ DEFAULT_LIMIT = 1000
 
 
 def cancel(context: JobState, request: Request) -> Response:
-    """Cancel a job. Respond with 202 and its state, or 409 if it has ended."""
+    """Cancel a job. Respond with 202 and its state as :func:`render_state` shows it, or
+    409 if it has ended.
+    """
     drop_body(request)
     require(request, context, "cancel_job")
     require_header(request)
@@ -93,7 +95,7 @@ def cancel(context: JobState, request: Request) -> Response:
         return cancel(job_state, request)
     if not is_cancelled:
         return render({"error": "The job has ended."}, 409)
-    return render(job_state.__json__(request), 202)
+    return render_state(job_state, request)
 
 
 def delete(context: JobState, request: Request) -> Response:
@@ -115,9 +117,9 @@ def delete(context: JobState, request: Request) -> Response:
 
 
 def rerun(context: JobState, request: Request) -> Response:
-    """Run a job again. Respond with 202 and its state, 409 if it has not failed, is
-    unique and another one is under way, or belongs to a cancelled batch, or 410 if it
-    cannot run again.
+    """Run a job again. Respond with 202 and its state as :func:`render_state` shows it,
+    409 if it has not failed, is unique and another one is under way, or belongs to a
+    cancelled batch, or 410 if it cannot run again.
     """
     drop_body(request)
     require(request, context, "rerun_job")
@@ -144,7 +146,7 @@ def rerun(context: JobState, request: Request) -> Response:
         raise HTTPNotFound
     if not is_sent:
         return render({"error": "The job has not failed."}, 409)
-    return render(job_state.__json__(request), 202)
+    return render_state(job_state, request)
 
 
 def stack(context: JobState, request: Request) -> Response:
@@ -169,6 +171,15 @@ def stack(context: JobState, request: Request) -> Response:
     if container.find(context.uuid) is None:
         raise HTTPNotFound
     return render({"error": "The job does not run."}, 409)
+
+
+def render_state(job_state: JobState, request: Request) -> Response:
+    """Return the response to a request that has changed a job: its state, or only its
+    uuid and status to whoever may act on the job and may not see it.
+    """
+    if request.job_states.permits(job_state, "view_job"):
+        return render(job_state.__json__(request), 202)
+    return render({"job": {"uuid": job_state.uuid, "status": job_state.status}}, 202)
 
 
 def broker_failed(error: BaseException | None) -> Response:

@@ -99,6 +99,31 @@ def test_rights_on_one_job(roles: TestApp, store: JobStore) -> None:
             assert statuses(store, job) == [status], case
 
 
+def test_act_shows_the_state_to_viewers(roles: TestApp, store: JobStore) -> None:
+    """The answer to an act is the state for those who may view the job. It has uuid and
+    status alone for the others, also if they ask again, and if the job is a batch.
+    """
+    cases = [
+        ("cancel", "working", "cancelling", ("canceller", "alice", OPERATOR)),
+        ("rerun", "error", "queued", ("runner", OPERATOR)),
+    ]
+    for name, before, after, users in cases:
+        for user in users:
+            (job,) = put(store, "alice", cls=RunMarathon, status=before)
+            jobs = [job]
+            if name == "cancel":
+                jobs += [job, put_batch(store, Batch, ["working"], owner="alice").uuid]
+            for uuid in jobs:
+                found = act(roles, f"/job_state/{uuid}/{name}", user).json
+                expected = {"uuid": uuid, "status": after}
+                if "view_job" in USERS[user]:
+                    assert expected.items() <= found["job"].items(), (name, user)
+                    assert {"job_state", "job"} <= found.keys()
+                    assert "title" in found["job"]
+                else:
+                    assert found == {"job": expected}, (name, user)
+
+
 #: Requests for many jobs: the right that each needs, whether it names everybody's jobs
 #: or those of one owner.
 ON_MANY = [

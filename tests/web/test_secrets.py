@@ -92,7 +92,7 @@ PATHS: list[tuple[str, str, Facts]] = [
     ),
     (CHROMIUM, "/?all=1&group=error&status=error", {(LIST, SEE): {"failure"}}),
     # At the end, since the job changes.
-    ("cancel", "/{job}/cancel", {("cancel_job",): SAID}),
+    ("cancel", "/{job}/cancel", {("cancel_job", SEE): SAID}),
 ]
 
 
