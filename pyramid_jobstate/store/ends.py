@@ -111,6 +111,11 @@ class Ends:
         """Write that another message is to tell an end, as this one is lost."""
         self._run([self._calls.tell_again(uuid, finished, message_id)])
 
+    def tell(self, uuid: str) -> None:
+        """Write that the end of a batch is to be told, which nobody has been told."""
+        fields = self._reader.fields(self._reader.key(uuid), ("finished",))
+        self.tell_again(uuid, fields.get("finished", ""), "")
+
     def finish(
         self, uuid: str, finished: str, message_id: str, *, is_given_up: bool
     ) -> None:

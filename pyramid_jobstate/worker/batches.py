@@ -192,6 +192,8 @@ class OutgoingBatch:
                     self._confirm(accepted)
         finally:
             self._confirm(accepted)
+        if self._info.hooks is not None and not self.members.items:
+            self._tell()
 
     def fail(self, store: JobStore) -> None:
         """Write the failure of the members that the broker did not accept."""
@@ -209,6 +211,18 @@ class OutgoingBatch:
                 # failing store again and again.
                 self._confirms = False
         accepted.clear()
+
+    def _tell(self) -> None:
+        """Have the hooks of an empty batch told that it is over."""
+        try:
+            records_of(self.store).ends.tell(self.batch.uuid)
+        except RedisError as e:
+            log.error(
+                "The hooks of the empty batch %s are not called, since the store does "
+                "not answer: %s",
+                self.batch.uuid,
+                e,
+            )
 
     def _hooks(self) -> str | None:
         """Return what the record of the batch says of its hooks, or None.

@@ -1,5 +1,6 @@
 """Hooks with a request, those of batches, and both in an application's tests."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -262,16 +263,56 @@ def test_hook_of_a_batch_cannot_put_its_members_back(
 
 
 def test_empty_batch_is_told(config: Configurator, run_marathon: Any) -> None:
-    """It is over at once. Its transaction may last a while, and be aborted."""
-    store = store_of(run_marathon.broker)
+    """It is over at once, and told as soon as its transaction has committed."""
     with working(run_marathon.broker):
         batch = send_batch(config, run_marathon)
-        assert batch.is_success and not notes
-    # No worker looks for ends while their times are moved, one key after another.
-    testing.pass_time(store, 20)
-    with working(run_marathon.broker):
+        assert batch.is_success
         wait_for(lambda: notes)
     assert notes == [("ToldAll", "success", "alice", "alice", url_of(batch.uuid), True)]
+
+
+def test_empty_batch_is_not_told_before_the_commit(
+    config: Configurator, run_marathon: Any
+) -> None:
+    """However long databases vote, nothing is to be told: the transaction may still
+    abort, and its process may die.
+    """
+    store, seen = store_of(run_marathon.broker), []
+
+    def vote() -> None:
+        testing.pass_time(store, 3600)
+        (batch,) = store.list().items
+        seen.append((batch.status, store.client.keys("*untold*")))
+        fail()
+
+    request = alices(config)
+
+    def send() -> None:
+        with request.tm:
+            request.tm.get().join(Manager("~", "tpc_vote", vote))
+            with request.job_states.batch(ToldAll):
+                pass
+
+    with pytest.raises(ZeroDivisionError):
+        send()
+    assert seen == [("success", [])]
+    assert not store.list().items and not store.client.keys("*untold*")
+
+
+def test_outage_after_the_commit_of_an_empty_batch_is_logged(
+    config: Configurator, run_marathon: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The transaction has committed all the same."""
+    request = alices(config)
+    store = request.job_states.store
+    with contextlib.ExitStack() as outage, request.tm:
+        with request.job_states.batch(ToldAll) as batch:
+            pass
+        away = testing.away(store)
+        gone = Manager("~", "tpc_vote", lambda: outage.enter_context(away))
+        request.tm.get().join(gone)
+    assert f"hooks of the empty batch {batch.uuid} are not called" in caplog.text
+    assert not store.client.keys("*untold*")
 
 
 def test_hooks_of_a_batch_have_a_queue(

@@ -1,6 +1,6 @@
 -- A batch is about to be sent: create its record. ARGV: status, sender, milliseconds until the last
 -- of its members is due, then the fields. The status is "queued", or "success" for an empty batch,
--- which is over at once.
+-- which is over at once. Hooks are told of that once its transaction has committed: see tell_again.
 -- Returns 1 if the record was created, by this call or by the same call before, whose reply
 -- was lost; 0 if another one is there.
 
@@ -9,21 +9,13 @@ if redis.call("EXISTS", key) == 1 then
 end
 local now, status = int(time()), ARGV[1]
 local words = { "status", status, "queued", now, "updated", now, "sender", ARGV[2], "listed", now }
-local facts, untold = facts_in(ARGV, 4), nil
+local facts = facts_in(ARGV, 4)
 if status == "success" then
   add(words, "started", now)
   add(words, "finished", now)
-  untold = untold_in(facts[5], facts[1], status)
-  if untold then
-    add(words, "untold", "1")
-  end
 end
 add_all(words, ARGV, 4)
 write(words)
-redis.call("PEXPIRE", key, int(status == "success" and life_after(untold) or ACTIVE_TTL))
+redis.call("PEXPIRE", key, int(status == "success" and ENDED_TTL or ACTIVE_TTL))
 place(key, nil, status, due_in(tonumber(ARGV[3])), facts)
-if untold then
-  -- Its transaction may still be aborted.
-  enter(key, untold, micros() + SILENCE * 1000)
-end
 return 1
