@@ -113,6 +113,12 @@ __all__ = [
 ]
 
 
+NO_ENVIRON = (
+    "run_hook() without an environ would commit what the hook does, and the test could "
+    "not take it back. Pass the environ of the test's transaction, such as "
+    "testapp.extra_environ with tm.active and tm.manager, or {} to commit."
+)
+
 AnyJobState = TypeVar("AnyJobState", bound=JobState)
 
 
@@ -155,6 +161,8 @@ class Clerk:
       brokers: The brokers of the messages, by their ids.
       results: The results of the steps before, by the ids of the steps that receive
         them.
+      started: When the jobs have begun that have run, in milliseconds, by the ids of
+        their messages.
     """
 
     def __init__(self) -> None:
@@ -162,6 +170,7 @@ class Clerk:
         self.following: dict[str, str] = {}
         self.brokers: dict[str, Broker] = {}
         self.results: dict[str, Any] = {}
+        self.started: dict[str, str] = {}
         #: The ids of the messages whose jobs have run, or are running, and the uuids of
         #: the batches that have ended.
         self._ran: set[str] = set()
@@ -229,12 +238,23 @@ class Clerk:
             if batch.uuid in self._ran or any(job.is_working for job in states):
                 continue
             self._ran.add(batch.uuid)
-            is_failed = any(job.has_failed for job in states)
-            is_cut = any(job.is_cancelled for job in states)
-            status = "cancelled" if is_cut else "success"
-            if is_failed and not batch.allow_failures:
+            failed = sum(job.has_failed for job in states)
+            cut = sum(job.is_cancelled for job in states)
+            status = "cancelled" if cut else "success"
+            if failed and not batch.allow_failures:
                 status = "error"
-            record_of(batch).status = status
+            now = _now()
+            known = [self.started[j.uuid] for j in states if j.uuid in self.started]
+            fields = {
+                "size": len(states),
+                "n:q": 0,
+                "n:s": len(states) - failed - cut,
+                "n:e": failed,
+                "n:c": cut,
+            }
+            times = {"started": min(known, default=now), "updated": now}
+            counts = {name: str(number) for name, number in fields.items()}
+            record_of(batch).end(status, {**counts, **times, "finished": now})
             ended.append(batch)
         return ended
 
@@ -252,6 +272,7 @@ class Clerk:
         for sent in self.outbox:
             if sent.message.message_id not in self._ran:
                 self._ran.add(sent.message.message_id)
+                self.started[sent.message.message_id] = _now()
                 self._running = sent
                 return sent
         return None
@@ -269,6 +290,11 @@ class Clerk:
                 if sent.message.message_id == uuid:
                     record_of(sent.job_state).status = "cancelled"
         self._running = None
+
+
+def _now() -> str:
+    """Return the time as a record has it."""
+    return str(int(time.time() * 1000))
 
 
 def _is_sent_by_worker(message: Message[Any], broker: Broker) -> bool:
@@ -379,7 +405,11 @@ def run_jobs(
             raise
         finally:
             clerk.end(status)
-            _tell(registry, message, job_state, error, environ)
+            times = {
+                "queued": record_of(sent.job_state).text("queued") or _now(),
+                "started": clerk.started[message.message_id],
+            }
+            _tell(registry, message, job_state, times, error, environ)
         jobs.append(job_state)
         following = clerk.following.get(message.message_id)
         if following is not None:
@@ -426,18 +456,21 @@ def _tell(
     registry: Registry,
     message: Message[Any],
     job_state: JobState,
+    times: Mapping[str, str],
     error: BaseException | None,
     environ: Mapping[str, Any],
 ) -> None:
     """Run the hook that is told of the end of a job.
 
     Parameters:
+      times: When it was queued and has begun, as they are stored.
       error: What it has raised, or None.
     """
     run, info = run_of(job_state), record_of(job_state).info
     update = Unsaved(message.message_id, run, info).take(time.monotonic())
-    now = str(int(time.time() * 1000))
-    fields = {**info.fields(), **update.fields, "started": now, "finished": now}
+    now = _now()
+    ended_at = {"updated": now, "finished": now}
+    fields = {**info.fields(), **update.fields, **times, **ended_at}
     status = "success"
     if error is not None:
         status = "cancelled" if run.cancel_requested else "error"
@@ -449,7 +482,7 @@ def _tell(
 
 
 def _run_hook(
-    registry: Registry, job_state: JobState, environ: Mapping[str, Any]
+    registry: Registry, job_state: JobState, environ: Mapping[str, Any] | None
 ) -> None:
     """Run the hook of a job that has ended, if its class has one."""
     from .web import with_request
@@ -465,6 +498,8 @@ def _run_hook(
     end = UntoldEnd(record.uuid, hook, record.kind, record.status, "", owner)
 
     def call(request: Any) -> None:
+        if environ is None and getattr(request, "tm", None) is not None:
+            raise TypeError(NO_ENVIRON)
         set_container(job_state, request.job_states)
         call_hook(job_state, request)
 
@@ -482,9 +517,11 @@ def run_hook(
     Parameters:
       registry: The registry of the application.
       job_state: The job, or the batch.
-      environ: As for :func:`run_jobs`.
+      environ: As for :func:`run_jobs`. It is required if the hook receives a request
+        with a transaction. With ``{}``, that transaction is committed.
 
     Raises:
+      TypeError: The environ is missing.
       ValueError: The job has not ended, or its class has no hook for its status.
       Exception: What the hook raises.
     """
@@ -493,7 +530,7 @@ def run_hook(
             f"{type(job_state).__qualname__} has no hook for a job that reads "
             f"{job_state.status}."
         )
-    _run_hook(registry, job_state, environ or {})
+    _run_hook(registry, job_state, environ)
 
 
 def detached(

@@ -271,9 +271,17 @@ class Record:
         Parameters:
           stopped: When the batch was cancelled, as it is stored.
         """
-        self.status, self.silent_at = "cancelled", None
-        error = dump_error(CANCELLED)
-        self._fields = {**self._fields, "finished": stopped, "error": error}
+        self.end("cancelled", {"finished": stopped, "error": dump_error(CANCELLED)})
+
+    def end(self, status: str, fields: Mapping[str, str]) -> None:
+        """Read as ended.
+
+        Parameters:
+          status: The status.
+          fields: The fields that differ, as they are stored.
+        """
+        self.status, self.silent_at = status, None
+        self._fields = {**self._fields, **fields}
 
     @property
     def is_finished(self) -> bool:

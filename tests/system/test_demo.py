@@ -275,7 +275,7 @@ from pyramid_jobstate.testing import put_job, run_hook
 registry = demo.main({}).registry
 import_ = put_job(JobStore(broker.client), ImportResults, "success", owner="alice")
 for _ in range(2):
-    run_hook(registry, import_)
+    run_hook(registry, import_, {})
 """
 
 

@@ -670,19 +670,20 @@ assert sorted(mail.subject for mail in outbox) == [
 for job in imported, batch:
     assert f"http://localhost/job_state/{job.uuid}/" in [mail.body for mail in outbox]
 printed, shipped = store.load(printed.uuid), store.load(shipped.uuid)
-testing.run_hook(app.registry, printed)
+testing.run_hook(app.registry, printed, {})
 note = (printed.uuid, printed.finished_at.isoformat(), "Your labels are printed.")
 assert notes() == [note]
 ended = {"status": "success", "at": str(shipped.finished_at)}
 assert events == [{"job": shipped.uuid, **ended}]
 members = ["success", "error", "error"]
 batch = testing.put_batch(store, nightly.ImportNight, members, owner="bob@example.com")
-testing.run_hook(app.registry, batch)
+testing.run_hook(app.registry, batch, {})
 assert outbox.pop().subject == "2 of 3 imports have failed"
 outbox.clear()
 import test_orders
+from webtest import TestApp
 
-test_orders.test_mail_of_a_failure(app, store)
+test_orders.test_mail_of_a_failure(app, TestApp(app), store)
 """)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import dramatiq
 import pytest
+import transaction
 from dramatiq import Broker
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
@@ -382,6 +383,48 @@ def test_jobs_in_a_test_run_their_hooks(run_marathon: Any) -> None:
     ]
 
 
+def test_hook_in_a_test_reads_the_end(config: Configurator, run_marathon: Any) -> None:
+    """As after a worker's, the times of the job and of the batch are known, and the
+    batch has counted its members. The outbox shows the batch so, too.
+    """
+    seen: list[Any] = []
+
+    def see(self: JobState) -> None:
+        times = self.queued_at, self.started_at, self.finished_at, self.updated_at
+        in_order = None not in times and [*times[:3]] == sorted(times[:3])  # type: ignore[type-var]
+        counts: tuple[float, ...] | None = None
+        if isinstance(self, Batch):
+            own = self.counts
+            counts = self.size, own.queued, own.success, own.error, self.progress.done
+        seen.append((self.status, in_order, counts))
+
+    hooks = {"on_success": see, "on_error": see}
+    dig = job_actor(
+        broker=run_marathon.broker,
+        job_state=type("Dig", (JobState,), hooks),
+        actor_name="dig",
+    )(lambda error: 1 / error)
+    config = app_config("pyramid_jobstate.testing")
+    states = alices(config).job_states
+    with states.request.tm, states.batch(type("Digs", (Batch,), hooks)) as batch:
+        batch.send(dig, 1)
+        batch.send(dig, 1)
+    testing.run_jobs(config.registry)
+    with states.request.tm, states.batch(type("Digs", (Batch,), hooks)) as bad:
+        bad.send(dig, 0)
+    with pytest.raises(ZeroDivisionError):
+        testing.run_jobs(config.registry)
+    testing.run_jobs(config.registry)
+    assert seen == [
+        ("success", True, None),
+        ("success", True, None),
+        ("success", True, (2, 0, 2, 0, 2)),
+        ("error", True, None),
+        ("error", True, (1, 0, 0, 1, 1)),
+    ]
+    assert batch.finished_at and batch.counts.success == 2
+
+
 def test_hook_in_a_test_cannot_cancel_its_job(broker: Broker) -> None:
     """It is told so as by a worker."""
     found: list[Any] = []
@@ -394,15 +437,39 @@ def test_hook_in_a_test_cannot_cancel_its_job(broker: Broker) -> None:
     assert found == [False]
 
 
+def test_hook_in_a_test_commits_only_if_the_test_says_so(
+    config: Configurator, store: JobStore
+) -> None:
+    """Without the environ of the test's transaction, a hook with a request is refused
+    before it runs. An application without transactions has nothing to commit.
+    """
+    job = testing.put_job(store, Told, "success", owner="bob")
+    with pytest.raises(
+        TypeError, match=r"^run_hook\(\) without an environ would commit"
+    ):
+        testing.run_hook(config.registry, job)
+    assert not notes
+    testing.run_hook(config.registry, testing.put_job(store, Told, "cancelled"))
+    plain = make_config(None)
+    plain.include("pyramid_jobstate")
+    plain.make_wsgi_app()
+    testing.run_hook(plain.registry, job)
+    tm = transaction.TransactionManager(explicit=True)
+    tm.begin().doom()
+    environ = {"tm.active": True, "tm.manager": tm}
+    testing.run_hook(config.registry, job, environ)
+    assert [each[1] for each in notes] == ["cancelled", "success", "success"]
+
+
 def test_one_hook_runs_in_a_test(config: Configurator, store: JobStore) -> None:
     """It is told what the job says that was put."""
     failed = testing.put_job(
         store, Told, "error", owner="bob", error=JobError("OSError", "no")
     )
-    testing.run_hook(config.registry, failed)
+    testing.run_hook(config.registry, failed, {})
     testing.run_hook(config.registry, testing.put_job(store, Told, "cancelled"))
     batch = testing.put_batch(store, ToldAll, ["success"], owner="bob")
-    testing.run_hook(config.registry, batch)
+    testing.run_hook(config.registry, batch, {})
     assert [each[:4] for each in notes] == [
         ("Told", "error", "bob", "bob"),
         ("Told", "cancelled", None, None),
