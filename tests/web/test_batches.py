@@ -11,6 +11,7 @@ import redis
 from dramatiq import Broker, group
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Middleware
+from pyramid.authorization import Deny, Everyone
 from pyramid.httpexceptions import HTTPForbidden
 from pyramid.request import Request
 
@@ -34,6 +35,13 @@ class ImportAll(Batch):
     """A kind of batch with a title of its own."""
 
     title = "Import"
+
+
+class Irrevocable(JobState):
+    """Nobody may cancel it."""
+
+    def __acl__(self) -> Any:
+        return [(Deny, Everyone, "cancel_job"), *super().__acl__()]
 
 
 class BatchDesk(Desk):
@@ -461,6 +469,16 @@ def test_batch_is_cancelled_by_a_request(desk: BatchDesk) -> None:
     (member,) = desk.uuids(batch, "&status=cancelled")
     state = get(desk.app, f"/job_state/{member}", "alice").json["job"]
     assert state["error"] == {"message": "The job was cancelled."}
+
+
+def test_batch_cancels_members_that_refuse_it(desk: BatchDesk) -> None:
+    """Whoever may cancel a batch may cancel its members through it, in one command."""
+    refusing = {"job_state_class": Irrevocable, "status": "queued", "owner": "alice"}
+    batch = desk.put(refusing, {"status": "queued", "owner": "bob"})
+    for member in desk.members(batch):
+        act(desk.app, f"/job_state/{member.uuid}/cancel", "alice", status=403)
+    act(desk.app, f"/job_state/{batch.uuid}/cancel", "alice")
+    assert {member.status for member in desk.members(batch)} == {"cancelled"}
 
 
 def test_members_are_listed_in_the_order_of_their_sending(desk: BatchDesk) -> None:
