@@ -111,6 +111,8 @@ class Course:
         self.runs = [""] * 7
         self.words: dict[int, str] = {}
         self.told: set[Pair] = set()
+        #: Empty batches whose transaction has not committed.
+        self.uncommitted: set[str] = set()
         self.begun: dict[Pair, str] = {}
         #: The ends whose hooks have returned or were given up.
         self.over: set[Pair] = set()
@@ -309,9 +311,10 @@ class Course:
             pair = uuid, fields.get("finished", "")
             is_over = status in FINISHED
             assert not is_over or self.statuses.setdefault(pair, status) == status
-            is_untold = is_over and status[0] in letters and pair not in self.told
+            is_quiet = pair in self.told or uuid in self.uncommitted
+            is_untold = is_over and status[0] in letters and not is_quiet
             assert ("untold" in fields) == is_untold, (slot, fields)
-            if is_over and not is_untold and pair not in self.told:
+            if is_over and not is_untold and not is_quiet:
                 # Nobody will be told: it may be cleared.
                 assert status[0] not in letters or "hook" in fields
             if is_untold:
@@ -439,10 +442,13 @@ def take_step(course: Course, name: str, slot: int, n: int) -> None:
         case "open":
             is_new = not course.stored(uuid)
             records.batches.open(course.batch(slot, n))
-            # Its transaction may still be aborted.
-            assert not (is_new and uuid in course.due(*QUEUES))
+            if is_new and slot == EMPTY:
+                course.uncommitted.add(uuid)
         case "forget_batch":
             records.batches.forget(course.batch(slot, n))
+        case "commit":
+            course.uncommitted.discard(uuid)
+            records.ends.tell(uuid)
         case "stop":
             records.cancel(course.uuids[BATCH], course.info(BATCH, n))
         case "add":
@@ -494,7 +500,7 @@ OF_JOBS = (
     *("delete", "requeue", "restore", "await_turn", "forget", "alias", "claim"),
     *("take_one", "lose"),
 )
-OF_BATCHES = ("open", "forget_batch", "stop", "add")
+OF_BATCHES = ("open", "commit", "forget_batch", "stop", "add")
 OF_ENDS = (
     "sweep",
     "make_due",
@@ -572,7 +578,7 @@ def scenes_of(slot: int, n: int) -> list[list[Any]]:
         [*unreached, sweep, begin, ("await_turn", slot, 0), skipped, sweep, other],
         [("create", SECOND, n), ("silence", SECOND, 0), ("claim", FIRST, 0)],
         [("create", SECOND, 0), ("drop", SECOND, 1), ("alias", SECOND, 0)],
-        [("open", EMPTY, 0), again, *told],
+        [("open", EMPTY, 0), ("commit", EMPTY, 0), again, *told],
         [("open", EMPTY, 0), ("forget_batch", EMPTY, 0)],
         [*whole, stop, ("begin", slot, n), *told],
         [*begun, ("finish", BIG, ERROR), stop, *told],
