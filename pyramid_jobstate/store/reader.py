@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from ..job import (
     ALIAS,
@@ -195,7 +195,11 @@ class Reader:
         is_sure = time.monotonic() < self._clock_until - CLOCK_SECONDS + SURE_SECONDS
         if is_sure or all(getattr(r, "status", "") != "stalled" for r in found):
             return found
-        return read(min(now, self.exact_clock()))
+        try:
+            return read(min(now, self.exact_clock()))
+        except RedisError:
+            # The jobs have been read all the same.
+            return found
 
     def alias(self, uuid: str, reply: Any) -> Alias | None:
         """Return the alias in a reply to HGETALL, or None if it holds no alias."""
