@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from ..job import MAX_SECONDS, is_number
-from .connection import MAX_CONNECTIONS, Client, connect
+from .connection import MAX_CONNECTIONS, MOST_CONNECTIONS, Client, connect
 from .scripts import has_tag
-
-#: The most connections that a client may be allowed. A server accepts 10,000 in all.
-MOST_CONNECTIONS = 9999
 
 
 def client_of(client: Client | str, max_connections: int | None = None) -> Client:

@@ -44,6 +44,9 @@ FAIL_FAST: dict[str, Any] = {
 #: The most connections of a client of ours, unless an application says otherwise.
 MAX_CONNECTIONS = 100
 
+#: The most that one may be allowed. A server accepts 10,000 in all.
+MOST_CONNECTIONS = 9999
+
 #: The suffix of a URL scheme that marks a Cluster node.
 CLUSTER = "+cluster"
 
@@ -530,7 +533,9 @@ class PatientPool(ConnectionPool):
         self._patience = (
             -1 if patience is None else min(patience, threading.TIMEOUT_MAX)
         )
-        super().__init__(max_connections=max_connections, **kwargs)
+        # An option in a URL is not checked.
+        most = min(max_connections, MOST_CONNECTIONS)
+        super().__init__(max_connections=most, **kwargs)
 
     def reset(self) -> None:
         # Called again in a forked child.
