@@ -262,7 +262,7 @@ NAMED = {
     "The job stays queued": 2,
     "The job is stalled": 2,
     "A hook does not run": 2,
-    "503": 2,
+    "503": 3,
     "Two applications, two brokers": 1,
     "An error with a request in it": 4,
 }
