@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import queue
 import re
 import threading
@@ -246,8 +247,8 @@ LEFT_OUT = object()
 
 
 class Cut:
-    """Leaves out replies to HGETALL once those before take so many bytes. What is left
-    out is freed as soon as it has been received.
+    """Leaves out replies to HGETALL once those before take so many bytes in JSON. What
+    is left out is freed as soon as it has been received.
 
     Parameters:
       most: How many bytes.
@@ -269,11 +270,22 @@ class Cut:
             if self.size >= self.limit:
                 return LEFT_OUT
             found = reply if read is None else read(reply, **options)
-            self.size += sum(map(len, found.values()))
+            self.size += json_size([*found, *found.values()])
             return found
 
         # A pipeline shares those of its client.
         pipe.response_callbacks = {"HGETALL": keep}
+
+
+def json_size(texts: Sequence[str | bytes]) -> int:
+    """Return about how many bytes some texts take in JSON, where escapes of six bytes
+    may stand for a character beyond ASCII.
+    """
+    # Most texts are ASCII, and a poll has many: all at once is fastest.
+    whole = texts[0][:0].join(texts) if texts else ""  # type: ignore[arg-type]
+    if whole.isascii():
+        return len(whole)
+    return len(json.dumps(text(whole)))
 
 
 def execute_some(

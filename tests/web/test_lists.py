@@ -253,6 +253,38 @@ def test_answer_about_large_jobs_ends_early(app: TestApp, store: JobStore) -> No
         assert found == sizes
 
 
+class StandardJson(RunMarathon):
+    """A kind whose JSON is encoded by the standard library, whatever is installed."""
+
+    def __json__(self, request: Any) -> dict[str, Any]:
+        return super().__json__(request)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("cls", [RunMarathon, StandardJson])
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        pytest.param({f"m{n}": "é" * 8000 for n in range(16)}, id="Latin"),
+        pytest.param({f"m{n}": "東" * 5000 for n in range(16)}, id="Chinese"),
+        pytest.param({f"m{n}": "😀" * 4000 for n in range(16)}, id="emojis"),
+        pytest.param({f"{n:04}".rjust(300, "m"): 1 for n in range(700)}, id="names"),
+    ],
+)
+def test_answer_ends_early_whatever_fills_it(
+    app: TestApp, store: JobStore, cls: Any, metrics: dict[str, Any]
+) -> None:
+    """Characters beyond ASCII take several bytes, and names of metrics count, too."""
+    jobs = put(store, *["alice"] * 70, cls=cls, metrics=metrics)
+    named = "&".join(f"uuid={job}" for job in jobs)
+    for query in "limit=200", f"kind={cls.kind}&limit=200", named:
+        response = get(app, f"/job_state?{query}", "alice")
+        found = response.json.get("items") or response.json["jobs"]
+        assert 5 <= len(found) < 70
+        # The last job has 16 metrics of 48,000 bytes in JSON at most.
+        assert len(response.body) < MOST + 500_000, query
+
+
 def test_lists_have_an_etag(app: TestApp, store: JobStore) -> None:
     """A viewer who has the current response gets a 304, until something changes."""
     (job,) = put(store, "alice", cls=RunMarathon)
