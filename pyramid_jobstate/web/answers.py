@@ -94,8 +94,12 @@ def protect(request: Request, response: Response) -> None:
     a response callback.
     """
     response.vary = dict.fromkeys(("Accept", *(response.vary or ())))
+    headers = response.headers
+    # Where a policy names frames, browsers ignore a stricter X-Frame-Options.
+    has_own = "X-Frame-Options" in headers
     for name, value in PAGE_HEADERS.items():
-        response.headers.setdefault(name, value)
+        if not (has_own and name == "Content-Security-Policy"):
+            headers.setdefault(name, value)
 
 
 try:

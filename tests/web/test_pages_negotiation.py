@@ -120,6 +120,11 @@ def test_application_chooses_who_may_frame_pages(
     page = browse(app, f"/job_state/{job}")
     assert [page.headers[name] for name in FRAMES] == [TWEENS, "DENY"]
     config = paged_config(redis_url)
+    config.add_tween(f"{__name__}.deny_tween")
+    page = browse(make_app(config), f"/job_state/{job}")
+    # A policy of ours would let this origin in: browsers heed that one alone.
+    assert [page.headers.get(name) for name in FRAMES] == [None, "DENY"]
+    config = paged_config(redis_url)
     config.add_subscriber(set_policy, NewResponse)
     page = browse(make_app(config), f"/job_state/{job}")
     assert [page.headers[name] for name in FRAMES] == [own, "SAMEORIGIN"]
@@ -236,3 +241,14 @@ def test_view_of_the_application_wins(redis_url: str, store: JobStore) -> None:
         state = get(app, f"{place}/{parade}", OPERATOR).json
         assert state["job"]["kind"] == "Procession"
         assert Visit(app, f"{place}/{other}").texts("h1") == ["Run marathon"]
+
+
+def deny_tween(handler: Any, registry: Any) -> Any:
+    """A tween that forbids frames, as many applications do for all answers."""
+
+    def answer(request: Request) -> Response:
+        response = handler(request)
+        response.headers["X-Frame-Options"] = "DENY"
+        return response
+
+    return answer
