@@ -23,7 +23,7 @@ const FRESH = 30 * 1000; // the maximum age of a result that the page shows
 
 // What `pjobs` shows as an escape, without the tab and the ends of lines.
 const UNSAFE =
-  /[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\u{e0000}-\u{e007f}]/gu;
+  /[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb\ud800-\udfff\u{1bca0}-\u{1bca3}\u{1d173}-\u{1d17a}\u{e0000}-\u{e00ff}\u{e01f0}-\u{e0fff}\p{NChar}]/gu;
 
 const MOST_LINES = 2000; // of a log
 const DONE = { cancel: "cancel-done", rerun: "rerun-done", delete: "delete-done" };

@@ -656,8 +656,10 @@ def test_traceback_is_read_and_copied(pages: Pages, store: JobStore) -> None:
 
 
 #: What ends a paste in a terminal, and acts on it; and how it is copied.
-ACTING = "a\tb\x1b[201~\x07\x7f\x9b2J\nrm -rf ~\n\u202ecba \u200d\U000e0041\n"
-TAMED = "a\tb\\x1b[201~\\x07\\x7f\\x9b2J\nrm -rf ~\n\\u202ecba \u200d\\U000e0041\n"
+ACTING = "a\tb\x1b[201~\x07\x7f\x9b2J\nrm -rf ~\n\u202ecba \u200d\U000e0041\ufdd0\n"
+TAMED = (
+    "a\tb\\x1b[201~\\x07\\x7f\\x9b2J\nrm -rf ~\n\\u202ecba \u200d\\U000e0041\\ufdd0\n"
+)
 
 
 def test_copies_are_harmless_in_a_terminal(pages: Pages, store: JobStore) -> None:
