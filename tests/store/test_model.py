@@ -934,3 +934,12 @@ def test_what_lies_beside_a_record_lives_as_long(keeping: JobStore, name: str) -
     assert record > 0
     for life in beside:
         assert record - 1 <= life <= record + ACTIVE / 2 + 1, (record, beside)
+
+
+def test_log_of_a_first_run_lives_as_long(keeping: JobStore) -> None:
+    """A run that reports, and logs nothing more for long, keeps what it has logged."""
+    job = Kept(keeping)
+    job.uuid = new_id()
+    keys = job.put().begin("a").wait(ACTIVE * 0.6).goes_on("a").keys
+    record, log, _ = [keeping.client.pttl(key) / 1000 for key in keys]
+    assert 0 < record - 1 <= log

@@ -165,7 +165,7 @@ def test_what_a_job_costs_that_runs_for_long(
         held.job_state.set_message("on we go")
         assert held.job_state.flush(10)
 
-    assert cost_of(client, flush) == COSTS["flush"]._replace(commands=15)
+    assert cost_of(client, flush) == COSTS["flush"]._replace(commands=12)
 
 
 def test_what_a_stream_costs(

@@ -1,8 +1,9 @@
 -- Write reports of a run, or only a sign of life. ARGV: token, seq, the seq that it builds
--- on, "1" to renew its place in the lists, then the fields, if any.
+-- on, "1" to renew its place in the lists and what lies beside it, then the fields, if any.
 
 local token, seq = ARGV[1], tonumber(ARGV[2])
-local old, refusal = read_for(token, ARGV[3])
+local renews = ARGV[4] == "1"
+local old, refusal = read_for(token, ARGV[3], unpack(renews and { "log_level" } or {}))
 if refusal then
   return refusal
 end
@@ -18,8 +19,8 @@ if seq > (tonumber(old[4]) or 0) then
   end
   write(words)
   redis.call("PEXPIRE", key, int(ACTIVE_TTL))
-  if ARGV[4] == "1" then
-    renew_all(ACTIVE_TTL / 2)
+  if renews then
+    renew(old[10], old[3], ACTIVE_TTL / 2)
     place(key, old[1], old[1], micros(), { unpack(old, 5) }, nil, true)
   end
 end
