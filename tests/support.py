@@ -90,7 +90,8 @@ def frozen(server: EmbeddedServer) -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def crowded(store: JobStore) -> Iterator[None]:
     """Keep all connections of a store's client in use."""
-    pool: Any = store.client.connection_pool  # type: ignore[union-attr]
+    client: Any = store.client
+    pool = client.connection_pool
     taken = [pool.get_connection() for _ in range(pool.max_connections)]
     try:
         yield

@@ -14,9 +14,9 @@ def client_of(client: Client | str, max_connections: int | None = None) -> Clien
       max_connections: Its most connections, if it is made here, or None for 100.
 
     Raises:
-      TypeError: It is neither a client nor a URL, or the number is no int or not for
-        a client that is made here.
-      ValueError: The URL is invalid, or the number out of range.
+      TypeError: `client` is neither a client nor a URL, or `max_connections` is not an
+        int, or comes with a client.
+      ValueError: The URL is invalid, or `max_connections` is out of range.
     """
     if max_connections is not None:
         check_connections(max_connections)

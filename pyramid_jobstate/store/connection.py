@@ -277,12 +277,15 @@ class Cut:
         pipe.response_callbacks = {"HGETALL": keep}
 
 
-def json_size(texts: Sequence[str | bytes]) -> int:
-    """Return about how many bytes some texts take in JSON, where escapes of six bytes
-    may stand for a character beyond ASCII.
+def json_size(words: Sequence[Any]) -> int:
+    """Return about how many bytes some words take in JSON, which may escape a character
+    beyond ASCII with six bytes.
+
+    Parameters:
+      words: All str, or all bytes.
     """
-    # Most texts are ASCII, and a poll has many: all at once is fastest.
-    whole = texts[0][:0].join(texts) if texts else ""  # type: ignore[arg-type]
+    # Most words are ASCII, and a poll has many: joining them is fastest.
+    whole = words[0][:0].join(words) if words else ""
     if whole.isascii():
         return len(whole)
     return len(json.dumps(text(whole)))

@@ -67,8 +67,8 @@ class Queue:
 
     def __init__(self, *, shares: bool = True) -> None:
         self._shares = shares
-        #: A forked process has them, too, but not the thread. It could find a lock
-        #: locked, so there is none.
+        #: No lock guards them: a process that forks while another thread holds it would
+        #: leave it locked in the child for good.
         self._waiting: deque[Entry] = deque()
         self._thread: threading.Thread | None = None
         #: When a look began last.

@@ -288,8 +288,7 @@ class Outage:
       away: The warning at the beginning, with two %s for the type and the text of an
         error.
       back: The message at the end, or None to log nothing.
-      crowded: The warning that no connection becomes free, which is no outage, with a
-        %s for the error.
+      crowded: The warning that all connections are in use, with a %s for the error.
 
     Attributes:
       is_logged: Whether the beginning of an outage was logged, but not yet its end.

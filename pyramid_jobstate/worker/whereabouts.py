@@ -35,15 +35,18 @@ LOOP_SECONDS = 0.5
 #: How often to read a stack that keeps changing, and the most frames to show.
 READS, MOST_FRAMES = 5, 1000
 
-#: What to call for the frames of all threads, by whether the garbage collector is on.
-#: `_current_frames` is documented, for debugging tools such as this, in spite of its
-#: name. Before Python 3.12 it holds the lock of the list of threads while it allocates.
-#: A collection at that moment that frees a `threading.local`, or lets a thread end,
-#: waits for that lock, and the process for it, for good (CPython's gh-106883).
+#: Returns the innermost frame of each thread by its identifier. It is documented, for
+#: debugging tools such as this, in spite of its name. Before Python 3.12 it holds the
+#: lock of the list of threads while it allocates. If a collection at that moment frees
+#: a `threading.local`, or lets a thread end, it waits for that lock, and the process
+#: stands still for good (CPython's gh-106883).
+current_frames = sys._current_frames  # noqa: SLF001
+
+#: What to call for these frames, by whether the garbage collector is on.
 IS_ON = (gc.isenabled,)
 STEPS: Mapping[bool, tuple[Callable[[], Any], ...]] = {
-    True: (gc.disable, sys._current_frames, gc.enable),  # noqa: SLF001
-    False: (sys._current_frames,),  # noqa: SLF001
+    True: (gc.disable, current_frames, gc.enable),
+    False: (current_frames,),
 }
 
 #: A frame, and the line that it executes.

@@ -234,7 +234,7 @@ REFUSALS = {
 
 
 def test_batch_that_is_refused_ends_its_jobs(polling: Polling) -> None:
-    """Who has lost a right or a login is not asked about each job."""
+    """A page whose viewer has lost a right or a login asks once, not once a job."""
     for number, (refusal, code, status) in enumerate(REFUSALS.values()):
         names = [uuid_of(100 * number + n) for n in range(8)]
         below = f"/{number}"

@@ -655,7 +655,7 @@ def test_looks_leave_the_threads_of_the_loop(
 
 
 def test_one_thread_looks_for_all_tasks(store: JobStore, proxy: FaultyProxy) -> None:
-    """There are no more if the store does not answer for a while."""
+    """One thread is enough even while the store does not answer."""
     uuids = [put(store, "working") for _ in range(200)]
     own = JobStore(proxy.url)
     fault, before = "pass", threading.active_count()

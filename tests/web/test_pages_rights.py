@@ -123,8 +123,8 @@ def test_list_tells_nothing_of_others(roles: TestApp, rowing: str) -> None:
 def test_beginning_of_an_id_tells_nothing_of_others(
     roles: TestApp, rowing: str, store: JobStore
 ) -> None:
-    """It leads to no job that its viewer may not see: not to those of others, and not
-    to one of the viewer's own that its class hides. It does not show that there is one.
+    """The page neither leads to a job that the viewer may not see nor reveals that one
+    exists: neither another user's job, nor one of their own that its class hides.
     """
     (locked,) = put(store, "bob", cls=LockedDiary)
     for user, job, query in (
