@@ -581,10 +581,12 @@ class PatientPool(ConnectionPool):
         return self.get_connection()
 
     def release(self, connection: Any) -> None:
-        ConnectionPool.release(self, connection)
-        self._tokens.append(None)
-        if self._line:
-            self._serve()
+        try:
+            ConnectionPool.release(self, connection)
+        finally:
+            self._tokens.append(None)
+            if self._line:
+                self._serve()
 
     def _serve(self) -> None:
         """Hand the tokens to those who wait, the first first."""
@@ -606,8 +608,8 @@ class PatientPool(ConnectionPool):
         self._checkpid()
         turn = threading.Lock()
         turn.acquire()
-        self._line.append(turn)
         try:
+            self._line.append(turn)
             # One may have been put back meanwhile.
             self._serve()
             if turn.acquire(timeout=self._patience) or not self._leave(turn):
@@ -618,7 +620,9 @@ class PatientPool(ConnectionPool):
                 self._tokens.append(None)
                 self._serve()
             raise
-        raise ConnectionsInUse(self.max_connections)
+        if len(self._in_use_connections) >= self.max_connections:
+            raise ConnectionsInUse(self.max_connections)
+        # An interrupt has lost a token. The release of this connection makes up for it.
 
     def _leave(self, turn: threading.Lock) -> bool:
         """Leave the line. Return False if a token has been handed over meanwhile."""
