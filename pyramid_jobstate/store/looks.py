@@ -254,13 +254,13 @@ class Looks(Generic[T]):
         return max(0, min(pause, self._deadline - now))
 
     def _late(self) -> TimeoutError:
+        after = f"after {_seconds(self._timeout)}."
         if isinstance(self.error, ConnectionsInUse):
             # What has happened by now is not known.
-            return TimeoutError(
-                f"The store could not be asked after {_seconds(self._timeout)}. "
-                f"{self.error}"
-            )
-        return TimeoutError(f"{self._overdue()} after {_seconds(self._timeout)}.")
+            return TimeoutError(f"The store could not be asked {after} {self.error}")
+        if self.cost is None:
+            return TimeoutError(f"The store has not answered {after}")
+        return TimeoutError(f"{self._overdue()} {after}")
 
 
 class Spans:

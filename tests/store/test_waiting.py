@@ -761,7 +761,7 @@ def test_hung_client_does_not_hold_the_loop(server: EmbeddedServer) -> None:
     uuid = put(store, "working")
 
     async def work() -> None:
-        with pytest.raises(TimeoutError, match="has not ended after"):
+        with pytest.raises(TimeoutError, match="The store has not answered after"):
             await store.follow(uuid, timeout=0.2)
 
     with frozen(server):
