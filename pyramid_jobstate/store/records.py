@@ -123,7 +123,8 @@ class Records:
 
     def catch_up(self) -> None:
         """List the jobs on a Cluster that this process could not list."""
-        self._runner.catch_up()
+        while self._runner.catch_up():
+            pass
 
     def now(self) -> int | None:
         """Return the server's time in milliseconds, as this process knows it from what

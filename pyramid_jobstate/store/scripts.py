@@ -784,6 +784,7 @@ class Runner:
         if moves:
             self._move(moves)
             if self._unlisted and time.monotonic() >= self._retry_at:
+                # The next changes list others.
                 self.catch_up()
 
     def _move(self, moves: Sequence[Call]) -> None:
@@ -793,26 +794,30 @@ class Runner:
             replies = [e] * len(moves)
         self.log(moves, replies)
 
-    def catch_up(self) -> None:
-        """List the jobs on a Cluster that could not be listed."""
-        while self._unlisted:
+    def catch_up(self) -> bool:
+        """List some of the jobs on a Cluster that could not be listed. Return whether
+        others are left, which may be tried at once.
+        """
+        if not self._unlisted:
+            return False
+        portion = [*self._unlisted.items()][:UNLISTED_PORTION]
+        for key, _ in portion:
+            self._unlisted.pop(key, None)
+        calls = [call for _, call in portion]
+        try:
+            replies: Sequence[Any] = run_scripts(self._client, calls)
+        except RedisError as e:
+            replies = [e] * len(calls)
+        for (key, call), reply in zip(portion, replies, strict=True):
+            if isinstance(reply, RedisError) and passes(reply):
+                self._unlisted[key] = call
+        _, moves = self.take(calls, replies, is_quiet=True)
+        if moves:
+            self._move(moves)
+        if any(key in self._unlisted for key, _ in portion):
             self._retry_at = time.monotonic() + UNLISTED_PAUSE
-            portion = [*self._unlisted.items()][:UNLISTED_PORTION]
-            for key, _ in portion:
-                self._unlisted.pop(key, None)
-            calls = [call for _, call in portion]
-            try:
-                replies: Sequence[Any] = run_scripts(self._client, calls)
-            except RedisError as e:
-                replies = [e] * len(calls)
-            for (key, call), reply in zip(portion, replies, strict=True):
-                if isinstance(reply, RedisError) and passes(reply):
-                    self._unlisted[key] = call
-            _, moves = self.take(calls, replies, is_quiet=True)
-            if moves:
-                self._move(moves)
-            if any(key in self._unlisted for key, _ in portion):
-                return
+            return False
+        return True
 
     def _keep(self, move: Call) -> None:
         """Remember a move that failed, as what makes good for it whatever becomes of
