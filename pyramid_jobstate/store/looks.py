@@ -197,7 +197,10 @@ class Looks(Generic[T]):
                 self._queue.start()
                 left = last - time.monotonic()
                 if left <= 0:
-                    raise self._late() from self.error
+                    # What has happened by now is not known.
+                    after = _seconds(self._timeout)
+                    text = f"The store has not answered after {after}."
+                    raise TimeoutError(text) from self.error
                 await asyncio.wait([answer], timeout=min(left, CALM))
             return self._answer(began, answer.result())
         finally:
@@ -254,13 +257,13 @@ class Looks(Generic[T]):
         return max(0, min(pause, self._deadline - now))
 
     def _late(self) -> TimeoutError:
-        after = f"after {_seconds(self._timeout)}."
         if isinstance(self.error, ConnectionsInUse):
             # What has happened by now is not known.
-            return TimeoutError(f"The store could not be asked {after} {self.error}")
-        if self.cost is None:
-            return TimeoutError(f"The store has not answered {after}")
-        return TimeoutError(f"{self._overdue()} {after}")
+            return TimeoutError(
+                f"The store could not be asked after {_seconds(self._timeout)}. "
+                f"{self.error}"
+            )
+        return TimeoutError(f"{self._overdue()} after {_seconds(self._timeout)}.")
 
 
 class Spans:
