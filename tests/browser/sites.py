@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.util import shift_path_info
 
-from playwright.sync_api import ConsoleMessage, Page, Request
+from playwright.sync_api import ConsoleMessage, Error, Page, Request
 from pyramid.config import Configurator
 from pyramid.csrf import CookieCSRFStoragePolicy
 from pyramid.response import Response
@@ -113,7 +113,11 @@ class Site:
         self.problems = [p for p in self.problems if not any(w in p for w in words)]
 
     def close(self) -> None:
-        self.page.goto("about:blank")
+        try:
+            self.page.goto("about:blank")
+        except Error:
+            # The page went elsewhere at the same time: it reloads after an act.
+            self.page.goto("about:blank")
         self._server.shutdown()
         self._server.server_close()
 
