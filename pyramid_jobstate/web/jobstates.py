@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, overload
 from dramatiq import Actor, Message, group, pipeline
 from pyramid.interfaces import IResourceURL, IRootFactory
 from pyramid.request import Request
-from pyramid.traversal import DefaultRootFactory, ResourceURL, resource_path_tuple
+from pyramid.traversal import (
+    DefaultRootFactory,
+    ResourceURL,
+    resource_path_tuple,
+    traversal_path_info,
+)
 from redis.exceptions import RedisError
 from zope.interface import implementer, providedBy
 
@@ -178,9 +183,12 @@ class JobStates:
             or attributes.get("matched_route") is not None
         ):
             return False
-        path = f"{'/'.join(resource_path_tuple(self))}/{uuid}"
-        asked: str = self.request.path_info
-        return asked == path or asked in [f"{path}/{name}" for name in JOB_VIEWS]
+        environ = self.request.environ
+        # Pyramid traverses to a virtual root first.
+        below = environ.get("HTTP_X_VHM_ROOT", "") + environ["PATH_INFO"]
+        asked = traversal_path_info(below)
+        path = (*resource_path_tuple(self)[1:], uuid)
+        return asked in [path, *((*path, name) for name in JOB_VIEWS)]
 
     def find(self, uuid: str) -> JobState | None:
         """Return a job, or None if it is unknown.

@@ -228,6 +228,20 @@ def test_outage_raises_nothing_through_the_tweens(
     assert seen == []
 
 
+@pytest.mark.parametrize(
+    ("virtual", "place"), [("/site", "/jobs"), ("/site/", "/jobs"), ("/site/jobs", "")]
+)
+def test_outage_below_a_virtual_root(virtual: str, place: str) -> None:
+    """A container below a virtual root answers as any other, without an exception."""
+    app, seen = make_watched(JobStore(NOWHERE))
+    sent = {"X_Vhm_Root": virtual, "X_Requested_With": "x"}
+    for method, end in ("GET", ""), ("GET", "/"), ("GET", "/log"), ("POST", "/cancel"):
+        answer = ask(app, method, f"{place}/{UUID}{end}", "alice", **sent)
+        assert is_503(answer)
+        assert answer.json == AWAY
+    assert seen == []
+
+
 def test_outages_are_logged_five_times_a_minute(
     redis_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
