@@ -149,10 +149,10 @@ async function send(url, method) {
     response = await fetch(url, {
       method, headers, body, signal, credentials: "same-origin", redirect: "manual",
     });
-    // An answer may break off.
     if (response.ok) return response.status === 204 ? {} : await response.json();
-  } catch {
-    throw new Refusal(labels.network, true);
+  } catch (error) {
+    // An answer may break off, or be none of ours, such as a login page.
+    if (!(error instanceof SyntaxError)) throw new Refusal(labels.network, true);
   }
   if (response.type === "opaqueredirect") throw new Refusal(labels.redirect, true);
   const { status } = response;

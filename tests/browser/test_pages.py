@@ -276,6 +276,7 @@ def test_act_is_for_the_jobs_that_it_fits(
 
 
 REFUSALS = {
+    200: ("The server answered 200.", 1),
     400: ("The CSRF header or token is wrong.", 1),
     403: ("2 refused. You may not do this.", 2),
     409: ("2 refused. The job has changed in the meantime.", 2),
