@@ -31,13 +31,15 @@ ACTS = [("POST", "/cancel"), ("POST", "/rerun"), ("DELETE", "")]
 
 
 def test_cancel_answers_the_new_state(app: TestApp, store: JobStore) -> None:
-    """A job that waits is cancelled at once, and one that runs is asked to end."""
+    """A job that waits is cancelled at once, and one that runs is asked to end. A page
+    may have given its URL any query, as for a poll.
+    """
     for status in UNFINISHED:
         becomes = "cancelling" if status in ("working", "cancelling") else "cancelled"
         (job,) = put(store, "alice", cls=RunMarathon, status=status)
         path = f"/job_state/{job}"
         assert get(app, path, "alice").json["job"]["cancellable"] is True
-        response = act(app, f"{path}/cancel", "alice")
+        response = act(app, f"{path}/cancel", "alice", tab=1)
         assert response.status_code == 202, status
         assert response.json["job"]["status"] == becomes, status
         assert response.json == get(app, path, "alice").json
