@@ -5,7 +5,7 @@ fails.
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +220,34 @@ def test_commit_veto_leaves_nothing(redis_url: str, client: redis.Redis) -> None
     for status in 409, 200, 500, 303:
         assert get(app, "/go", str(status)).status_code == status
     assert sent(client) == [200, 303]
+
+
+@pytest.mark.parametrize(
+    ("settings", "left"),
+    [({}, [9]), ({"tm.commit_veto": "pyramid_tm.default_commit_veto"}, [9, 1, 2])],
+    ids=["plain", "veto"],
+)
+def test_exception_view_shares_the_transaction(
+    redis_url: str, client: redis.Redis, settings: Mapping[str, str], left: list[int]
+) -> None:
+    """What the view and the exception view have sent is taken back, unless a commit
+    veto lets the response pass. What the latter sends immediately stays.
+    """
+
+    def view(request: Request) -> None:
+        send(request, 1)
+        fail()
+
+    def answer(exc: Exception, request: Request) -> Response:
+        send(request, 2)
+        run_marathon = dramatiq.broker.get_broker().get_actor("run_marathon")
+        request.job_states.send_immediately(run_marathon, 9)
+        return Response("Sorry")
+
+    config = make_tm_config(redis_url, {**EXPLICIT, **settings})
+    config.add_exception_view(answer, ZeroDivisionError)
+    assert visit(config, view).text == "Sorry"
+    assert sent(client) == left
 
 
 def test_retried_request_sends_once(
