@@ -163,9 +163,10 @@ class Settings:
 
     def path(self) -> str:
         """Return the path below which jobs are served, without slashes at its ends."""
-        path: str = self._value("path").strip("/")
+        value = self._value("path")
+        path: str = value.strip("/")
         if not re.fullmatch(r"((?!\.\.?/)[\w.~-]+/)+", path + "/", re.ASCII):
-            raise _wrong("path", path, "is not a path such as job_state or api/jobs")
+            raise _wrong("path", value, "is not a path such as job_state or api/jobs")
         return path
 
     def max_uuids(self) -> int:

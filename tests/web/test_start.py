@@ -272,9 +272,10 @@ def test_path_is_where_the_jobs_are(
 
 
 def test_bad_path_stops_the_include() -> None:
-    """An invalid path is an error that names the setting."""
-    for path in ("", "/", "a//b", "a b", "{x}", "*x", "a/../b", "a:b", "ü", "a\n"):
-        with pytest.raises(ConfigurationError, match=r"jobstate\.path"):
+    """An invalid path is an error that names the setting and the path."""
+    for path in ("", "/", "/a//b/", "a b", "{x}", "*x", "a/../b", "a:b", "ü", "a\n"):
+        shown = re.escape(f"The setting jobstate.path = {path!r} is not a path")
+        with pytest.raises(ConfigurationError, match=shown):
             configured(path=path)
 
 
