@@ -319,21 +319,27 @@ class Records:
         self._run(self.claims.unmark(*jobs))
 
     def confirm(
-        self, uuid: str, word: str | None = None, batch: str | None = None
+        self,
+        uuid: str,
+        word: str | None = None,
+        batch: str | None = None,
+        sender: str = "",
     ) -> None:
         """Write that the broker has accepted the message of a job.
 
         Parameters:
           word: The word that its message bears if it runs the job again, or None.
           batch: The uuid of its batch, or None.
+          sender: Who sends it: see :class:`.NewJob`.
         """
-        _, changes = self._change_jobs([self._calls.confirm(uuid, word, batch)])
+        call = self._calls.confirm(uuid, word, batch, sender)
+        _, changes = self._change_jobs([call])
         self.batches.tell_all(changes)
 
     def confirm_members(self, jobs: Sequence[NewJob]) -> None:
         """Write that the broker has accepted the messages of members of a batch."""
         calls = [
-            self._calls.confirm(job.uuid, job.info.rerun, job.info.batch)
+            self._calls.confirm(job.uuid, job.info.rerun, job.info.batch, job.sender)
             for job in jobs
         ]
         # What is wrong with one job does not concern the others.

@@ -370,8 +370,10 @@ class Calls:
         words, news = [*_new(job), token, deadline], News(delay=millis(job.delay))
         return self._change("queue_again", job.info, job.uuid, *words, news=news)
 
-    def confirm(self, uuid: str, word: str | None, batch: str | None) -> Call:
-        return self._change_in(batch, "confirm", uuid, word or "")
+    def confirm(
+        self, uuid: str, word: str | None, batch: str | None, sender: str
+    ) -> Call:
+        return self._change_in(batch, "confirm", uuid, word or "", sender)
 
     def forget(self, job: NewJob) -> Call:
         return self._call("forget", job.uuid, job.sender)

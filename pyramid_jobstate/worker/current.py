@@ -143,21 +143,26 @@ class ThreadState(threading.local):
       jobs: The messages being processed, outermost first: a broker that runs jobs in
         the caller nests them.
       announced: Ids of messages whose records were written in advance, until sent.
+      sender: Who sends those: see :class:`.NewJob`.
       confirms: Whether the store still answers while those are sent.
-      sending: Ids of messages whose records this thread wrote, until sent.
+      sending: Ids of messages whose records this thread wrote, until sent, each with
+        its sender.
       resent: Ids of messages being sent while their jobs are under way.
       returning: Running jobs whose own messages are being put back, by message id.
       returned: Ids of the `resent` messages sent since a message was last settled, each
         with the time when it is due, in seconds of the monotonic clock.
     """
 
+    sender = ""
     confirms = True
 
     def __init__(self) -> None:
         self.jobs: list[CurrentJob] = []
         self.announced: set[str] = set()
         # Bounded, since nothing removes a message that the broker refuses.
-        self.sending: collections.deque[str] = collections.deque(maxlen=MAX_NESTED)
+        self.sending: collections.deque[tuple[str, str]] = collections.deque(
+            maxlen=MAX_NESTED
+        )
         self.resent: collections.deque[str] = collections.deque(maxlen=MAX_NESTED)
         self.returning: dict[str, CurrentJob] = {}
         self.returned: collections.deque[tuple[str, float]] = collections.deque(

@@ -159,7 +159,7 @@ class Ledger:
         is_new = self._ask(broker, _create, new)
         if is_new is not None:
             # Even for an existing record: a RabbitmqBroker calls this at every attempt.
-            thread.sending.append(uuid)
+            thread.sending.append((uuid, new.sender))
             if not is_new:
                 thread.resent.append(uuid)
 
@@ -175,34 +175,38 @@ class Ledger:
             thread.resent.remove(uuid)
             thread.returned.append((uuid, time.monotonic() + (delay or 0) / 1000))
         job = thread.returning.pop(uuid, None)
+        # The last attempt is the one that the broker has accepted.
+        sending = next((s for s in reversed(thread.sending) if s[0] == uuid), None)
         if job is not None:
             job.put_back(delay or 0)
-        elif uuid in thread.sending:
-            thread.sending.remove(uuid)
-            self._confirm(broker, message)
+        elif sending is not None:
+            thread.sending.remove(sending)
+            self._confirm(broker, message, sending[1])
         elif uuid in thread.announced:
             thread.announced.remove(uuid)
             # The messages of a transaction must not each wait for a failing store.
             if thread.confirms:
-                thread.confirms = self._confirm(broker, message)
+                thread.confirms = self._confirm(broker, message, thread.sender)
 
     @contextlib.contextmanager
     def announced(
-        self, message_ids: set[str], *, confirms: bool = True
+        self, message_ids: set[str], sender: str = "", *, confirms: bool = True
     ) -> Iterator[None]:
         """Within this context the thread sends messages whose records exist. Each
         message that the broker accepts is removed from `message_ids`.
 
         Parameters:
+          sender: Who sends them: see :class:`.NewJob`.
           confirms: Whether to write each time that the broker has accepted a message.
         """
         thread = self.thread
-        before = thread.announced, thread.confirms
-        thread.announced, thread.confirms = message_ids, confirms
+        before = thread.announced, thread.sender, thread.confirms
+        thread.announced, thread.sender = message_ids, sender
+        thread.confirms = confirms
         try:
             yield
         finally:
-            thread.announced, thread.confirms = before
+            thread.announced, thread.sender, thread.confirms = before
 
     def _running_job(self, uuid: str) -> CurrentJob | None:
         """Return the running job of a message, or None. It may run in another thread: a
@@ -213,10 +217,10 @@ class Ledger:
             return job
         return self.jobs.get(uuid)
 
-    def _confirm(self, broker: Broker, message: Message[Any]) -> bool:
+    def _confirm(self, broker: Broker, message: Message[Any], sender: str) -> bool:
         """Write that the broker has accepted a message. Return whether it worked."""
         uuid, word, batch = message.message_id, word_of(message), batch_of(message)
-        return self._ask(broker, _confirm, uuid, word, batch) is not None
+        return self._ask(broker, _confirm, uuid, word, batch, sender) is not None
 
     def _ask(self, broker: Broker, change: Callable[..., T], *args: object) -> T | None:
         """Apply a sender's change to the store. Return what it returns, or None if the
@@ -414,6 +418,8 @@ def _create(records: Records, job: NewJob) -> bool | None:
     return reply is True
 
 
-def _confirm(records: Records, uuid: str, word: str | None, batch: str | None) -> bool:
-    records.confirm(uuid, word, batch)
+def _confirm(
+    records: Records, uuid: str, word: str | None, batch: str | None, sender: str
+) -> bool:
+    records.confirm(uuid, word, batch, sender)
     return True

@@ -266,7 +266,7 @@ class Outgoing:
             # The messages are sent even if this fails.
             with contextlib.suppress(RedisError):
                 records_of(self.store).queue_again([*self._ended.values()])
-        with self._ledger.announced(self.unsent, confirms=confirms):
+        with self._ledger.announced(self.unsent, self._sender, confirms=confirms):
             if isinstance(self.what, Message):
                 self.broker.enqueue(self.what, delay=self.delay)
             else:

@@ -84,12 +84,12 @@ class Scripts:
         self.uuid = new_id()
         self.info = JobInfo("RunMarathon", "run", 0, '"alice"', '{"miles":26}')
 
-    def create(self, *, waits: bool) -> bool:
-        job = NewJob(self.uuid, self.info, waits=waits)
+    def create(self, sender: str, *, waits: bool) -> bool:
+        job = NewJob(self.uuid, self.info, waits=waits, sender=sender)
         return records_of(self.store).create(job) == [True]
 
-    def confirm(self, word: str | None) -> None:
-        records_of(self.store).confirm(self.uuid, word)
+    def confirm(self, word: str | None, sender: str = "") -> None:
+        records_of(self.store).confirm(self.uuid, word, sender=sender)
 
     def cancel(self) -> bool:
         return records_of(self.store).cancel(self.uuid, self.info)
@@ -171,6 +171,8 @@ class Model:
       word: The word of the only message that may run it, "" for one without a word, or
         None for any.
       is_silent: Whether nobody has spoken of it for a while.
+      sender: Who has created its record, "" if that is not known any more.
+      resender: Who alone may confirm that its message is put back, or None for all.
       began: The run whose start it shows, or None.
       before: The attempt and the run that it showed before those of the owner.
       dropped: The id of the last drop that was carried out, or waits for the run.
@@ -189,6 +191,8 @@ class Model:
     attempt: int = 0
     kept: bool = False
     is_silent: bool = False
+    sender: str = ""
+    resender: str | None = None
     past: frozenset[str] = frozenset()
     seq: int = 0
     began: str | None = None
@@ -229,25 +233,31 @@ class Model:
         self.run, self.seq, self.metrics, self.stop = run, 0, {}, None
         self.is_unreached, self.refused = False, None
 
-    def create(self, *, waits: bool) -> bool:
+    def create(self, sender: str, *, waits: bool) -> bool:
         new = "waiting" if waits else "sending"
         if self.status in ("waiting", "sending"):
-            # As if the reply to the first call had been lost.
+            if not waits and self.resender is not None:
+                self.resender = sender
             if self.status == "waiting" and not waits:
                 self.status, self.is_silent = new, False
-            return True
+                return True
+            # As if the reply to the first call had been lost.
+            return sender == self.sender
         is_over = self.status in FINISHED
         if self.status is not None and (not is_over or self.was_cancelled):
             return False
         self.owner = self.owner or '"alice"'
+        self.resender = sender if is_over and not waits else None
+        self.sender = sender
         self.supersede(None)
         self.status, self.is_asked, self.dropped = new, False, None
         self.word = "" if self.word == "" else None
         self.attempt, self.began, self.is_silent = 0, None, False
         return True
 
-    def confirm(self, word: str | None) -> None:
-        if self.status == "sending" and self.word in (None, word or ""):
+    def confirm(self, word: str | None, sender: str) -> None:
+        is_known = self.word in (None, word or "") and self.resender in (None, sender)
+        if self.status == "sending" and is_known:
             self.status = "queued"
 
     def cancel(self) -> bool:
@@ -281,6 +291,7 @@ class Model:
         self.supersede(None)
         self.status, self.word, self.attempt, self.began = "sending", word, 0, None
         self.is_asked, self.dropped, self.is_silent = False, None, False
+        self.sender, self.resender = "", None
         return True
 
     def restore(self, word: str) -> bool:
@@ -355,6 +366,7 @@ class Model:
             self.before = self.attempt, self.began
             self.attempt, self.began = report.attempt, run
             self.dropped, self.is_silent = None, False
+            self.sender, self.resender = "", None
             self.owner = self.owner or '"bob"'
             if self.word is None:
                 self.word = report.word
@@ -539,14 +551,19 @@ ENDS = [
     *("not called: cancelled", "not called: retrying"),
 ]
 
+#: Who sends its message.
+SENDERS = ("one", "other")
+
 runs = st.sampled_from(RUNS)
+senders = st.sampled_from(SENDERS)
 arrives = st.booleans()
 knows = st.booleans()
 acts = ["cancel", "delete", "rerun", "await_turn", "wait"]
 steps = st.one_of(
     st.tuples(st.sampled_from(acts)),
-    st.tuples(st.just("create"), st.booleans()),
-    st.tuples(st.sampled_from(["confirm", "restore"]), knows),
+    st.tuples(st.just("create"), st.booleans(), senders),
+    st.tuples(st.just("confirm"), knows, senders),
+    st.tuples(st.just("restore"), knows),
     st.tuples(st.just("begin"), runs, arrives, st.booleans(), knows),
     st.tuples(st.just("record"), runs, arrives),
     st.tuples(st.just("finish"), runs, arrives, st.sampled_from(ENDS), st.booleans()),
@@ -579,20 +596,23 @@ def scenes_of(run: str) -> list[list[tuple[Any, ...]]]:
         ("finish", third, *not_called[2:]),
     ]
     dropped = ("drop", True, "cancelled", False, 1, True)
+    send, send_too = (("create", False, sender) for sender in SENDERS)
+    sent, sent_too = (("confirm", True, sender) for sender in SENDERS)
+    done = [send, begin, ("finish", run, True, "success", False)]
     return [
         fail,
         [*fail, ("rerun",)],
-        [*fail, ("rerun",), ("confirm", False)],
+        [*fail, ("rerun",), ("confirm", False, "one")],
         [*fail, ("rerun",), ("restore", True)],
         [*fail, ("rerun",), again, ("restore", True)],
         [*fail, ("rerun",), ("begin", other, True, False, False)],
-        [*fail, ("create", False), (*stop, 0, True), ("rerun",)],
-        [*fail, ("create", False), again, succeed],
+        [*fail, ("create", False, "one"), (*stop, 0, True), ("rerun",)],
+        [*fail, ("create", False, "one"), again, succeed],
         [("rerun",), ("restore", True)],
-        [("rerun",), ("confirm", True)],
-        [("create", True), refuse, ("await_turn",)],
-        [("create", True), ("cancel",), ("await_turn",)],
-        [("create", True), refuse, ("rerun",)],
+        [("rerun",), ("confirm", True, "one")],
+        [("create", True, "one"), refuse, ("await_turn",)],
+        [("create", True, "one"), ("cancel",), ("await_turn",)],
+        [("create", True, "one"), refuse, ("rerun",)],
         [begin, (*stop, 1, True), put_back],
         [begin, ("cancel",), put_back],
         [begin, ("cancel",), ("finish", run, True, "success", False)],
@@ -602,8 +622,12 @@ def scenes_of(run: str) -> list[list[tuple[Any, ...]]]:
         [begin, ("wait",), (*stop, 1, True), again],
         [begin, ("wait",), again, put_back],
         [*fail, ("rerun",), ("wait",), ("rerun",)],
+        [*done, send_too, sent],
+        [*done, send_too, sent_too],
+        [*done, send_too, send, sent_too, sent],
+        [*done, send_too, refuse, ("await_turn",), send, sent],
         [("told", run), ("finish", run, True, "cancelled", False), again],
-        [("create", False), again],
+        [("create", False, "one"), again],
         [begin, again, ("again", 0), ("record", run, True)],
         [*fail, ("delete",), again],
         [*fail, again, not_called],
@@ -633,14 +657,17 @@ def take(both: Both, step: tuple[Any, ...]) -> None:
     name, *rest = step
     match name:
         case "create":
+            waits, sender = rest
             # A message that is being sent has had its turn.
-            waits = rest[0] and model.status != "sending"
-            assert scripts.create(waits=waits) == model.create(waits=waits)
+            waits = waits and model.status != "sending"
+            is_new = scripts.create(sender, waits=waits)
+            assert is_new == model.create(sender, waits=waits)
             return
         case "confirm":
-            word = both.word if rest[0] else None
-            scripts.confirm(word)
-            model.confirm(word)
+            knows, sender = rest
+            word = both.word if knows else None
+            scripts.confirm(word, sender)
+            model.confirm(word, sender)
             return
         case "cancel" | "delete" | "await_turn":
             assert getattr(scripts, name)() == getattr(model, name)()

@@ -464,6 +464,8 @@ def test_failed_job_is_put_back_when_its_message_leaves(
     with committing(made_tm_config) as job_states:
         job_states.send_message(message)
         assert state() == before
+    # The broker has it, for as long as that may take.
+    pass_time(store, store.stalled_after + 1)
     assert state()[:2] == ("queued", None)
     assert [m.message_id for m in queued(client)] == [failed.uuid]
 

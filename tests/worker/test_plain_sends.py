@@ -1,5 +1,6 @@
 """Jobs that are sent by Dramatiq's own send(), without a request."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest import mock
 
@@ -24,6 +25,13 @@ from tests.support import load_job, wait_for
 from tests.trips import counting_trips
 from tests.worker.conftest import Logged
 from tests.worker.floors import Floor, MakeFloor, failed, idle_actor
+
+
+def refusing(floor: Floor) -> Any:
+    """Return a context in which the broker accepts no message."""
+    queue = floor.broker.queues["default"]
+    return mock.patch.object(queue, "put", side_effect=ConnectionClosed("away"))
+
 
 # Parameters.
 
@@ -151,10 +159,7 @@ def test_worker_that_is_faster_than_the_senders_hook_wins(floor: Floor) -> None:
 def test_job_that_the_broker_refuses_reads_stalled(floor: Floor) -> None:
     """It does not read queued for ever. Others do for as long as they wait."""
     accepted, refused = floor.post(), floor.message()
-    away = mock.patch.object(
-        floor.broker.queues["default"], "put", side_effect=ConnectionClosed("away")
-    )
-    with away, pytest.raises(ConnectionClosed):
+    with refusing(floor), pytest.raises(ConnectionClosed):
         floor.broker.enqueue(refused)
     assert floor.statuses(refused) == ["queued"]
     pass_time(floor.store, floor.store.stalled_after + 1)
@@ -223,12 +228,40 @@ def test_send_that_the_store_refuses_is_logged(
 
 
 def test_job_put_back_by_an_operator_is_queued(floor: Floor) -> None:
-    """A failed job whose message is put back reads queued, and runs again."""
+    """A failed job whose message is put back reads queued for as long as it waits, and
+    runs again. It makes no difference if somebody else has failed to put it back.
+    """
     (message,) = failed(floor)
+    with refusing(floor), pytest.raises(ConnectionClosed):
+        floor.broker.enqueue(message)
     floor.broker.enqueue(message)
+    pass_time(floor.store, floor.store.stalled_after + 1)
     assert floor.statuses(message) == ["queued"]
     floor.work()
     assert floor.statuses(message) == ["success"]
+
+
+def test_late_sender_does_not_confirm_a_message_that_was_put_back(floor: Floor) -> None:
+    """If a job ends before its sender hears from the broker, and the broker refuses its
+    message when somebody puts that back, the job does not read queued for ever.
+    """
+    message = floor.message()
+
+    def put_back() -> None:
+        with refusing(floor), pytest.raises(ConnectionClosed):
+            floor.broker.enqueue(message)
+
+    class Slow(Middleware):
+        def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+            floor.work()
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(put_back).result()
+
+    # These hooks run in reverse.
+    floor.broker.add_middleware(Slow())
+    floor.broker.enqueue(message)
+    pass_time(floor.store, floor.store.stalled_after + 1)
+    assert floor.statuses(message) == ["stalled"]
 
 
 def test_job_costs_two_round_trips_and_four_scripts(

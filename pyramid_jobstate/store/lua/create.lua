@@ -6,7 +6,7 @@
 -- was lost. Returns 0 for another unfinished, a cancelled or a deleted job. For a job that ended
 -- in another way, returns the token of its last run.
 
-local old = redis.call("HMGET", key, "status", "run", "asked", "log_level", "past")
+local old = redis.call("HMGET", key, "status", "run", "asked", "log_level", "past", "resender")
 local status, delay = old[1], tonumber(ARGV[1])
 if not status then
   create(ARGV)
@@ -18,6 +18,9 @@ if status == "waiting" and ARGV[2] == "sending" then
   if delay > 0 then
     add(words, "due", int(now + delay))
   end
+  if old[6] then
+    add(words, "resender", ARGV[3])
+  end
   write(words)
   redis.call("PEXPIRE", key, int(ACTIVE_TTL + delay))
   renew(old[4], old[5])
@@ -25,6 +28,10 @@ if status == "waiting" and ARGV[2] == "sending" then
   return 1
 end
 if status == "waiting" or status == "sending" then
+  if old[6] and ARGV[2] == "sending" then
+    -- Whoever was about to put its message back may have died.
+    redis.call("HSET", key, "resender", ARGV[3])
+  end
   return relist(ARGV[3])
 end
 if was_cancelled(status, old[3]) or status == "deleted" then

@@ -18,6 +18,10 @@ if is_late(deadline, time()) then
   return 0
 end
 local more = { "past", earlier(old[2], old[4]) }
+if ARGV[2] == "sending" then
+  -- A late confirmation of a message that has run already says nothing of this one.
+  add(more, "resender", ARGV[3])
+end
 if old[3] then
   add(more, "owner", old[3])
 end
