@@ -37,6 +37,10 @@ MARGIN = HOLD // 2
 #: Seconds between two looks at a claim that is held.
 PAUSE = 0.02
 
+#: The most aliases that are followed one after the other. A job to which one leads
+#: becomes an alias, too, if its sender is taken for dead, and lives.
+MAX_ALIASES = 5
+
 #: No sender: the call only renews an alias.
 RENEWS = "-"
 
@@ -216,18 +220,21 @@ class Claims:
 
     def follow(self, found: Sequence[Record | Alias | None]) -> Sequence[Record | None]:
         """Return what was read, and the record to which it leads for each alias."""
-        aliases = [record for record in found if isinstance(record, Alias)]
-        if not aliases:
-            return [record if isinstance(record, Record) else None for record in found]
-        self._renew_aliases(aliases)
-        targets = self._reader.read([alias.target for alias in aliases])
-        led = {
-            alias: record and named(record, alias.uuid)
-            for alias, record in zip(aliases, targets, strict=True)
-        }
-        return [
-            led[record] if isinstance(record, Alias) else record for record in found
-        ]
+        led, aliases = [*found], _aliases(found)
+        names = {i: alias.uuid for i, alias in aliases}
+        for _ in range(MAX_ALIASES):
+            if not aliases:
+                break
+            self._renew_aliases([alias for _, alias in aliases])
+            targets = self._reader.read_any([alias.target for _, alias in aliases])
+            for (i, _), target in zip(aliases, targets, strict=True):
+                led[i] = target
+            aliases = _aliases(led)
+        records = [record if isinstance(record, Record) else None for record in led]
+        for i, name in names.items():
+            record = records[i]
+            records[i] = record and named(record, name)
+        return records
 
     def target_of(self, uuid: str) -> Record | None:
         """Return the record of the job to which an alias leads, or None if the uuid is
@@ -328,6 +335,13 @@ class Claims:
 
     def _life(self, delay: float) -> int:
         return self._ttl + millis(delay)
+
+
+def _aliases(
+    found: Sequence[Record | Alias | None],
+) -> list[tuple[int, Alias]]:
+    """Return the aliases among what was read, with their places."""
+    return [(i, alias) for i, alias in enumerate(found) if isinstance(alias, Alias)]
 
 
 def named(record: Record, name: str) -> Record:

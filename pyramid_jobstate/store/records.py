@@ -536,7 +536,8 @@ class Records:
         if isinstance(done, (str, bytes)):
             if not may_follow:
                 return False
-            (record,) = self.reader.read([text(done)])
+            found = self.reader.read_any([text(done)])
+            (record,) = self.claims.follow(found)
             return record is not None and self.cancel(record.uuid, record.info)
         # Losing this does no harm: a batch looks at its members.
         with contextlib.suppress(RedisError):

@@ -22,7 +22,7 @@ from redis.sentinel import SentinelConnectionPool
 
 from ..job import BATCH_MARK
 from .batches import is_waiting, stop
-from .claims import named
+from .claims import MAX_ALIASES, named
 from .connection import (
     FAIL_FAST,
     PASSING,
@@ -310,12 +310,11 @@ class Tracker:
           found: The replies to those keys that have been read. What they say may add
             further keys.
         """
+        led = self._led(uuid, found)
         key = self._reader.key(uuid)
-        reply = found.get(key)
-        alias = self._reader.alias(uuid, reply)
-        if alias is not None:
-            return frozenset((key, self._reader.key(alias.target)))
-        batch = self._batch_of(uuid, reply)
+        if len(led) > 1:
+            return frozenset(map(self._reader.key, led))
+        batch = self._batch_of(uuid, found.get(key))
         return frozenset((key,) if batch is None else (key, self._reader.key(batch)))
 
     def record(self, uuid: str, found: Mapping[str, Any]) -> Record | None:
@@ -328,14 +327,13 @@ class Tracker:
           redis.exceptions.RedisError: A reply is an error.
         """
         key = self._reader.key(uuid)
-        alias = self._reader.alias(uuid, found[key])
-        if alias is None:
+        target = self._led(uuid, found)[-1]
+        if target == uuid:
             record = self._reader.record(uuid, found[key])
             batch = self._batch_of(uuid, found[key])
             if record is not None and batch is not None:
                 stop(record, *self._stop_of(self._reader.key(batch), found))
             return record
-        target = alias.target
         record = self._reader.record(target, found[self._reader.key(target)])
         return None if record is None else named(record, uuid)
 
@@ -350,6 +348,18 @@ class Tracker:
         :meth:`.Batches.look`.
         """
         self._members.look_at_silent([record])
+
+    def _led(self, uuid: str, found: Mapping[str, Any]) -> list[str]:
+        """Return the uuid of a job, and those to which aliases lead from there, one
+        after the other, as far as that has been read.
+        """
+        led = [uuid]
+        while len(led) <= MAX_ALIASES:
+            alias = self._reader.alias(led[-1], found.get(self._reader.key(led[-1])))
+            if alias is None:
+                break
+            led.append(alias.target)
+        return led
 
     def _batch_of(self, uuid: str, reply: Any) -> str | None:
         """Return the uuid of the batch on which a job depends that does not run, or
