@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import queue
 import re
 import threading
 from collections import deque
@@ -68,6 +67,10 @@ MOVED = (errors.MovedError, errors.AskError, errors.TryAgainError)
 
 #: The names of the local host, which count as equal.
 LOCALHOST = frozenset({"localhost", "127.0.0.1", "::1"})
+
+#: The texts of the errors of a redis-py pool that has waited for a connection, and of a
+#: pool of a redis-py that has no class for it yet.
+FULL = ("No connection available.", "Too many connections")
 
 #: The prefixes of errors that will pass.
 PASSING = (
@@ -403,11 +406,7 @@ def is_full(error: Exception) -> bool:
     """Return whether an error says that all connections of a pool are in use."""
     if isinstance(error, errors.MaxConnectionsError):
         return True
-    # A pool that waits, and one of a redis-py that does not use that class yet.
-    return isinstance(error, errors.ConnectionError) and (
-        isinstance(error.__context__, queue.Empty)
-        or str(error) == "Too many connections"
-    )
+    return isinstance(error, errors.ConnectionError) and str(error) in FULL
 
 
 def _pipeline(

@@ -6,6 +6,7 @@ import functools
 import itertools
 import linecache
 import logging
+import queue
 import sys
 import time
 import traceback
@@ -266,6 +267,18 @@ def test_full_pool_is_no_outage(redis_url: str) -> None:
                     caught.value, (redis.ConnectionError, redis.TimeoutError)
                 )
         assert store.load(new_id()) is None
+
+
+def test_servers_error_is_told_from_a_full_pool(redis_url: str) -> None:
+    """What a server answers to a caller that handles an empty queue is no lack of
+    connections.
+    """
+    store = JobStore(redis_url.replace("redis://", "redis://nobody:word@"))
+    try:
+        queue.SimpleQueue[None]().get_nowait()
+    except queue.Empty:
+        with pytest.raises(redis.AuthenticationError):
+            store.load(new_id())
 
 
 def test_nobody_knows_of_an_end_without_a_connection(redis_url: str) -> None:
