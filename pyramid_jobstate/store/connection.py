@@ -553,12 +553,13 @@ class PatientPool(ConnectionPool):
 
     def reset(self) -> None:
         # Called again in a forked child.
-        #: One for each connection that is free or not made yet. A lock around them
-        #: would make each call dearer.
+        #: One for each connection that is free or not made yet. There is no lock around
+        #: them, and none around the line: it would make each call dearer, and a
+        #: finalizer or a signal handler may come at any moment that releases a
+        #: connection, too.
         self._tokens: list[None] = [None] * self.max_connections
         #: A lock for each caller that waits, released when it is handed a token.
         self._line: deque[threading.Lock] = deque()
-        self._guard = threading.Lock()
         super().reset()
 
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
@@ -589,13 +590,19 @@ class PatientPool(ConnectionPool):
 
     def _serve(self) -> None:
         """Hand the tokens to those who wait, the first first."""
-        with self._guard:
-            while self._line and self._tokens:
-                try:
-                    self._tokens.pop()
-                except IndexError:
-                    return
-                self._line.popleft().release()
+        while self._line and self._tokens:
+            try:
+                self._tokens.pop()
+            except IndexError:
+                # Another caller has taken it.
+                return
+            try:
+                turn = self._line.popleft()
+            except IndexError:
+                # Another caller has served them. Somebody may wait again by now.
+                self._tokens.append(None)
+            else:
+                turn.release()
 
     def _wait(self) -> None:
         """Wait for a token.
@@ -625,11 +632,11 @@ class PatientPool(ConnectionPool):
 
     def _leave(self, turn: threading.Lock) -> bool:
         """Leave the line. Return False if a token has been handed over meanwhile."""
-        with self._guard:
-            if turn not in self._line:
-                return False
+        try:
             self._line.remove(turn)
-            return True
+        except ValueError:
+            return False
+        return True
 
 
 #: Without its wrapper, which looks for deprecated arguments and takes longer than the

@@ -4,7 +4,6 @@ import asyncio
 import concurrent.futures
 import functools
 import itertools
-import linecache
 import logging
 import queue
 import sys
@@ -21,6 +20,7 @@ from dramatiq.brokers.redis import RedisBroker
 
 from pyramid_jobstate import (
     Counts,
+    JobState,
     JobStateMiddleware,
     JobStore,
     StoreUnavailable,
@@ -298,46 +298,64 @@ def test_nobody_knows_of_an_end_without_a_connection(redis_url: str) -> None:
     assert found.result().status == "success"
 
 
+def load_amid(store: JobStore, last: int, act: Callable[[], None]) -> JobState | None:
+    """Load a job. Something happens at a line of the package, before redis-py has found
+    a connection.
+    """
+    lines = itertools.count()
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        module, code = frame.f_globals["__name__"], frame.f_code
+        if (module, code.co_name) == ("redis.connection", "get_connection"):
+            sys.settrace(None)
+        if not module.startswith("pyramid_jobstate."):
+            return None
+        if event == "line" and next(lines) == last:
+            act()
+        return trace
+
+    sys.settrace(trace)
+    try:
+        return store.load(new_id())
+    finally:
+        sys.settrace(None)
+
+
 def test_interrupt_takes_no_connection(redis_url: str) -> None:
     """Wherever it hits a call that waits for a connection, the next call gets it."""
     store = JobStore(redis_url, max_connections=1)
 
-    def load(last: int) -> None:
-        """Load a job. The interrupt comes at a line of the package, before redis-py
-        has found the connection.
-        """
-        lines = itertools.count()
-
-        def trace(frame: Any, event: str, _: Any) -> Any:
-            module, code = frame.f_globals["__name__"], frame.f_code
-            if (module, code.co_name) == ("redis.connection", "get_connection"):
-                sys.settrace(None)
-            if not module.startswith("pyramid_jobstate."):
-                return None
-            # A signal does not come between the end of a block and the release of its
-            # lock.
-            line = linecache.getline(code.co_filename, frame.f_lineno)
-            block = line.lstrip().startswith("with ")
-            if event == "line" and not block and next(lines) == last:
-                raise KeyboardInterrupt
-            return trace
-
-        sys.settrace(trace)
-        try:
-            store.load(new_id())
-        finally:
-            sys.settrace(None)
+    def interrupt() -> None:
+        raise KeyboardInterrupt
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         for last in itertools.count():
             with crowded(store):
-                found = pool.submit(load, last)
+                found = pool.submit(load_amid, store, last, interrupt)
                 concurrent.futures.wait([found], timeout=0.02)
             try:
                 found.result(20)
                 break
             except KeyboardInterrupt:
                 assert store.load(new_id()) is None, last
+    assert last > 20
+
+
+def test_finalizer_may_release_a_connection(redis_url: str) -> None:
+    """Wherever one comes in a call that waits for a connection, that call gets it. So
+    may a signal handler.
+    """
+    for last in itertools.count():
+        store = JobStore(redis_url, max_connections=1)
+        pool: Any = store.client.connection_pool
+        kept = [pool.get_connection()]
+        try:
+            found = load_amid(store, last, lambda: pool.release(kept.pop()))  # noqa: B023
+        except redis.RedisError:
+            # None came.
+            break
+        assert found is None
+        assert not kept
     assert last > 20
 
 
