@@ -127,7 +127,7 @@ class Recorder:
 
     def _reset(self) -> None:
         # No Event: see Backlog.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._stop_at: float | None = None
@@ -194,6 +194,9 @@ class Recorder:
                 if self._thread is None:
                     self._start()
             self._wake.put(None)
+            if threading.current_thread() is self._thread:
+                # A finalizer, which would wait for itself.
+                timeout = 0.0
             timeout = min(max(0.0, timeout), threading.TIMEOUT_MAX)
             return waiter.acquire(timeout=timeout) and not unsaved.lost
         finally:
@@ -356,14 +359,14 @@ class Outage:
 class Backlog:
     """The runs that have something to write now or later. Thread-safe.
 
-    Dramatiq may interrupt a worker thread between any two bytecodes. Hence the plain
-    locks, which are written in C: an interrupt can leave an Event, written in Python,
-    locked for good.
+    Dramatiq may interrupt a worker thread between any two bytecodes. Hence the locks,
+    which are written in C: an interrupt can leave an Event, written in Python, locked
+    for good. They are reentrant, since a finalizer may flush while a thread holds one.
     """
 
     def __init__(self) -> None:
         self._runs: dict[str, Unsaved] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __bool__(self) -> bool:
         return bool(self._runs)
@@ -461,7 +464,7 @@ class Backlog:
     def abandon(self) -> None:
         """Leave all runs to the parent process. Called in a forked child."""
         # Another thread of the parent may have held the lock.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         for unsaved in self._runs.values():
             unsaved.lost = "it runs in another process"
             unsaved.run.close(

@@ -347,7 +347,8 @@ def test_finalizer_may_release_a_connection(redis_url: str) -> None:
     """
     for last in itertools.count():
         store = JobStore(redis_url, max_connections=1)
-        pool: Any = store.client.connection_pool
+        client: Any = store.client
+        pool = client.connection_pool
         kept = [pool.get_connection()]
         try:
             found = load_amid(store, last, lambda: pool.release(kept.pop()))  # noqa: B023

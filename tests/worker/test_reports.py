@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 import threading
 import time
@@ -380,6 +381,33 @@ def test_flush_at_any_line_of_a_call_loses_nothing(
 
 
 # Stopping.
+
+
+def test_finalizer_may_flush_anywhere(make_floor: MakeFloor) -> None:
+    """A garbage collection may come whenever a thread makes an object, such as that
+    which writes, and close a generator that flushes at its end.
+    """
+    held = make_floor(interval=0.001).begin()
+    flushed: list[bool] = []
+
+    def flush(phase: str, _: object) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            flushed.append(held.job_state.flush(0.001))
+
+    usual = gc.get_threshold()
+    kept: list[Any] = []
+    gc.callbacks.append(flush)
+    try:
+        gc.set_threshold(3)
+        while len(flushed) < 1000:
+            # The next objects that another thread makes are too many.
+            kept.append([kept])
+            time.sleep(0.0001)
+    finally:
+        gc.set_threshold(*usual)
+        gc.callbacks.remove(flush)
+    held.job_state.set_message("on we go")
+    assert held.job_state.flush(10)
 
 
 def test_worker_that_stops_writes_what_is_left(make_floor: MakeFloor) -> None:
