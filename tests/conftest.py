@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import os
@@ -31,10 +32,15 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page
 
 
-def pytest_configure() -> None:
+#: Where the stacks of a process that hangs are written: its standard error.
+WATCHED = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Give each of several processes its own ports, so that a server that a test stops
     and starts again then finds its port still free.
     """
+    config.stash[WATCHED] = os.dup(2)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
     count = os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
     embedded.PORTS = embedded.PORTS[int(worker) :: int(count)]
@@ -62,6 +68,35 @@ def pytest_collection_modifyitems(
         items[:] = [item for item in items if item not in long]
         config.hook.pytest_deselected(items=long)
     items.sort(key=lambda item: item.get_closest_marker("browser") is None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Watch a test. pytest-timeout ends one that takes too long with a signal, which
+    ends nothing in a process that hangs in C. After half that time more, a thread that
+    needs no lock of Python writes the stacks of all threads, and ends the process. The
+    test fails, and the others go on in another process.
+    """
+    marker = item.get_closest_marker("timeout")
+    seconds = float(marker.args[0] if marker else item.config.getini("timeout"))
+    file = item.config.stash[WATCHED]
+    faulthandler.dump_traceback_later(1.5 * seconds, file=file, exit=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Begin anew: pytest has ended that if the test has failed."""
+    pytest_runtest_setup(item)
+
+
+def pytest_runtest_logfinish() -> None:
+    """End that."""
+    faulthandler.cancel_dump_traceback_later()
+
+
+def pytest_unconfigure() -> None:
+    """Watch the end of the process, too: a thread may never return."""
+    faulthandler.dump_traceback_later(60, exit=True)
 
 
 @pytest.hookimpl(wrapper=True)

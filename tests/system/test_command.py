@@ -1,6 +1,9 @@
 """`python -m tests` selects the tests, and says what they cost."""
 
 import itertools
+import re
+import subprocess
+import sys
 
 from tests.__main__ import chosen
 from tests.processes import run_python
@@ -45,3 +48,12 @@ def test_a_file_passes_and_says_what_it_costs() -> None:
     printed = run_python("-m", "tests", "-q", "tests/system/test_mutants.py")
     assert "1 passed" in printed
     assert " s, of the CPU " in printed.splitlines()[-1]
+
+
+def test_test_that_hangs_in_c_ends() -> None:
+    """It fails by its name, after the stacks of its process, and the others run."""
+    command = [sys.executable, "-m", "tests", "-n1", "tests/hanging.py"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "1 failed, 1 passed" in found.stdout
+    assert "hanging.py::test_that_hangs" in found.stdout
+    assert re.search(r"hanging\.py\", line \d+ in test_that_hangs", found.stderr)
