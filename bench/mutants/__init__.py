@@ -5,9 +5,9 @@ says which test notices. The lists beside this file have them by area::
 
     [batch-ignores-late-changes]
     breaks = "A change of a member that is told late turns its batch's counts back."
-    file = "store/lua/tell_batch.lua"
-    find = 'if told <= rev or (ARGV[9]'
-    replace = 'if (ARGV[9]'
+    where = "tell"
+    find = 'if rev <= last or (known'
+    replace = 'if (known'
 
 How to write one:
 
@@ -18,9 +18,10 @@ How to write one:
 * The name and ``breaks`` are for good, and do not say how the code is written: results
   from before and after a redesign are compared by name. ``breaks`` is one sentence:
   what happens to whom.
-* ``file`` is below ``pyramid_jobstate``. ``find`` is exact text that occurs once in it,
-  and ``replace`` takes its place. Keep both short, so that they outlive changes around
-  them. Whoever moves the code edits these three.
+* ``where`` names the function, method, class, constant, script or template that it
+  breaks: see places.py. In whatever module that is, the mutant finds it. ``find`` is
+  exact text that occurs once there, and ``replace`` takes its place. Keep both short,
+  so that they outlive changes around them.
 * A behaviour that is given up takes its mutant with it. A bug that no test had noticed
   leaves a mutant behind.
 """
@@ -34,6 +35,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from .places import places
+
 PACKAGE = "pyramid_jobstate"
 
 HERE = Path(__file__).parent
@@ -41,13 +44,13 @@ ROOT = HERE.parent.parent
 
 
 class Mutant(NamedTuple):
-    """A fault in one file.
+    """A fault in one place.
 
     Attributes:
       name: Its name, for good.
       area: The list that has it.
       breaks: The behaviour that it breaks.
-      file: The file, below the package.
+      where: The name of the place.
       find: The text to replace.
       replace: What takes its place.
     """
@@ -55,9 +58,25 @@ class Mutant(NamedTuple):
     name: str
     area: str
     breaks: str
-    file: str
+    where: str
     find: str
     replace: str
+
+    def spots(self, root: Path = ROOT) -> set[tuple[str, int]]:
+        """Return where its text is in a checkout: files below the package, each with an
+        index in its text. Only one, if it fits the code.
+        """
+        return {
+            (place.file, place.start + match.start())
+            for place in places(root / PACKAGE).get(self.where, ())
+            for match in re.finditer(re.escape(self.find), place.text)
+        }
+
+    @property
+    def file(self) -> str:
+        """The file that it breaks, below the package."""
+        ((file, _),) = self.spots()
+        return file
 
     def source(self, root: Path = ROOT) -> str:
         """Return the text of the file as it should be."""
@@ -65,7 +84,9 @@ class Mutant(NamedTuple):
 
     def broken(self, root: Path = ROOT) -> str:
         """Return the text of the file with the fault."""
-        return self.source(root).replace(self.find, self.replace)
+        ((_, start),) = self.spots(root)
+        source = self.source(root)
+        return source[:start] + self.replace + source[start + len(self.find) :]
 
 
 def load() -> list[Mutant]:
@@ -95,12 +116,10 @@ def _fault(mutant: Mutant) -> str | None:
         return "is not a name such as batch-counts-a-change-once."
     if not re.fullmatch(r"\S.*\.", mutant.breaks):
         return f"does not say what it breaks in a sentence: {mutant.breaks!r}"
-    try:
-        count = mutant.source().count(mutant.find)
-    except FileNotFoundError:
-        return f"names a file that does not exist: {mutant.file}"
-    if count != 1:
-        return f"matches {count} times in {mutant.file}: {mutant.find!r}"
+    if mutant.where not in places(ROOT / PACKAGE):
+        return f"names a place that does not exist: {mutant.where}"
+    if len(found := mutant.spots()) != 1:
+        return f"matches {len(found)} times in {mutant.where}: {mutant.find!r}"
     if not mutant.file.endswith(".py"):
         return "changes nothing." if mutant.find == mutant.replace else None
     try:
