@@ -20,7 +20,7 @@ from webtest import TestApp
 from pyramid_jobstate import JobStore, embedded
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.testing import release_broker
-from tests import chromium
+from tests import chromium, leaks
 from tests.faulty import FaultyProxy, faulty
 from tests.jobs import messages
 from tests.support import lack
@@ -41,6 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     and starts again then finds its port still free.
     """
     config.stash[WATCHED] = os.dup(2)
+    config.pluginmanager.register(leaks)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
     count = os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
     embedded.PORTS = embedded.PORTS[int(worker) :: int(count)]

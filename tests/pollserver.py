@@ -218,6 +218,7 @@ class PollServer:
         self.streams: list[Stream] = []  # so far, without those that were refused
         self.refused: list[Stream] = []
         self.heard: list[Request] = []
+        self.held: list[Answer] = []
         self._port = 0
         self.start()
 
@@ -243,7 +244,10 @@ class PollServer:
         self._thread.join()
         self._httpd.server_close()
 
-    close = stop
+    def close(self) -> None:
+        for answer in self.held:
+            release(answer)
+        self.stop()
 
     def answer(
         self, name: str, *answers: Answer, method: str = "GET", below: str = BELOW
@@ -351,6 +355,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.poll_server.heard.append(request)
         answer = self.poll_server.next_answer(self.command, url.path, uuids)
         if answer.hold is not None:
+            self.poll_server.held.append(answer)
             answer.hold.wait(20)
         time.sleep(answer.delay)
         request.ended = time.monotonic()
