@@ -150,6 +150,7 @@ def test_parameters_of_acts(redis_url: str) -> None:
         )
 
 
+@pytest.mark.system
 def test_routes(tmp_path: Path) -> None:
     """The table has what Pyramid's own command lists, and each request has a route."""
     ini = tmp_path / "app.ini"
@@ -447,6 +448,7 @@ def helps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"": whole} | {name: pjobs(str(ini), name, "--help") for name in commands}
 
 
+@pytest.mark.system
 def test_commands_and_flags(helps: dict[str, str]) -> None:
     """The table of commands, and those of flags, have what the helps have."""
     text = page("reference/pjobs")
@@ -463,6 +465,7 @@ def test_commands_and_flags(helps: dict[str, str]) -> None:
         assert expected == flags(helps[command]), command
 
 
+@pytest.mark.system
 def test_exit_codes(helps: dict[str, str]) -> None:
     """The tables have the codes that the helps name."""
     ours, of_work = tables(section("reference/pjobs", "Exit codes"), "code")
@@ -476,6 +479,7 @@ def test_exit_codes(helps: dict[str, str]) -> None:
             assert found == [code for code, _ in rows], command
 
 
+@pytest.mark.system
 def test_json_of_the_command(redis_url: str, store: JobStore) -> None:
     """The tables have each key that commands write."""
 
