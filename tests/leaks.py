@@ -25,6 +25,10 @@ LIMITS = "_CtypesTimeoutManager"
 #: The fixtures with servers for many tests, whose threads and sockets stay.
 SHARED = frozenset({"ports", "shared_pushed"})
 
+#: The tests that are not judged, by a marker or a folder: those that start processes
+#: and servers, and a browser, which keeps its connections for as long as it likes.
+APART = frozenset({"browser", "interop", "system"})
+
 Open = set[str | threading.Thread]
 
 #: What stood when the test began, and what fixtures that outlive it have made since.
@@ -112,11 +116,13 @@ def pytest_runtest_setup() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Function) -> Iterator[None]:
-    """Fail if something is left. What starts processes and servers is not judged."""
+    """Fail if something is left."""
     result = yield
     # Otherwise pytest still has what the fixtures have given.
     item.funcargs.clear()
-    is_judged = not (item.get_closest_marker("system") or "interop" in item.path.parts)
-    if is_judged and not SHARED.intersection(item.fixturenames) and (found := left()):
+    kinds = {marker.name for marker in item.iter_markers()} | {*item.path.parts}
+    if APART & kinds or SHARED.intersection(item.fixturenames):
+        return result
+    if found := left():
         pytest.fail(f"The test leaves behind: {', '.join(found)}", pytrace=False)
     return result
