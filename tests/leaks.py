@@ -19,7 +19,7 @@ PATIENCE = 5.0
 
 #: Threads that last as long as their process: that of the streams of an application,
 #: that of a broker without a worker, and Dramatiq's for time limits.
-HUB, RECORDER = "jobstate-hub", "pyramid_jobstate.worker.recorder"
+HUB, RECORDER = "jobstate-hub", ".worker.recorder"
 LIMITS = "_CtypesTimeoutManager"
 
 #: The fixtures with servers for many tests, whose threads and sockets stay.
@@ -68,7 +68,7 @@ def news() -> Open:
         pool.disconnect(inuse_connections=False)
     found = alive() - _known
     threads = [each for each in found if isinstance(each, threading.Thread)]
-    lasting = {t for t in threads if t.name in (HUB, RECORDER)}
+    lasting = {t for t in threads if t.name.endswith((HUB, RECORDER))}
     lasting |= {t for t in threads if type(t).__name__ == LIMITS}
     if any(thread.name == HUB for thread in threads):
         # It has some sockets.
