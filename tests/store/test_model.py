@@ -612,6 +612,7 @@ def scenes_of(run: str) -> list[list[tuple[Any, ...]]]:
         [("rerun",), ("confirm", True, "one")],
         [("create", True, "one"), refuse, ("await_turn",)],
         [("create", True, "one"), ("cancel",), ("await_turn",)],
+        [send, ("drop", True, "retrying", True, 0, True), ("cancel",), ("await_turn",)],
         [("create", True, "one"), refuse, ("rerun",)],
         [begin, (*stop, 1, True), put_back],
         [begin, ("cancel",), put_back],
