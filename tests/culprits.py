@@ -1,17 +1,31 @@
-"""A test that hangs in C, with the lock of the interpreter held: no signal ends it."""
+"""Tests that must not pass: see system/test_command.py."""
 
 import ctypes
+import socket
+import threading
+import time
 
 import pytest
 
 
 @pytest.mark.timeout(2)
 def test_that_hangs() -> None:
-    """A thread that takes a mutex twice waits for itself."""
+    """It takes a mutex twice in C, with the lock of the interpreter held."""
     mutex = ctypes.create_string_buffer(64)
     for _ in range(2):
         ctypes.PyDLL(None).pthread_mutex_lock(mutex)
 
 
-def test_that_is_next() -> None:
+def test_that_leaves_a_thread() -> None:
+    """It takes longer than it may."""
+    threading.Thread(target=time.sleep, args=(8,), name="abandoned").start()
+
+
+def test_that_leaves_a_socket() -> None:
+    """Nobody closes it, and nobody has it."""
+    kept: list[object] = [socket.socket()]
+    kept.append(kept)
+
+
+def test_that_leaves_nothing() -> None:
     """It runs all the same."""

@@ -38,7 +38,6 @@ _known: Open = set()
 #: process.
 _pools: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
 
-
 _make = ConnectionPool.__init__
 
 
@@ -89,9 +88,11 @@ def left() -> list[str]:
     return [*(str(each.message) for each in caught), *map(str, found)]
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Know all pools."""
-    setattr(ConnectionPool, "__init__", _note)  # noqa: B010
+    patch = pytest.MonkeyPatch()
+    patch.setattr(ConnectionPool, "__init__", _note)
+    config.add_cleanup(patch.undo)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -120,7 +121,7 @@ def pytest_runtest_teardown(item: pytest.Function) -> Iterator[None]:
     result = yield
     # Otherwise pytest still has what the fixtures have given.
     item.funcargs.clear()
-    kinds = {marker.name for marker in item.iter_markers()} | {*item.path.parts}
+    kinds = {item.path.parent.name, *(marker.name for marker in item.iter_markers())}
     if APART & kinds or SHARED.intersection(item.fixturenames):
         return result
     if found := left():

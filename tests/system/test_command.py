@@ -50,10 +50,16 @@ def test_a_file_passes_and_says_what_it_costs() -> None:
     assert " s, of the CPU " in printed.splitlines()[-1]
 
 
-def test_test_that_hangs_in_c_ends() -> None:
-    """It fails by its name, after the stacks of its process, and the others run."""
-    command = [sys.executable, "-m", "tests", "-n1", "tests/hanging.py"]
+def test_culprits_are_named() -> None:
+    """A test that hangs in C fails, after the stacks of its process, and so does one
+    that leaves a thread or a socket behind. The others run.
+    """
+    command = [sys.executable, "-m", "tests", "-n1", "tests/culprits.py"]
     found = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert "1 failed, 1 passed" in found.stdout
-    assert "hanging.py::test_that_hangs" in found.stdout
-    assert re.search(r"hanging\.py\", line \d+ in test_that_hangs", found.stderr)
+    assert "1 failed, 3 passed, 2 errors" in found.stdout
+    assert "culprits.py::test_that_hangs" in found.stdout
+    assert re.search(r"culprits\.py\", line \d+ in test_that_hangs", found.stderr)
+    for what, name in ("thread", "abandoned"), ("socket", "unclosed"):
+        heading = f"ERROR at teardown of test_that_leaves_a_{what} "
+        _, _, after = found.stdout.partition(heading)
+        assert re.search(f"leaves behind: .*{name}", after)
