@@ -36,7 +36,7 @@ CLASS = re.compile(r"^class (\w+)")
 SCRIPT = re.compile(
     r"^( *)(?:(?:async )?function (\w+)|(?:(?:static|async|get|set) )*(\w+)\(.*\) \{$)"
 )
-CONSTANT = re.compile(r"^( *)const (\w+) = .*")
+CONSTANT = re.compile(r"^const (\w+) = ")
 
 
 @functools.cache
@@ -107,6 +107,6 @@ def _in_javascript(lines: list[str]) -> Spans:
         elif (match := SCRIPT.match(line)) and len(match[1]) <= 2:
             end = lines.index(f"{match[1]}}}\n", i) + 1
             yield f"{owner if match[1] else ''}{match[2] or match[3]}", i, end
-        elif (match := CONSTANT.match(line)) and not match[1]:
+        elif match := CONSTANT.match(line):
             ends = (n for n in range(i + 1, len(lines)) if lines[n][0] not in " })]")
-            yield match[2], i, next(ends, len(lines))
+            yield match[1], i, next(ends, len(lines))

@@ -151,7 +151,7 @@ async function send(url, method) {
     });
     if (response.ok) return response.status === 204 ? {} : await response.json();
   } catch (error) {
-    // An answer may break off, or be none of ours, such as a login page.
+    // A SyntaxError: the response is complete, but not JSON. It may be a login page.
     if (!(error instanceof SyntaxError)) throw new Refusal(labels.network, true);
   }
   if (response.type === "opaqueredirect") throw new Refusal(labels.redirect, true);

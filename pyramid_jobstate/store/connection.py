@@ -553,10 +553,9 @@ class PatientPool(ConnectionPool):
 
     def reset(self) -> None:
         # Called again in a forked child.
-        #: One for each connection that is free or not made yet. There is no lock around
-        #: them, and none around the line: it would make each call dearer, and a
-        #: finalizer or a signal handler may come at any moment that releases a
-        #: connection, too.
+        #: One for each connection that is free or not made yet. No lock guards the
+        #: tokens or the line. It would slow down each call, and a finalizer or a signal
+        #: handler that releases a connection could wait for a lock of its own thread.
         self._tokens: list[None] = [None] * self.max_connections
         #: A lock for each caller that waits, released when it is handed a token.
         self._line: deque[threading.Lock] = deque()

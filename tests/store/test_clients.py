@@ -270,8 +270,8 @@ def test_full_pool_is_no_outage(redis_url: str) -> None:
 
 
 def test_servers_error_is_told_from_a_full_pool(redis_url: str) -> None:
-    """What a server answers to a caller that handles an empty queue is no lack of
-    connections.
+    """A caller that is handling queue.Empty gets the error of the server, and not one
+    about connections.
     """
     store = JobStore(redis_url.replace("redis://", "redis://nobody:word@"))
     try:
