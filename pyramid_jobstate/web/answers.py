@@ -6,7 +6,7 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pyramid.exceptions import BadCSRFOrigin, BadCSRFToken, URLDecodeError
@@ -27,6 +27,8 @@ from .jobstates import JobStates
 from .query import BadRequest, check_text, csrf_options, drop_body, read_form
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pyramid.request import Request
 
 
@@ -335,30 +337,48 @@ def render(value: dict[str, Any], status: int = 200) -> Response:
 OFFER = "pyramid_jobstate"
 
 
+class Answer:
+    """Answers a request for the states of jobs: to a poll.
+
+    Parameters:
+      request: The request.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    def state(self, uuid: str, job_state: JobState) -> str | None:
+        """Return the state of a job that the request may see as JSON, or None if its
+        class makes it None.
+
+        Parameters:
+          uuid: The uuid under which the request asked for the job.
+        """
+        state = job_state.__json__(self.request)
+        return None if state is None else encode_state(job_state, state)
+
+    def respond(self, text: str, uuids: Sequence[str]) -> Response:
+        """Return the response.
+
+        Parameters:
+          text: The states as JSON.
+          uuids: The uuids for which the request asked, those without a state included.
+        """
+        return render_state(self.request, text)
+
+
 class Offer(Protocol):
     """What :func:`pyramid_jobstate.asgi.asgi_app` puts into the scope of a request."""
 
-    def answer(
-        self, request: Request, text: str, jobs: Mapping[str, JobState | None]
-    ) -> Response:
-        """Return a response that goes on as a stream, if the request asks for one and
-        can have it, or else the answer to a poll.
+    def answer(self, request: Request) -> Answer:
+        """Return an answer that goes on as a stream, if the request asks for one and
+        can have it, or else to a poll.
         """
 
 
-def answer_state(
-    request: Request, text: str, jobs: Callable[[], Mapping[str, JobState | None]]
-) -> Response:
-    """Return the response to a request for the states of jobs.
-
-    Parameters:
-      text: The states as JSON.
-      jobs: Returns the jobs that the request may see, and None for the others, by the
-        uuid under which it asked.
-    """
+def answer_to(request: Request) -> Answer:
+    """Return what answers a request for the states of jobs."""
     # A header cannot get into the environment under this name.
     scope = request.environ.get("asgi.scope")
     offer: Offer | None = None if scope is None else scope.get(OFFER)
-    if offer is None:
-        return render_state(request, text)
-    return offer.answer(request, text, jobs())
+    return Answer(request) if offer is None else offer.answer(request)

@@ -42,7 +42,7 @@ from .acts import cancel, cancel_many, clear, delete, rerun, rerun_many, stack
 from .answers import (
     AnsweringView,
     View,
-    answer_state,
+    answer_to,
     bad_csrf,
     bad_path,
     bad_request,
@@ -239,12 +239,25 @@ def visible(
     if the request may not see it. None also if the application's code raises for it,
     which must not affect the others.
     """
+
+    def show_state(job_state: JobState) -> T | None:
+        state = job_state.__json__(request)
+        return None if state is None else show(job_state, state)
+
+    return permitted(context, job_state, show_state)
+
+
+def permitted(
+    context: JobStates,
+    job_state: JobState | None,
+    show: Callable[[JobState], T | None],
+) -> T | None:
+    """Return what ``show(job_state)`` returns, or None as :func:`visible` does."""
     if job_state is None:
         return None
     with Guard(job_state):
         if context.permits(job_state, "view_job"):
-            state = job_state.__json__(request)
-            return None if state is None else show(job_state, state)
+            return show(job_state)
     return None
 
 
@@ -379,8 +392,9 @@ def error_of(error: JobError | None) -> dict[str, Any] | None:
 def show(context: JobState, request: Request) -> Response:
     """Respond with the state of a job, or 304 if the client has it already."""
     require(request, context, "view_job")
-    text = encode_state(context, context.__json__(request))
-    return answer_state(request, text, lambda: {context.uuid: context})
+    answer = answer_to(request)
+    text = answer.state(context.uuid, context) or "null"
+    return answer.respond(text, [context.uuid])
 
 
 def show_many(context: JobStates, request: Request) -> Response:
@@ -403,22 +417,18 @@ def show_named(context: JobStates, request: Request) -> Response:
     uuids = list(dict.fromkeys(request.GET.getall("uuid")))
     if len(uuids) > most:
         return bad_request(f"uuid is given {len(uuids)} times, more than {most}.")
-    jobs: dict[str, JobState | None] = {}
+    answer = answer_to(request)
     states: dict[str, str | None] = {}
     size = 0
     for uuid, job_state in zip(uuids, context.find_some(uuids), strict=False):
         if size >= MAX_ANSWER:
             break
-        jobs[uuid] = job_state
-        states[uuid] = state = visible(context, request, job_state, encode_state)
+        state = permitted(context, job_state, functools.partial(answer.state, uuid))
+        states[uuid] = state
         size += 0 if state is None else len(state)
     text = ",".join(f"{encode(k)}:{state or 'null'}" for k, state in states.items())
-    return answer_state(
-        request,
-        f'{{"jobs":{{{text}}}}}',
-        # A stream tells the client to ask for the others, too.
-        lambda: {u: jobs[u] if states.get(u) else None for u in uuids},
-    )
+    # A stream tells the client to ask for the others, too.
+    return answer.respond(f'{{"jobs":{{{text}}}}}', uuids)
 
 
 def show_list(context: JobStates, request: Request) -> Response:

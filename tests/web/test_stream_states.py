@@ -245,6 +245,25 @@ def test_equal_viewers_share_a_rendering(pushed: Server, runs: Runs) -> None:
     assert len({stream.events[-1] for stream in streams}) == 1
 
 
+def test_beginning_is_rendered_once(pushed: Server, store: JobStore) -> None:
+    """A request for a stream renders each state once, for the stream and for the answer
+    to a poll, which it gets where it can have none.
+    """
+    rendered: list[str] = []
+
+    def title(self: JobState) -> str:
+        rendered.append(self.uuid)
+        return "Title"
+
+    kind = make_kind(title=property(title))
+    ends = [put(store, "success", kind) for _ in range(2)]
+    for path, uuids in (one(ends[0]), ends[:1]), (batch(*ends), ends):
+        answer = pushed.ask(path)
+        assert len(answer.events) == len(uuids)
+        assert rendered == uuids
+        rendered.clear()
+
+
 # Other events
 
 

@@ -18,7 +18,7 @@ from pyramid.response import Response
 
 from ...job import Once, is_owner
 from ...worker import watch_forks
-from ..answers import STREAM, TIME, TimedResponse, render_state, wants_stream
+from ..answers import STREAM, TIME, Answer, TimedResponse, wants_stream
 from ..interfaces import IJobStore
 from .hub import Hub
 from .stream import (
@@ -111,60 +111,24 @@ class AsgiOffer:
         """Whether the response becomes a stream."""
         return self._carrier is not None
 
-    def answer(
-        self, request: Request, text: str, jobs: Mapping[str, JobState | None]
-    ) -> Response:
+    def answer(self, request: Request) -> Answer:
         """Implement :class:`..answers.Offer`."""
-        response = render_state(request, text)
         if request.registry.jobstate.limits.max_streams == 0:
-            return response
+            return Answer(request)
         streams = streams_of(request.registry)
         if streams.hub.is_refused:
-            return response
-        wanted = {
-            uuid: job_state
-            for uuid, job_state in jobs.items()
-            if job_state is not None and is_streamable(type(job_state))
-        }
+            return Answer(request)
         try:
             owner = request.job_states.current_owner
             site = site_of(request)
         except Exception:
             # A poll may need neither.
-            return response
-        owner = owner if is_owner(owner) else None
+            return Answer(request)
+        asker = Asker(streams, owner if is_owner(owner) else None, site)
         is_asked = wants_stream(request.environ.get("HTTP_ACCEPT", ""))
-        if not is_asked or request.method != "GET" or response.status_code != 200:
-            if wanted and streams.rooms.has(owner, site):
-                response.headers[HINT] = "1"
-            return response
-        viewers: dict[str, Viewer] = {}
-        shown: dict[str, Frame] = {}
-        for uuid, job_state in wanted.items():
-            viewer = viewer_of(request, job_state)
-            if viewer is not None:
-                viewers[uuid] = viewer
-                # Rendering takes a job away from its request.
-                frame = render(copy(job_state), viewer)
-                if frame is not None:
-                    shown[uuid] = frame
-        if not viewers and len(jobs) == 1:
-            return response
-        answer = StreamResponse(
-            body=response.body, headerlist=list(response.headerlist), status="200 OK"
-        )
-        answer.offer = self
-        answer.polled = response.body
-        answer.plan = Plan(
-            streams,
-            owner,
-            site,
-            {uuid: viewers[uuid] for uuid in shown},
-            shown,
-            [uuid for uuid in jobs if uuid not in shown],
-            all(wanted[uuid].is_finished for uuid in shown),
-        )
-        return answer
+        if is_asked and request.method == "GET":
+            return StreamAnswer(request, asker, self)
+        return HintAnswer(request, asker)
 
     def take(self, plan: Plan, last_id: str | None) -> bool:
         """Have the response become a stream. Return False if too many are open, or the
@@ -172,18 +136,19 @@ class AsgiOffer:
         """
         # A WSGI application may have discarded an earlier response to this request.
         self._leave()
+        streams, owner, site = plan.asker
         try:
-            plan.streams.hub.start()
+            streams.hub.start()
         except OSError:
             return False
-        if not plan.streams.rooms.take(plan.owner, plan.site):
+        if not streams.rooms.take(owner, site):
             return False
-        self._taken.append((plan.streams.rooms, plan.owner, plan.site))
+        self._taken.append((streams.rooms, owner, site))
         if self._is_over:
             # The server has cancelled the request while its view ran.
             self._leave()
             return False
-        self._carrier = AsgiCarrier(plan.streams.hub, plan.stream(last_id), self._queue)
+        self._carrier = AsgiCarrier(streams.hub, plan.stream(last_id), self._queue)
         return True
 
     async def carry(self, receive: Receive, send: Send) -> None:
@@ -436,22 +401,106 @@ def site_of(request: Request) -> str | None:
     return None if is_named else request.application_url
 
 
+class Asker(NamedTuple):
+    """Who asks for a stream, or could.
+
+    Attributes:
+      streams: The streams of the application.
+      owner: The owner who asks, or None.
+      site: For which site: see :func:`site_of`.
+    """
+
+    streams: Streams
+    owner: Any
+    site: str | None
+
+
+class HintAnswer(Answer):
+    """The answer to a poll, which says whether the page could have a stream.
+
+    Parameters:
+      asker: Who polls.
+    """
+
+    def __init__(self, request: Request, asker: Asker) -> None:
+        super().__init__(request)
+        self._asker = asker
+        self._is_streamable = False
+
+    def state(self, uuid: str, job_state: JobState) -> str | None:
+        self._is_streamable = is_streamable(type(job_state)) or self._is_streamable
+        return super().state(uuid, job_state)
+
+    def respond(self, text: str, uuids: Sequence[str]) -> Response:
+        response = super().respond(text, uuids)
+        streams, owner, site = self._asker
+        if self._is_streamable and streams.rooms.has(owner, site):
+            response.headers[HINT] = "1"
+        return response
+
+
+class StreamAnswer(Answer):
+    """The answer to a request for a stream: with the states as the stream shows them,
+    so that each is rendered once.
+
+    Parameters:
+      asker: Who asks for the stream.
+      offer: The offer of its connection.
+    """
+
+    def __init__(self, request: Request, asker: Asker, offer: AsgiOffer) -> None:
+        super().__init__(request)
+        self._asker = asker
+        self._offer = offer
+        self._is_streamable = False
+        self._is_over = True
+        self._viewers: dict[str, Viewer] = {}
+        self._frames: dict[str, Frame] = {}
+
+    def state(self, uuid: str, job_state: JobState) -> str | None:
+        viewer = None
+        if is_streamable(type(job_state)):
+            viewer = viewer_of(self.request, job_state)
+        if viewer is None:
+            return super().state(uuid, job_state)
+        self._is_streamable = True
+        # Rendering takes a job away from its request.
+        frame = render(copy(job_state), viewer)
+        if frame is None:
+            return super().state(uuid, job_state)
+        self._viewers[uuid] = viewer
+        self._frames[uuid] = frame
+        self._is_over = self._is_over and job_state.is_finished
+        return frame.text
+
+    def respond(self, text: str, uuids: Sequence[str]) -> Response:
+        polled = super().respond(text, uuids)
+        if polled.status_code != 200 or not (self._is_streamable or len(uuids) > 1):
+            return polled
+        response = StreamResponse(
+            body=polled.body, headerlist=list(polled.headerlist), status="200 OK"
+        )
+        hidden = [uuid for uuid in uuids if uuid not in self._frames]
+        response.offer = self._offer
+        response.polled = polled.body
+        response.plan = Plan(
+            self._asker, self._viewers, self._frames, hidden, self._is_over
+        )
+        return response
+
+
 class Plan(NamedTuple):
     """What a response needs to become a stream. It keeps no request.
 
     Attributes:
-      streams: The streams of the application.
-      owner: Who asks for it, or None.
-      site: For which site: see :func:`site_of`.
+      asker: Who asks for it.
       viewers: How the request sees each of its jobs, by the uuid under which it asked.
       frames: The states of those jobs.
       hidden: The uuids of the other jobs that it asked for.
       is_over: Whether none of the jobs will change any more.
     """
 
-    streams: Streams
-    owner: Any
-    site: str | None
+    asker: Asker
     viewers: Mapping[str, Viewer]
     frames: Mapping[str, Frame]
     hidden: Sequence[str]
@@ -484,7 +533,7 @@ class Plan(NamedTuple):
     def _stream(self, sent: Mapping[str, Frame], first: bytes) -> Stream:
         is_over = self.is_over and len(sent) == len(self.frames)
         viewers = {} if is_over else self.viewers
-        return Stream(viewers, sent, first, self.streams.max_age)
+        return Stream(viewers, sent, first, self.asker.streams.max_age)
 
 
 class StreamResponse(TimedResponse):
@@ -515,4 +564,4 @@ class StreamResponse(TimedResponse):
         if not offer.take(plan, last_id):
             return super().__call__(environ, start_response)
         start_response("200 OK", [*HEADERS, *kept])
-        return [opening(plan.streams.hub.now())]
+        return [opening(plan.asker.streams.hub.now())]

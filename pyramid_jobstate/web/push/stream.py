@@ -235,6 +235,11 @@ class Frame:
         self._alone = b""
 
     @property
+    def text(self) -> str:
+        """The state as JSON."""
+        return self.block[6:-2].decode()
+
+    @property
     def alone(self) -> bytes:
         """The event with its id, for streams of this job alone. They share it."""
         if not self._alone:
