@@ -112,12 +112,18 @@ class Site:
         self.forgiven += words
         self.problems = [p for p in self.problems if not any(w in p for w in words)]
 
-    def close(self) -> None:
+    def leave(self) -> bool:
+        """Leave the page. Return False if it goes elsewhere at that moment: it reloads
+        after an act.
+        """
         try:
             self.page.goto("about:blank")
         except Error:
-            # The page went elsewhere at the same time: it reloads after an act.
-            self.page.goto("about:blank")
+            return False
+        return True
+
+    def close(self) -> None:
+        wait_for(self.leave)
         self._server.shutdown()
         self._server.server_close()
 
