@@ -600,12 +600,16 @@ def test_outage_of_the_store_is_logged_once(
     caplog.set_level(logging.INFO, "pyramid_jobstate")
     broker = StubBroker(middleware=[JobStateMiddleware(own, heartbeat=0.05)])
     make_actor_without_retries(broker)
+
+    def wait_for_lines(number: int, level: int) -> None:
+        wait_for(lambda: len(logged(level)) == number)
+
     with working(broker):
         for number in (1, 2):
             with away(own):
-                wait_for(lambda: len(logged()) == number)  # noqa: B023
+                wait_for_lines(number, logging.WARNING)
                 threading.Event().wait(0.3)
-            wait_for(lambda: len(logged(logging.INFO)) == 2 * number)  # noqa: B023
+            wait_for_lines(2 * number, logging.INFO)
     said = "The job state store does not accept updates."
     assert all(line.startswith(said) for line in logged())
 
