@@ -338,7 +338,7 @@ OFFER = "pyramid_jobstate"
 
 
 class Answer:
-    """Answers a request for the states of jobs: to a poll.
+    """Answers a poll for the states of jobs.
 
     Parameters:
       request: The request.
@@ -348,8 +348,8 @@ class Answer:
         self.request = request
 
     def state(self, uuid: str, job_state: JobState) -> str | None:
-        """Return the state of a job that the request may see as JSON, or None if its
-        class makes it None.
+        """Return the state of a job that the request may see as JSON, or None if the
+        job's ``__json__`` returns None.
 
         Parameters:
           uuid: The uuid under which the request asked for the job.
@@ -371,8 +371,8 @@ class Offer(Protocol):
     """What :func:`pyramid_jobstate.asgi.asgi_app` puts into the scope of a request."""
 
     def answer(self, request: Request) -> Answer:
-        """Return an answer that goes on as a stream, if the request asks for one and
-        can have it, or else to a poll.
+        """Return what answers the request: with a stream if it asks for one and can
+        have it, otherwise as a poll.
         """
 
 

@@ -402,12 +402,12 @@ def site_of(request: Request) -> str | None:
 
 
 class Asker(NamedTuple):
-    """Who asks for a stream, or could.
+    """For which application, owner and site a stream is counted.
 
     Attributes:
       streams: The streams of the application.
       owner: The owner who asks, or None.
-      site: For which site: see :func:`site_of`.
+      site: The site: see :func:`site_of`.
     """
 
     streams: Streams
@@ -416,7 +416,7 @@ class Asker(NamedTuple):
 
 
 class HintAnswer(Answer):
-    """The answer to a poll, which says whether the page could have a stream.
+    """Answers a poll, and says whether the page could have a stream.
 
     Parameters:
       asker: Who polls.
@@ -440,8 +440,8 @@ class HintAnswer(Answer):
 
 
 class StreamAnswer(Answer):
-    """The answer to a request for a stream: with the states as the stream shows them,
-    so that each is rendered once.
+    """Answers a request for a stream. The poll that it gets instead where no stream can
+    be had has the texts of the stream's events, so that each state is rendered once.
 
     Parameters:
       asker: Who asks for the stream.
@@ -452,7 +452,6 @@ class StreamAnswer(Answer):
         super().__init__(request)
         self._asker = asker
         self._offer = offer
-        self._is_streamable = False
         self._is_over = True
         self._viewers: dict[str, Viewer] = {}
         self._frames: dict[str, Frame] = {}
@@ -463,28 +462,31 @@ class StreamAnswer(Answer):
             viewer = viewer_of(self.request, job_state)
         if viewer is None:
             return super().state(uuid, job_state)
-        self._is_streamable = True
+        self._viewers[uuid] = viewer
         # Rendering takes a job away from its request.
         frame = render(copy(job_state), viewer)
         if frame is None:
             return super().state(uuid, job_state)
-        self._viewers[uuid] = viewer
         self._frames[uuid] = frame
         self._is_over = self._is_over and job_state.is_finished
         return frame.text
 
     def respond(self, text: str, uuids: Sequence[str]) -> Response:
         polled = super().respond(text, uuids)
-        if polled.status_code != 200 or not (self._is_streamable or len(uuids) > 1):
+        if polled.status_code != 200 or not (self._viewers or len(uuids) > 1):
             return polled
         response = StreamResponse(
             body=polled.body, headerlist=list(polled.headerlist), status="200 OK"
         )
-        hidden = [uuid for uuid in uuids if uuid not in self._frames]
+        frames = self._frames
         response.offer = self._offer
         response.polled = polled.body
         response.plan = Plan(
-            self._asker, self._viewers, self._frames, hidden, self._is_over
+            self._asker,
+            {uuid: self._viewers[uuid] for uuid in frames},
+            frames,
+            [uuid for uuid in uuids if uuid not in frames],
+            self._is_over,
         )
         return response
 

@@ -237,7 +237,7 @@ class Frame:
     @property
     def text(self) -> str:
         """The state as JSON."""
-        return self.block[6:-2].decode()
+        return self.block.removeprefix(b"data: ").removesuffix(b"\n\n").decode()
 
     @property
     def alone(self) -> bytes:
