@@ -4,7 +4,6 @@ log.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import functools
 import logging
@@ -35,6 +34,7 @@ from tests.webapp import (
     get,
     make_app,
     make_config,
+    make_request,
     mounted_root,
     take_steps,
 )
@@ -185,17 +185,17 @@ def watch(handler: Any, registry: Any) -> Any:
     return tween
 
 
-def make_watched(store: JobStore) -> tuple[TestApp, list[str]]:
-    """Return an application with a tween that notes exceptions, and the list of their
-    names.
+def make_watched(url: str, **settings: str) -> tuple[TestApp, JobStore, list[str]]:
+    """Return an application with a tween that notes exceptions, its store, and the list
+    of their names.
     """
-    config = make_config(NOWHERE, root_factory=mounted_root)
+    given = {f"jobstate.{name}": value for name, value in settings.items()}
+    config = make_config(url, root_factory=mounted_root, settings=given)
     seen: list[str] = []
     config.registry["seen"] = seen
     config.add_tween(f"{__name__}.watch")
-    config.include("pyramid_jobstate")
-    config.set_job_store(store)
-    return TestApp(config.make_wsgi_app()), seen
+    app = make_app(config)
+    return app, make_request(config).job_states.store, seen
 
 
 def test_outage_raises_nothing_through_the_tweens(
@@ -205,8 +205,7 @@ def test_outage_raises_nothing_through_the_tweens(
     line for the outage and one for its end, which a question that asks nothing does not
     bring about.
     """
-    store = JobStore(redis_url)
-    app, seen = make_watched(store)
+    app, store, seen = make_watched(redis_url)
     caplog.set_level(logging.INFO, "pyramid_jobstate")
     for asked in EVERYTHING, EVERYTHING[:2]:
         caplog.clear()
@@ -233,7 +232,7 @@ def test_outage_raises_nothing_through_the_tweens(
 )
 def test_outage_below_a_virtual_root(virtual: str, place: str) -> None:
     """A container below a virtual root answers as any other, without an exception."""
-    app, seen = make_watched(JobStore(NOWHERE))
+    app, _, seen = make_watched(NOWHERE)
     sent = {"X_Vhm_Root": virtual, "X_Requested_With": "x"}
     for method, end in ("GET", ""), ("GET", "/"), ("GET", "/log"), ("POST", "/cancel"):
         answer = ask(app, method, f"{place}/{UUID}{end}", "alice", **sent)
@@ -248,8 +247,7 @@ def test_outages_are_logged_five_times_a_minute(
     """A store that comes and goes does not flood the log."""
     clock, monotonic = [0.0], time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + clock[0])
-    store = JobStore(redis_url)
-    app, _ = make_watched(store)
+    app, store, _ = make_watched(redis_url)
     for clock[0] in 0, 61:
         caplog.clear()
         for _ in range(6):
@@ -275,7 +273,7 @@ def test_store_that_refuses_is_a_503(
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + clock[0])
     job = put(store)
     with narrow(client, redis_url, "+hgetall") as url:
-        app, seen = make_watched(JobStore(url))
+        app, _, seen = make_watched(url)
         for clock[0] in 0, 61:
             caplog.clear()
             for _ in range(5):
@@ -295,8 +293,7 @@ def test_full_pool_is_a_503_in_words_of_its_own(
     """While no connection is free, requests get a 503 that says so. So does the log,
     once. The store is not said to be away.
     """
-    store = JobStore(redis_url, max_connections=1)
-    app, seen = make_watched(store)
+    app, store, seen = make_watched(redis_url, max_connections="1")
     job = put(store)
     said = {"error": "All 1 connections to the store are in use."}
     with crowded(store):
@@ -304,25 +301,9 @@ def test_full_pool_is_a_503_in_words_of_its_own(
             response = get(app, path, ADMIN)
             assert is_503(response)
             assert response.json == said
-        response = ask(
-            app, "POST", f"/job_state/{job}/cancel", ADMIN, X_Requested_With="x"
-        )
-        assert is_503(response)
+        path = f"/job_state/{job}/cancel"
+        assert is_503(ask(app, "POST", path, ADMIN, X_Requested_With="x"))
     assert get(app, f"/job_state/{job}", ADMIN).status_code == 200
     (line,) = messages(caplog, "pyramid_jobstate")
     assert line.startswith("All 1 connections to the store are in use. Requests for")
     assert seen == []
-
-
-def test_many_polls_share_few_connections(
-    redis_url: str, client: redis.Redis, store: JobStore
-) -> None:
-    """Requests at once share as many connections as the setting says. None fails."""
-    settings = {"jobstate.max_connections": "2"}
-    before = len(client.client_list())
-    app = make_app(make_config(redis_url, settings=settings))
-    path = f"/job_state/{put(store)}"
-    with concurrent.futures.ThreadPoolExecutor(20) as pool:
-        found = pool.map(lambda _: get(app, path, "alice").status_code, range(200))
-        assert {*found} == {200}
-    assert len(client.client_list()) - before <= 2

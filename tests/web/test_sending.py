@@ -71,18 +71,15 @@ def test_message_and_record_have_one_id(
 
 
 def test_send_returns_one_job_or_all(job_states: JobStates, run_marathon: Any) -> None:
-    """An actor and a message are one job, a pipeline and a group are several. A type
-    checker, which reads this, too, knows it.
+    """A type checker, which reads this, knows that an actor and a message are one job,
+    and a pipeline and a group are several.
     """
     run: Actor[..., Any] = run_marathon
+    assert_type(job_states.send_immediately(run, 26), JobState)
     for send in job_states.send_message, job_states.send_immediately:
-        one = assert_type(send(run.message(26)), JobState)
-        several = assert_type(send(run.message(1) | run.message(2)), Sequence[JobState])
-        members = assert_type(send(group([run.message(3)])), Sequence[JobState])
-        assert one.job_params == {"miles": 26}
-        assert [len(several), len(members)] == [2, 1]
-    sent = assert_type(job_states.send_immediately(run, 26, shoes="blue"), JobState)
-    assert sent.job_params == {"miles": 26, "shoes": "blue"}
+        assert_type(send(run.message(26)), JobState)
+        assert_type(send(run.message(1) | run.message(2)), Sequence[JobState])
+        assert_type(send(group([run.message(3)])), Sequence[JobState])
 
 
 def test_message_is_sent_as_it_is(
