@@ -119,22 +119,6 @@ def test_connection_that_comes_after_a_failure(redis_url: str, runs: Runs) -> No
         assert pool.lent == 1
 
 
-def test_failures_leave_nothing(server: Server, client: redis.Redis) -> None:
-    """Threads, descriptors and connections do not become more with each failure."""
-    others = flagged(client)
-
-    def cycle() -> tuple[int, int]:
-        server.end()
-        wait_for(lambda: not server.threads and not flagged(client, *others))
-        return len(os.listdir("/proc/self/fd")), threading.active_count()
-
-    for _ in range(3):
-        before = cycle()
-    for _ in range(10):
-        after = cycle()
-    assert after <= before
-
-
 @pytest.mark.system
 def test_streams_that_come_and_go_leave_nothing(
     server: Server, runs: Runs, store: JobStore

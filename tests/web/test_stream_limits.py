@@ -14,8 +14,7 @@ import pytest
 import redis
 
 from pyramid_jobstate import JobStore
-from pyramid_jobstate.asgi import asgi_app
-from tests.asgi import FEEDS, LINKS, Exchange, Server, pushing, serving, stream_threads
+from tests.asgi import Exchange, Server, pushing, serving
 from tests.jobs import Gate, messages
 from tests.running import Runs
 from tests.support import load_job, wait_for
@@ -23,7 +22,6 @@ from tests.web.streaming import (
     HINT,
     PublicRun,
     batch,
-    follow,
     one,
     put,
     put_members,
@@ -212,59 +210,25 @@ def test_process_that_can_start_no_thread_polls(redis_url: str, path: str) -> No
         assert server.open(path).at(0).name == "message"
 
 
-def test_thread_that_cannot_connect_yet_is_started_again(
-    redis_url: str, runs: Runs, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The streams wait for it, as for a store that does not answer."""
-    run = runs.start(n=1)
-    with pushing(make_config(redis_url)) as server, refusing_threads(LINKS, 2) as left:
-        stream = follow(server, run, 1)
-        report(run, 2, stream)
-    assert left == [0]
-    texts = [record.getMessage() for record in caplog.records]
-    assert len([text for text in texts if "can't start new thread" in text]) == 1
-    assert not any("streams of this process end" in text for text in texts)
-
-
 def test_streams_outlive_the_loop_of_a_server(
-    redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
+    redis_url: str, path: str, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing keeps an event loop that has gone. Another may serve the application."""
-    gate, others = Gate(), stream_threads()
-
-    class Slow(PublicRun):
-        @property
-        def title(self) -> str:
-            if threading.current_thread().name == FEEDS:
-                gate.wait()
-            return "Slow"
-
-    config = make_config(redis_url)
-    config.include("pyramid_jobstate")
-    app = asgi_app(config.make_wsgi_app())
-
-    def begin() -> weakref.ref[Any]:
-        with serving(app) as server:
-            exchange = server.open(one(put(store, kind=Slow)))
-            gate.wait_for_job()
+    with pushing(make_config(redis_url)) as first:
+        with serving(first.app) as server:
             # As a server does that stops.
-            exchange.future.cancel()
-            return weakref.ref(server.loop)
+            server.watch(path).future.cancel()
+            loop = weakref.ref(server.loop)
+        del server
 
-    loop = begin()
+        def is_free() -> bool:
+            gc.collect()
+            return loop() is None
 
-    def is_free() -> bool:
-        gc.collect()
-        return loop() is None
-
-    wait_for(is_free)
-    gate.open()
-    with serving(app) as server:
-        assert see_an_end(server, store) == ["queued", "cancelled"]
-        assert messages(caplog, "pyramid_jobstate") == []
-        server.config, server.others = config, others
-        server.end()
-        wait_for(lambda: not server.threads)
+        wait_for(is_free)
+        with serving(first.app) as server:
+            assert see_an_end(server, store) == ["queued", "cancelled"]
+    assert messages(caplog, "pyramid_jobstate") == []
 
 
 # Readers that are slow, or do not read
@@ -331,23 +295,6 @@ def test_stream_of_large_jobs_ends_early(pushed: Server, store: JobStore) -> Non
     stream.at(3)
     assert [e.data for e in stream.events if e.name == "gone"] == jobs[3:]
     assert [*json.loads(pushed.poll(batch(*jobs)).body)["jobs"]] == jobs[:3]
-
-
-def test_chunks_of_a_stopped_reader(pushed: Server, store: JobStore) -> None:
-    """Changes that a reader has missed come together, in chunks of at most 64 KiB, of
-    which only the last event has an id.
-    """
-    made, uuids = put_members(store, 10, 20_000)
-    stream = pushed.watch(batch(*uuids), count=10)
-    stream.stop()
-    made.cancel()
-    wait_for(lambda: sum(stream.sending) > 220_000)
-    stream.resume()
-    stream.wait()
-    assert statuses(stream)[10:] == ["cancelled"] * 10
-    ids = [event.id for event in stream.events[10:]]
-    chunks = " ".join("_" if found is None else "id" for found in ids).split("id")
-    assert max(len(chunk) for chunk in chunks) < len("_ _ _ ")
 
 
 def test_reader_of_nothing_is_dropped(pushed: Server, store: JobStore) -> None:

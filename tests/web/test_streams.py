@@ -17,7 +17,6 @@ from tests.web.streaming import HINT, TIME, OwnJson, PublicRun, batch, one, put
 from tests.webapp import (
     PLACES,
     get,
-    make_alias,
     make_app,
     make_broker,
     make_config,
@@ -100,22 +99,6 @@ def test_alias_streams_its_job(
     assert stream.at(1).state["job"]["status"] == "cancelled"
     stream.wait()
     both.wait()
-
-
-def test_alias_of_an_alias_streams_the_last_job(
-    pushed: Server, redis_url: str, set_broker: SetBroker, store: JobStore
-) -> None:
-    """So does that of a job which became an alias after it."""
-    winner, loser, commit = click(redis_url, redis_url, set_broker, "alice")
-    commit()
-    client: Any = store.client
-    other = put(store, "queued")
-    make_alias(client, f"jobstate:{winner}", other)
-    stream = pushed.open(one(loser))
-    assert stream.at(0).data.encode() == pushed.poll(one(loser)).body
-    load_job(store, other).cancel()
-    assert stream.at(1).state["job"]["status"] == "cancelled"
-    stream.wait()
 
 
 def test_job_that_becomes_an_alias_is_gone(
