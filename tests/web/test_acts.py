@@ -11,7 +11,7 @@ import redis
 from webtest import TestApp
 
 from pyramid_jobstate import JobStore
-from pyramid_jobstate.testing import away, put_job
+from pyramid_jobstate.testing import away
 from tests.jobs import RunMarathon, messages
 from tests.support import FINISHED, UNFINISHED, key_of
 from tests.web.operating import (
@@ -24,7 +24,7 @@ from tests.web.operating import (
     statuses,
 )
 from tests.web.reading import AWAY, NOT_FOUND
-from tests.webapp import get, make_alias, make_app, make_config, queued
+from tests.webapp import get, make_alias, make_app, make_config
 
 #: The requests that act on a job.
 ACTS = [("POST", "/cancel"), ("POST", "/rerun"), ("DELETE", "")]
@@ -53,34 +53,13 @@ def test_cancel_answers_the_new_state(app: TestApp, store: JobStore) -> None:
 def test_delete_of_an_ended_job(operated: TestApp, store: JobStore) -> None:
     """A deleted job is unknown, and cannot be deleted again."""
     for status in FINISHED:
-        job = put_job(store, RunMarathon, status, owner="alice").uuid
+        (job,) = put(store, "alice", cls=RunMarathon, status=status)
         path = f"/job_state/{job}"
         response = act(operated, path, method="DELETE")
         assert (response.status_code, response.body) == (204, b"")
         assert "Content-Type" not in response.headers
-        assert get(operated, path, "alice").json == NOT_FOUND
-        again = act(operated, path, method="DELETE")
-        assert (again.status_code, again.json) == (404, NOT_FOUND)
-
-
-def test_job_that_failed_runs_again(
-    operated: TestApp, client: redis.Redis, marathons: Marathons
-) -> None:
-    """A failed job is queued again under its uuid, with its owner and parameters."""
-    (job,) = marathons.fail("alice")
-    path = f"/job_state/{job}"
-    response = act(operated, f"{path}/rerun")
-    assert response.status_code == 202
-    assert response.json["job"]["status"] == "queued"
-    assert get(operated, path, "alice").json["job"]["status"] == "queued"
-    (message,) = queued(client)
-    assert message.options["job_owner"] == "alice"
-    marathons.is_mended = True
-    marathons.wait_for(job, "success")
-    state = get(operated, path, "alice").json
-    assert (state["job_state"], state["job"]["params"]) == ("success", {"miles": 26})
-    assert state["job"]["error"] is None
-    assert marathons.ran == [job, job]
+        for again in get(operated, path), act(operated, path, method="DELETE"):
+            assert (again.status_code, again.json) == (404, NOT_FOUND)
 
 
 def test_act_on_a_job_in_another_status_is_a_409(
@@ -159,19 +138,33 @@ def test_acts_are_logged(
     marathons: Marathons,
     said: Callable[[], list[str]],
 ) -> None:
-    """What was done is logged with the user; what was refused is not."""
+    """What was done is logged with the user; what was refused is not. If a request acts
+    on many jobs, its filter has a line, too, on which line breaks stay.
+    """
     (job,) = put(store, "alice", cls=RunMarathon, status="error")
-    (other,) = put(store, "alice", cls=RunMarathon, status="working")
+    (odd,) = put(store, "al\nice", status="queued")
     said()
-    for user in "bob", OPERATOR, OPERATOR:
-        act(operated, f"/job_state/{job}/rerun", user)
-    act(operated, f"/job_state/{other}", method="DELETE")
-    for user in "bob", "alice", "alice":
-        act(operated, f"/job_state/{job}/cancel", user)
-    act(operated, f"/job_state/{job}", KEEPER, "DELETE")
+    for user, method, path in (
+        ("bob", "POST", f"{job}/rerun"),
+        (OPERATOR, "POST", f"{job}/rerun"),
+        (OPERATOR, "POST", f"{job}/rerun"),
+        (OPERATOR, "DELETE", job),
+        ("alice", "POST", f"{job}/cancel"),
+        ("alice", "POST", f"{job}/cancel"),
+        (OPERATOR, "POST", "cancel?owner=al%0Aice"),
+        (OPERATOR, "POST", "clear?all=1&kind=Letter&status=cancelled"),
+        (OPERATOR, "POST", "clear?all=1&kind=None%0A"),
+        (KEEPER, "DELETE", job),
+    ):
+        act(operated, f"/job_state/{path}", user, method)
     assert said() == [
         f"'operator' ran the job {job} again.",
         f"'alice' cancelled the job {job}.",
+        f"'operator' cancelled the job {odd}.",
+        "'operator' cancelled 1 of the jobs of 'al\\nice'; 0 were refused.",
+        f"'operator' deleted the job {odd}.",
+        "'operator' deleted 1 of all jobs with kind 'Letter', status 'cancelled'; 0 "
+        "were refused.",
         f"'keeper' deleted the job {job}.",
     ]
 

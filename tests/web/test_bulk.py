@@ -15,7 +15,7 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import away, pass_time, put_batch
 from tests.jobs import RunMarathon
 from tests.support import UUID
-from tests.web.operating import OPERATOR, Marathons, act, operated_app, put, statuses
+from tests.web.operating import Marathons, act, operated_app, put, statuses
 
 ALL: dict[str, Any] = {"all": 1, "everything": 1}
 
@@ -26,22 +26,19 @@ REQUESTS = [("clear", "success"), ("cancel", "queued"), ("rerun", "error")]
 def test_clear_deletes_ended_jobs(operated: TestApp, store: JobStore) -> None:
     """Who may list all jobs deletes the ended ones that match, whoever owns them."""
     cases: list[tuple[dict[str, Any], list[int]]] = [
-        (ALL, [0, 1, 2, 3]),
+        (ALL, [0, 1, 2]),
         ({"kind": "Letter", "status": "error", "all": 1}, [0]),
-        ({"owner": "bob", "kind": "RunMarathon"}, [3]),
-        ({"owner": "bob", "everything": 1}, [1, 3]),
+        ({"owner": "bob", "kind": "RunMarathon"}, [2]),
+        ({"owner": "bob", "everything": 1}, [1, 2]),
         ({"older_than": "1h", "all": 1}, []),
-        ({"older_than": "1s", "status": "success", "all": 1}, [1, 3]),
-        ({"kind": "Letter\r\n*", "all": 1}, []),
-        ({"owner": ""}, []),
+        ({"older_than": "1s", "status": "success", "all": 1}, [1]),
     ]
     for query, gone in cases:
         store.client.flushdb()
         jobs = [
             *put(store, "alice", status="error"),
             *put(store, "bob", status="success"),
-            *put(store, None, cls=RunMarathon, status="cancelled"),
-            *put(store, "bob", cls=RunMarathon, status="success"),
+            *put(store, "bob", cls=RunMarathon, status="cancelled"),
             *put(store, "bob", "alice", status="working"),
         ]
         pass_time(store, 60)
@@ -50,22 +47,6 @@ def test_clear_deletes_ended_jobs(operated: TestApp, store: JobStore) -> None:
         assert response.headers["Cache-Control"] == "private, no-cache"
         found = [i for i, status in enumerate(statuses(store, *jobs)) if status is None]
         assert found == gone, query
-
-
-def test_acts_leave_other_kinds_alone(
-    operated: TestApp, store: JobStore, marathons: Marathons
-) -> None:
-    """Of all jobs, each act is done with those of the kind that it names."""
-    for name, status in REQUESTS:
-        job, other = (
-            put(store, "bob", cls=cls, status=status)[0]
-            for cls in (RunMarathon, JobState)
-        )
-        answer = act(operated, f"/job_state/{name}", kind="RunMarathon", all=1)
-        assert answer.json == {"done": 1, "refused": 0, "cursor": None}, name
-        after = {"clear": None, "cancel": "cancelled", "rerun": "queued"}[name]
-        assert statuses(store, job, other) == [after, status]
-        store.client.flushdb()
 
 
 def test_acts_tell_a_class_from_an_actor(
@@ -146,18 +127,14 @@ def test_owner_of_a_request_decides(redis_url: str, store: JobStore) -> None:
 def test_cursor_of_another_call_is_a_400(operated: TestApp, store: JobStore) -> None:
     """A cursor leads on only in the request that returned it, for the same user."""
     put(store, *["alice"] * 3, *["bob"] * 3, cls=RunMarathon, status="queued")
-    first = act(operated, "/job_state/cancel", "alice", everything=1, limit=1).json
-    jobs = put(store, "alice", "bob", OPERATOR, status="queued")
-    for user, query in (
-        ("bob", {"everything": 1}),
-        (OPERATOR, ALL),
-        ("alice", {"kind": "Letter"}),
-    ):
-        asked: dict[str, Any] = {**query, "cursor": first["cursor"]}
-        response = act(operated, "/job_state/cancel", user, **asked)
+    cancel = functools.partial(act, operated, "/job_state/cancel")
+    cursor = cancel("alice", everything=1, limit=1).json["cursor"]
+    jobs = put(store, "alice", "bob", status="queued")
+    for user, query in ("bob", {"everything": 1}), ("alice", {"kind": "Letter"}):
+        response = cancel(user, **query, cursor=cursor)
         assert response.status_code == 400
         assert "cursor" in response.json["error"]
-    assert statuses(store, *jobs) == ["queued"] * 3
+    assert statuses(store, *jobs) == ["queued"] * 2
 
 
 def test_rerun_tells_nothing_of_a_foreign_batch(
@@ -211,33 +188,3 @@ def test_interruption_loses_no_line_of_what_was_done(
     done = [f"'operator' cancelled the job {job}." for job in jobs[:count]]
     assert lines[:count] == done
     assert last == f"'operator' cancelled {count} of all jobs until that failed."
-
-
-def test_bulk_requests_are_logged(
-    operated: TestApp, store: JobStore, said: Callable[[], list[str]]
-) -> None:
-    """Each job has a line, and so has the filter, whose line breaks stay on it."""
-    of_alice, of_bob = put(store, "alice", "bob", status="success")
-    (odd,) = put(store, "al\nice", status="queued")
-    first, second = put(store, "alice", "alice", status="queued")
-    said()
-    for name, user, query in (
-        ("clear", "bob", {"everything": 1}),
-        ("cancel", OPERATOR, {"owner": "al\nice"}),
-        ("cancel", "alice", {"kind": "Letter"}),
-        ("clear", OPERATOR, {"all": 1, "kind": "Letter", "status": "success"}),
-        ("clear", OPERATOR, {"all": 1, "kind": "None\n"}),
-    ):
-        act(operated, f"/job_state/{name}", user, **query)
-    assert said() == [
-        f"'bob' deleted the job {of_bob}.",
-        "'bob' deleted 1 of their own jobs; 0 were refused.",
-        f"'operator' cancelled the job {odd}.",
-        "'operator' cancelled 1 of the jobs of 'al\\nice'; 0 were refused.",
-        f"'alice' cancelled the job {second}.",
-        f"'alice' cancelled the job {first}.",
-        "'alice' cancelled 2 of their own jobs with kind 'Letter'; 0 were refused.",
-        f"'operator' deleted the job {of_alice}.",
-        "'operator' deleted 1 of all jobs with kind 'Letter', status 'success'; 0 were "
-        "refused.",
-    ]

@@ -12,13 +12,12 @@ from webtest import TestApp
 
 from pyramid_jobstate import Batch, JobState, JobStore
 from pyramid_jobstate.testing import pass_time, put_batch, put_job
-from tests.asgi import pushing
 from tests.jobs import RunMarathon, job_actor
 from tests.store.jobs import Diary
 from tests.support import STATUSES, key_of
-from tests.web.operating import OPERATOR, Blister, Marathons, act, operated_root, put
+from tests.web.operating import OPERATOR, Blister, Marathons, act, put
 from tests.web.visits import Refusing
-from tests.webapp import get, make_config, queued
+from tests.webapp import get, queued
 
 #: What a viewer must not read. Part of it looks like HTML.
 SECRET = "</script><img src=x onerror=alert(1)>hunter2\x00\u2028"
@@ -63,24 +62,6 @@ def test_counts_of_all_jobs_and_of_a_kind(operated: TestApp, store: JobStore) ->
     assert get(operated, path, OPERATOR, **header).json["counts"]["error"] == 2
 
 
-def test_nothing_of_a_failure_leaves_by_other_ways(
-    redis_url: str, marathons: Marathons
-) -> None:
-    """No state, list or stream has hidden parameters or the exception of a failure."""
-    (job,) = marathons.fail("alice", kwargs={"shoes": [SECRET]})
-    stream = "text/event-stream"
-    with pushing(make_config(redis_url, root_factory=operated_root)) as server:
-        known = server.ask(f"/job_state/{job}/inspect", OPERATOR, accept=stream)
-        assert known.headers["content-type"] == "application/json"
-        assert b"hunter2" in known.body
-        for user in "alice", OPERATOR:
-            for path in f"/{job}", f"?uuid={job}", "?owner=alice", "/counts":
-                for accept in None, stream:
-                    answer = server.ask(f"/job_state{path}", user, accept=accept)
-                    for word in b"Blister", b"Traceback", b"hunter2", b"tries":
-                        assert word not in answer.body
-
-
 def test_inspect_tells_all_of_an_error(operated: TestApp, marathons: Marathons) -> None:
     """An operator reads each parameter, the exception, the traceback and all tries."""
     (job,) = marathons.fail("alice", kwargs={"shoes": SECRET})
@@ -117,39 +98,8 @@ def test_inspect_names_the_actor_and_the_queue(
     operated: TestApp, store: JobStore, marathons: Marathons
 ) -> None:
     """The queue is that of the message, also while that is delayed, and stays when the
-    job runs again. A batch has neither.
-    """
-    broker = marathons.broker
-    broker.declare_queue("night")
-    message = marathons.run_marathon.message().copy(queue_name="night")
-    job = message.message_id
-
-    def told(uuid: str) -> Any:
-        found = get(operated, f"/job_state/{uuid}/inspect", OPERATOR).json
-        return found["actor"], found["queue"]
-
-    broker.enqueue(message, delay=100)
-    assert told(job) == ("run_marathon", "night")
-    marathons.wait_for(job, "error")
-    assert told(job) == ("run_marathon", "night")
-    act(operated, f"/job_state/{job}/rerun")
-    assert [m.message_id for m in queued(broker.client, "night")] == [job]
-    marathons.wait_for(job, "error")
-    assert told(job) == ("run_marathon", "night")
-    # Where its queue is unknown, it runs in that of its actor.
-    broker.queues.remove("night")
-    act(operated, f"/job_state/{job}/rerun")
-    marathons.wait_for(job, "error")
-    assert told(job) == ("run_marathon", "default")
-    assert told(put_batch(store, Batch, ["error"]).uuid) == (None, None)
-
-
-def test_job_runs_again_in_the_queue_that_it_names(
-    operated: TestApp, store: JobStore, marathons: Marathons
-) -> None:
-    """It names its queue at any time, also Dramatiq's "default". Only if it names none,
-    or one that the broker does not know, it runs again in that of its actor, and names
-    that from then on.
+    job runs again. Only if that is not known, to the record or the broker, the job runs
+    again in that of its actor, and names it from then on. A batch has neither.
     """
     broker = marathons.broker
 
@@ -158,25 +108,31 @@ def test_job_runs_again_in_the_queue_that_it_names(
         raise Blister
 
     def told(uuid: str) -> Any:
-        return get(operated, f"/job_state/{uuid}/inspect", OPERATOR).json["queue"]
+        found = get(operated, f"/job_state/{uuid}/inspect", OPERATOR).json
+        return found["actor"], found["queue"]
 
+    assert told(put_batch(store, Batch, ["error"]).uuid) == (None, None)
     # Before a worker has run: it would consume what is declared after its end.
     broker.declare_queue("night")
-    names = {"default": "default", "night": "mails", None: "mails"}
-    for sent_to, runs_in in names.items():
-        message = mail.message().copy(queue_name=sent_to or "mails")
+    for sent_to, forgotten, runs_in in (
+        ("night", None, "night"),
+        ("default", None, "default"),
+        ("mails", "by the record", "mails"),
+        ("night", "by the broker", "mails"),
+    ):
+        message = mail.message().copy(queue_name=sent_to)
         uuid = message.message_id
-        broker.enqueue(message)
-        assert told(uuid) == (sent_to or "mails")
+        broker.enqueue(message, delay=100)
+        assert told(uuid) == ("mail", sent_to)
         marathons.wait_for(uuid, "error")
-        if sent_to is None:
+        if forgotten == "by the record":
             store.client.hdel(key_of(store, uuid), "queue")
-            assert told(uuid) is None
-        if sent_to == "night":
-            broker.queues.remove("night")
+            assert told(uuid) == ("mail", None)
+        elif forgotten:
+            broker.queues.remove(sent_to)
         act(operated, f"/job_state/{uuid}/rerun")
         assert [m.message_id for m in queued(broker.client, runs_in)] == [uuid]
-        assert told(uuid) == runs_in
+        assert told(uuid) == ("mail", runs_in)
         marathons.wait_for(uuid, "error")
 
 

@@ -35,6 +35,7 @@ class Voyage(JobState):
     """A kind that captures what its jobs log."""
 
     log_level = "WARNING"
+    public_params = ("port",)
 
     def public_error(self, exception_type: str, message: str) -> str:
         return "Shipwreck"
@@ -45,11 +46,15 @@ Facts = dict[tuple[str, ...], set[str]]
 
 #: These rights. Alice has "own": all jobs are hers.
 OWN, SEE, INSPECT, LIST = "own", "view_job", "inspect_job", "list_jobs"
+READS = LIST, SEE, INSPECT
 
 SAID = {"message", "appended"}
 JOB = {*SAID, "usual"}
-ALL = {*JOB, "failure", "batch"}
-ROWS = {"message", "failure", "batch"}
+FAILED = {"failure", "public"}
+ALL = {*JOB, *FAILED, "batch"}
+ROWS = {"message", *FAILED, "batch"}
+EXCEPTION = {"failure", "exception", "text"}
+RAISED = {*EXCEPTION, "hidden", "trace", "worker"}
 WHERE = {"worker", "asked", "stack", "thread", "memory"}
 CAPTURED = {"captured", "level", "logger"}
 WAITS = {"oldest wait", "recent wait"}
@@ -61,36 +66,61 @@ PATHS: list[tuple[str, str, Facts]] = [
     (JSON, "/{job}", {(SEE,): JOB}),
     (JSON, "/{member}", {(SEE,): {"message", "usual"}}),
     (JSON, "/{batch}", {(SEE,): {"batch"}}),
-    (JSON, "/{failed}", {(SEE,): {"failure"}}),
-    (JSON, "?uuid={job}&uuid={failed}", {(SEE,): {*JOB, "failure"}}),
+    (JSON, "/{failed}", {(SEE,): FAILED}),
+    (JSON, "?uuid={job}&uuid={failed}", {(SEE,): {*JOB, *FAILED}}),
     (JSON, "", {(OWN,): ALL}),
     (JSON, "?all=1", {(LIST, SEE): ALL}),
     (JSON, "?owner=alice&status=working", {(LIST, SEE): {*JOB, "batch"}}),
     (JSON, "?batch={batch}", {(SEE,): {"message", "usual"}}),
-    (JSON, "?group=error&status=error&all=1", {(LIST, SEE): {"failure"}}),
+    (
+        JSON,
+        "?group=error&status=error&all=1",
+        {(LIST, SEE): {"failure"}, READS: EXCEPTION},
+    ),
     (JSON, "/{job}/log", {(SEE,): {"appended"}, (SEE, INSPECT): CAPTURED}),
     (JSON, "/{job}/inspect", {(INSPECT,): WHERE}),
     (JSON, "/{member}/inspect", {(INSPECT,): {"worker"}}),
+    (JSON, "/{failed}/inspect", {(INSPECT,): RAISED | {"public"}}),
     (JSON, "/counts", {(LIST,): WAITS}),
     (JSON, "/workers", {(LIST,): {"worker", "workers", "memory"}}),
     (EVENTS, "/{job}", {(SEE,): JOB}),
-    (EVENTS, "?uuid={job}&uuid={failed}", {(SEE,): {*JOB, "failure"}}),
+    (EVENTS, "?uuid={job}&uuid={failed}", {(SEE,): {*JOB, *FAILED}}),
     (
         CHROMIUM,
         "/{job}/",
-        {(SEE,): SAID, (SEE, INSPECT): WHERE | CAPTURED | {"button"}},
+        {
+            (SEE,): SAID,
+            (SEE, LIST): {"owner"},
+            (SEE, INSPECT): WHERE | CAPTURED | {"button"},
+        },
     ),
-    (CHROMIUM, "/{failed}/", {(SEE,): {"failure"}, (SEE, INSPECT): {"worker"}}),
-    (CHROMIUM, "/{batch}/", {(SEE,): {"message", "batch"}}),
+    (
+        CHROMIUM,
+        "/{failed}/",
+        {(SEE,): FAILED, (SEE, LIST): {"owner"}, (SEE, INSPECT): RAISED},
+    ),
+    (CHROMIUM, "/{batch}/", {(SEE,): {"message", "batch"}, (SEE, LIST): {"owner"}}),
     (CHROMIUM, "/", {(OWN,): ROWS}),
-    (CHROMIUM, "/?owner=alice", {(LIST, SEE): ROWS}),
-    (CHROMIUM, "/?all=1", {(LIST,): {*WAITS, "workers"}, (LIST, SEE): ROWS}),
+    (CHROMIUM, "/?owner=alice", {(LIST, SEE): ROWS | {"owner"}, READS: EXCEPTION}),
+    (
+        CHROMIUM,
+        "/?all=1",
+        {(LIST,): {*WAITS, "workers"}, (LIST, SEE): ROWS | {"owner"}, READS: EXCEPTION},
+    ),
     (
         CHROMIUM,
         "/?all=1&kind=class:Voyage",
-        {(LIST,): {*WAITS, "workers", "durations"}, (LIST, SEE): ROWS - {"batch"}},
+        {
+            (LIST,): {*WAITS, "workers", "durations"},
+            (LIST, SEE): ROWS - {"batch"} | {"owner"},
+            READS: EXCEPTION,
+        },
     ),
-    (CHROMIUM, "/?all=1&group=error&status=error", {(LIST, SEE): {"failure"}}),
+    (
+        CHROMIUM,
+        "/?all=1&group=error&status=error",
+        {(LIST, SEE): {"failure"}, READS: EXCEPTION},
+    ),
     # At the end, since the job changes.
     ("cancel", "/{job}/cancel", {("cancel_job", SEE): SAID}),
 ]
@@ -158,8 +188,15 @@ def test_each_path_tells_what_the_rights_are_for(
     learn of what they may.
     """
     worker = f"{socket.gethostname()}:{os.getpid()}"
-    error = JobError("ships.Capsized", "in a storm")
-    failed = put_job(store, Voyage, "error", owner="alice", error=error).uuid
+    failed = put_job(
+        store,
+        Voyage,
+        "error",
+        owner="alice",
+        params={"port": "Lisbon", "cargo": "opium"},
+        error=JobError("ships.Capsized", "in a storm"),
+        traceback="Traceback",
+    ).uuid
     each = {"status": "working", "job_state_class": Voyage, "message": "Under way"}
     batch = put_batch(store, Batch, [each], owner="alice", title="Armada").uuid
     (member,) = (job.uuid for job in store.members(batch).items)
@@ -176,6 +213,12 @@ def test_each_path_tells_what_the_rights_are_for(
     tell = {
         "message": ["Under way"],
         "failure": ["Shipwreck", "Capsized"],
+        "exception": ["Capsized"],
+        "text": ["in a storm"],
+        "trace": ["Traceback"],
+        "public": ["Lisbon"],
+        "owner": ["jobstate-owner", "jobstate-whose"],
+        "hidden": ["opium"],
         "batch": ["Armada"],
         "appended": ["Land ho"],
         "worker": [worker],
