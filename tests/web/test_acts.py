@@ -71,6 +71,7 @@ def test_act_on_a_job_in_another_status_is_a_409(
         ("POST", "/cancel", FINISHED, "The job has ended."),
         ("DELETE", "", UNFINISHED, "The job has not ended."),
         ("POST", "/rerun", others, "The job has not failed."),
+        ("POST", "/stack", ("queued", *FINISHED), "The job does not run."),
     ):
         for status in refused:
             (job,) = put(store, "alice", cls=RunMarathon, status=status)
