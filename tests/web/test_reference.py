@@ -2,7 +2,6 @@
 else. The settings are in test_readme.py.
 """
 
-import functools
 import itertools
 import json
 import os
@@ -17,7 +16,7 @@ import pytest
 from pyramid.request import Request
 from webtest import TestApp
 
-from pyramid_jobstate import Batch, JobError, JobState, JobStore, Progress
+from pyramid_jobstate import Batch, JobError, JobState, JobStore
 from pyramid_jobstate.prometheus import JobStateCollector
 from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.cliapp import PJOBS
@@ -28,7 +27,13 @@ from tests.support import PACKAGE, ROOT, wait_for, write
 from tests.web.minutes import take_minutes
 from tests.web.operating import OPERATOR, Marathons, operated_app
 from tests.web.paging import Visit, paged_app
-from tests.webapp import ADMIN, ask, get
+from tests.webapp import ADMIN, NOWHERE, ask, get, make_app, make_config
+
+
+def main(global_config: Any) -> Any:
+    """Return an application, as an ini file makes it."""
+    return make_app(make_config(NOWHERE)).app
+
 
 #: The rows of a table, each with its cells.
 Rows = list[list[str]]
@@ -36,8 +41,7 @@ Rows = list[list[str]]
 #: An application with our routes, as an ini file makes it.
 INI = """
 [app:main]
-paste.app_factory = tests.web.test_routes:main
-prefix = /
+paste.app_factory = tests.web.test_reference:main
 """
 
 
@@ -82,9 +86,6 @@ def words(text: str) -> list[str]:
 def names(rows: Rows) -> list[str]:
     """Return the literals in the first cells of rows."""
     return [word for cell, *_ in rows for word in words(cell)]
-
-
-# HTTP
 
 
 def documented_requests() -> dict[str, str]:
@@ -177,9 +178,6 @@ def test_routes(tmp_path: Path) -> None:
     }
 
 
-# States
-
-
 def test_statuses(app: TestApp, store: JobStore, redis_url: str) -> None:
     """The tables have each status, and say how it reads, also on pages, as does the
     glossary.
@@ -217,19 +215,19 @@ TYPES = {str: "string", bool: "boolean", int: "number", float: "number"}
 TYPES |= {dict: "object", list: "array", type(None): "null"}
 
 
-def keys_of(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    """Yield the name of each value in JSON, and its type."""
-    yield name, TYPES[type(value)]
-    if isinstance(value, dict) and not name.endswith("params"):
-        for key, item in value.items():
-            yield from keys_of(item, f"{name}.{key}")
+def keys_of(value: dict[str, Any], place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the name of each key in JSON, and the type of its value."""
+    for key, item in value.items():
+        yield place + key, TYPES[type(item)]
+        if isinstance(item, dict) and key != "params":
+            yield from keys_of(item, f"{place}{key}.")
 
 
-def types_of(*values: tuple[Any, str]) -> dict[str, set[str]]:
-    """Return the types of each value in JSON, by name."""
+def types_of(*values: dict[str, Any]) -> dict[str, set[str]]:
+    """Return the types of each key in JSON, by name."""
     found: dict[str, set[str]] = {}
     for value in values:
-        for name, type_ in keys_of(*value):
+        for name, type_ in keys_of(value):
             found.setdefault(name, set()).add(type_)
     return found
 
@@ -239,161 +237,102 @@ def documented_types(rows: Rows) -> dict[str, set[str]]:
     return {words(name)[0]: {*types.split(" or ")} for name, types, _ in rows}
 
 
-def test_keys_of_the_json(app: TestApp, store: JobStore, redis_url: str) -> None:
+def test_keys_of_the_json(app: TestApp, store: JobStore) -> None:
     """The tables have each key of a state, with its types. A batch has those of the
     second table as well.
     """
 
-    def state(uuid: str) -> list[tuple[Any, str]]:
+    def state(uuid: str) -> dict[str, Any]:
         found = get(app, f"/job_state/{uuid}", "alice").json
-        return [(found["job_state"], "job_state"), (found["job"], "job")]
+        return {"job_state": found["job_state"], "job": found["job"]}
 
-    mine: dict[str, Any] = {"owner": "alice", "job_state_class": Made}
-    error = JobError("ValueError", "wrong")
-    bare = put_job(store, status="queued", **mine)
-    write(store, bare, queued="", updated="")
-    with running(redis_url, threads=2) as runs:
-        phases: list[Any] = []
-
-        def begin(total: float | None, job: JobState) -> None:
-            phases.append(job.phase("Reading", 50))
-            phases[-1].__enter__()
-            job.set_progress(1, total)
-
-        def leave(phase: Any, job: JobState) -> None:
-            phase.__exit__(None, None, None)
-
-        for total in None, 4:
-            runs.start().do(functools.partial(begin, total))
-        counting, measured = runs.all
-        write(store, measured, progress='[1, 4, "rows", 3.5]', usual="[1,2,3]")
-        found = types_of(
-            *state(bare.uuid),
-            *state(counting),
-            *state(measured),
-            *(
-                each
-                for status, more in (
-                    ("queued", {"delay": 60}),
-                    ("working", {"progress": Progress(1), "message": "Reading"}),
-                    ("error", {"error": error}),
-                    ("success", {"params": {"miles": 26}}),
-                )
-                for each in state(put_job(store, status=status, **mine, **more).uuid)
-            ),
-        )
-        for run, phase in zip(runs.all.values(), phases, strict=True):
-            run.do(functools.partial(leave, phase))
-            run.end()
+    cases: list[tuple[str, dict[str, Any], dict[str, str]]] = [
+        ("queued", {}, {"queued": "", "updated": ""}),
+        ("queued", {"delay": 60}, {}),
+        ("working", {"message": "Reading"}, {"progress": "[1,null,null,null]"}),
+        ("error", {"error": JobError("ValueError", "wrong")}, {}),
+        ("success", {"params": {"miles": 26}}, {}),
+    ]
+    phase = '[0.25,0.5,["Reading"]]'
+    for progress in "[1,null,null,null]", '[1,4,"rows",3.5]':
+        report = {"progress": progress, "phase": phase, "usual": "[1,2,3]"}
+        cases.append(("working", {}, report))
+    states = []
+    for status, options, fields in cases:
+        uuid = put_job(store, Made, status, owner="alice", **options).uuid
+        if fields:
+            write(store, uuid, **fields)
+        states.append(state(uuid))
+    found = types_of(*states)
     ours, batches = tables(page("reference/states"), "key")
     assert documented_types(ours) == found
     batch = put_batch(store, Batch, ["success", "error", "queued"], owner="alice")
-    more = types_of(*state(batch.uuid))
+    more = types_of(state(batch.uuid))
     assert documented_types(batches) == {
         name: types for name, types in more.items() if name not in found
     }
 
 
-def test_keys_of_an_inspection(
+def test_keys_of_what_operators_read(
     redis_url: str, store: JobStore, marathons: Marathons
 ) -> None:
-    """The table has each key of the answer to operators, with its types."""
+    """The tables have each key of an inspection, before and after the job has said
+    where it is, of a worker, of counts, of a line of a log, and of a group of failed
+    jobs, with its types.
+    """
     app = operated_app(redis_url)
+
+    def read(path: str) -> Any:
+        return get(app, f"/job_state{path}", OPERATOR, Cache_Control="no-cache").json
+
+    counts = [read("/counts")]
     error = JobError("ValueError", "wrong")
-    values = []
     cases: list[dict[str, Any]] = [
         {"status": "error", "error": error, "traceback": "ValueError: wrong"},
         {"status": "cancelled", "error": JobError(None, "The job was cancelled.")},
         {"status": "working"},
-        {"status": "error", "error": error, "actor": "run_marathon"},
+        {"status": "queued"},
+        {"status": "error", "error": JobError(None, "wrong"), "actor": "run_marathon"},
     ]
     # A worker has run one of them.
     uuids = marathons.fail("alice")
     for more in cases:
         uuids.append(put_job(store, RunMarathon, **more).uuid)
         store.ask_where(uuids[-1])
-    for uuid in uuids:
-        found = get(app, f"/job_state/{uuid}/inspect", OPERATOR).json
-        values += [(value, name) for name, value in found.items()]
-    (rows,) = tables(section("reference/http", "Inspect"), "key")
-    types = types_of(*values)
-    # They have a table of their own.
-    types = {n: kinds for n, kinds in types.items() if not n.startswith("where.")}
-    assert documented_types(rows) == types
-    (tries,) = (text for name, _, text in rows if name == "``tries``")
-    assert set(words(tries)) == found["tries"][0].keys()
-
-
-def test_keys_of_where_a_job_is(redis_url: str, store: JobStore) -> None:
-    """The table has each key, with its types, before and after the answer."""
-    app = operated_app(redis_url)
+    inspections = [read(f"/{uuid}/inspect") for uuid in uuids]
     with running(redis_url) as runs:
         uuid = runs.start().uuid
-        path = f"/job_state/{uuid}"
-        asked = ask(app, "POST", f"{path}/stack", OPERATOR, X_Requested_With="x")
-        values = [*asked.json["where"].items()]
+        store.ask_where(uuid)
+        places = [read(f"/{uuid}/inspect")["where"]]
         wait_for(lambda: (where := store.where(uuid)) and where.taken_at)
-        values += get(app, f"{path}/inspect", OPERATOR).json["where"].items()
-    (rows,) = tables(section("reference/http", "Where a job is"), "key")
-    types = types_of(*((value, name) for name, value in values))
-    # It runs outside a worker that was told of its actor before it booted.
-    assert types.pop("worker") == {"null"}
-    documented = documented_types(rows)
-    assert documented.pop("worker") == {"string", "null"}
-    assert documented == types
-
-
-def test_keys_of_a_worker(
-    redis_url: str, store: JobStore, marathons: Marathons
-) -> None:
-    """The table has each key of a worker, with its types."""
-    app = operated_app(redis_url)
+        places.append(read(f"/{uuid}/inspect")["where"])
     with working(marathons.broker):
         wait_for(store.workers)
-        (found,) = get(app, "/job_state/workers", OPERATOR).json["workers"]
-    (rows,) = tables(section("reference/http", "Workers"), "key")
-    types = {name: kinds - {"null"} for name, kinds in documented_types(rows).items()}
-    all_types = types_of(*((value, name) for name, value in found.items()))
-    assert types == {n: kinds for n, kinds in all_types.items() if "." not in n}
-
-
-def test_keys_of_counts(redis_url: str, store: JobStore) -> None:
-    """The table has each key of counts, with its types."""
-    app = operated_app(redis_url)
-    values: list[tuple[Any, str]] = []
-    for jobs in (), ("queued", "working"):
-        for status in jobs:
-            put_job(store, RunMarathon, status)
-        pass_time(store, 1)
-        path, fresh = "/job_state/counts", {"Cache-Control": "no-cache"}
-        found = get(app, path, OPERATOR, **fresh).json
-        values += [(value, name) for name, value in found.items()]
-    (rows,) = tables(section("reference/http", "Counts"), "key")
-    types = {n: kinds for n, kinds in types_of(*values).items() if "." not in n}
-    assert documented_types(rows) == types
-
-
-def test_keys_of_a_line_of_a_log(redis_url: str) -> None:
-    """The table has each key of a line, with its types."""
-    app = operated_app(redis_url)
-    path = f"/job_state/{take_minutes(redis_url)}/log"
-    lines = get(app, path, OPERATOR).json["lines"]
-    values = [(value, name) for line in lines for name, value in line.items()]
-    (rows,) = tables(section("reference/http", "Log"), "key")
-    assert documented_types(rows) == types_of(*values)
-
-
-def test_keys_of_groups(redis_url: str, store: JobStore) -> None:
-    """The table has each key of a group of failed jobs, with its types."""
-    app = operated_app(redis_url)
-    for type_ in "ValueError", None:
-        error = JobError(type_, "wrong")
-        put_job(store, RunMarathon, "error", error=error)
-    path = "/job_state?all=1&status=error&group=error"
-    found = get(app, path, OPERATOR).json["groups"]
-    values = [(value, name) for group in found for name, value in group.items()]
-    (rows,) = tables(section("reference/http", "Groups"), "key")
-    assert documented_types(rows) == types_of(*values)
+        workers = read("/workers")["workers"]
+    # It runs outside a worker that was told of its actor before it booted.
+    assert places[1]["worker"] is None
+    places.append({**places[0], "worker": workers[0]["id"]})
+    pass_time(store, 1)
+    answers: dict[str, list[dict[str, Any]]] = {
+        "Inspect": inspections,
+        "Where a job is": places,
+        "Workers": workers,
+        "Counts": [*counts, read("/counts")],
+        "Log": read(f"/{take_minutes(redis_url)}/log")["lines"],
+        "Groups": read("?all=1&status=error&group=error")["groups"],
+    }
+    for title, values in answers.items():
+        (rows,) = tables(section("reference/http", title), "key")
+        apart = ("where.", "versions.", "counts.", "queues.")
+        types = types_of(*values)
+        types = {n: kinds for n, kinds in types.items() if not n.startswith(apart)}
+        documented = documented_types(rows)
+        if title == "Workers":
+            documented = {n: kinds - {"null"} for n, kinds in documented.items()}
+        assert documented == types, title
+        for name, _, text in rows:
+            if name == "``tries``":
+                assert set(words(text)) == inspections[0]["tries"][0].keys()
 
 
 def test_metrics(store: JobStore) -> None:
@@ -404,9 +343,6 @@ def test_metrics(store: JobStore) -> None:
         metric.name: {label for sample in metric.samples for label in sample.labels}
         for metric in JobStateCollector(store).collect()
     }
-
-
-# The command pjobs
 
 
 def pjobs(*arguments: str) -> str:
@@ -433,50 +369,30 @@ def documented_flags(text: str, heading: str = "flag") -> set[str]:
     return {word.split(" ")[0] for word in found if word.startswith("-")}
 
 
-#: The commands that read no store.
-PLAIN = ("work", "dev")
-
-
-@pytest.fixture(scope="module")
-def helps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The help of `pjobs` itself, under "", and of each of its commands."""
-    ini = tmp_path_factory.mktemp("ini") / "app.ini"
+@pytest.mark.system
+def test_commands_flags_and_exit_codes(tmp_path: Path) -> None:
+    """The tables have what the helps of `pjobs` and of its commands have."""
+    ini = tmp_path / "app.ini"
     ini.write_text(INI)
     whole = pjobs("--help")
     (listed,) = re.findall(r"^commands:\n((?:  .*\n)+)", whole, re.MULTILINE)
     commands = re.findall(r"^  (\w+)", listed, re.MULTILINE)
-    return {"": whole} | {name: pjobs(str(ini), name, "--help") for name in commands}
-
-
-@pytest.mark.system
-def test_commands_and_flags(helps: dict[str, str]) -> None:
-    """The table of commands, and those of flags, have what the helps have."""
-    text = page("reference/pjobs")
-    commands = [
-        name.split(" ")[0] for name in names(table("reference/pjobs", "command"))
-    ]
-    assert sorted(["", *commands]) == sorted(helps)
-    head, _, _ = text.partition("\ninfo\n----\n")
-    assert documented_flags(head, "argument") == flags(helps[""])
+    documented = names(table("reference/pjobs", "command"))
+    assert sorted(name.split(" ")[0] for name in documented) == sorted(commands)
+    head, _, _ = page("reference/pjobs").partition("\ninfo\n----\n")
+    assert documented_flags(head, "argument") == flags(whole)
     common = documented_flags(head)
-    for command in commands:
-        own = documented_flags(section("reference/pjobs", command))
-        expected = own if command in PLAIN else own | common
-        assert expected == flags(helps[command]), command
-
-
-@pytest.mark.system
-def test_exit_codes(helps: dict[str, str]) -> None:
-    """The tables have the codes that the helps name."""
     ours, of_work = tables(section("reference/pjobs", "Exit codes"), "code")
-    for command, text in helps.items():
+    for command in commands:
+        text = pjobs(str(ini), command, "--help")
+        own = documented_flags(section("reference/pjobs", command))
+        # These read no store.
+        expected = own if command in ("work", "dev") else own | common
+        assert expected == flags(text), command
         _, _, codes = text.partition("exit codes:")
+        rows = [] if command == "dev" else of_work if command == "work" else ours
         found = re.findall(r"(?:^|;)\s*(\d+) ", codes)
-        if command in ("", "dev"):
-            assert found == []
-        else:
-            rows = of_work if command == "work" else ours
-            assert found == [code for code, _ in rows], command
+        assert found == [code for code, _ in rows], command
 
 
 @pytest.mark.system
@@ -503,9 +419,6 @@ def test_json_of_the_command(redis_url: str, store: JobStore) -> None:
         | keys("cancel", put_job(store).uuid, job)
         | keys("clear", "--everything", "--yes")
     )
-
-
-# Python
 
 
 def test_public_modules() -> None:

@@ -1,8 +1,7 @@
-"""The routes: introspection, paths, methods, and the application's own around them."""
+"""The routes: paths, methods, and the application's own around them."""
 
 import functools
 import itertools
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +11,6 @@ from pyramid.exceptions import BadCSRFToken, ConfigurationError, URLDecodeError
 from pyramid.httpexceptions import HTTPNotFound
 from pyramid.request import Request
 from pyramid.response import Response
-from pyramid.scripts.proutes import PRoutesCommand
-from pyramid.threadlocal import manager
 from pyramid.traversal import ResourceTreeTraverser
 from webtest import TestApp
 
@@ -46,45 +43,6 @@ def checking_csrf(config: Configurator) -> Configurator:
     config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
     config.set_default_csrf_options(require_csrf=True)
     return config
-
-
-def main(global_config: Any, **settings: str) -> Any:
-    """Return an application, as an ini file makes it."""
-    config = make_config(NOWHERE, settings=settings)
-    config.include("pyramid_jobstate", route_prefix=settings["prefix"])
-    return config.make_wsgi_app()
-
-
-def test_proutes_shows_the_documented_paths(tmp_path: Path) -> None:
-    """Pyramid's own command lists each URL of the README as a route with its view."""
-    ini = tmp_path / "app.ini"
-    factory = f"{__name__}:main"
-    ini.write_text(f"[app:main]\npaste.app_factory = {factory}\nprefix = /api/\n")
-    lines: list[str] = []
-    command = PRoutesCommand(["proutes", str(ini)])
-    command.out = lines.append
-
-    try:
-        command.run()
-    finally:
-        # It leaves its request behind.
-        manager.clear()
-
-    rows = [row.split()[1:] for line in lines for row in line.splitlines()]
-    found = {(r[0], r[2]) for r in rows if len(r) == 3 and "pyramid_jobstate" in r[1]}
-    documented = {
-        "GET": ["", "/counts", "/{uuid}", "/{uuid}/inspect", "/{uuid}/log"],
-        "POST": [
-            *("/clear", "/cancel", "/rerun"),
-            *("/{uuid}/cancel", "/{uuid}/rerun", "/{uuid}/stack"),
-        ],
-        "DELETE": ["/{uuid}"],
-    }
-    for method, ends in documented.items():
-        assert {(f"/api/job_state{end}", method) for end in ends} <= found
-
-
-# Paths
 
 
 def test_paths_below_ours(redis_url: str, store: JobStore) -> None:
@@ -121,7 +79,7 @@ def test_paths_below_ours(redis_url: str, store: JobStore) -> None:
 
 def test_paths_beside_ours_are_the_applications(redis_url: str) -> None:
     """Paths that only resemble ours belong to the application, also to fail as any of
-    its paths that is not UTF-8.
+    its paths that is not UTF-8. Below our path that is a 400, for browsers as well.
     """
     config = make_config(redis_url)
     config.add_notfound_view(lambda e, r: Response("app 404", 404))
@@ -131,18 +89,10 @@ def test_paths_beside_ours_are_the_applications(redis_url: str) -> None:
     for path in "/%FF", "/job_state%FF":
         with pytest.raises(URLDecodeError):
             get(app, path, "alice")
-
-
-def test_path_that_is_not_utf8_is_bad(redis_url: str) -> None:
-    """Below our path it is a 400, for browsers as well."""
-    for app in make_app(make_config(redis_url)), paged_app(redis_url):
-        for path in "%FF", f"{UUID}/%FF":
-            for response in (
-                get(app, f"/job_state/{path}"),
-                browse(app, f"/job_state/{path}"),
-            ):
-                assert response.status_code == 400
-                assert response.json == {"error": "The path is not UTF-8."}
+    for path in "/job_state/%FF", f"/job_state/{UUID}/%FF":
+        for response in get(app, path), browse(paged_app(redis_url), path):
+            assert response.status_code == 400
+            assert response.json == {"error": "The path is not UTF-8."}
 
 
 def test_other_methods_are_refused(redis_url: str, store: JobStore) -> None:
@@ -183,9 +133,6 @@ def test_other_methods_are_refused(redis_url: str, store: JobStore) -> None:
         overridden: dict[str, Any] = {header: "GET"}
         assert ask(app, "POST", f"/job_state/{job}", **overridden).status_code == 405
     assert load_job(store, job).status == "working"
-
-
-# The application's own routes and views
 
 
 def test_routes_and_views_of_the_application_do_not_answer_for_ours(
@@ -270,9 +217,6 @@ def test_error_views_of_the_application_answer_for_its_pages_alone(
             assert get(app, path, "alice", Accept="text/html").text == "app", path
 
 
-# CSRF and CORS
-
-
 def test_refused_csrf_check_is_json(redis_url: str, store: JobStore) -> None:
     """A request below our path that Pyramid's CSRF check refuses, by token or origin,
     gets JSON, however specific the application's own view for that is. Elsewhere the
@@ -332,30 +276,29 @@ def test_preflight_is_the_applications() -> None:
     assert "Access-Control-Allow-Origin" not in response.headers
 
 
-def test_request_method_of_the_same_name_stops_the_start() -> None:
+def test_name_of_ours_stops_the_start() -> None:
     """An application's own `request.job_states` is an error at the start, even after a
     commit, where Pyramid's own detection ends, and as an attribute of its class of
-    requests.
+    requests. So is its own `registry.jobstate`, whenever it is set.
     """
 
     class OwnRequest(Request):
         def job_states(self) -> str:
             return "mine"
 
-    for steps in "own include make", "own commit include make", "include commit own":
-        config = make_config(NOWHERE)
-        add = config.add_request_method
+    for steps in (
+        "own include",
+        "own commit include",
+        "include own",
+        "include commit own",
+    ):
+        method, attribute = make_config(NOWHERE), make_config(NOWHERE)
+        add, registry = method.add_request_method, attribute.registry
         own = functools.partial(add, OwnRequest.job_states, reify=True)
         with pytest.raises(ConfigurationError, match="request method job_states"):
-            take_steps(config, f"{steps} make", own=own)
+            take_steps(method, f"{steps} make", own=own)
+        own = functools.partial(setattr, registry, "jobstate", {})
+        with pytest.raises(ConfigurationError, match=r"sets registry\.jobstate"):
+            take_steps(attribute, f"{steps} make", own=own)
     with pytest.raises(ConfigurationError, match=r"OwnRequest.*Rename yours"):
         make_app(make_config(NOWHERE, request_factory=OwnRequest))
-
-
-def test_attribute_of_the_same_name_stops_the_start() -> None:
-    """An application's own `registry.jobstate` is an error, whenever it is set."""
-    for steps in "own include", "include own", "include commit own":
-        config = make_config(NOWHERE)
-        own = functools.partial(setattr, config.registry, "jobstate", {})
-        with pytest.raises(ConfigurationError, match=r"sets registry\.jobstate"):
-            take_steps(config, f"{steps} make", own=own)
