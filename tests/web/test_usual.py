@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -52,6 +51,11 @@ def settle() -> None:
     wait_for(lambda: THREAD not in [thread.name for thread in threading.enumerate()])
 
 
+def is_asking() -> bool:
+    """Return whether this thread is finding it out."""
+    return threading.current_thread().name == THREAD
+
+
 def poll(app: TestApp, uuid: str, user: str = "alice", **headers: str) -> Any:
     """Return the answer to a poll, after which nothing goes on."""
     answer = get(app, f"/job_state/{uuid}", user, **headers)
@@ -73,11 +77,8 @@ def polled(server: Server, uuid: str) -> Any:
 
 def usuals(stream: Exchange) -> list[Any]:
     """Return what the states say that a stream has shown."""
-    return [
-        event.state["job"]["usual"]
-        for event in stream.events
-        if event.name == "message"
-    ]
+    events = [event for event in stream.events if event.name == "message"]
+    return [event.state["job"]["usual"] for event in events]
 
 
 @pytest.fixture
@@ -256,7 +257,7 @@ def test_lists_say_it(app: TestApp, store: JobStore, begun: list[str]) -> None:
         assert answered.wait(30)
         return go()
 
-    with met(meet, lambda: threading.current_thread().name == THREAD):
+    with met(meet, is_asking):
         get(app, "/job_state?status=working", "alice")
         answered.set()
         settle()
@@ -265,12 +266,18 @@ def test_lists_say_it(app: TestApp, store: JobStore, begun: list[str]) -> None:
     assert len(begun) == 1
 
 
-def test_kind_that_is_unknown_here(
-    app: TestApp, store: JobStore, begun: list[str]
-) -> None:
-    """Its class might keep it back."""
+def test_what_is_not_said(app: TestApp, store: JobStore, begun: list[str]) -> None:
+    """Jobs of a kind that is unknown here: its class might keep it back. What other
+    programs write in place of what is usual. Who may not see a job learns nothing, and
+    asks for nothing.
+    """
     put_runs(store)
     uuid = put(store)
+    for path in f"/job_state/{uuid}", f"/job_state?uuid={uuid}", "/job_state":
+        assert "usual" not in get(app, path, "eve").text
+    for text in ("", "x", "[]", "[1,2]", "[-1,2,3]", "[1,2,1e999]", "{}", "NaN"):
+        write(store, uuid, usual=text)
+        assert poll(app, uuid).json["job"]["usual"] is None
     write(store, uuid, kind="NeverHeardOf", usual="[110,130,140]")
     assert poll(app, uuid, ADMIN).json["job"]["usual"] is None
     assert not begun
@@ -286,90 +293,30 @@ def test_batches_say_it_if_their_class_does(app: TestApp, store: JobStore) -> No
         assert usual_of(app, uuid) == usual
 
 
-def test_who_may_not_see_a_job_asks_for_nothing(
-    app: TestApp, store: JobStore, begun: list[str]
-) -> None:
-    """Nor learns of it."""
-    put_runs(store)
-    uuid = put(store)
-    for path in f"/job_state/{uuid}", f"/job_state?uuid={uuid}", "/job_state":
-        assert "usual" not in get(app, path, "eve").text
-    assert not begun
-
-
-HOSTILE = [
-    "",
-    "x",
-    "[]",
-    "[1,2]",
-    '["<b>",1,2]',
-    "[-1,2,3]",
-    "[1,2,1e999]",
-    "{}",
-    "NaN",
-]
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_what_others_write_is_not_said(
-    app: TestApp, store: JobStore, begun: list[str], text: str
-) -> None:
-    """In place of what is usual: it reads as if nothing were known."""
-    uuid = put(store)
-    write(store, uuid, usual=text)
-    assert poll(app, uuid).json["job"]["usual"] is None
-    assert not begun
-
-
-@pytest.mark.parametrize("change", ["deleted", "ended", "begun again"])
+@pytest.mark.parametrize(
+    "becomes", [{}, {"status": "success"}, {"status": "working", "run": "other"}]
+)
 def test_job_that_changes_meanwhile(
-    app: TestApp, store: JobStore, client: redis.Redis, change: str
+    app: TestApp, store: JobStore, client: redis.Redis, becomes: dict[str, Any]
 ) -> None:
-    """Its record stays what it has become."""
+    """Its record stays what it has become, or away."""
     put_runs(store)
     uuid = put(store)
-    key = key_of(store, uuid)
-    becomes: dict[str, Any] = {
-        "deleted": {},
-        "ended": {"status": "success"},
-        "begun again": {"status": "working", "run": "other"},
-    }
-
-    def change_it() -> None:
-        store.client.delete(key)
-        if becomes[change]:
-            write(store, uuid, **becomes[change])
-
-    is_changed = False
+    key, changes = key_of(store, uuid), [becomes]
 
     def meet(_: Any, go: Any) -> Any:
-        nonlocal is_changed
-        if not is_changed:
-            is_changed = True
-            change_it()
+        if changes:
+            change = changes.pop()
+            client.delete(key)
+            if change:
+                write(store, uuid, **change)
         return go()
 
-    with met(meet, lambda: threading.current_thread().name == THREAD):
+    with met(meet, is_asking):
         poll(app, uuid)
     found: Any = client.hgetall(key)
-    assert is_changed
-    assert {k.decode(): v.decode() for k, v in found.items()} == becomes[change]
-
-
-def test_store_that_takes_nothing(
-    store: JobStore, redis_url: str, client: redis.Redis, begun: list[str]
-) -> None:
-    """Polls are answered all the same, and do not try again at once."""
-    put_runs(store)
-    uuid = put(store)
-    client.acl_setuser(
-        "onlooker", enabled=True, nopass=True, keys=["*"], commands=["+@read", "+time"]
-    )
-    app = make_app(make_config(redis_url.replace("//", "//onlooker:x@")))
-    for _ in range(3):
-        assert poll(app, uuid).json["job"]["usual"] is None
-    assert len(begun) == 1
-    client.acl_deluser("onlooker")
+    assert not changes
+    assert {k.decode(): v.decode() for k, v in found.items()} == becomes
 
 
 def test_store_that_goes_away(
@@ -382,7 +329,7 @@ def test_store_that_goes_away(
     def meet(_: Any, go: Any) -> Any:
         raise redis.ConnectionError
 
-    with met(meet, lambda: threading.current_thread().name == THREAD):
+    with met(meet, is_asking):
         poll(app, uuid)
     for _ in range(3):
         assert poll(app, uuid).json["job"]["usual"] is None
@@ -408,7 +355,7 @@ def test_client_with_a_connection_for_each_request(
         assert released.wait(30)
         return go()
 
-    with met(meet, lambda: threading.current_thread().name == THREAD):
+    with met(meet, is_asking):
         assert get(app, f"/job_state/{uuids[0]}", "alice").status_code == 200
         assert reached.wait(30)
         answer = get(app, f"/job_state/{uuids[1]}", "alice")
@@ -427,39 +374,6 @@ def test_thread_that_cannot_start(app: TestApp, store: JobStore) -> None:
     assert usual_of(app, uuid) == USUAL
 
 
-def test_two_polls_start_threads(app: TestApp, store: JobStore) -> None:
-    """Both are answered, though the second one comes at any line at which the first one
-    is about to start its thread, and the thread of the second one may end before.
-    """
-    put_runs(store)
-    point = count = 0
-
-    def trace(frame: Any, event: str, arg: Any) -> Any:
-        nonlocal count
-        name, file = frame.f_code.co_name, frame.f_code.co_filename
-        if name != "tell" or not file.endswith("durations.py"):
-            return None
-        if event == "line":
-            if count == point:
-                other = threading.Thread(target=poll, args=(app, put(store)))
-                other.start()
-                other.join()
-            count += 1
-        return trace
-
-    while point <= count:
-        uuid, count, before = put(store), 0, sys.gettrace()
-        sys.settrace(trace)
-        try:
-            assert get(app, f"/job_state/{uuid}", "alice").status_code == 200
-        finally:
-            sys.settrace(before)
-        poll(app, uuid)
-        assert poll(app, uuid).json["job"]["usual"] == USUAL
-        point += 1
-    assert point > 5
-
-
 def test_forked_process_asks_by_itself(app: TestApp, store: JobStore) -> None:
     """Though its parent was at it as it forked."""
     put_runs(store)
@@ -474,7 +388,7 @@ def test_forked_process_asks_by_itself(app: TestApp, store: JobStore) -> None:
         assert forked.wait(30)
         return go()
 
-    with met(meet, lambda: threading.current_thread().name == THREAD):
+    with met(meet, is_asking):
         state_of(uuids[0])
         assert forking.wait(30)
 
