@@ -7,7 +7,7 @@ from typing import Any
 import dramatiq
 import pytest
 import transaction
-from dramatiq import Broker
+from dramatiq import Broker, get_broker
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
 from pyramid_retry import RetryableException
@@ -43,23 +43,14 @@ notes: list[Any] = []
 acts: list[Callable[[], object]] = []
 
 
-def owner_in(request: Any) -> Any:
-    """Return the owner of what a request sends."""
-    letter = dramatiq.get_broker().get_actor("letter")
-    return request.job_states.send_immediately(letter).owner
-
-
 def note(job: JobState, request: Any) -> None:
-    notes.append(
-        (
-            type(job).__name__,
-            job.status,
-            job.owner,
-            owner_in(request) if request else None,
-            request.resource_url(job) if request else None,
-            request.environ.get("tm.active") if request else None,
-        )
-    )
+    """Note the end of a job, and what its request is for."""
+    facts: tuple[Any, ...] = (None, None, None)
+    if request:
+        sent = request.job_states.send_immediately(get_broker().get_actor("letter"))
+        active = request.environ.get("tm.active")
+        facts = sent.owner, request.resource_url(job), active
+    notes.append((type(job).__name__, job.status, job.owner, *facts))
     if acts:
         acts.pop(0)()
 
@@ -131,8 +122,13 @@ def app_config(*includes: str) -> Configurator:
     return config
 
 
-def url_of(uuid: str, host: str = "shop.example") -> str:
-    return f"http://{host}/job_state/{uuid}/"
+def url_of(job: JobState, host: str = "shop.example") -> str:
+    return f"http://{host}/job_state/{job.uuid}/"
+
+
+def told_of(job: JobState, status: str = "success", cls: str = "Told") -> Any:
+    """Return what a hook with a request notes of a job of Alice's."""
+    return cls, status, "alice", "alice", url_of(job), True
 
 
 def alices(config: Configurator) -> Any:
@@ -157,8 +153,8 @@ def test_hook_with_a_request(config: Configurator, run_marathon: Any) -> None:
         wait_for(lambda: len(notes) == 3)
     assert sorted(notes, key=str) == [
         ("Told", "cancelled", None, None, None, None),
-        ("Told", "error", "alice", "alice", url_of(bad.uuid), True),
-        ("Told", "success", "alice", "alice", url_of(good.uuid), True),
+        told_of(bad, "error"),
+        told_of(good),
     ]
 
 
@@ -200,7 +196,7 @@ def test_hook_of_a_newer_version_gets_its_request(
         make_class(lambda self, request: note(self, request))
         alarm.ring()
         wait_for(lambda: len(notes) == 2)
-    url = url_of(job.uuid, "localhost")
+    url = url_of(job, "localhost")
     assert notes[1] == ("Punting", "success", "alice", "alice", url, True)
 
 
@@ -213,19 +209,19 @@ def send_batch(config: Configurator, actor: Any, *errors: str) -> Batch:
 
 
 def test_batch_is_told(config: Configurator, run_marathon: Any) -> None:
-    """It is told when it ends, and again if it goes on and ends once more."""
+    """It is told when it ends, and again if it goes on and ends once more. One without
+    members is over at once, and told as soon as its transaction has committed.
+    """
     states = alices(config).job_states
     with working(run_marathon.broker):
+        empty = send_batch(config, run_marathon)
+        assert empty.is_success
+        wait_for(lambda: notes)
+        assert notes == [told_of(empty, cls="ToldAll")]
+        notes.clear()
         good = send_batch(config, run_marathon, "", "")
         wait_for(lambda: len(notes) == 3)
-        assert (
-            "ToldAll",
-            "success",
-            "alice",
-            "alice",
-            url_of(good.uuid),
-            True,
-        ) in notes
+        assert told_of(good, cls="ToldAll") in notes
         notes.clear()
         send = send_batch(config, run_marathon, "", "blisters")
         ending = ("ToldAll", "error", "alice", None, None, None)
@@ -263,40 +259,30 @@ def test_hook_of_a_batch_cannot_put_its_members_back(
     assert left == [1, 1] and len(notes) == 2
 
 
-def test_empty_batch_is_told(config: Configurator, run_marathon: Any) -> None:
-    """It is over at once, and told as soon as its transaction has committed."""
-    with working(run_marathon.broker):
-        batch = send_batch(config, run_marathon)
-        assert batch.is_success
-        wait_for(lambda: notes)
-    assert notes == [("ToldAll", "success", "alice", "alice", url_of(batch.uuid), True)]
-
-
-def test_empty_batch_is_not_told_before_the_commit(
+def test_transaction_that_fails_tells_nothing(
     config: Configurator, run_marathon: Any
 ) -> None:
-    """However long databases vote, nothing is to be told: the transaction may still
-    abort, and its process may die.
+    """However long databases vote, nothing is to be told, nor of an empty batch: the
+    transaction may still abort, and its process may die.
     """
     store, seen = store_of(run_marathon.broker), []
 
     def vote() -> None:
         testing.pass_time(store, 3600)
-        (batch,) = store.list().items
-        seen.append((batch.status, store.client.keys("*untold*")))
+        statuses = {job.status for job in store.list().items}
+        seen.append((statuses, store.client.keys("*untold*")))
         fail()
 
     request = alices(config)
-
-    def send() -> None:
-        with request.tm:
-            request.tm.get().join(Manager("~", "tpc_vote", vote))
-            with request.job_states.batch(ToldAll):
-                pass
-
+    request.tm.begin()
+    request.tm.get().join(Manager("~", "tpc_vote", vote))
+    with request.job_states.batch(ToldAll):
+        pass
+    request.job_states.send(run_marathon)
     with pytest.raises(ZeroDivisionError):
-        send()
-    assert seen == [("success", [])]
+        request.tm.commit()
+    request.tm.abort()
+    assert seen == [({"success", "stalled"}, [])]
     assert not store.list().items and not store.client.keys("*untold*")
 
 
@@ -340,25 +326,6 @@ def test_hooks_of_a_batch_have_a_queue(
         send_batch(config, None)
 
 
-def test_transaction_that_fails_tells_nothing(
-    config: Configurator, run_marathon: Any
-) -> None:
-    """Nothing of it is left in the store."""
-    store = store_of(run_marathon.broker)
-    request = alices(config)
-
-    def send() -> None:
-        with request.tm:
-            with request.job_states.batch(ToldAll):
-                pass
-            request.job_states.send(run_marathon)
-            request.tm.get().join(Manager("~~~~", "tpc_vote", fail))
-
-    with pytest.raises(ZeroDivisionError):
-        send()
-    assert not store.client.keys("*untold*:*") and not store.list().items
-
-
 def test_jobs_in_a_test_run_their_hooks(run_marathon: Any) -> None:
     """A success is told after its commit, a failure before its exception leaves."""
     config = app_config("pyramid_jobstate.testing")
@@ -369,23 +336,20 @@ def test_jobs_in_a_test_run_their_hooks(run_marathon: Any) -> None:
     states.send_immediately(run_marathon, "blisters")
     with pytest.raises(ValueError, match="blisters"):
         testing.run_jobs(config.registry)
-    assert [each[:4] for each in notes] == [
-        ("Told", "success", "alice", "alice"),
-        ("Told", "error", "alice", "alice"),
-    ]
-    assert notes[0][4:] == (url_of(good.uuid), True)
+    assert notes[0] == told_of(good)
+    assert notes[1][:4] == ("Told", "error", "alice", "alice")
     notes.clear()
     send_batch(config, run_marathon, "", "")
     testing.run_jobs(config.registry)
     testing.run_jobs(config.registry)
-    assert [each[:2] for each in notes] == [("Told", "success")] * 2 + [
-        ("ToldAll", "success")
-    ]
+    assert [each[0] for each in notes] == ["Told", "Told", "ToldAll"]
+    assert {each[1] for each in notes} == {"success"}
 
 
 def test_hook_in_a_test_reads_the_end(config: Configurator, run_marathon: Any) -> None:
-    """As after a worker's, the times of the job and of the batch are known, and the
-    batch has counted its members. The outbox shows the batch so, too.
+    """As after a worker's, the times of the job and of the batch are known, the batch
+    has counted its members, and a job cannot be cancelled. The outbox shows the batch
+    so, too.
     """
     seen: list[Any] = []
 
@@ -393,18 +357,17 @@ def test_hook_in_a_test_reads_the_end(config: Configurator, run_marathon: Any) -
         times = self.queued_at, self.started_at, self.finished_at
         known = [time for time in times if time]
         in_order = len(known) == 3 and known == sorted(known) and bool(self.updated_at)
-        counts: tuple[float, ...] | None = None
         if isinstance(self, Batch):
             own = self.counts
             counts = self.size, own.queued, own.success, own.error, self.progress.done
-        seen.append((self.status, in_order, counts))
+            seen.append((self.status, in_order, counts))
+        else:
+            seen.append((self.status, in_order, self.cancel()))
 
     hooks = {"on_success": see, "on_error": see}
-    dig = job_actor(
-        broker=run_marathon.broker,
-        job_state=type("Dig", (JobState,), hooks),
-        actor_name="dig",
-    )(lambda error: 1 / error)
+    cls = type("Dig", (JobState,), hooks)
+    declare = job_actor(broker=run_marathon.broker, job_state=cls, actor_name="dig")
+    dig = declare(lambda error: 1 / error)
     config = app_config("pyramid_jobstate.testing")
     states = alices(config).job_states
     with states.request.tm, states.batch(type("Digs", (Batch,), hooks)) as batch:
@@ -417,25 +380,12 @@ def test_hook_in_a_test_reads_the_end(config: Configurator, run_marathon: Any) -
         testing.run_jobs(config.registry)
     testing.run_jobs(config.registry)
     assert seen == [
-        ("success", True, None),
-        ("success", True, None),
+        *[("success", True, False)] * 2,
         ("success", True, (2, 0, 2, 0, 2)),
-        ("error", True, None),
+        ("error", True, False),
         ("error", True, (1, 0, 0, 1, 1)),
     ]
     assert batch.finished_at and batch.counts.success == 2
-
-
-def test_hook_in_a_test_cannot_cancel_its_job(broker: Broker) -> None:
-    """It is told so as by a worker."""
-    found: list[Any] = []
-    hook = {"on_success": lambda self: found.append(self.cancel())}
-    cls = type("Calm", (JobState,), hook)
-    sail = job_actor(broker=broker, job_state=cls, actor_name="sail")(lambda: None)
-    config = app_config("pyramid_jobstate.testing")
-    alices(config).job_states.send_immediately(sail)
-    testing.run_jobs(config.registry)
-    assert found == [False]
 
 
 def test_hook_in_a_test_commits_only_if_the_test_says_so(
@@ -485,37 +435,22 @@ def test_one_hook_runs_in_a_test(config: Configurator, store: JobStore) -> None:
 
 @pytest.mark.usefixtures("no_broker")
 def test_queue_of_the_hooks_is_a_setting() -> None:
-    """It goes to the middleware that the setting jobstate.broker makes."""
-    config = make_config(
-        None, settings={"jobstate.broker": NOWHERE, "jobstate.hooks_queue": " mails "}
-    )
-    config.include("pyramid_jobstate")
-    config.make_wsgi_app()
-    broker = dramatiq.get_broker()
+    """It goes to the middleware that the setting jobstate.broker makes. An error names
+    the setting, and what to do without jobstate.broker.
+    """
+    queue, setting = "jobstate.hooks_queue", "jobstate.broker"
+    for settings, error in (
+        ({setting: NOWHERE, queue: "my mails"}, "'my mails' is not the name of"),
+        ({setting: "stub", queue: ""}, "'' is not the name of a queue"),
+        ({queue: "mails"}, r"'mails' needs jobstate\.broker\. Pass"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"{queue} = {error}"):
+            make_app(make_config(NOWHERE, settings=settings))
+    make_app(make_config(None, settings={setting: NOWHERE, queue: " mails "}))
+    broker = get_broker()
 
     @job_actor(broker=broker)
     def run(*, job_state: Told) -> None: ...
 
     broker.emit_before("worker_boot", None)
     assert broker.actors["jobstate_request_hook"].queue_name == "mails"
-
-
-@pytest.mark.usefixtures("no_broker")
-@pytest.mark.parametrize(
-    ("broker_setting", "queue", "error"),
-    [
-        (NOWHERE, "my mails", "jobstate.hooks_queue = 'my mails' is not the name of"),
-        (None, "mails", "jobstate.hooks_queue = 'mails' needs jobstate.broker. Pass"),
-        ("stub", "", "jobstate.hooks_queue = '' is not the name of a queue"),
-    ],
-)
-def test_bad_setting_of_the_queue(
-    broker_setting: str | None, queue: str, error: str
-) -> None:
-    """The error names the setting, and what to do without jobstate.broker."""
-    settings: dict[str, Any] = {"jobstate.hooks_queue": queue}
-    if broker_setting is not None:
-        settings["jobstate.broker"] = broker_setting
-    config = make_config(NOWHERE, settings=settings)
-    with pytest.raises(ConfigurationError, match=error):
-        make_app(config)

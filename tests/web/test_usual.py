@@ -275,7 +275,16 @@ def test_what_is_not_said(app: TestApp, store: JobStore, begun: list[str]) -> No
     uuid = put(store)
     for path in f"/job_state/{uuid}", f"/job_state?uuid={uuid}", "/job_state":
         assert "usual" not in get(app, path, "eve").text
-    for text in ("", "x", "[]", "[1,2]", "[-1,2,3]", "[1,2,1e999]", "{}", "NaN"):
+    for text in (
+        "",
+        '["<b>",1,2]',
+        "[]",
+        "[1,2]",
+        "[-1,2,3]",
+        "[1,2,1e999]",
+        "{}",
+        "NaN",
+    ):
         write(store, uuid, usual=text)
         assert poll(app, uuid).json["job"]["usual"] is None
     write(store, uuid, kind="NeverHeardOf", usual="[110,130,140]")
