@@ -61,7 +61,7 @@ class Acted(NamedTuple):
     Attributes:
       uuid: The job.
       is_certain: False if the reply to the call was lost, so that nobody knows.
-      stays: Whether it is still listed among the unfinished jobs.
+      stays: Whether it is still listed among the jobs on which the call acts.
     """
 
     uuid: str

@@ -56,8 +56,8 @@ from .scripts import (
 from .whereabouts import PREFIX, WHERE_FIELDS, Whereabouts, read_where
 from .workers import Workers
 
-#: The replies to a call that did something, and the one after which a job stays among
-#: the unfinished ones.
+#: The replies to a call that cancels or deletes a job, and the one after which it stays
+#: among the unfinished ones.
 DONE, STAYS = (1, 2), 1
 
 T = TypeVar("T")

@@ -253,14 +253,16 @@ def test_jobs_of_one_score_are_all_acted_on(store: JobStore) -> None:
         ("error", store.clear),
     ]
     for status, act in acts:
-        scores: dict[Any, float] = {
-            uuid: 10**6 * int(time.time()) for uuid in put(store, status, 7)
-        }
-        for key in keys_of(store.client, "zset"):
-            store.client.zadd(key, scores, xx=True)
-        result = act(status=status, limit=2)
-        done = result.done
-        while result.cursor is not None:
-            result = act(status=status, limit=2, cursor=result.cursor)
-            done += result.done
-        assert done == 7, status
+        for wanted in {"status": status}, {"kind": "RunMarathon"}:
+            scores: dict[Any, float] = {
+                uuid: 10**6 * int(time.time()) for uuid in put(store, status, 7)
+            }
+            for key in keys_of(store.client, "zset"):
+                store.client.zadd(key, scores, xx=True)
+            result = act(**wanted, limit=2)
+            done = result.done
+            while result.cursor is not None:
+                result = act(**wanted, limit=2, cursor=result.cursor)
+                done += result.done
+            assert done == 7, (status, wanted)
+            store.client.flushall()

@@ -2,8 +2,9 @@
 -- is kept of a batch.
 -- ARGV: a word that identifies this request, "1" to leave a job alone whose hook has yet to
 -- return.
--- Returns 1 if the job was deleted, by this call or by the same call before, whose reply was
--- lost; 0 if it has not ended, is unknown or was left alone.
+-- Returns 2 if the job was deleted, by this call or by the same call before, whose reply was
+-- lost: as for a cancel, 2 says that the job is not among those of its status any more; 0 if it has
+-- not ended, is unknown or was left alone.
 -- A tombstone stays for the rest of the record's lifetime. It reads as an unknown job, and
 -- keeps a message that is still to come from running and from writing the job again.
 
@@ -11,7 +12,7 @@ local old = redis.call(
   "HMGET", key, "status", "asked", "stopped", "rev", "untold", "hooks", "kind", "hook"
 )
 if old[1] == "deleted" then
-  return old[2] == ARGV[1] and 1 or 0
+  return old[2] == ARGV[1] and 2 or 0
 end
 local is_awaited = old[8] ~= OVER and untold_in(old[6], old[7], old[1])
 if not is_finished(old[1]) or (is_awaited and ARGV[2] == "1") then
@@ -33,4 +34,4 @@ if old[3] then
   redis.call("HSET", key, "stopped", old[3])
 end
 redis.call("PEXPIRE", key, int(ttl > 0 and ttl or ENDED_TTL))
-return 1
+return 2
