@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 import redis
 
-from pyramid_jobstate import Batch, JobStalled, JobState, JobStore, Progress, rerun
+from pyramid_jobstate import Batch, JobStalled, JobState, JobStore, rerun
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.testing import put_batch
 from tests.faulty import FaultyProxy
 from tests.operated import Course, Pauses, steps
 from tests.store.jobs import make_desk, put
 from tests.support import UUID, frozen, in_child, key_of, load_job, wait_for, write
-from tests.trips import counting_trips
+from tests.trips import met
 from tests.webapp import make_alias
 
 #: Lets time pass while the test waits: each time that it pauses, the next step.
@@ -55,13 +55,6 @@ def finish(store: JobStore, *uuids: str) -> None:
         write(store, uuid, status="success")
 
 
-def later(seconds: float, act: Callable[[], object]) -> threading.Timer:
-    """Do something later."""
-    timer = threading.Timer(seconds, act)
-    timer.start()
-    return timer
-
-
 async def last(jobs: Any) -> JobState:
     """Return the end of a job that is followed."""
     found: JobState = await jobs
@@ -88,43 +81,30 @@ def test_wait_returns_the_ended_job(store: JobStore, passing: Passing) -> None:
 def test_follow_yields_each_change_that_it_sees(
     store: JobStore, passing: Passing
 ) -> None:
-    """The state at first, each change, the end last. A sign of life changes nothing."""
-    uuid = put(store, "working")
+    """The state at first, each change, the end last, of whichever job has changed. A
+    sign of life changes nothing.
+    """
+    first, second = put(store, "working"), put(store, "working")
     pauses = passing(
         steps(
-            functools.partial(report, store, uuid, 1),
-            functools.partial(write, store, uuid, seen=10**15, seq=7),
-            functools.partial(report, store, uuid, 2),
-            functools.partial(finish, store, uuid),
-        )
-    )
-    seen = [
-        (job.status, job.progress and job.progress.done) for job in store.follow(uuid)
-    ]
-    assert seen == [("working", None), ("working", 1), ("working", 2), ("success", 2)]
-    assert len(pauses.slept) == 4
-
-
-def test_follow_yields_whichever_job_has_changed(
-    store: JobStore, passing: Passing
-) -> None:
-    """Of several jobs, those that have changed come, each with its own end."""
-    first, second = put(store, "working"), put(store, "working")
-    passing(
-        steps(
             functools.partial(report, store, second, 1),
+            functools.partial(write, store, second, seen=10**15, seq=7),
             functools.partial(finish, store, second),
             functools.partial(finish, store, first),
         )
     )
-    seen = [(job.uuid, job.status) for job in store.follow(first, second)]
-    assert seen == [
-        (first, "working"),
-        (second, "working"),
-        (second, "working"),
-        (second, "success"),
-        (first, "success"),
+    seen = [
+        (job.uuid, job.status, job.progress and job.progress.done)
+        for job in store.follow(first, second)
     ]
+    assert seen == [
+        (first, "working", None),
+        (second, "working", None),
+        (second, "working", 1),
+        (second, "success", 1),
+        (first, "success", None),
+    ]
+    assert len(pauses.slept) == 4
 
 
 def test_looks_are_frequent_while_something_moves(
@@ -195,37 +175,16 @@ def test_only_unended_jobs_are_asked_for_at_once(
     assert asked == [[True] * 50, [True] * 50, [False] * 49 + [True]]
 
 
-def test_round_trips_of_a_look(store: JobStore, passing: Passing) -> None:
-    """Many jobs cost what one does."""
-    uuids = [put(store, "working") for _ in range(50)]
-    store.load(uuids[0])
-    passing(steps(lambda: finish(store, *uuids)))
-    with counting_trips() as trips:
-        store.wait(*uuids)
-    # Two looks, and what finishes the jobs.
-    looks = len(trips)
-    for uuid in uuids:
-        write(store, uuid, status="working")
-    passing(steps(lambda: finish(store, *uuids)))
-    with counting_trips() as trips:
-        store.wait(uuids[0])
-    assert len(trips) == looks
-
-
 def test_unknown_job_is_a_key_error_at_once(store: JobStore, passing: Passing) -> None:
-    """Nothing is waited for if a job is unknown at the first look."""
+    """Nothing is waited for if a job is unknown at the first look, even if Redis could
+    not be asked for its name.
+    """
     pauses = passing(steps())
-    with pytest.raises(KeyError, match=UUID):
-        store.wait(put(store, "working"), UUID)
+    for name in UUID, "", "nope", "\ud800":
+        with pytest.raises(KeyError) as e:
+            store.wait(put(store, "working"), name)
+        assert e.value.args == (name,)
     assert pauses.slept == []
-
-
-@pytest.mark.parametrize("name", ["", "nope", "\ud800"])
-def test_name_that_is_no_uuid_is_unknown(redis_url: str, name: str) -> None:
-    """It is a KeyError, even if Redis could not be asked for it."""
-    with pytest.raises(KeyError) as e:
-        JobStore(redis_url).wait(name)
-    assert e.value.args == (name,)
 
 
 def test_job_whose_record_goes(store: JobStore, passing: Passing) -> None:
@@ -313,6 +272,26 @@ def test_slow_consumer_gets_what_happened_in_time(
         pauses.passed += 1.5
         finish(store, uuid)
     assert seen == ["working", "success"]
+
+
+def test_end_during_the_last_look_counts(store: JobStore, passing: Passing) -> None:
+    """If the answer comes after the timeout, another look tells what was in time."""
+    uuid = put(store, "working")
+    store.load(uuid)
+    pauses = passing(steps())
+    looks = 0
+
+    def meet(connection: Any, go: Callable[[], Any]) -> None:
+        nonlocal looks
+        looks += 1
+        go()
+        if looks == 1:
+            assert connection.can_read(20)
+            finish(store, uuid)
+            pauses.passed += 2
+
+    with met(meet):
+        assert store.wait(uuid, timeout=1).is_success
 
 
 def test_errors_about_one_job_leave_the_others(
@@ -510,33 +489,22 @@ def test_frozen_store_delays_a_timeout_by_a_second(server: EmbeddedServer) -> No
             store.wait(uuid, timeout=0.2)
         assert time.monotonic() - began < 2.5
     assert isinstance(e.value.__cause__, redis.TimeoutError)
-    # It goes on as if nothing had happened.
-    timer = later(0.2, functools.partial(finish, store, uuid))
-    with frozen(server):
-        time.sleep(0.1)
-    assert store.wait(uuid).is_success
-    timer.join()
 
 
-@pytest.mark.parametrize(
-    ("uuids", "options", "error"),
-    [
-        ((["a"],), {}, TypeError),
-        ((7,), {}, TypeError),
-        ((UUID,), {"timeout": "1"}, TypeError),
-        ((UUID,), {"timeout": -1}, ValueError),
-        ((UUID,), {"stalled": float("nan")}, ValueError),
-        ((UUID,), {"stalled": True}, TypeError),
-    ],
-)
-def test_bad_arguments(
-    store: JobStore, uuids: Any, options: Any, error: type[Exception]
-) -> None:
+def test_bad_arguments(store: JobStore) -> None:
     """They are refused before anybody waits."""
-    with pytest.raises(error, match=r"must be|is named by its uuid"):
-        store.follow(*uuids, **options)
-    with pytest.raises(error, match=r"must be|is named by its uuid"):
-        store.wait(*uuids, **options)
+    cases: list[tuple[Any, dict[str, Any], type[Exception]]] = [
+        (["a"], {}, TypeError),
+        (7, {}, TypeError),
+        (UUID, {"timeout": "1"}, TypeError),
+        (UUID, {"timeout": -1}, ValueError),
+        (UUID, {"stalled": float("nan")}, ValueError),
+        (UUID, {"stalled": True}, TypeError),
+    ]
+    for wait in store.follow, store.wait:
+        for uuid, options, error in cases:
+            with pytest.raises(error, match=r"must be|is named by its uuid"):
+                wait(uuid, **options)
 
 
 # In asyncio.
@@ -624,61 +592,34 @@ def test_await_raises_an_error_again(store: JobStore) -> None:
     asyncio.run(asyncio.wait_for(work(), 20))
 
 
-def test_looks_leave_the_threads_of_the_loop(
-    store: JobStore, proxy: FaultyProxy
-) -> None:
-    """Many looks at a store that does not answer hold up neither each other nor what
-    else the loop has threads for. Each wait says that the store is away.
+def test_one_thread_looks_for_all_tasks(redis_url: str) -> None:
+    """One is enough while the store does not answer, and leaves those of the loop to
+    what else that has for them. A look that finds the store away answers for all.
     """
-    uuid = put(store, "working")
-    own = JobStore(proxy.url)
-    proxy.judge = lambda request: "late"
+    store = JobStore(redis_url)
+    uuids = [put(store, "working") for _ in range(40)]
+    hangs, over = threading.Event(), threading.Event()
+    trips: list[Any] = []
 
-    async def work() -> tuple[float, float]:
-        began = time.monotonic()
+    def meet(connection: Any, go: Callable[[], Any]) -> Any:
+        trips.append(connection)
+        hangs.set()
+        assert over.wait(20)
+        raise redis.ConnectionError
 
-        async def follow() -> None:
-            with pytest.raises(TimeoutError) as e:
-                await own.follow(uuid, timeout=1)
-            assert isinstance(e.value.__cause__, redis.TimeoutError)
+    async def work() -> Any:
+        found = [last(store.follow(uuid, timeout=0)) for uuid in uuids]
+        waits = asyncio.gather(*found, return_exceptions=True)
+        assert await asyncio.to_thread(hangs.wait, 20)
+        names = [thread.name for thread in threading.enumerate()]
+        assert names.count("jobstate-looks") == 1
+        over.set()
+        return await waits
 
-        waits = asyncio.gather(*[follow() for _ in range(40)])
-        await asyncio.sleep(0.05)
-        await asyncio.to_thread(int)
-        foreign = time.monotonic() - began
-        await waits
-        return foreign, time.monotonic() - began
-
-    foreign, all_waits = asyncio.run(work())
-    assert foreign < 0.5
-    assert all_waits < 3
-
-
-def test_one_thread_looks_for_all_tasks(store: JobStore, proxy: FaultyProxy) -> None:
-    """One thread is enough even while the store does not answer."""
-    uuids = [put(store, "working") for _ in range(200)]
-    own = JobStore(proxy.url)
-    fault, before = "pass", threading.active_count()
-    numbers: list[int] = []
-
-    def judge(request: bytes) -> str:
-        numbers.append(threading.active_count())
-        return fault
-
-    async def work() -> None:
-        nonlocal fault
-        waits = asyncio.gather(*map(own.follow, uuids))
-        await asyncio.sleep(0.2)
-        fault = "late"
-        await asyncio.sleep(0.2)
-        finish(store, *uuids)
-        fault = "pass"
-        assert statuses(await waits) == ["success"] * 200
-
-    proxy.judge = judge
-    asyncio.run(work())
-    # The proxy has some, too.
-    assert max(numbers) - before < 10
+    with met(meet, lambda: threading.current_thread().name == "jobstate-looks"):
+        errors = asyncio.run(work())
+    assert {*map(type, errors)} == {TimeoutError}
+    assert len(trips) < 10
 
 
 def test_wait_outlasts_a_lack_of_threads(
@@ -851,14 +792,3 @@ def test_abandoned_follow_leaves_nothing(
     # A look that was under way ends by itself.
     wait_for(lambda: {*threading.enumerate()} <= threads)
     assert [str(each.message) for each in recwarn] == []
-
-
-def test_progress_is_that_of_the_look(store: JobStore, passing: Passing) -> None:
-    """What is yielded is the state as it was seen, as a poll loads it."""
-    uuid = put(store, "working", progress=Progress(1, 4, "rows"))
-    passing(steps(functools.partial(finish, store, uuid)))
-    first, last = store.follow(uuid)
-    assert (first.progress and first.progress.done, first.status) == (1, "working")
-    assert last.status == "success"
-    with pytest.raises(RuntimeError):
-        first.set_message("A loaded JobState reports nothing.")
