@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import redis
@@ -69,6 +69,9 @@ class Report:
     attempt: int = 1
 
 
+#: What a run logs as it begins.
+LINE = NewLine(1, 0, Json('[30,"WARNING","x",1,"a line"]'))
+
 #: What the store holds of a job, by the names of Model.
 Stored = dict[str, Any]
 
@@ -82,7 +85,8 @@ class Scripts:
     def __init__(self, store: JobStore) -> None:
         self.store = store
         self.uuid = new_id()
-        self.info = JobInfo("RunMarathon", "run", 0, '"alice"', '{"miles":26}')
+        params = '{"miles":26}'
+        self.info = JobInfo("RunMarathon", "run", 0, '"alice"', params, log_level=30)
 
     def create(self, sender: str, *, waits: bool) -> bool:
         job = NewJob(self.uuid, self.info, waits=waits, sender=sender)
@@ -127,6 +131,7 @@ class Scripts:
             self.info._replace(owner='"bob"', **options),
             {f"m:{name}": f'"{value}"' for name, value in report.values},
             begins=report.begins,
+            lines=[LINE] if report.begins else [],
             age=age,
             late=report.is_late,
             cancelled=report.is_told,
@@ -528,6 +533,20 @@ class Both:
             assert state.due_at is not None or state.status != "retrying"
             assert state.due_at is None or state.status in ("retrying", "cancelled")
 
+    def check_lives(self) -> None:
+        """Check that the record does not outlive its log and what is kept of its
+        failures, nor do they live for much longer.
+        """
+        store: Any = self.scripts.store
+        key = key_of(store, self.scripts.uuid)
+        record, *beside = [
+            store.client.pttl(each) / 1000
+            for each in (key, f"{{{key}}}:log", f"{{{key}}}:failure")
+        ]
+        for life in beside:
+            most = record + store.active_expire_in / 2 + 1
+            assert life < 0 or record - 1 <= life <= most, (record, beside)
+
     def check_lists(self) -> None:
         """Check that the job is listed where its record says, and nowhere else."""
         client: Any = self.scripts.store.client
@@ -766,6 +785,7 @@ def follow(both: Both, path: list[Any], every: int) -> None:
     for number, step in enumerate(path, 1):
         take(both, step)
         both.check_lists()
+        both.check_lives()
         if number % every == 0 or number == len(path):
             both.check()
             both.check_counts()
@@ -799,175 +819,3 @@ def test_scripts_do_as_the_model_for_long(
 ) -> None:
     """The same holds for many more events."""
     follow(both(), path, 1)
-
-
-#: For how many seconds unfinished and ended jobs are kept.
-ACTIVE, ENDED = 1000, 60
-
-BAD = JobError("ValueError", "x")
-
-
-class Kept(Scripts):
-    """A job that has failed, and has logged. Each step returns it."""
-
-    def __init__(self, store: JobStore) -> None:
-        super().__init__(store)
-        self.records = records_of(store)
-        hooks = '["sec","default",null,null]' if self.records.ends.can_be_kept else None
-        self.info = self.info._replace(hooks=hooks, log_level=30)
-        self.word: str | None = None
-        self.put().begin("a").end("a", "error").wait()
-
-    def put(self, **options: Any) -> Self:
-        self.records.create(NewJob(self.uuid, self.info, **options))
-        return self
-
-    def sent(self) -> Self:
-        self.confirm(self.word)
-        return self
-
-    def tell(self, run: str, **options: Any) -> Self:
-        info = self.info._replace(attempt=1, rerun=self.word)
-        update = Update(self.uuid, run, info=info, **{"seq": 1, **options})
-        (reply,) = self.records.write([update])
-        assert not isinstance(reply, Exception)
-        return self
-
-    def begin(self, run: str) -> Self:
-        lines = [NewLine(1, 0, Json('[30,"WARNING","x",1,"a line"]'))]
-        return self.tell(run, begins=True, lines=lines)
-
-    def goes_on(self, run: str) -> Self:
-        return self.tell(run, fields={"message": '"x"'}, renews=True, seq=2)
-
-    def end(
-        self,
-        run: str,
-        status: str,
-        delay: float | None = None,
-        error: JobError | None = BAD,
-        *,
-        was_called: bool = True,
-    ) -> Self:
-        failure = Failure("{}", "", "a traceback") if status == "error" else None
-        error = None if status == "success" else error
-        end = End(status, error, delay, was_called, failure)
-        return self.tell(run, end=end, dropped=run == "drop")
-
-    def run_again(self, *, is_refused: bool = False) -> Self:
-        self.word = self.rerun()
-        assert self.word is not None
-        assert not is_refused or self.restore(self.word)
-        return self
-
-    def stop(self) -> Self:
-        assert self.cancel()
-        return self
-
-    def unreach(self) -> Self:
-        """Have it wait for a step that does not succeed."""
-        return self.put(waits=True).end("drop", "cancelled", error=NOT_REACHED)
-
-    def waits_again(self) -> Self:
-        assert self.await_turn()
-        return self
-
-    def hook(self, step: str, **options: Any) -> Self:
-        """Take a step of the message that tells its end to its hook."""
-        client: Any = self.store.client
-        if self.records.ends.can_be_kept:
-            finished = client.hget(self.keys[0], "finished").decode()
-            getattr(self.records.ends, step)(self.uuid, finished, "a", **options)
-        return self
-
-    def wait(self, seconds: float = 50) -> Self:
-        """Let time pass for the lives of all keys alone."""
-        client: Any = self.store.client
-        for key in self.keys:
-            client.pexpire(key, int(client.pttl(key) - seconds * 1000))
-        return self
-
-    def go_silent(self) -> Self:
-        pass_time(self.store, self.store.stalled_after + 1)
-        return self
-
-    @property
-    def keys(self) -> list[str]:
-        """The keys of its record, of its log, and of what is kept of its failures."""
-        key = key_of(self.store, self.uuid)
-        beside = f"{key}:" if "{" in key else f"{{{key}}}:"
-        return [key, f"{beside}log", f"{beside}failure"]
-
-
-#: What may happen to such a job.
-TRANSITIONS: dict[str, Callable[[Kept], Kept]] = {
-    "begun": lambda c: c.begin("b"),
-    "goes on": lambda c: c.begin("b").wait(ACTIVE * 0.6).goes_on("b"),
-    "fails again": lambda c: c.begin("b").end("b", "error"),
-    "succeeds": lambda c: c.begin("b").end("b", "success"),
-    "put back": lambda c: c.begin("b").end("b", "retrying", 500),
-    "next attempt": lambda c: c.begin("b").end("b", "retrying", 9).begin("c"),
-    "stopped": lambda c: c.begin("b").end("b", "cancelled", was_called=False),
-    "stopped after it was put back": lambda c: (
-        c.begin("b").end("b", "retrying", 9, was_called=False).end("drop", "cancelled")
-    ),
-    "earlier run fails": lambda c: c.begin("b").begin("c").end("b", "error"),
-    "queued again": lambda c: c.put(),
-    "queued again for later": lambda c: c.put(delay=500),
-    "queued again and sent": lambda c: c.put().sent(),
-    "queued again and begun": lambda c: c.put().begin("b"),
-    "queued again and dropped": lambda c: c.put().end("drop", "cancelled"),
-    "queued again and put back": lambda c: c.put().end("drop", "retrying", 500),
-    "queued again and cancelled": lambda c: c.put().stop(),
-    "sent after a cancel": lambda c: c.put().stop().put(delay=500),
-    "cancelled": lambda c: c.begin("b").stop().end("b", "cancelled"),
-    "cancelled while silent": lambda c: c.begin("b").go_silent().stop(),
-    "cancelled while silent and put back": lambda c: (
-        c.begin("b").go_silent().stop().end("b", "retrying", 500)
-    ),
-    "waits for a step": lambda c: c.put(waits=True),
-    "waits for a step that fails": lambda c: c.unreach(),
-    "waits for a step again": lambda c: c.unreach().wait().waits_again(),
-    "has its turn": lambda c: c.unreach().waits_again().wait().put(),
-    "to run again": lambda c: c.run_again(),
-    "to run again and begun": lambda c: c.run_again().begin("b"),
-    "refused to run again": lambda c: c.run_again(is_refused=True),
-    "its hook begins": lambda c: c.hook("begin"),
-    "its hook returns": lambda c: c.hook("begin").hook("finish", is_given_up=False),
-    "its hook is told again": lambda c: c.hook("begin").wait(5).hook("tell_again"),
-}
-
-
-@pytest.fixture(scope="module", params=["server", "cluster", "tagged"])
-def keeping(redis_server: Any, request: pytest.FixtureRequest) -> Iterator[JobStore]:
-    """A store on a server or a Cluster, whose keys share a slot or do not."""
-    options: dict[str, Any] = {"expire_in": ENDED, "active_expire_in": ACTIVE}
-    with contextlib.ExitStack() as stack:
-        client: Any = redis.Redis.from_url(redis_server.url)
-        if request.param != "server":
-            port = stack.enter_context(cluster_of_one()).port
-            client = redis.RedisCluster(host="127.0.0.1", port=port)
-        if request.param == "tagged":
-            options["namespace"] = "{a}:b"
-        yield JobStore(client, **options)
-
-
-@pytest.mark.parametrize("name", TRANSITIONS)
-def test_what_lies_beside_a_record_lives_as_long(keeping: JobStore, name: str) -> None:
-    """Whatever becomes of a job that has failed, the record does not outlive its log
-    and what is kept of its failures, nor do they live for much longer.
-    """
-    keys = TRANSITIONS[name](Kept(keeping)).keys
-    record, *beside = [keeping.client.pttl(key) / 1000 for key in keys]
-    assert record > 0
-    for life in beside:
-        assert record - 1 <= life <= record + ACTIVE / 2 + 1, (record, beside)
-
-
-def test_log_of_a_first_run_lives_as_long(keeping: JobStore) -> None:
-    """A run that reports, and logs nothing more for long, keeps what it has logged."""
-    job = Kept(keeping)
-    job.uuid = new_id()
-    keys = job.put().begin("a").wait(ACTIVE * 0.6).goes_on("a").keys
-    record, log, _ = [keeping.client.pttl(key) / 1000 for key in keys]
-    assert 0 < record - 1 <= log
