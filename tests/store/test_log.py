@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 from unittest import mock
 
 import dramatiq
 import pytest
-import redis
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import ConnectionClosed
-from dramatiq.middleware import Middleware, MiddlewareError, SkipMessage
+from dramatiq.middleware import Middleware, MiddlewareError
 from redis import RedisCluster
 
-from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, rerun
-from pyramid_jobstate.testing import pass_time, put_batch, put_job
+from pyramid_jobstate import (
+    JobState,
+    JobStateMiddleware,
+    JobStore,
+    current_job_state,
+    rerun,
+)
+from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
 from tests.cluster import cluster_of_one
 from tests.faulty import Moment, faulty
 from tests.jobs import Gate, working
@@ -44,16 +50,6 @@ class ToldArchive(JobState):
             raise self.problem
 
 
-class Dropping(Middleware):
-    """Drops messages before they run, if it is told to."""
-
-    is_on = False
-
-    def before_process_message(self, broker: Any, message: Any) -> None:
-        if self.is_on:
-            raise SkipMessage
-
-
 class Refusing(Middleware):
     """Refuses messages that are to be tried again."""
 
@@ -72,8 +68,7 @@ class Desk:
     def __init__(
         self, store: JobStore, cls: type[JobState] = Archive, **options: Any
     ) -> None:
-        self.store, self.broker, self.dropping = store, StubBroker(), Dropping()
-        self.broker.add_middleware(self.dropping)
+        self.store, self.broker = store, StubBroker()
         options = {"interval": 0.01, **options}
         self.broker.add_middleware(JobStateMiddleware(store, **options))
         self.end: Callable[[], object] = list
@@ -111,9 +106,15 @@ class Desk:
         key = key_of(self.store, message.message_id)
         return key, f"{key}:log" if "{" in key else f"{{{key}}}:log"
 
+    def lives(self, message: Any) -> list[int]:
+        """Return how many milliseconds the record and its log live, at one moment."""
+        text = "return { redis.call('PTTL', KEYS[1]), redis.call('PTTL', KEYS[2]) }"
+        found: list[int] = self.store.client.eval(text, 2, *self.keys(message))
+        return found
+
     def agree(self, message: Any, seconds: float) -> None:
         """Check that the record and its log both live for some seconds from now."""
-        lives = [self.store.client.pttl(key) for key in self.keys(message)]
+        lives = self.lives(message)
         assert lives[0] == pytest.approx(seconds * 1000, abs=5000), lives
         assert lives[1] == pytest.approx(lives[0], abs=100), lives
 
@@ -206,21 +207,6 @@ def test_log_of_a_job_that_waits_again(desk: Desk) -> None:
     desk.agree(message, ACTIVE)
 
 
-def test_log_of_a_message_that_comes_again(desk: Desk) -> None:
-    """The job is queued again, and its message dropped then."""
-    message = desk.send()
-    desk.work()
-    pass_time(desk.store, 30)
-    desk.broker.enqueue(message.copy())
-    assert load_job(desk.store, message.message_id).status == "queued"
-    desk.agree(message, ACTIVE)
-    desk.dropping.is_on = True
-    desk.work()
-    assert load_job(desk.store, message.message_id).is_cancelled
-    desk.agree(message, ENDED)
-    assert desk.texts(message) == ["a line"]
-
-
 def test_log_of_a_job_whose_hook_runs(archives: JobStore) -> None:
     """It lives until the hook has returned, and then as after any end. The hook may
     begin late.
@@ -289,22 +275,6 @@ def test_log_of_a_silent_job_that_was_cancelled(archives: JobStore) -> None:
     desk.agree(message, archives.client.pttl(key) / 1000)
 
 
-def test_run_that_does_not_log_renews_the_log(desk: Desk) -> None:
-    """That of the runs before."""
-    message, gate = desk.fail(), Gate()
-    assert rerun(desk.store, desk.broker, message.message_id)
-    desk.end = gate.wait
-    desk.broker.queues["default"].queue.clear()
-    desk.broker.enqueue(message.copy(args=("",)))
-    word = desk.store.client.hget(key_of(desk.store, message.message_id), "rerun")
-    desk.broker.enqueue(message.copy(args=("",), options={"job_rerun": word}))
-    with working(desk.broker):
-        gate.wait_for_job()
-        record, beside = map(desk.store.client.pttl, desk.keys(message))
-        assert beside == pytest.approx(record + ACTIVE * 500, abs=1000)
-        gate.open()
-
-
 def test_log_of_a_class_that_captures_nothing_any_more(archives: JobStore) -> None:
     """A job that has one keeps it, and it lives as long as the record."""
     before, after = Desk(archives), Desk(archives, JobState)
@@ -316,27 +286,6 @@ def test_log_of_a_class_that_captures_nothing_any_more(archives: JobStore) -> No
     assert load_job(archives, message.message_id).is_success
     before.agree(message, ENDED)
     assert before.texts(message) == ["a line"]
-
-
-def test_log_of_a_step_that_waits_for_its_turn_again(desk: Desk) -> None:
-    """The pipeline ran once, and then failed before it came to that step."""
-    options = {"pipe_ignore": True, "max_retries": 0}
-    pair = [desk.actor.message_with_options(**options) for _ in range(2)]
-    steps = dramatiq.pipeline(pair, broker=desk.broker)
-    first, second = steps.messages
-    steps.run()
-    desk.work()
-    assert desk.texts(second) == ["a line"]
-    # As if request.job_states had sent the pipeline again.
-    write(desk.store, second.message_id, status="waiting")
-    desk.end = lambda: 1 / 0
-    desk.broker.enqueue(first.copy())
-    desk.work()
-    assert load_job(desk.store, second.message_id).is_cancelled
-    desk.agree(second, ENDED)
-    assert rerun(desk.store, desk.broker, first.message_id)
-    assert load_job(desk.store, second.message_id).status == "queued"
-    desk.agree(second, ACTIVE)
 
 
 def test_log_of_a_member_of_a_cancelled_batch(desk: Desk) -> None:
@@ -359,48 +308,64 @@ def test_log_of_a_member_of_a_cancelled_batch(desk: Desk) -> None:
 
 
 def test_run_renews_its_log(redis_url: str) -> None:
-    """A job that logs once, and then runs for longer than a record lives."""
-    store = JobStore(redis_url, active_expire_in=1)
-    broker = StubBroker()
-    broker.add_middleware(JobStateMiddleware(store, interval=0.01, heartbeat=0.05))
-    gate = Gate()
-
-    @dramatiq.actor(broker=broker, job_state=Archive)
-    def keep_archive() -> None:
-        log.warning("early")
-        gate.wait()
-
-    with working(broker):
-        message = keep_archive.send()
-        gate.wait_for_job()
-        gone = wait_for(lambda: store.log(message.message_id))
-        assert len(gone) == 1
-        key = key_of(store, message.message_id)
-        for _ in range(150):
-            gate.opened.wait(0.01)
-            record, beside = map(store.client.pttl, (key, f"{{{key}}}:log"))
-            assert 0 < record - 100 < beside <= 1600
-        gate.open()
-        wait_for(lambda: load_job(store, message.message_id).is_finished)
-    assert len(store.log(message.message_id)) == 1
-
-
-def test_log_of_one_foreign_entry_stops_no_server(redis_url: str) -> None:
-    """One that reads as an entry, and is longer than a log: the script that renews the
-    log drops it, and returns.
+    """A job that logs once, and then runs for longer than a record lives. An entry of
+    another program that is longer than a log is dropped.
     """
-    store = JobStore(redis_url, active_expire_in=1)
-    desk, gate = Desk(store, heartbeat=0.05), Gate()
-    desk.end = gate.wait
+    store = JobStore(redis_url, active_expire_in=ACTIVE)
+    # From a heartbeat before half the life on, reports renew the log.
+    desk, gates = Desk(store, heartbeat=ACTIVE / 2), [Gate() for _ in range(3)]
+
+    def end() -> None:
+        job_state: Any = current_job_state()
+        for number, gate in enumerate([*gates]):
+            job_state.set_progress_metric("number", number)
+            gate.wait()
+
+    def renewed(message: Any) -> list[int]:
+        for key in desk.keys(message):
+            store.client.pexpire(key, 600_000)
+        gates.pop(0).open()
+        wait_for(lambda: not 0 < desk.lives(message)[1] <= 600_000)
+        wait_for(lambda: desk.lives(message)[0] > 600_000)
+        return desk.lives(message)
+
+    desk.end = end
+    message = desk.send()
+    with working(desk.broker):
+        gates[0].wait_for_job()
+        wait_for(lambda: desk.texts(message))
+        record, beside = renewed(message)
+        assert record <= beside
+        gates[0].wait_for_job()
+        entry = "1 a 1 900000000 " + "x" * 70_000
+        store.client.rpush(desk.keys(message)[1], entry)
+        assert renewed(message)[1] == -2
+        gates[0].open()
+        desk.broker.join("default")
+    assert load_job(store, message.message_id).is_success
+
+
+def test_line_has_the_time_when_it_was_logged(redis_url: str) -> None:
+    """Also if the store was away then."""
+    store = JobStore(redis_url)
+    desk, gate = Desk(JobStore(redis_url)), Gate()
+
+    def end() -> None:
+        gate.wait()
+        log.warning("early")
+        time.sleep(0.3)
+        log.warning("late")
+
+    desk.end = end
     message = desk.send(args=("",))
     with working(desk.broker):
         gate.wait_for_job()
-        _, beside = desk.keys(message)
-        store.client.rpush(beside, "1 a 1 900000000 " + "x" * 70_000)
-        wait_for(lambda: not store.client.exists(beside))
-        gate.open()
+        with away(desk.store):
+            gate.open()
+            time.sleep(0.5)
         desk.broker.join("default")
-    assert load_job(store, message.message_id).is_success
+    early, late = store.log(message.message_id)
+    assert (late.time - early.time).total_seconds() >= 0.25
 
 
 def test_older_run_adds_nothing(redis_url: str, store: JobStore) -> None:
@@ -481,28 +446,3 @@ def test_lines_that_come_during_a_look(redis_url: str, store: JobStore) -> None:
         lines = looks.log(message.message_id, 1)
         later.open()
     assert [line.number for line in lines] == [2, 3, 4, 5, 6, 7]
-
-
-def test_other_jobs_know_no_log(redis_url: str, client: redis.Redis) -> None:
-    """No command of a job whose class captures nothing names a log, but for that which
-    deletes it.
-    """
-    store = JobStore(redis_url)
-    desk = Desk(store, JobState)
-    with client.monitor() as monitor:
-        message = desk.fail()
-        assert rerun(store, desk.broker, message.message_id)
-        desk.work()
-        desk.broker.enqueue(message.copy())
-        desk.work()
-        load_job(store, message.message_id).delete()
-        client.echo("the end")
-        found: list[str] = []
-        for each in monitor.listen():
-            if "ECHO" in each["command"]:
-                break
-            found.append(each["command"])
-    named = [each.split()[0] for each in found if message.message_id + "}:log" in each]
-    assert len(found) > 50 and named[-1] == "DEL"
-    # A server that does not know the script gets its text.
-    assert {*named[:-1]} <= {"EVALSHA", "EVAL"}
