@@ -1,20 +1,16 @@
 """What a store keeps of ends until they are told to the hooks of their classes."""
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import dramatiq
 import pytest
-import redis
 from dramatiq.brokers.stub import StubBroker
 
-from pyramid_jobstate import Batch, JobState, JobStateMiddleware, JobStore
-from pyramid_jobstate.testing import put_batch, put_job
+from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 from tests.jobs import working
 from tests.lost import keys_of, keys_without_end, take_over
-from tests.store.jobs import Diary
-from tests.support import STATUSES, key_of, load_job, wait_for
+from tests.support import key_of, load_job, wait_for
 
 #: The hooks that have run, and the uuids of their jobs.
 told: list[tuple[str, str]] = []
@@ -167,49 +163,3 @@ def test_record_keeps_the_hooks_of_its_sender(store: JobStore) -> None:
         newer.join("second")
     assert told == [("on_success", message.message_id)]
     assert outbox(store) == keys_without_end(store.client) == []
-
-
-#: How many commands the server runs to write a job in each status, and to read it, to
-#: cancel it and to delete it: without hooks, as many as before there were any.
-COMMANDS = {
-    "queued": 18,
-    "working": 36,
-    "retrying": 49,
-    "stalled": 36,
-    "cancelling": 50,
-    "success": 47,
-    "error": 47,
-    "cancelled": 47,
-    "read": 1,
-    "cancel": 13,
-    "delete": 10,
-    "batch": 132,
-}
-
-
-def test_job_without_hooks_costs_no_more(store: JobStore, client: redis.Redis) -> None:
-    """It takes the commands that it took before there were hooks."""
-
-    def acts() -> dict[str, Callable[[], object]]:
-        job = put_job(store, Diary, "queued")
-        put = {s: functools.partial(put_job, store, Diary, s) for s in STATUSES}
-        return put | {
-            "read": functools.partial(store.load, job.uuid),
-            "cancel": job.cancel,
-            "delete": functools.partial(store.delete, job.uuid),
-            "batch": functools.partial(put_batch, store, Batch, ["success", "queued"]),
-        }
-
-    def count(act: Callable[[], object]) -> int:
-        client.config_resetstat()
-        act()
-        stats: Any = client.info("commandstats")
-        # Lists are cleaned by chance.
-        rare = ("zcount", "zremrangebyrank", "config|resetstat")
-        names = [each for each in stats if each.removeprefix("cmdstat_") not in rare]
-        return sum(stats[each]["calls"] for each in names)
-
-    # First, scripts are loaded and kinds are listed.
-    for act in acts().values():
-        act()
-    assert {name: count(act) for name, act in acts().items()} == COMMANDS

@@ -334,6 +334,9 @@ def test_run_renews_its_log(redis_url: str) -> None:
     with working(desk.broker):
         gates[0].wait_for_job()
         wait_for(lambda: desk.texts(message))
+        record, beside = desk.lives(message)
+        # It is renewed half a life later.
+        assert beside > record + ACTIVE * 400
         record, beside = renewed(message)
         assert record <= beside
         gates[0].wait_for_job()
