@@ -17,17 +17,13 @@ from pyramid.config import Configurator
 
 from pyramid_jobstate import (
     Batch,
-    JobError,
     JobState,
     JobStateMiddleware,
     JobStore,
     rerun,
 )
-from pyramid_jobstate.testing import put_batch
-from tests.jobs import RunMarathon
-from tests.store.jobs import make_desk, uuids_of
 from tests.support import key_of, load_job, wait_for
-from tests.trips import Killed, counting_trips, dying
+from tests.trips import Killed, dying
 from tests.webapp import make_request
 
 Order = Exception | Callable[[Any], object] | None
@@ -44,33 +40,6 @@ def counts_of(store: JobStore, uuid: str) -> dict[str, int]:
     """Return how many members a batch counts of each status, but for none."""
     counts = asdict(loaded(store, uuid).counts)
     return {status: n for status, n in counts.items() if n}
-
-
-def cancel_between_calls(store: JobStore) -> None:
-    """Cancel a member between any two calls of an operator who runs it again: its batch
-    counts what it has become.
-    """
-    broker, run_marathon = make_desk(store)
-    failed: Any = {
-        "status": "error",
-        "job_state_class": RunMarathon,
-        "actor": run_marathon.actor_name,
-        "error": JobError("ValueError", "bad"),
-    }
-    batch = put_batch(store, Batch, [failed] * 15)
-    for number, uuid in enumerate(uuids_of(store.members(batch.uuid).items), 1):
-        cancelled: list[bool] = []
-
-        def cancel(uuid: str = uuid, cancelled: list[bool] = cancelled) -> None:
-            cancelled.append(load_job(store, uuid).cancel())
-
-        with counting_trips(number, cancel):
-            rerun(store, broker, uuid)
-        statuses = [job.status for job in store.members(batch.uuid).items]
-        assert counts_of(store, batch.uuid) == Counter(statuses), number
-        if not cancelled:
-            break
-    assert {"queued", "cancelled"} <= {*statuses}
 
 
 class Watcher(Middleware):

@@ -22,9 +22,9 @@ from pyramid_jobstate import (
 from pyramid_jobstate.testing import pass_time, put_batch
 from tests.jobs import messages
 from tests.lost import keys_of, losing, take_over, turn_clock_back
-from tests.store.bed import Bed, cancel_between_calls, counts_of, loaded
+from tests.store.bed import Bed, counts_of, loaded
 from tests.store.jobs import pages, uuids_of
-from tests.support import FINISHED, STATUSES, counted, key_of, load_job, wait_for
+from tests.support import STATUSES, counted, key_of, load_job, wait_for
 from tests.trips import counting_trips
 
 MakeBed = Callable[..., Bed]
@@ -96,17 +96,6 @@ def test_bar_follows_from_the_members(store: JobStore) -> None:
         assert progress.fraction == pytest.approx(fraction, abs=1e-4), members
 
 
-def test_batch_counts_its_members(store: JobStore) -> None:
-    """The counts of a batch are those of a store. Members that are stalled, or are
-    being cancelled, count as working.
-    """
-    members = ["queued", "retrying", *FINISHED, *FINISHED]
-    members += ["working", "stalled", "cancelling"]
-    batch = put_batch(store, Batch, members)
-    known = Counts(queued=1, working=3, retrying=1, success=2, error=2, cancelled=2)
-    assert batch.counts == known
-
-
 def test_members_are_listed_in_order(store: JobStore) -> None:
     """The members of a batch are listed as they were sent, page by page, of all
     statuses or one. Those whose records are gone are left out.
@@ -170,13 +159,6 @@ def test_failed_member_runs_again(bed: Bed) -> None:
     assert members_of(bed.store, bed.uuid, status="error") == bed.uuids[1:]
     assert bed.counts() == {"queued": 1, "error": 2}
     assert bed.fraction() == 2 / 3
-
-
-def test_change_that_the_batch_hears_of_late(store: JobStore) -> None:
-    """A member may be cancelled between any two calls of an operator who runs it again:
-    its batch counts what it has become.
-    """
-    cancel_between_calls(store)
 
 
 def test_time_left_follows_from_the_pace(make_bed: MakeBed) -> None:
@@ -510,21 +492,6 @@ def test_batch_lives_as_long_as_its_members_may_wait(store: JobStore) -> None:
     assert len(members_of(store, batch.uuid)) == 2
     pass_time(store, 20)
     assert store.load(batch.uuid) is None
-
-
-def test_batch_lives_for_a_member_that_is_sent_late(make_bed: MakeBed) -> None:
-    """A member that is sent by another, or put back, with a delay counts, too."""
-    bed = make_bed(1)
-    bed.run(0)
-    delay = 20 * DAY * 1000
-    late: Any = {"key": "late", "delay": delay}
-    bed.act(0, lambda job: job.batch.send_with_options(bed.part, (1,), **late))
-    bed.end(0)
-    ended = make_bed(2)
-    ended.end(0)
-    ended.broker.enqueue(ended.messages[ended.uuids[0]], delay=delay)
-    pass_time(ended.store, 27 * DAY)
-    assert bed.load().size == ended.load().size == 2
 
 
 def test_batch_stays_listed_while_it_goes_on(
