@@ -617,20 +617,32 @@ def test_outage_of_the_store_is_logged_once(
 def test_store_that_refuses_to_look_is_logged_once(
     named: str, client: redis.Redis, logged: Logged
 ) -> None:
-    """A worker tells what it has written itself all the same."""
-    client.acl_setuser("worker", enabled=True, commands=["-smembers"])
-    broker = StubBroker(
-        middleware=[JobStateMiddleware(JobStore(named), heartbeat=0.05)]
-    )
+    """A worker tells what it has written itself all the same. Once the store has let it
+    look, the next refusal is logged, too.
+    """
+
+    def allow(sign: str) -> None:
+        client.acl_setuser("worker", enabled=True, commands=[f"{sign}smembers"])
+
+    allow("-")
+    ours = JobStateMiddleware(JobStore(named), heartbeat=0.05)
+    broker = StubBroker(middleware=[ours])
     run_marathon = make_actor_without_retries(broker)
+    late = run_marathon.message()
+    broker.enqueue(late, delay=60_000)
+    assert load(broker, late).cancel()
     with working(broker):
         wait_for(logged)
         sent = run_marathon.send()
         wait_for(lambda: told)
         threading.Event().wait(0.2)
-    (line,) = logged()
+        (line,) = logged()
+        assert hooks() == [("on_success", sent.message_id)]
+        allow("+")
+        wait_for(lambda: hooks()[1:] == [("on_cancelled", late.message_id)])
+        allow("-")
+        wait_for(lambda: logged()[1:] == [line])
     assert line.startswith("The job state store refuses to say of which ends hooks are")
-    assert hooks() == [("on_success", sent.message_id)]
 
 
 def test_broker_that_hangs_holds_up_no_shutdown(broker: RedisBroker) -> None:
