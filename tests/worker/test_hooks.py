@@ -43,18 +43,18 @@ acts: dict[str, Callable[[JobState], object]] = {}
 class Telling(JobState):
     """Notes each end."""
 
-    def on_success(self) -> None:
-        self._note("on_success")
+    def on_success(self) -> object:
+        return self._note("on_success")
 
-    def on_error(self) -> None:
-        self._note("on_error")
+    def on_error(self) -> object:
+        return self._note("on_error")
 
-    def on_cancelled(self) -> None:
-        self._note("on_cancelled")
+    def on_cancelled(self) -> object:
+        return self._note("on_cancelled")
 
-    def _note(self, hook: str) -> None:
+    def _note(self, hook: str) -> object:
         told.append((hook, self.uuid, self.finished_at))
-        acts.get(hook, lambda job: None)(self)
+        return acts.get(hook, lambda job: None)(self)
 
 
 @pytest.fixture(autouse=True)
@@ -77,14 +77,45 @@ def hooks() -> list[tuple[str, str]]:
 
 def make_actor(broker: dramatiq.Broker, **options: Any) -> Any:
     """Declare an actor that raises what it is sent, if anything."""
+    if "max_retries" in broker.actor_options:
+        options = {"max_retries": 0, **options}
 
-    @job_actor(broker=broker, **{"max_retries": 0, **options})
+    @job_actor(broker=broker, **options)
     def run_marathon(error: str = "", *, job_state: Telling) -> None:
         job_state.set_progress_metric("miles", 26)
         if error:
             raise ValueError(error)
 
     return run_marathon
+
+
+def cancel_late(actor: Any, count: int = 1) -> list[str]:
+    """Send jobs that are due in a minute, cancel them, and return their uuids."""
+    messages = [actor.message() for _ in range(count)]
+    for message in messages:
+        actor.broker.enqueue(message, delay=60_000)
+        assert load(actor.broker, message).cancel()
+    return [message.message_id for message in messages]
+
+
+def call_hook(broker: dramatiq.Broker, *arguments: str) -> None:
+    """Send a message that tells an end: the job, the hook, and when the job ended."""
+    broker.enqueue(dramatiq.Message("default", "jobstate_hook", arguments, {}, {}))
+
+
+class Refusing(Middleware):
+    """Refuses the messages of hooks that a function chooses."""
+
+    def __init__(self, chooses: Callable[[Any], object] = lambda message: True) -> None:
+        self.chooses = chooses
+
+    def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+        if message.actor_name == "jobstate_hook" and self.chooses(message):
+            raise MiddlewareError("The queue is full.")
+
+
+def is_retry(message: Any) -> bool:
+    return bool(message.options.get("retries"))
 
 
 def untold(broker: dramatiq.Broker) -> list[str]:
@@ -104,21 +135,18 @@ def test_each_end_is_told_once(broker: RedisBroker) -> None:
         acts[hook] = lambda job: seen.update(
             {job.status: (job.progress_metrics, job.error and job.error.message)}
         )
-    cancelled = run_marathon.message()
-    broker.enqueue(cancelled, delay=60_000)
-    assert load(broker, cancelled).cancel() and untold(broker)
+    (cancelled,) = cancel_late(run_marathon)
+    assert untold(broker) == [cancelled]
     with working(broker):
         good, bad = run_marathon.send(), run_marathon.send("blisters")
         wait_for(lambda: len(told) == 3)
         wait_for(lambda: not untold(broker))
         store_of(broker).client.flushdb()
-    assert sorted(hooks()) == sorted(
-        [
-            ("on_success", good.message_id),
-            ("on_error", bad.message_id),
-            ("on_cancelled", cancelled.message_id),
-        ]
-    )
+    assert dict(hooks()) == {
+        "on_success": good.message_id,
+        "on_error": bad.message_id,
+        "on_cancelled": cancelled,
+    }
     assert seen == {
         "success": ({"miles": 26}, None),
         "error": ({"miles": 26}, "blisters"),
@@ -151,16 +179,6 @@ def test_each_end_of_a_job_that_runs_again_is_told(broker: RedisBroker) -> None:
     assert told[0] != told[1]
 
 
-class Refusing(Middleware):
-    """Refuses the messages of hooks, if it is told to."""
-
-    is_on = False
-
-    def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
-        if self.is_on and message.actor_name == "jobstate_hook":
-            raise MiddlewareError("The queue is full.")
-
-
 @pytest.mark.parametrize("is_away", [True, False])
 def test_failure_is_told_whose_rerun_is_refused(redis_url: str, is_away: bool) -> None:
     """Its message had to wait for the broker, or a worker takes it while the job waits
@@ -168,16 +186,15 @@ def test_failure_is_told_whose_rerun_is_refused(redis_url: str, is_away: bool) -
     """
     ours = JobStateMiddleware(heartbeat=0.1, hooks_queue="mails")
     broker = make_broker(redis_url, ours)
-    broker.add_middleware(refusing := Refusing())
+    broker.add_middleware(refusing := Refusing(lambda message: is_away))
     run_marathon, store = make_actor(broker), store_of(broker)
     client: Any = store.client
-    refusing.is_on = is_away
     worker = dramatiq.Worker(broker, queues={"default"}, worker_timeout=20)
     worker.start()
     sent = run_marathon.send("blisters")
     before = wait_until(broker, sent, "error")
     worker.stop()
-    refusing.is_on = False
+    refusing.chooses = lambda message: False
     assert bool(untold(broker)) == is_away
 
     def refuse(message: Any) -> None:
@@ -186,10 +203,8 @@ def test_failure_is_told_whose_rerun_is_refused(redis_url: str, is_away: bool) -
                 wait_for(lambda: not client.hlen("dramatiq:mails.msgs"))
         raise ConnectionClosed("No broker here")
 
-    def refused() -> Any:
-        return mock.patch.object(broker, "enqueue", refuse)
-
-    with refused(), pytest.raises(ConnectionClosed):
+    refused = mock.patch.object(broker, "enqueue", refuse)
+    with refused, pytest.raises(ConnectionClosed):
         rerun(store, broker, sent.message_id)
     assert not told and untold(broker) == [sent.message_id]
     with working(broker):
@@ -267,69 +282,53 @@ def test_hook_that_fails_is_tried_again(broker: RedisBroker, logged: Logged) -> 
     assert not logged()
 
 
-def test_hook_that_a_decorator_makes_async_fails(
-    redis_url: str, logged: Logged
-) -> None:
-    """Its class could not be refused, and its end must not seem to be told."""
-
-    async def on_success(self: JobState) -> None: ...
-
-    def decorated(self: JobState) -> object:
-        return on_success(self)
-
-    cls = type("Disguised", (JobState,), {"on_success": decorated})
-    broker = make_broker(redis_url, without=Retries)
-    run_marathon = job_actor(broker=broker, job_state=cls)(lambda: None)
-    with working(broker):
-        run_marathon.send()
-        wait_for(logged)
-    (line,) = logged()
-    assert "has failed for the last time" in line
-    assert "TypeError: Disguised.on_success() has returned a coroutine" in line
-
-
 def test_hook_that_dramatiq_gives_up_is_logged(redis_url: str, logged: Logged) -> None:
-    """Without retries it has one try. The job stays as it was, and is named."""
+    """Without retries it has one try. The job stays as it was, and is named. A hook
+    that a decorator makes async has failed, too: its class could not be refused.
+    """
+
+    async def sleep() -> None: ...
+
     broker = make_broker(redis_url, without=Retries)
-    run_marathon = make_actor_without_retries(broker)
-    acts["on_success"] = lambda job: [][0]
+    run_marathon = make_actor(broker)
     with working(broker):
-        sent = run_marathon.send()
-        wait_for(lambda: logged(logging.ERROR))
-        assert load(broker, sent).status == "success"
-    (line,) = logged(logging.ERROR)
-    assert line.startswith(
-        f"on_success() of the job {sent.message_id} has failed for the last time"
-    )
-    assert line.endswith("IndexError: list index out of range")
-    assert len(told) == 1
+        for act, error in (
+            (lambda job: [][0], "IndexError: list index out of range"),
+            (lambda job: sleep(), "TypeError: Telling.on_success() has returned a cor"),
+        ):
+            before = len(logged(logging.ERROR))
+            acts["on_success"] = act
+            sent = run_marathon.send()
+            line = wait_for(lambda: logged(logging.ERROR)[before:])[0]  # noqa: B023
+            said = f"on_success() of the job {sent.message_id} has failed for the last"
+            assert line.startswith(said) and error in line
+            assert load(broker, sent).status == "success"
+    assert len(told) == 2
 
 
-def test_hook_that_never_began_keeps_its_job_no_longer(
-    redis_url: str, logged: Logged
-) -> None:
-    """Once Dramatiq has given up, a clean-up takes the job."""
+def test_worker_whose_class_is_another_says_so(redis_url: str, logged: Logged) -> None:
+    """It has not imported the class, or that has no such hook, as where the job was
+    sent. Once Dramatiq has given up, a clean-up takes the job.
+    """
 
-    class Hookless(JobState): ...
+    class Fewer(JobState):
+        def on_success(self) -> None: ...
 
     broker = make_broker(redis_url, without=Retries)
-    make_actor_without_retries(broker)
+    make_actor(broker)
     store = store_of(broker)
-    job = put_job(store, Hookless, "error")
-    write(store, job.uuid, finished=1, hooks='["e","default",null,null]')
-    assert store.clear(everything=True).refused == 1
-    arguments = (job.uuid, "on_error", "1")
+    jobs = [put_job(store, Fewer, "error").uuid for _ in range(2)]
+    for uuid, kind in zip(jobs, ("Fewer", "Nowhere"), strict=True):
+        write(store, uuid, kind=kind, finished=1, hooks='["e","default",null,null]')
+    assert store.clear(everything=True).refused == 2
     with working(broker):
-        broker.enqueue(dramatiq.Message("default", "jobstate_hook", arguments, {}, {}))
-        wait_for(lambda: logged(logging.ERROR))
-    assert store.clear(everything=True).done == 1
-
-
-def make_actor_without_retries(broker: dramatiq.Broker) -> Any:
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: Telling) -> None: ...
-
-    return run_marathon
+        for uuid in jobs:
+            call_hook(broker, uuid, "on_error", "1")
+        wait_for(lambda: len(logged(logging.ERROR)) == 2)
+    said = "".join(logged(logging.ERROR))
+    assert "Fewer of this worker has no such hook" in said
+    assert "has not imported the JobState class of the kind 'Nowhere'" in said
+    assert store.clear(everything=True).done == 2
 
 
 def test_hook_cannot_put_its_own_job_back(broker: RedisBroker) -> None:
@@ -358,46 +357,6 @@ def test_hook_cannot_put_its_own_job_back(broker: RedisBroker) -> None:
     assert found == [False, True] and len(told) == 1
 
 
-def test_worker_without_the_class_says_so(
-    broker: RedisBroker, logged: Logged, client: redis.Redis
-) -> None:
-    """The message fails, and is tried again. The error names the kind."""
-    run_marathon = make_actor(broker)
-    with working(broker):
-        sent = run_marathon.send()
-        wait_for(lambda: told)
-        write(store_of(broker), sent.message_id, kind="Nowhere", finished=1)
-        broker.enqueue(
-            dramatiq.Message(
-                "default", "jobstate_hook", (sent.message_id, "on_success", "1"), {}, {}
-            )
-        )
-        key = b"dramatiq:default.DQ.msgs"
-        wait_for(lambda: client.hlen(key))
-        (message,) = client.hvals(key)
-    assert b"has not imported the JobState class of the kind 'Nowhere'" in message
-
-
-def test_worker_without_the_hook_says_so(
-    broker: RedisBroker, client: redis.Redis
-) -> None:
-    """Another version of the class had it where the job was sent."""
-
-    class Fewer(JobState):
-        def on_success(self) -> None: ...
-
-    make_actor(broker)
-    job = put_job(store_of(broker), Fewer, "error")
-    write(store_of(broker), job.uuid, finished=1)
-    arguments = (job.uuid, "on_error", "1")
-    with working(broker):
-        broker.enqueue(dramatiq.Message("default", "jobstate_hook", arguments, {}, {}))
-        key = b"dramatiq:default.DQ.msgs"
-        wait_for(lambda: client.hlen(key))
-        (message,) = client.hvals(key)
-    assert b"Fewer of this worker has no such hook" in message
-
-
 def test_message_of_a_past_end_runs_nothing(
     broker: RedisBroker, said: Callable[[], list[str]]
 ) -> None:
@@ -410,10 +369,7 @@ def test_message_of_a_past_end_runs_nothing(
         uuid, finished = sent.message_id, told[0][2]
         millis = str(round(finished.timestamp() * 1000))
         for end in ("1", millis):
-            arguments = (uuid, "on_success", end)
-            broker.enqueue(
-                dramatiq.Message("default", "jobstate_hook", arguments, {}, {})
-            )
+            call_hook(broker, uuid, "on_success", end)
         lines: list[str] = []
 
         def have_both_come() -> bool:
@@ -434,7 +390,7 @@ def test_options_are_those_that_the_broker_knows(redis_url: str) -> None:
     bare = StubBroker(middleware=[JobStateMiddleware(url=redis_url)])
     found = []
     for broker in (whole, bare):
-        make_actor_without_retries(broker)
+        make_actor(broker)
         with working(broker):
             found.append(broker.actors["jobstate_hook"].options)
     assert found == [{"max_age": None, "notify_shutdown": False}, {}]
@@ -483,27 +439,18 @@ def test_request_needs_a_middleware(redis_url: str) -> None:
 
 @pytest.mark.parametrize("tells_all", [False, True])
 def test_broker_that_runs_jobs_in_the_caller_tells_them(
-    redis_url: str, tells_all: bool, caplog: pytest.LogCaptureFixture
+    redis_url: str, tells_all: bool, logged: Logged, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The process that sends is the worker: it tells the end at once. After that, it
-    may delete the job.
+    may delete the job. A hook that fails is logged, and nobody tries it again: the
+    sender goes on.
     """
     broker = InCallerBroker([JobStateMiddleware(url=redis_url)], tells_all=tells_all)
-    run_marathon = make_actor_without_retries(broker)
+    run_marathon = make_actor(broker)
     sent = run_marathon.send()
     assert hooks() == [("on_success", sent.message_id)]
-    assert not untold(broker)
-    assert not caplog.records
+    assert not untold(broker) and not caplog.records
     assert store_of(broker).delete(sent.message_id)
-
-
-@pytest.mark.parametrize("tells_all", [False, True])
-def test_hook_that_fails_in_the_caller_is_logged(
-    redis_url: str, tells_all: bool, logged: Logged
-) -> None:
-    """Nobody tries it again. The broker is not to blame, and the sender goes on."""
-    broker = InCallerBroker([JobStateMiddleware(url=redis_url)], tells_all=tells_all)
-    run_marathon = make_actor_without_retries(broker)
     acts["on_success"] = lambda job: 1 / 0
     sent = run_marathon.send()
     assert logged() == [
@@ -516,11 +463,7 @@ def test_hook_that_fails_in_the_caller_is_logged(
 def test_clear_spares_what_is_to_be_told(broker: RedisBroker, store: JobStore) -> None:
     """It counts such jobs as refused. `delete()` deletes one, and it is not told."""
     run_marathon = make_actor(broker)
-    messages = [run_marathon.message() for _ in range(2)]
-    for message in messages:
-        broker.enqueue(message, delay=60_000)
-        assert load(broker, message).cancel()
-    one, other = (message.message_id for message in messages)
+    one, other = cancel_late(run_marathon, 2)
     result = store.clear(everything=True)
     assert (result.done, result.refused) == (0, 2)
     assert store.delete(one) and untold(broker) == [other]
@@ -536,27 +479,14 @@ def test_message_that_the_broker_refuses_holds_up_no_other(
 ) -> None:
     """It is logged once, and sent as soon as the broker takes it."""
     refused: list[str] = []
-
-    class Refusing(Middleware):
-        def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
-            if message.args and message.args[0] in refused:
-                raise MiddlewareError("The message is too long.")
-
-    broker.add_middleware(Refusing())
-    run_marathon = make_actor(broker)
-    messages = [run_marathon.message() for _ in range(3)]
-    for message in messages:
-        broker.enqueue(message, delay=60_000)
-        assert load(broker, message).cancel()
-    first, *others = (message.message_id for message in messages)
+    broker.add_middleware(Refusing(lambda message: message.args[0] in refused))
+    first, *others = cancel_late(make_actor(broker), 3)
     refused.append(first)
     with working(broker):
         wait_for(lambda: len(told) == 2)
         assert {uuid for _, uuid in hooks()} == {*others}
         (line,) = logged()
-        assert line.endswith(
-            "once it accepts them: MiddlewareError: The message is too long."
-        )
+        assert line.endswith("accepts them: MiddlewareError: The queue is full.")
         refused.clear()
         pass_time(store_of(broker), 20)
         wait_for(lambda: len(told) == 3)
@@ -576,11 +506,7 @@ def test_broker_that_is_away_is_asked_once(redis_url: str, logged: Logged) -> No
 
     ours = JobStateMiddleware(url=redis_url, heartbeat=3600)
     broker = Away(middleware=[ours])
-    run_marathon = make_actor_without_retries(broker)
-    messages = [run_marathon.message() for _ in range(3)]
-    for message in messages:
-        broker.enqueue(message, delay=60_000)
-        assert load(broker, message).cancel()
+    cancel_late(make_actor(broker), 3)
     for number in (1, 2):
         with working(broker):
             wait_for(lambda: len(asked) == number)  # noqa: B023
@@ -599,7 +525,7 @@ def test_outage_of_the_store_is_logged_once(
     """
     caplog.set_level(logging.INFO, "pyramid_jobstate")
     broker = StubBroker(middleware=[JobStateMiddleware(own, heartbeat=0.05)])
-    make_actor_without_retries(broker)
+    make_actor(broker)
 
     def wait_for_lines(number: int, level: int) -> None:
         wait_for(lambda: len(logged(level)) == number)
@@ -627,10 +553,8 @@ def test_store_that_refuses_to_look_is_logged_once(
     allow("-")
     ours = JobStateMiddleware(JobStore(named), heartbeat=0.05)
     broker = StubBroker(middleware=[ours])
-    run_marathon = make_actor_without_retries(broker)
-    late = run_marathon.message()
-    broker.enqueue(late, delay=60_000)
-    assert load(broker, late).cancel()
+    run_marathon = make_actor(broker)
+    (late,) = cancel_late(run_marathon)
     with working(broker):
         wait_for(logged)
         sent = run_marathon.send()
@@ -639,7 +563,7 @@ def test_store_that_refuses_to_look_is_logged_once(
         (line,) = logged()
         assert hooks() == [("on_success", sent.message_id)]
         allow("+")
-        wait_for(lambda: hooks()[1:] == [("on_cancelled", late.message_id)])
+        wait_for(lambda: hooks()[1:] == [("on_cancelled", late)])
         allow("-")
         wait_for(lambda: logged()[1:] == [line])
     assert line.startswith("The job state store refuses to say of which ends hooks are")
@@ -656,10 +580,7 @@ def test_broker_that_hangs_holds_up_no_shutdown(broker: RedisBroker) -> None:
                 may_go.wait(30)
 
     broker.add_middleware(Hanging())
-    run_marathon = make_actor(broker)
-    message = run_marathon.message()
-    broker.enqueue(message, delay=60_000)
-    assert load(broker, message).cancel()
+    cancel_late(make_actor(broker))
     worker = dramatiq.Worker(broker, worker_timeout=20)
     worker.start()
     assert has_come.wait(10)
@@ -682,8 +603,7 @@ def test_second_message_shortens_no_life(redis_url: str) -> None:
         message = run_marathon.send()
         wait_for(lambda: told)
         ended = str(round(told[0][2].timestamp() * 1000))
-        arguments = (message.message_id, "on_success", ended)
-        broker.enqueue(dramatiq.Message("default", "jobstate_hook", arguments, {}, {}))
+        call_hook(broker, message.message_id, "on_success", ended)
         client: Any = store.client
         wait_for(lambda: not client.hlen("dramatiq:default.msgs"))
         assert client.pttl(f"jobstate:{message.message_id}") > 1000
@@ -700,14 +620,9 @@ def test_broker_without_requests_leaves_their_hooks_to_others(redis_url: str) ->
         def on_cancelled(self, request: Any) -> None: ...
 
     plain = make_broker(redis_url, JobStateMiddleware(heartbeat=0.1))
-    run_marathon = make_actor(plain)
     asked = put_job(store_of(plain), Asked, "queued", actor="run_marathon")
-    store_of(plain).client.hset(
-        f"jobstate:{asked.uuid}", "hooks", '["c","default",null,null]'
-    )
-    message = run_marathon.message()
-    plain.enqueue(message, delay=60_000)
-    assert asked.cancel() and load(plain, message).cancel()
+    write(store_of(plain), asked, hooks='["c","default",null,null]')
+    assert asked.cancel() and cancel_late(make_actor(plain))
     with working(plain):
         wait_for(lambda: told)
     assert untold(plain) == [asked.uuid]
@@ -720,15 +635,9 @@ def test_hook_is_told_again_if_its_next_try_is_lost(
     """The broker accepts no message for that while a hook fails. The store may be away,
     too.
     """
-
-    class Refusing(Middleware):
-        def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
-            if message.actor_name == "jobstate_hook" and message.options.get("retries"):
-                raise MiddlewareError("The queue is full.")
-
     store = JobStore(proxy.url)
     broker = make_broker(redis_url, JobStateMiddleware(store, heartbeat=0.1))
-    broker.add_middleware(Refusing())
+    broker.add_middleware(Refusing(is_retry))
     run_marathon = make_actor(broker)
 
     def fail_once(job: JobState) -> None:
@@ -758,14 +667,8 @@ def test_end_whose_message_is_lost_is_noted_at_once(
     """The worker may die before it looks for ends. Nothing is noted if the job has
     another end by then, or another message tells this one.
     """
-
-    class Refusing(Middleware):
-        def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
-            if message.options.get("retries"):
-                raise MiddlewareError("The queue is full.")
-
     broker = make_broker(redis_url, JobStateMiddleware(heartbeat=3600))
-    broker.add_middleware(Refusing())
+    broker.add_middleware(Refusing(is_retry))
     run_marathon = make_actor(broker)
     client: Any = store_of(broker).client
 
