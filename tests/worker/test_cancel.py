@@ -44,29 +44,12 @@ def look_for_ever(job_state: JobState) -> None:
     raise ValueError("as good as any")
 
 
-def test_job_stops_at_whatever_it_calls_next(broker: RedisBroker) -> None:
-    """A running job learns of the cancel at its next call, whichever it is."""
-    works = [report_for_ever, track_for_ever, look_for_ever]
-
-    @job_actor(broker=broker)
-    def run_marathon(number: int, *, job_state: JobState) -> None:
-        works[number](job_state)
-
-    with working(broker, threads=len(works)):
-        sent = [run_marathon.send(number) for number in range(len(works))]
-        for message in sent:
-            state = wait_until(broker, message, "working")
-            assert state.cancel() and not state.cancel_requested
-        for message in sent:
-            state = wait_until(broker, message, "cancelled")
-            assert state.error == CANCELLED and state.is_error
-            assert not state.cancel()
-
-
-def test_cancelled_job_ends_quietly(
+def test_running_job_ends_quietly(
     place: tuple[str, RedisBroker], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever it raises, no retry, no callback and no traceback in the log follow."""
+    """It learns of its cancel at its next call, whichever that is. Whatever it raises,
+    no retry, no callback and no traceback in the log follow.
+    """
     _, broker = place
     called = []
 
@@ -75,38 +58,48 @@ def test_cancelled_job_ends_quietly(
         called.append(args)
 
     options: dict[str, Any] = {"on_failure": call_back, "on_success": call_back}
-    works = [report_for_ever, look_for_ever]
+    works = [report_for_ever, track_for_ever, look_for_ever]
 
     @job_actor(broker=broker)
     def run_marathon(number: int, *, job_state: JobState) -> None:
         works[number](job_state)
 
     with working(broker):
-        sent = [run_marathon.send_with_options(args=(n,), **options) for n in (0, 1)]
+        sent = [run_marathon.send_with_options(args=(n,), **options) for n in (0, 1, 2)]
         for message in sent:
-            wait_until(broker, message, "working").cancel()
+            state = wait_until(broker, message, "working")
+            assert state.cancel() and not state.cancel_requested
         for message in sent:
             state = wait_until(broker, message, "cancelled", "error", "retrying")
             assert (state.status, state.error) == ("cancelled", CANCELLED)
+            assert state.is_error and not state.cancel()
         broker.join("default", timeout=20_000)
     assert called == []
     assert broker.do_qsize("default.DQ") == 0
     assert not [r for r in caplog.records if r.exc_info]
-    assert len(messages(caplog, "dramatiq.worker")) == 2
+    assert len(messages(caplog, "dramatiq.worker")) == 3
 
 
 def test_exception_before_the_job_heard_of_it_is_a_cancel(
     make_floor: MakeFloor,
 ) -> None:
-    """A job that fails before it hears of its cancel is cancelled, and not retried."""
+    """A job that fails before it hears of its cancel is cancelled, and not retried. Its
+    result reads as a failure.
+    """
     floor = make_floor(interval=10)
-    held = floor.begin(max_retries=1, min_backoff=50, max_backoff=60)
+    backend = StubBackend()
+    floor.broker.add_middleware(Results(backend=backend))
+    held = floor.begin(
+        max_retries=1, min_backoff=50, max_backoff=60, store_results=True
+    )
     assert held.load().cancel()
     held.end(ValueError("secret"))
     assert (held.load().status, held.load().error) == ("cancelled", CANCELLED)
     wait_for(floor.is_idle)
     assert floor.ran == {"": 1}
     assert held.load().status == "cancelled"
+    with pytest.raises(ResultFailure):
+        held.message.get_result(backend=backend, block=True, timeout=2000)
 
 
 def test_job_that_shields_itself_is_a_success(floor: Floor) -> None:
@@ -145,23 +138,11 @@ def test_waiting_job_never_begins(
     assert called == messages(caplog, "pyramid_jobstate") == []
 
 
-def test_cancelled_job_has_no_result(floor: Floor) -> None:
-    """The result of a cancelled job reads as a failure."""
-    backend = StubBackend()
-    floor.broker.add_middleware(Results(backend=backend))
-    held = floor.begin(store_results=True)
-    assert held.load().cancel()
-    held.end(report_for_ever)
-    assert held.load().status == "cancelled"
-    with pytest.raises(ResultFailure):
-        held.message.get_result(backend=backend, block=True, timeout=2000)
-
-
 def test_async_job_stops_and_cleans_up(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A cancel stops `async for` at its next step, and its generator may report while
-    it cleans up. Any clean-up may take longer than a second.
+    """A cancel stops `async for` at its next step. The generator and the actor may
+    report while they clean up, which may take longer than a second.
     """
     broker = make_broker(redis_url, others=(AsyncIO(),))
 
@@ -175,25 +156,20 @@ def test_async_job_stops_and_cleans_up(
             job_state.set_message("swept up")
 
     @job_actor(broker=broker)
-    async def run_marathon(is_loop: bool, *, job_state: JobState) -> None:
-        if is_loop:
+    async def run_marathon(*, job_state: JobState) -> None:
+        try:
             async for mile in job_state.track(miles(job_state), unit="miles"):
                 assert mile >= 0
-        try:
-            while True:
-                job_state.set_progress_metric("number", 1)
-                await asyncio.sleep(0.001)
         finally:
             await asyncio.sleep(1.2)
-            job_state.set_message("swept up")
+            job_state.set_progress_metric("swept", 2)
 
     with working(broker):
-        sent = [run_marathon.send(is_loop) for is_loop in (True, False)]
-        for message in sent:
-            wait_until(broker, message, "working").cancel()
-        for message in sent:
-            state = wait_until(broker, message, "cancelled", "error", "retrying")
-            assert (state.status, state.message) == ("cancelled", "swept up")
+        message = run_marathon.send()
+        wait_until(broker, message, "working").cancel()
+        state = wait_until(broker, message, "cancelled", "error", "retrying")
+    assert (state.status, state.message) == ("cancelled", "swept up")
+    assert state.progress_metrics == {"swept": 2}
     assert not [r for r in caplog.records if r.exc_info]
 
 
