@@ -13,7 +13,7 @@ import redis
 import redis.asyncio
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import AsyncIO, Middleware, default_middleware
+from dramatiq.middleware import AsyncIO, default_middleware
 
 from pyramid_jobstate import (
     Batch,
@@ -65,50 +65,41 @@ def test_actor_is_tracked_by_its_parameter_or_the_option(
     if is_late:
         middleware = [cls() for cls in default_middleware]
         broker = RedisBroker(url=redis_url, middleware=[*middleware, AsyncIO()])
-    seen: dict[str, Any] = {}
 
     @job_actor(broker=broker)
     def run_marathon(miles: int, job_state: Any = None) -> None:
-        job_state.set_progress_metric("miles_run", miles)
-        seen["run_marathon"] = type(job_state), job_state.uuid, job_state.status
+        assert type(job_state) is JobState and job_state.status == "working"
         assert current_job_state() is job_state
+        job_state.set_progress_metric("miles_run", miles)
 
     @job_actor(broker=broker)
     async def swim(miles: int, *, job_state: RunMarathon) -> None:
         await asyncio.sleep(0)
+        assert current_job_state() is job_state
         job_state.set_progress_metric("miles_run", miles)
-        seen["swim"] = current_job_state() is job_state
 
     ride = annotated.declare_marathon(broker)
     if is_late:
         broker.add_middleware(JobStateMiddleware())
-    options: Any = {"broker": broker}
+    options: Any = {"broker": broker, "job_state": RunMarathon}
 
-    @dramatiq.actor(job_state=RunMarathon, **options)
+    @dramatiq.actor(**options)
     def walk(miles: int) -> None:
         job_state = current_job_state()
         assert isinstance(job_state, RunMarathon)
         job_state.set_progress_metric("miles_run", miles)
 
-    @dramatiq.actor(job_state=True, **options)
-    def rest(miles: int) -> None:
-        job_state = current_job_state()
-        assert type(job_state) is JobState
-        job_state.set_progress_metric("miles_run", miles)
-
-    actors: list[Any] = [run_marathon, swim, ride, walk, rest]
+    actors: list[Any] = [run_marathon, swim, ride, walk]
     with working(broker):
         sent = [actor.send(26) for actor in actors]
         states = [wait_until(broker, message, "success") for message in sent]
-    kinds = [JobState, RunMarathon, RunMarathon, RunMarathon, JobState]
+    kinds = [JobState, RunMarathon, RunMarathon, RunMarathon]
     assert [type(state) for state in states] == kinds
     for state in states:
         assert state.progress_metrics == {"miles_run": 26}
         assert state.job_params == {"miles": 26}
     assert (states[0].kind, states[0].title) == ("JobState", "Run marathon")
     assert states[2].actor == "Marathon"
-    uuid = sent[0].message_id
-    assert seen == {"run_marathon": (JobState, uuid, "working"), "swim": True}
     assert current_job_state() is None
 
 
@@ -174,34 +165,25 @@ def test_option_that_is_no_class_of_jobs_is_refused(stub: dramatiq.Broker) -> No
             dramatiq.actor(broker=stub, actor_name="run_marathon", job_state=option)(
                 lambda: None
             )
-    with pytest.raises(ActorError, match="cannot be batches, as Batch says"):
-        dramatiq.actor(broker=stub, job_state=Batch)(lambda: None)
 
     def odd(*, job_state: Batch) -> None: ...
 
-    with pytest.raises(ActorError, match="cannot be batches, as Batch says"):
-        dramatiq.actor(broker=stub)(odd)
+    options: Any
+    for options, fn in ({"job_state": Batch}, lambda: None), ({}, odd):
+        with pytest.raises(ActorError, match="cannot be batches, as Batch says"):
+            dramatiq.actor(broker=stub, **options)(fn)
 
 
 def test_second_middleware_is_refused() -> None:
-    """It is, before or after a tracked actor, or if the broker is made with both."""
-    declare, url = annotated.declare_marathon, "redis://localhost"
-
-    def add(declared: str) -> None:
-        broker = StubBroker()
-        broker.add_middleware(JobStateMiddleware(url=url))
-        if declared == "between":
-            declare(broker)
-        broker.add_middleware(JobStateMiddleware(url=url))
-        declare(broker)
-
-    for declared in ("between", "after"):
-        said = r"StubBroker.* 2 JobStateMiddleware instances\. Add only one"
-        with pytest.raises(ActorError, match=said):
-            add(declared)
-    twice: list[Middleware] = [JobStateMiddleware(), JobStateMiddleware()]
-    with pytest.raises(ActorError, match="2 JobStateMiddleware"):
-        declare(StubBroker(middleware=twice))
+    """It is as it is added to a broker with a tracked actor, or with the first one."""
+    first, second = (JobStateMiddleware(url="redis://localhost") for _ in range(2))
+    said = r"StubBroker.* 2 JobStateMiddleware instances\. Add only one"
+    broker = StubBroker(middleware=[first])
+    annotated.declare_marathon(broker)
+    with pytest.raises(ActorError, match=said):
+        broker.add_middleware(second)
+    with pytest.raises(ActorError, match=said):
+        annotated.declare_marathon(StubBroker(middleware=[first, second]))
 
 
 # The annotation, which may name the class.
@@ -217,42 +199,30 @@ def actor_with(annotation: object) -> Callable[..., Any]:
 
 
 def test_annotation_names_the_class(declare: Declare) -> None:
-    """It may stand beside None or be text, resolved where the innermost function is."""
+    """It may stand beside None or be text, resolved where the innermost function is.
+    One that names no kind of job leaves the actor tracked, as none does.
+    """
 
     @annotated.wrapped
     def run(*, job_state: "Swim") -> None: ...
+    def bare(*, job_state): ...
+    def other(state: Any = None) -> None: ...
 
+    other.__annotations__["state"] = RunMarathon
     for fn in (
         *(annotated.plain, annotated.optional, annotated.coroutine),
         *(annotated.other_is_unresolvable, annotated.wrapped(annotated.plain)),
     ):
         assert declare(fn) is RunMarathon, fn
+    annotation: Any
     for annotation in (
-        RunMarathon,
-        None | RunMarathon,
-        Optional[RunMarathon],  # noqa: UP045, the older spelling
-        Annotated[RunMarathon | None, "told"],
-        Annotated[RunMarathon, "told"] | None,
-        "RunMarathon | None",
-        Optional["RunMarathon"],
+        *(RunMarathon, None | RunMarathon, "RunMarathon | None"),
+        *(Optional["RunMarathon"], Annotated[RunMarathon, "told"] | None),
     ):
         assert declare(actor_with(annotation)) is RunMarathon, annotation
-    assert declare(run) is Swim
-
-
-def test_other_annotations_mean_a_job_state(declare: Declare) -> None:
-    """One that names no kind of job leaves the actor tracked, as none does."""
-
-    def bare(*, job_state): ...
-
     for annotation in (JobState, JobState | None, Any, 5, "Any", list[RunMarathon]):
         assert declare(actor_with(annotation)) is JobState, annotation
-    assert declare(bare) is JobState
-
-    def other(state: Any = None) -> None: ...
-
-    other.__annotations__["state"] = RunMarathon
-    assert declare(other) is None
+    assert [declare(fn) for fn in (run, bare, other)] == [Swim, JobState, None]
 
 
 def test_annotation_with_two_classes_is_refused(
@@ -305,27 +275,24 @@ def test_direct_call_gets_a_detached_job_state(
     stub: dramatiq.Broker, store: JobStore
 ) -> None:
     """It keeps its values in memory, unless the call brings one of its own."""
-    seen: list[Any] = []
 
     @job_actor(broker=stub, job_state=RunMarathon)
-    def run_marathon(miles: int, *, job_state: RunMarathon) -> int:
-        seen.append(job_state)
+    def run_marathon(miles: int, *, job_state: Any) -> Any:
         if isinstance(job_state, JobState):
             for mile in job_state.track(range(miles), unit="miles"):
                 job_state.set_progress_metric("miles_run", mile + 1)
             assert job_state.flush()
-        return miles
+        return job_state
 
-    assert run_marathon(5) == 5
-    (state,) = seen
+    state = run_marathon(5)
+    assert type(state) is RunMarathon
     assert state.progress_metrics == {"miles_run": 5}
-    assert state.progress.fraction == 1
+    assert state.progress is not None and state.progress.fraction == 1
     assert (state.status, state.attempt) == ("working", 1)
     assert state.job_params == {"miles": 5}
     assert store.load(state.uuid) is None
-    mine: Any = object()
-    run_marathon(26, job_state=mine)
-    assert seen[1] is mine
+    mine = object()
+    assert run_marathon(26, job_state=mine) is mine
 
 
 # Where the states go.
