@@ -1,10 +1,10 @@
 """What the store knows of worker processes."""
 
-import contextlib
 import importlib.metadata
 import os
 import socket
 from typing import Any
+from unittest import mock
 
 import dramatiq
 import pytest
@@ -61,11 +61,15 @@ def test_workers_of_a_process_are_one(
     redis_url: str, store: JobStore, client: redis.Redis
 ) -> None:
     """Their threads and queues count together. The process is known until the last of
-    them has shut down, and each of their jobs names it.
+    them has shut down, and each of their jobs names it, until it waits to run again.
     """
     run_marathon, gate = make(redis_url)
     broker = run_marathon.broker
     broker.declare_queue("mails")
+
+    def worker_of(uuid: str) -> Any:
+        return client.hget(f"jobstate:{uuid}", "worker")
+
     with working(broker, threads=2):
         known = the_worker(store)
         other = dramatiq.Worker(
@@ -78,11 +82,14 @@ def test_workers_of_a_process_are_one(
         other.stop()
         sent = run_marathon.send()
         gate.wait_for_job()
-        assert client.hget(f"jobstate:{sent.message_id}", "worker") == known.id.encode()
+        assert worker_of(sent.message_id) == known.id.encode()
         wait_for(lambda: the_worker(store).threads == 2)
         assert the_worker(store).id == known.id
         gate.open()
+        wait_until(broker, sent, "error")
     assert store.workers() == []
+    assert rerun(store, broker, sent.message_id)
+    assert worker_of(sent.message_id) is None
 
 
 def test_worker_without_tracked_actors_is_not_known(
@@ -100,28 +107,14 @@ def test_worker_without_tracked_actors_is_not_known(
         assert store.workers() == []
 
 
-def test_store_forgets_the_dead(
+def test_silent_worker_is_remembered_for_an_hour(
     redis_url: str, store: JobStore, client: redis.Redis
 ) -> None:
-    """Other processes take away what they have left, and it expires."""
-    with contextlib.ExitStack() as stack:
-        for number in (1, 2, 3):
-            pass_time(store, 2000)
-            run_marathon, _ = make(redis_url, heartbeat=3600)
-            stack.enter_context(working(run_marathon.broker))
-            wait_for(lambda: len(store.workers()) == min(number, 2))  # noqa: B023
-        assert client.zcard("jobstate:workers") == 2
-        keys = client.keys("*workers*")
-        assert len(keys) == 3
-        assert all(0 < client.pttl(key) <= 3_600_000 for key in keys)
-
-
-def test_silent_worker_is_remembered_for_an_hour(
-    redis_url: str, store: JobStore
-) -> None:
-    """One that has died could not say so."""
-    run_marathon, _ = make(redis_url, heartbeat=3600)
-    with working(run_marathon.broker):
+    """One that has died could not say so. Another one takes away what it has left, and
+    what that one leaves expires.
+    """
+    dead, other = (make(redis_url, heartbeat=3600)[0].broker for _ in range(2))
+    with working(dead):
         assert not the_worker(store).is_silent
         pass_time(store, 14)
         assert not the_worker(store).is_silent
@@ -129,23 +122,23 @@ def test_silent_worker_is_remembered_for_an_hour(
         assert the_worker(store).is_silent
         pass_time(store, 3600)
         assert store.workers() == []
+        with working(other):
+            assert not the_worker(store).is_silent
+            assert client.zcard("jobstate:workers") == 1
+            keys = client.keys("*workers*")
+            assert len(keys) == 2
+            assert all(0 < client.pttl(key) <= 3_600_000 for key in keys)
 
 
 def test_version_may_be_unknown(
     redis_url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An application may be bundled without the metadata of its packages."""
-    find = importlib.metadata.version
-
-    def version(name: str) -> str:
-        if name == "pyramid_jobstate":
-            raise importlib.metadata.PackageNotFoundError(name)
-        return find(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
+    missing = mock.Mock(side_effect=importlib.metadata.PackageNotFoundError("a"))
+    monkeypatch.setattr(importlib.metadata, "version", missing)
     run_marathon, _ = make(redis_url)
     with working(run_marathon.broker):
-        assert set(the_worker(store).versions) == {"python", "dramatiq"}
+        assert set(the_worker(store).versions) == {"python"}
 
 
 def test_what_another_program_writes_is_skipped(
@@ -167,23 +160,3 @@ def test_what_another_program_writes_is_skipped(
         client.zadd("jobstate:workers", {"a:2:b": now, "a:3:b": now})
         client.set("{jobstate:workers}:a:2:b", "text")
         assert store.workers() == [own]
-
-
-def test_run_names_its_worker(
-    redis_url: str, store: JobStore, client: redis.Redis
-) -> None:
-    """A job that waits to run again has none. What viewers poll says nothing of it."""
-    run_marathon, gate = make(redis_url)
-
-    def worker_of(uuid: str) -> str | None:
-        word: Any = client.hget(f"jobstate:{uuid}", "worker")
-        return word and word.decode()
-
-    with working(run_marathon.broker):
-        sent = run_marathon.send()
-        gate.wait_for_job()
-        assert worker_of(sent.message_id) == the_worker(store).id
-        gate.open()
-        wait_until(run_marathon.broker, sent, "error")
-    assert rerun(store, run_marathon.broker, sent.message_id)
-    assert worker_of(sent.message_id) is None
