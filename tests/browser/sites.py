@@ -6,9 +6,7 @@ import threading
 from collections.abc import Callable
 from socketserver import ThreadingMixIn
 from typing import Any
-from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-from wsgiref.util import shift_path_info
 
 from playwright.sync_api import ConsoleMessage, Error, Page, Request
 from pyramid.config import Configurator
@@ -18,12 +16,6 @@ from pyramid.response import Response
 from tests.support import wait_for
 
 POLICY = "default-src 'self'; require-trusted-types-for 'script'"
-
-LOOK = """() => {
-  const element = document.querySelector("job-state");
-  const bar = element.shadowRoot.querySelector("[part=bar]");
-  return [element.state, bar.clientHeight];
-}"""
 
 
 class Server(ThreadingMixIn, WSGIServer):
@@ -41,7 +33,6 @@ class Site:
 
     def __init__(self, page: Page) -> None:
         self.page = page
-        self.below = ""  # where the application is mounted
         self.user: str | None = "alice"
         self.markup: Callable[[Any], str] = lambda request: ""
         self.asked: list[str] = []
@@ -67,14 +58,10 @@ class Site:
             self.problems.append(message.text)
 
     def dispatch(self, environ: Any, start_response: Any) -> Any:
-        """Pass a request of the user's to the application, as URL maps do."""
+        """Pass a request of the user's to the application."""
         if environ["PATH_INFO"] == "/favicon.ico":
             start_response("204 No Content", [])
             return []
-        for segment in self.below.split("/")[1:]:
-            if shift_path_info(environ) != segment.encode().decode("latin-1"):
-                start_response("404 Not Found", [])
-                return []
         if self.user is not None:
             environ = {**environ, "HTTP_X_USER": self.user}
         return self._app(environ, start_response)
@@ -90,22 +77,7 @@ class Site:
         config.add_route("page", "/page")
         config.add_view(self.show, route_name="page")
         self._app = config.make_wsgi_app()
-        self.page.goto(f"{self.url}{self.below}/page")
-
-    def follow(self, **options: Any) -> str:
-        """Return the outcome of a poller."""
-        script = "(options) => JobState.startPolling(options).done"
-        return str(self.page.evaluate(script, options)["outcome"])
-
-    def wait_for_element(self, state: str = "success") -> None:
-        """Wait until the element shows this state, with its style sheet loaded."""
-        wait_for(lambda: self.page.evaluate(LOOK) == [state, 6])
-
-    def polls(self) -> set[str]:
-        """The paths below which jobs were polled."""
-        paths = [urlsplit(url).path.rstrip("/") for url in self.asked]
-        parts = [path.rpartition("/") for path in paths]
-        return {base for base, _, name in parts if len(name) == 36}
+        self.page.goto(f"{self.url}/page")
 
     def forgive(self, *words: str) -> None:
         """Drop the problems that contain any of these words, those of later as well."""

@@ -1,6 +1,4 @@
-"""The script and its style sheet in real Pyramid applications and a real Chromium:
-below prefixes, as a module, with CSRF checks.
-"""
+"""The script and its types in a real Pyramid application and a real Chromium."""
 
 from __future__ import annotations
 
@@ -12,20 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page
-from pyramid.csrf import get_csrf_token
-from pyramid.response import Response
-from pyramid.static import QueryStringConstantCacheBuster
+from playwright.sync_api import Page, expect
+from pyramid.config import Configurator
 
 from pyramid_jobstate import JobStore, Progress
 from pyramid_jobstate.testing import put_job
-from tests.browser.sites import Site, protected
+from tests.browser.sites import Site
 from tests.jobs import RunMarathon
 from tests.pollserver import STATIC
-from tests.webapp import make_config, mounted_root
+from tests.webapp import make_config
 
 SCRIPT = "pyramid_jobstate:static/job-state.js"
-MODULE = "pyramid_jobstate:static/job-state.mjs"
 
 
 @pytest.fixture
@@ -37,121 +32,37 @@ def site(page: Page) -> Iterator[Site]:
     assert site.problems == []
 
 
-def tag(request: Any, attributes: str = "") -> str:
-    return f'<script src="{request.static_url(SCRIPT)}" {attributes}></script>'
+def tag(request: Any) -> str:
+    return f'<script src="{request.static_url(SCRIPT)}"></script>'
 
 
-def element(request: Any, job_uuid: str, attributes: str = "") -> str:
-    url = request.resource_url(request.job_states[job_uuid])
-    return f'<job-state src="{url}" {attributes}></job-state>'
+def show(site: Site, job: str, config: Configurator, prefix: str | None = None) -> None:
+    """Open a page with an element, and wait until it shows its job."""
+
+    def markup(request: Any) -> str:
+        url = request.resource_url(request.job_states[job])
+        return f'{tag(request)}<job-state src="{url}"></job-state>'
+
+    site.markup = markup
+    site.open(config, prefix)
+    expect(site.page.locator("job-state[state=working]")).to_be_attached()
 
 
 def test_page_below_a_prefix_has_nothing_to_configure(
     site: Site, redis_url: str, store: JobStore
 ) -> None:
     """A bare uuid is found and the element styled, wherever the package is mounted."""
-    job = put_job(store, RunMarathon, "success", owner="alice").uuid
-    site.below = "/café/static"
-    site.markup = lambda request: tag(request) + element(request, job)
+    job = put_job(store, RunMarathon, owner="alice").uuid
     settings = {"jobstate.path": "static"}
-    site.open(make_config(redis_url, settings=settings), "team")
-    assert site.follow(jobUuid=job) == "success"
-    site.wait_for_element()
-    base = "/caf%C3%A9/static/team/static"
-    assert site.polls() == {base}
+    show(site, job, make_config(redis_url, settings=settings), "café")
+    follow = """(jobUuid) =>
+        new Promise((update) => JobState.follow({ jobUuid, update }))"""
+    assert site.page.evaluate(follow, job)["job"]["uuid"] == job
+    expect(site.page.locator("[part=bar]")).to_have_css("height", "6px")
+    base = "/caf%C3%A9/static"
+    polled = {url.rstrip("/") for url in site.asked if job in url}
+    assert polled == {f"{base}/{job}"}
     assert f"{base}/static/job-state.css" in site.asked
-
-
-@pytest.mark.system
-def test_modules_follow_jobs(site: Site, redis_url: str, store: JobStore) -> None:
-    """The script polls at /job_state if it is imported, since it does not know its tag,
-    or below baseUrl. A module that follows a tag with `defer` uses that one's script
-    and base URL.
-    """
-    job = put_job(store, RunMarathon, "success", owner="alice").uuid
-    config = make_config(redis_url, root_factory=mounted_root)
-    follow = f'JobState.startPolling({{ jobUuid: "{job}" }}).done'
-    sources = {
-        "import": f'import "/job_state/static/job-state.js"; window.end = {follow};',
-        "follow": f"window.end = {follow};",
-    }
-    for name, source in sources.items():
-        answer = Response(source, content_type="text/javascript")
-        config.add_route(name, f"/{name}.js")
-        config.add_view(lambda request, answer=answer: answer, route_name=name)
-    site.markup = lambda request: (
-        '<script type="module" src="/import.js" data-base-url="/forged"></script>'
-        + element(request, job)
-    )
-    site.open(config)
-    assert site.page.evaluate("end")["outcome"] == "success"
-    assert site.follow(jobUuid=job, baseUrl="/jobs") == "success"
-    site.wait_for_element()
-    assert site.polls() == {"/job_state", "/jobs"}
-    assert "/job_state/static/job-state.css" in site.asked
-    site.asked.clear()
-    site.markup = lambda request: (
-        tag(
-            request,
-            f'defer data-base-url="{request.resource_url(request.root["jobs"])}"',
-        )
-        + '<script type="module" src="/follow.js"></script>'
-    )
-    site.page.reload()
-    assert site.page.evaluate("end")["outcome"] == "success"
-    assert site.polls() == {"/jobs"}
-
-
-def test_module_finds_jobs_and_styles_beside_itself(
-    site: Site, redis_url: str, store: JobStore
-) -> None:
-    """A module that is imported below a prefix needs no baseUrl. Its query is that of
-    the style sheet.
-    """
-    job = put_job(store, RunMarathon, "success", owner="alice").uuid
-
-    def source(request: Any) -> Response:
-        url = request.static_path(MODULE)
-        follow = f'window.end = follow({{ jobUuid: "{job}" }}).done'
-        text = f'import {{ follow }} from "{url}"; {follow};'
-        return Response(text, content_type="text/javascript")
-
-    config = make_config(redis_url)
-    config.add_cache_buster(
-        "pyramid_jobstate:static", QueryStringConstantCacheBuster("7")
-    )
-    config.add_route("source", "/source.js")
-    config.add_view(source, route_name="source")
-    site.below = "/café"
-    site.markup = lambda request: (
-        f'<script type="module" src="{request.route_path("source")}"></script>'
-        + element(request, job)
-    )
-    site.open(config, "team")
-    assert site.page.evaluate("end")["outcome"] == "success"
-    site.wait_for_element()
-    base = "/caf%C3%A9/team/job_state"
-    assert site.polls() == {base}
-    assert f"{base}/static/job-state.mjs?x=7" in site.asked
-    assert f"{base}/static/job-state.css?x=7" in site.asked
-
-
-@pytest.mark.system
-@pytest.mark.parametrize("header", ["X-CSRF-Token", "X-XSRF-TOKEN"])
-def test_element_sends_the_application_s_csrf_header(
-    site: Site, redis_url: str, store: JobStore, header: str
-) -> None:
-    """The attribute csrf-header names the header that Pyramid checks."""
-    running = put_job(store, RunMarathon, owner="alice").uuid
-    more = "cancellable" + (f" csrf-header={header}" if "XSRF" in header else "")
-    site.markup = lambda request: (
-        tag(request)
-        + element(request, running, f"{more} csrf-token={get_csrf_token(request)}")
-    )
-    site.open(protected(make_config(redis_url), header=header))
-    site.wait_for_element("working")
-    site.page.locator("[part=cancel]").click()
-    site.wait_for_element("cancelling")
 
 
 #: An object's own names, without those of its inside.
@@ -179,14 +90,14 @@ def declarations() -> dict[str, str]:
 def test_types_are_those_of_the_script(
     site: Site, redis_url: str, store: JobStore
 ) -> None:
-    """job-state.d.ts declares the names that the script and the JSON of a job have."""
+    """job-state.d.ts declares the names that the script and the JSON of a job have, and
+    the element's attributes, parts and custom properties.
+    """
     member = re.compile(r"^ +(?:readonly )?(\w+)[?(:]", re.M)
     declared = declarations()
     members = {name: {*member.findall(part)} for name, part in declared.items()}
     job = put_job(store, RunMarathon, progress=Progress(1, 2), owner="alice").uuid
-    site.markup = lambda request: tag(request) + element(request, job)
-    site.open(make_config(redis_url))
-    site.wait_for_element("working")
+    show(site, job, make_config(redis_url))
 
     def names(expression: str) -> set[str]:
         return set(site.page.evaluate(f"({NAMES})({expression})"))
@@ -207,31 +118,16 @@ def test_types_are_those_of_the_script(
     # A poller looks at this one in a hidden tab.
     options.remove("whileHidden")
     assert set(site.page.evaluate(OPTIONS, job)) == options
-
-
-def test_types_name_what_an_element_takes(
-    site: Site, redis_url: str, store: JobStore
-) -> None:
-    """job-state.d.ts names the element's attributes, parts and custom properties."""
-    job = put_job(store, RunMarathon, owner="alice").uuid
-    site.markup = lambda request: tag(request) + element(request, job)
-    site.open(make_config(redis_url))
-    site.wait_for_element("working")
-    declared = declarations()
-    attributes = re.findall(
-        r'^    "?([\w-]+)"?\?:', declared["ElementAttributes"], re.M
-    )
+    attribute = re.compile(r'^    "?([\w-]+)"?\?:', re.M)
+    attributes = {*attribute.findall(declared["ElementAttributes"])}
     observed = site.page.evaluate("JobState.JobStateElement.observedAttributes")
-    assert {*attributes} == {n for n in observed if not n.startswith("label-")}
-    parts = site.page.evaluate(
-        """[...document.querySelector("job-state").shadowRoot.querySelectorAll("[part]")]
-        .map((node) => node.part.value)"""
-    )
-    named = re.findall(r'"([\w-]+)"', declared["Part"])
-    assert {*named} == {part for part in parts if not part.startswith("count-")}
+    assert attributes == {n for n in observed if not n.startswith("label-")}
+    parts = "[...{}.shadowRoot.querySelectorAll('[part]')].map((n) => n.part.value)"
+    real = {p for p in site.page.evaluate(parts.format(found)) if "count-" not in p}
+    assert real == {*re.findall(r'"([\w-]+)"', declared["Part"])}
     sheet = (STATIC / "job-state.css").read_text("utf-8")
-    properties = re.findall(r'"([\w-]+)"', declared["CustomProperty"])
-    assert {*properties} == {*re.findall(r"--job-state-[\w-]+", sheet)}
+    properties = {*re.findall(r'"([\w-]+)"', declared["CustomProperty"])}
+    assert properties == {*re.findall(r"--job-state-[\w-]+", sheet)}
 
 
 def test_module_exports_what_the_global_has(site: Site, redis_url: str) -> None:
