@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from pyramid_jobstate import JobError, JobState, JobStore
-from pyramid_jobstate.testing import pass_time, put_batch
+from pyramid_jobstate.testing import put_batch
 from tests.faulty import faulty
 from tests.operated import HARMLESS, HOSTILE, SIGNALS, Haul, Operator, put, steps
 from tests.running import Runs
@@ -144,23 +144,6 @@ def test_stalled_job_ends_the_wait(pjobs: Operator, tired: JobState) -> None:
     assert (ran.code, 20 < sum(pjobs.pauses.slept) < 62) == (5, True)
 
 
-def test_stalls_do_not_add_up(pjobs: Operator, store: JobStore, runs: Runs) -> None:
-    """A job that is heard of again has the whole time of --stalled once more."""
-    run = runs.start()
-
-    def course() -> Iterator[None]:
-        for n in range(2):
-            pass_time(store, store.stalled_after + 1)
-            yield
-            pjobs.pass_time(40)
-            yield
-            run.report(n=n)
-            yield
-        run.end()
-
-    assert pjobs("wait", run.uuid, course=course()).code == 0
-
-
 def test_timeout_ends_the_wait(pjobs: Operator, store: JobStore) -> None:
     """--timeout ends the wait with 124, unless a job failed, and cancels no job."""
     job, failed = put(store), put(store, "error")
@@ -181,10 +164,6 @@ def test_record_that_goes_ends_the_wait(pjobs: Operator, store: JobStore) -> Non
     assert (ran.code, states(ran.out)) == (1, ["working"])
     assert ran.err == [f"{error}ended."]
     assert 5 < sum(pjobs.pauses.slept) < store.stalled_after + 2
-    job = put(store)
-    lose = functools.partial(store.client.delete, key_of(store, job.uuid))
-    assert pjobs("wait", job.uuid, "--stalled=2s", course=steps(lose)).code == 1
-    assert sum(pjobs.pauses.slept) < 5
 
 
 def test_unknown_jobs_are_told_at_once(pjobs: Operator, store: JobStore) -> None:
@@ -347,59 +326,16 @@ def test_given_jobs_are_watched_to_their_end(pjobs: Operator, store: JobStore) -
 
 
 def test_given_job_whose_record_is_gone(pjobs: Operator, store: JobStore) -> None:
-    """A job whose record is gone is given up, unless its worker writes it again."""
-    lost, back = put(store), put(store)
+    """A job whose record is gone is given up, unless its worker writes it again. The
+    time of an outage does not count. A job that ended and runs again is shown.
+    """
+    lost, back, again = put(store), put(store), put(store, "error")
     key = key_of(store, back.uuid)
-    kept: Any = store.client.dump(key)
-
-    def course() -> Iterator[None]:
-        store.client.delete(key, key_of(store, lost.uuid))
-        yield
-        pjobs.pass_time(store.stalled_after - 1)
-        store.client.restore(key, 0, kept)
-        yield
-        pjobs.pass_time(2)
-        store.client.delete(key)
-        yield
-        store.client.restore(key, 0, kept)
-        write(store, back, status="success")
-
-    ran = pjobs("watch", lost.uuid, back.uuid, course=course())
-    told = [tuple(line.split()[:2]) for line in states(ran.printed())]
-    working = [(lost.uuid, "working"), (back.uuid, "working")]
-    assert told == [*working, (back.uuid, "success")]
-
-
-def test_given_job_may_run_again(pjobs: Operator, store: JobStore) -> None:
-    """A job that ended and runs again is shown while another is watched."""
-    again, other = put(store, "error"), put(store)
-
-    def course() -> Iterator[None]:
-        write(store, again, status="working")
-        yield
-        write(store, other, status="success")
-        yield
-        write(store, again, status="success")
-
-    ran = pjobs("watch", again.uuid, other.uuid, course=course())
-    told = [tuple(line.split()[:2]) for line in states(ran.printed())]
-    assert told == [
-        (again.uuid, "error"),
-        (other.uuid, "working"),
-        (again.uuid, "working"),
-        (other.uuid, "success"),
-        (again.uuid, "success"),
-    ]
-
-
-def test_outage_loses_no_given_job(pjobs: Operator, store: JobStore) -> None:
-    """An outage does not count as time without a record."""
-    job = put(store)
-    key = key_of(store, job.uuid)
     kept: Any = store.client.dump(key)
     with faulty(pjobs.url) as proxy:
 
         def course() -> Iterator[None]:
+            write(store, again, status="working")
             store.client.delete(key)
             yield
             proxy.judge = lambda request: "refuse"
@@ -409,16 +345,35 @@ def test_outage_loses_no_given_job(pjobs: Operator, store: JobStore) -> None:
             proxy.judge = lambda request: "pass"
             yield
             store.client.restore(key, 0, kept)
-            write(store, job, status="success")
+            yield
+            store.client.delete(key, key_of(store, lost.uuid))
+            pjobs.pass_time(2)
+            yield
+            pjobs.pass_time(store.stalled_after - 1)
+            store.client.restore(key, 0, kept)
+            yield
+            pjobs.pass_time(2)
+            write(store, back, status="success")
+            write(store, again, status="success")
 
-        ran = pjobs.main("--url", proxy.url, "watch", job.uuid, course=course())
-    told = [line.split()[1] for line in states(ran.out)]
-    assert told == ["working", "success"]
+        uuids = (lost.uuid, back.uuid, again.uuid)
+        ran = pjobs.main("--url", proxy.url, "watch", *uuids, course=course())
+    assert ran.code == 0
+    assert [tuple(line.split()[:2]) for line in states(ran.out)] == [
+        (lost.uuid, "working"),
+        (back.uuid, "working"),
+        (again.uuid, "error"),
+        (again.uuid, "working"),
+        (back.uuid, "success"),
+        (again.uuid, "success"),
+    ]
 
 
 def test_log_is_followed_to_the_end(pjobs: Operator, runs: Runs) -> None:
-    """`log -f` prints the lines so far, each new one once, and ends with the job."""
-    run = runs.start()
+    """`log -f` prints the lines so far, each new one once, those of the next attempt
+    too, and ends with the job.
+    """
+    run = runs.start(options={"max_retries": 1, "min_backoff": 1, "max_backoff": 1})
     run.do(lambda job: job.append_log("one"))
 
     def course() -> Iterator[None]:
@@ -427,51 +382,16 @@ def test_log_is_followed_to_the_end(pjobs: Operator, runs: Runs) -> None:
                 run.do(operator.methodcaller("append_log", line))
             run.report(lines=len(lines))
             yield
+        run.fail(RuntimeError("wrong"))
+        run.do(lambda job: job.append_log("one"))
+        yield
         run.end(ValueError("wrong"))
 
     ran = pjobs("log", "-f", run.uuid, course=course())
-    lines = ["one", "one", HARMLESS, "end"]
-    assert ran == (0, lines, [])
-    assert pjobs("log", "--follow", run.uuid).out == lines
-
-
-def test_log_is_followed_through_an_outage(pjobs: Operator, runs: Runs) -> None:
-    """`log -f` asks again while the store is away, for as long as --stalled."""
-    run = runs.start()
-    run.do(lambda job: job.append_log("one"))
-    with faulty(pjobs.url) as proxy:
-
-        def course() -> Iterator[None]:
-            yield
-            proxy.judge = lambda request: "refuse"
-            run.do(lambda job: job.append_log("two"))
-            yield
-            yield
-            proxy.judge = lambda request: "pass"
-            run.end()
-
-        follow = ("--url", proxy.url, "log", "-f", run.uuid)
-        ran = pjobs.main(*follow, course=course())
-        assert (ran.code, ran.out) == (0, ["one", "two"])
-        gone, back = ran.err
-        assert "does not answer" in gone
-        assert back == "pjobs: The store answers again."
-        proxy.judge = lambda request: "refuse"
-        assert pjobs.main(*follow, "--stalled", "2s").code == 1
-        assert 0 < sum(pjobs.pauses.slept) <= 2
-
-
-def test_log_of_the_next_attempt_is_new(pjobs: Operator, runs: Runs) -> None:
-    """`log -f` prints a line again that the next attempt logs again."""
-    run = runs.start(options={"max_retries": 1, "min_backoff": 1, "max_backoff": 1})
-    run.do(lambda job: job.append_log("one"))
-
-    def fail() -> None:
-        run.fail(RuntimeError("wrong"))
-        run.do(lambda job: job.append_log("one"))
-
-    ran = pjobs("log", "-f", run.uuid, course=steps(fail, run.end))
-    assert ran.out == ["one", "one"]
+    assert ran[:2] == (0, ["one", "one", HARMLESS, "end", "one"])
+    # That of the worker, which runs in this process.
+    assert [line[-19:] for line in ran.err] == ["RuntimeError: wrong"]
+    assert pjobs("log", "--follow", run.uuid).out == ["one"]
 
 
 def test_log_ends_with_the_record(pjobs: Operator, store: JobStore) -> None:
@@ -597,37 +517,16 @@ def test_captured_log_is_followed_through_an_outage(
 
         follow = ("--url", proxy.url, "log", "-f", run.uuid)
         ran = pjobs.main(*follow, course=course())
+        proxy.judge = lambda request: "refuse"
+        assert pjobs.main(*follow, "--stalled", "2s").code == 1
+        assert 0 < sum(pjobs.pauses.slept) <= 2
     assert ran.code == 0
     first, second, *many = without_times(ran.out)
     assert [first, second] == [f"WARNING tests.ledger: {x}" for x in ("one", "two")]
     assert 0 < len(many) < 70
-    assert ran.err[-1] == f"pjobs: Lines of {run.uuid} are missing here."
-
-
-def test_lines_that_are_missing_between_two_are_said(
-    pjobs: Operator, runs: Runs
-) -> None:
-    """Those that come with the same look."""
-    unread = logging.Logger("tests.unread")
-    unread.addHandler(logging.NullHandler())
-    run = runs.start(Ledger)
-    run.do(warn("one"))
-
-    def course() -> Iterator[None]:
-        yield
-
-        def log(job: JobState) -> None:
-            warn("two")(job)
-            unread.warning("%d", "x")
-            warn("three")(job)
-
-        run.do(log)
-        yield
-        run.end()
-
-    ran = pjobs("log", "-f", run.uuid, course=course())
-    assert ran.err == [f"pjobs: Lines of {run.uuid} are missing here."]
-    assert without_times(ran.out)[-1] == "WARNING tests.ledger: three"
+    gone, back, missing = ran.err
+    assert "does not answer" in gone and back == "pjobs: The store answers again."
+    assert missing == f"pjobs: Lines of {run.uuid} are missing here."
 
 
 def test_log_may_begin_at_a_level(pjobs: Operator, runs: Runs) -> None:
