@@ -17,8 +17,6 @@ from pyramid.exceptions import (
     ConfigurationError,
     ConfigurationExecutionError,
 )
-from pyramid.interfaces import INewRequest
-from pyramid.registry import Registry
 from pyramid.request import Request
 from pyramid.session import SignedCookieSessionFactory
 from redis.sentinel import Sentinel
@@ -126,18 +124,6 @@ def test_broker_of_other_jobs_is_left_alone(
     assert warnings() == []
 
 
-def test_registry_above_that_of_the_application_is_heard(redis_url: str) -> None:
-    """Subscribers in a registry above that of the application hear of requests."""
-    heard: list[Any] = []
-    above = Registry("above")
-    above.registerHandler(heard.append, (INewRequest,))
-    registry = Registry("below", bases=(above,))
-    config = Configurator(registry=registry)
-    config.setup_registry(settings={"jobstate.redis_url": redis_url})
-    assert get(make_app(config), "/job_state", "alice").status_code == 200
-    assert len(heard) == 1
-
-
 def test_application_without_a_store_does_not_start(set_broker: SetBroker) -> None:
     """The error says what is missing: a broker, a middleware or a place."""
     assert re.search(r"set_broker.*jobstate\.redis_url", refusal(configured(None)))
@@ -211,8 +197,9 @@ def test_bad_setting_stops_the_start(name: str, subtests: pytest.Subtests) -> No
 
 
 def test_unknown_setting_is_told_the_known_ones() -> None:
-    """The error lists the known settings in one line, with the nearest one first. Those
-    of others are left alone. Settings that follow the include are checked, too.
+    """The error names the nearest of the known settings, and lists them all in one
+    line. Those of others are left alone. Settings that follow the include are checked,
+    too.
     """
     nearest = "is unknown. Did you mean jobstate.owner? Known settings: jobstate.active"
     for name in "ownr", "OWNER":
@@ -220,10 +207,7 @@ def test_unknown_setting_is_told_the_known_ones() -> None:
         assert error.startswith(f"The setting jobstate.{name} {nearest}")
         assert len(error.splitlines()) == 1
     assert "Did you mean" not in include_refusal(greeting="hi")
-    for name in ("expires", ""):
-        error = include_refusal(**{name: "1h"})
-        assert f"jobstate.{name} is unknown" in error
-        assert re.search(r"jobstate\.expire_in, .*jobstate\.redis_url", error)
+    assert "jobstate. is unknown" in include_refusal(**{"": "1h"})
     made_config(NOWHERE, settings={"jobstate_x": "1", "expire_in": "soon"})
     config = configured()
     config.add_settings({"jobstate.ownr": "session"})

@@ -1,30 +1,19 @@
 """Streams of states: what a request gets."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+import redis
 from pyramid.request import Request
 from webtest import TestApp
 
-from pyramid_jobstate import JobStateMiddleware, JobStore
+from pyramid_jobstate import JobStore
 from tests.asgi import Exchange, Server, pushing
-from tests.faulty import faulty
 from tests.jobs import messages
 from tests.running import Runs
 from tests.support import UUID, load_job
 from tests.web.streaming import HINT, TIME, OwnJson, PublicRun, batch, one, put
-from tests.webapp import (
-    PLACES,
-    get,
-    make_app,
-    make_broker,
-    make_config,
-    make_request,
-    make_tm_config,
-)
-
-SetBroker = Callable[[Any], None]
+from tests.webapp import PLACES, get, make_alias, make_config
 
 
 def assert_same_answer(stream: Exchange, poll: Exchange) -> None:
@@ -58,43 +47,19 @@ def test_jobs_stream_wherever_they_are_polled(pushed: Server, store: JobStore) -
 # Aliases
 
 
-def click(
-    store_url: str, redis_url: str, set_broker: SetBroker, other: str
-) -> tuple[str, str, Callable[[], None]]:
-    """Have another user and Alice press a button at the same time, of whom the other
-    wins. Return the uuids of their jobs, and what commits both requests.
-
-    Parameters:
-      store_url: Where their jobs are written.
-    """
-    broker = make_broker(redis_url, JobStateMiddleware(url=store_url))
-    set_broker(broker)
-    config = make_tm_config(store_url)
-    make_app(config)
-    requests = [make_request(config, user) for user in (other, "alice")]
-    actor, uuids = broker.get_actor("run_marathon"), []
-    for request in requests:
-        request.tm.begin()
-        send = request.job_states.send_with_options
-        uuids.append(send(actor, (26,), unique="nightly", shared=True).uuid)
-
-    def commit() -> None:
-        for request in requests:
-            request.tm.commit()
-
-    return uuids[0], uuids[1], commit
-
-
 def test_alias_streams_its_job(
-    pushed: Server, redis_url: str, set_broker: SetBroker, store: JobStore
+    pushed: Server, client: redis.Redis, store: JobStore
 ) -> None:
-    """A page that lost a double click follows the job that won, under its own uuid."""
-    winner, loser, commit = click(redis_url, redis_url, set_broker, "alice")
-    commit()
-    stream = pushed.open(one(loser))
-    assert stream.at(0).data.encode() == pushed.poll(one(loser)).body
-    both = pushed.open(batch(loser, winner))
-    assert [both.at(i).state["job"]["uuid"] for i in (0, 1)] == [loser, winner]
+    """A page that lost a double click follows the job that won, under its own uuid. So
+    it does if that has become an alias, too.
+    """
+    winner, second, first = (put(store, "queued") for _ in range(3))
+    make_alias(client, f"jobstate:{second}", winner)
+    make_alias(client, f"jobstate:{first}", second)
+    stream = pushed.open(one(first))
+    assert stream.at(0).data.encode() == pushed.poll(one(first)).body
+    both = pushed.open(batch(second, winner))
+    assert [both.at(i).state["job"]["uuid"] for i in (0, 1)] == [second, winner]
     load_job(store, winner).cancel()
     assert stream.at(1).state["job"]["status"] == "cancelled"
     stream.wait()
@@ -102,33 +67,20 @@ def test_alias_streams_its_job(
 
 
 def test_job_that_becomes_an_alias_is_gone(
-    pushed: Server, redis_url: str, set_broker: SetBroker, store: JobStore
+    pushed: Server, client: redis.Redis, store: JobStore
 ) -> None:
     """A stream is authorised for the jobs that it began with. Once one of its uuids
     leads to another job, perhaps of somebody else's, a poll decides anew.
     """
-    other = put(store)
-    streams: list[Exchange] = []
-    with faulty(redis_url) as proxy:
-        winner, loser, commit = click(proxy.url, redis_url, set_broker, "bob")
-
-        def judge(request: bytes) -> str:
-            if not streams and store.load(loser) is not None:
-                # Its record has been written, and claims nothing yet.
-                streams.append(pushed.open(batch(loser, other)))
-                streams[0].at(1)
-            return "pass"
-
-        proxy.judge = judge
-        commit()
-    (stream,) = streams
-    assert stream.at(0).state["job"]["status"] == "queued"
-    assert stream.until(lambda event: event.name == "gone").data == loser
-    shown = len(stream.events)
+    loser, other = put(store, "queued"), put(store, "queued")
+    winner = put(store, "queued", owner="bob")
+    stream = pushed.watch(batch(loser, other), count=2)
+    make_alias(client, f"jobstate:{loser}", winner)
+    assert stream.at(2)[:2] == ("gone", loser)
     for uuid in winner, other:
         load_job(store, uuid).cancel()
-    assert stream.at(shown).state["job"]["uuid"] == other
-    assert len(stream.events) == shown + 1
+    assert stream.at(3).state["job"]["uuid"] == other
+    assert len(stream.wait().events) == 4
     assert pushed.poll(one(loser)).status == 403
 
 
