@@ -12,7 +12,7 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.rate_limits.backends import StubBackend
 
 from pyramid_jobstate import JobStateMiddleware, JobStore
-from tests.webapp import NOWHERE, make_broker, queued
+from tests.webapp import NOWHERE, queued
 
 pytestmark = pytest.mark.usefixtures("global_broker")
 
@@ -122,29 +122,26 @@ def test_broker_can_be_named(
         found = [send(what, broker=other) for what in forms]
         jobs = [found[0], *found[1], *found[2], *found[3]]
         assert [job.uuid for job in jobs] == [message.message_id for message in m]
+        assert send(group([]), broker=other) == []
     job_states.request.tm.commit()
-    assert {job_states[job.uuid].status for job in jobs} == {"queued"}
+    loaded = [job_states[job.uuid] for job in jobs]
+    assert {(job.status, job.owner) for job in loaded} == {("queued", "alice")}
     assert client.keys("dramatiq:*") == []
-    assert [x.args[0] for x in queued(other.client)] == [0, 1, 3, 4, 5, 6, 8] * 2
+    found = queued(other.client)
+    assert [message.args[0] for message in found] == [0, 1, 3, 4, 5, 6, 8] * 2
+    assert {message.options["job_owner"] for message in found} == {"alice"}
 
 
-def test_actor_goes_through_its_own_broker(
-    job_states: Any,
-    redis_url: str,
-    client: redis.Redis,
-    set_broker: Callable[[Any], None],
-) -> None:
+def test_actor_goes_through_its_own_broker(job_states: Any, other: RedisBroker) -> None:
     """An actor's own broker is used, and its argument `broker` is an ordinary one."""
-    set_broker(None)
-    broker = make_broker(redis_url)
 
-    @actor(broker=broker, job_state=True)
+    @actor(broker=other, job_state=True)
     def insure(*, broker: str) -> None:
         pass
 
     job_state = job_states.send_immediately(insure, broker="Lloyd's")
     assert job_state.job_params == {"broker": "Lloyd's"}
-    assert [m.message_id for m in queued(client)] == [job_state.uuid]
+    assert [m.message_id for m in queued(other.client)] == [job_state.uuid]
 
 
 def test_two_brokers_cannot_be_mixed(

@@ -250,22 +250,6 @@ def test_pipeline_has_all_its_records_from_the_start(
     assert "pipe_target" not in message.options
 
 
-def test_group_has_all_its_records(
-    job_states: Any, run_marathon: Any, client: redis.Redis
-) -> None:
-    """All members of a group are sent for its sender, and none of an empty group."""
-    m = [run_marathon.message(i) for i in range(6)]
-    what = group([m[0], m[1] | m[2], group([m[3], m[4] | m[5]])])
-    jobs = job_states.send_message(what)
-    assert job_states.send_message(group([])) == []
-    job_states.request.tm.commit()
-    assert [job.uuid for job in jobs] == [message.message_id for message in m]
-    loaded = [job_states[job.uuid] for job in jobs]
-    assert {(job.status, job.owner) for job in loaded} == {("queued", "alice")}
-    assert sent(client) == [0, 1, 3, 4]
-    assert {x.options["job_owner"] for x in queued(client)} == {"alice"}
-
-
 def test_group_that_left_in_part_is_shown_as_it_is(
     job_states: Any, global_broker: Broker, run_marathon: Any, client: redis.Redis
 ) -> None:

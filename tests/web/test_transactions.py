@@ -21,7 +21,7 @@ from pyramid.response import Response
 from pyramid.scripting import prepare
 from transaction.interfaces import TransientError
 
-from pyramid_jobstate import JobError, JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import away, pass_time
 from pyramid_jobstate.testing import put_job as put
 from tests.jobs import RunMarathon, messages
@@ -39,7 +39,6 @@ from tests.webapp import (
     EXPLICIT,
     get,
     make_app,
-    make_broker,
     make_config,
     make_request,
     make_tm_config,
@@ -316,24 +315,6 @@ def test_store_that_is_away_vetoes_the_commit(
     assert (database.count(), client.keys()) == (0, [])
     (line,) = messages(caplog, "")
     assert line.startswith("The job state store does not answer.")
-
-
-def test_commit_asks_a_store_that_has_just_failed_others(
-    redis_url: str, tm_config: Configurator, store: JobStore, client: redis.Redis
-) -> None:
-    """An earlier failure of another sender vetoes nothing: the record is written."""
-    broker = make_broker(redis_url, JobStateMiddleware(store))
-
-    def view(request: Request) -> str:
-        uuid = send(request, broker=broker)
-        with away(store):
-            broker.get_actor("run_marathon").send(1)
-        return uuid
-
-    uuid = visit(tm_config, view).text
-    assert sent(client) == [1, 26]
-    pass_time(store, 60)
-    assert load(tm_config, uuid).status == "queued"
 
 
 def test_store_that_goes_away_before_an_abort_is_only_logged(
