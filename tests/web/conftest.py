@@ -15,8 +15,8 @@ from webtest import TestApp
 
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests.asgi import Server, pushing
+from tests.counters import SQL
 from tests.running import Runs, running
-from tests.web.databases import SQLite
 from tests.web.operating import operated_app
 from tests.web.paging import Visit, Visiting, paged_app
 from tests.webapp import (
@@ -40,9 +40,9 @@ def global_broker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Broker:
 
 
 @pytest.fixture
-def sqlite(tmp_path: Path) -> Iterator[SQLite]:
-    """A database in a file."""
-    with contextlib.closing(SQLite(tmp_path)) as database:
+def sqlite(tmp_path: Path) -> Iterator[SQL]:
+    """A database in a file, which an application may include."""
+    with contextlib.closing(SQL(f"sqlite:///{tmp_path / 'counter'}")) as database:
         yield database
 
 

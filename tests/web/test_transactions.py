@@ -6,7 +6,6 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import dramatiq.broker
@@ -24,8 +23,9 @@ from transaction.interfaces import TransientError
 from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import away, pass_time
 from pyramid_jobstate.testing import put_job as put
+from tests.counters import SQL, Database, Zodb
 from tests.jobs import RunMarathon, messages
-from tests.web.databases import Manager, SQLite, Zodb, fail
+from tests.web.databases import Manager, fail
 from tests.web.visits import (
     NOT_SENT,
     add_view,
@@ -73,11 +73,23 @@ def implicit(redis_url: str) -> Configurator:
     return make_tm_config(redis_url, IMPLICIT)
 
 
-@pytest.fixture(params=[SQLite, Zodb])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    """A database that commits when it votes, and one that has two phases."""
-    with contextlib.closing(request.param(tmp_path)) as database:
+@pytest.fixture(params=["SQL", "Zodb"])
+def database(
+    request: pytest.FixtureRequest, tm_config: Configurator, sqlite: SQL
+) -> Iterator[Database]:
+    """A database of the application's that commits when it votes, and one that has two
+    phases.
+    """
+    database = sqlite if request.param == "SQL" else Zodb("memory://")
+    tm_config.add_settings(database.settings)
+    tm_config.include(database.includeme)
+    with contextlib.closing(database):
         yield database
+
+
+def write(request: Request, database: Database) -> None:
+    """Change a database in the transaction of a request."""
+    database.root_factory(request)["counter"].value += 1
 
 
 def send(request: Request, miles: int = 26, broker: Broker | None = None) -> str:
@@ -96,16 +108,16 @@ def test_commit_sends_when_the_database_is_durable(
     global_broker: Broker,
     store: JobStore,
     client: redis.Redis,
-    database: Any,
+    database: Database,
 ) -> None:
     """The message leaves, and is recorded, once others see what the request wrote."""
 
     class Watch(Middleware):
         def before_enqueue(self, broker: Broker, message: Any, delay: Any) -> None:
-            moments.append((database.count(), load(tm_config, message.message_id)))
+            moments.append((database.read()[0], load(tm_config, message.message_id)))
 
     def view(request: Request) -> str:
-        database.write(request)
+        write(request, database)
         uuid = send(request)
         assert client.keys() == []
         return uuid
@@ -123,7 +135,7 @@ def test_commit_sends_when_the_database_is_durable(
 
 
 def test_abort_leaves_nothing(
-    tm_config: Configurator, client: redis.Redis, sqlite: SQLite
+    tm_config: Configurator, client: redis.Redis, sqlite: SQL
 ) -> None:
     """A request whose transaction is aborted, however that happens, sends nothing."""
 
@@ -136,17 +148,18 @@ def test_abort_leaves_nothing(
         request.tm.begin()
 
     def view(request: Request) -> None:
-        sqlite.write(request)
+        write(request, sqlite)
         send(request)
         ways[request.headers["X-User"]](request)
 
+    tm_config.include(sqlite.includeme)
     ways: dict[str, Any] = {"doom": doom, "abort": abort, "fail": lambda r: fail()}
     add_view(tm_config, "go", view)
     app = make_app(tm_config)
     for way in ways:
         with contextlib.suppress(ZeroDivisionError):
             get(app, "/go", way)
-        assert (client.keys(), sqlite.count()) == ([], 0), way
+        assert (client.keys(), sqlite.read()[0]) == ([], 0), way
 
 
 def test_nobody_waits_for_a_job_before_its_commit(
@@ -200,14 +213,14 @@ def test_exception_view_shares_the_transaction(
 
 
 def test_retried_request_sends_once(
-    tm_config: Configurator, store: JobStore, client: redis.Redis, database: Any
+    tm_config: Configurator, store: JobStore, client: redis.Redis, database: Database
 ) -> None:
     """Only the last attempt's job is sent, also after a conflict in the commit."""
     phases = ["tpc_vote", "commit", "view"]
     uuids = []
 
     def view(request: Request) -> str:
-        database.write(request)
+        write(request, database)
         uuids.append(send(request))
         phase = phases.pop() if phases else None
         if phase == "view":
@@ -222,7 +235,7 @@ def test_retried_request_sends_once(
     assert len(set(uuids)) == 4
     assert [m.message_id for m in queued(client)] == [response.text] == uuids[3:]
     assert [job.uuid for job in store.list().items] == uuids[3:]
-    assert database.count() == 1
+    assert database.read()[0] == 1
 
 
 def test_savepoint_takes_back_what_was_sent_since(
@@ -251,14 +264,14 @@ def test_savepoint_takes_back_what_was_sent_since(
 
 
 def test_manager_that_fails_leaves_nothing(
-    tm_config: Configurator, client: redis.Redis, database: Any
+    tm_config: Configurator, client: redis.Redis, database: Database
 ) -> None:
     """If another data manager fails, before or after ours, no record and no place in a
     list stays, and nothing is sent.
     """
 
     def view(request: Request) -> None:
-        database.write(request)
+        write(request, database)
         send(request)
         request.tm.get().join(Manager(key, phase, fail))
 
@@ -270,7 +283,7 @@ def test_manager_that_fails_leaves_nothing(
                 get(app, "/go")
             assert client.keys() == [], (key, phase)
     # A one-phase database has committed by the last vote.
-    assert database.count() == isinstance(database, SQLite)
+    assert database.read()[0] == database.has_one_phase
 
 
 @pytest.mark.parametrize(("key", "status"), [("a", "error"), (LAST, "queued")])
@@ -299,20 +312,20 @@ def test_manager_that_fails_to_finish(
 def test_store_that_is_away_vetoes_the_commit(
     tm_config: Configurator,
     client: redis.Redis,
-    database: Any,
+    database: Database,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Nobody could follow the job. The log says so once."""
 
     def view(request: Request) -> None:
-        database.write(request)
+        write(request, database)
         send(request)
         stack.enter_context(away(request.job_states.store))
 
     with contextlib.ExitStack() as stack:
         response = visit(tm_config, view)
     assert response.status_code == 503 and "does not answer" in response.text
-    assert (database.count(), client.keys()) == (0, [])
+    assert (database.read()[0], client.keys()) == (0, [])
     (line,) = messages(caplog, "")
     assert line.startswith("The job state store does not answer.")
 
@@ -345,20 +358,21 @@ def test_broker_that_is_away_marks_the_job(
     tm_config: Configurator,
     redis_url: str,
     client: redis.Redis,
-    sqlite: SQLite,
+    sqlite: SQL,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The commit stands, the job has failed, and the other message is sent."""
     broker = broker_that_is_away(redis_url)
+    tm_config.include(sqlite.includeme)
 
     def view(request: Request) -> str:
-        sqlite.write(request)
+        write(request, sqlite)
         uuid = send(request, broker=broker)
         send(request, 2)
         return uuid
 
     response = visit(tm_config, view)
-    assert (response.status_code, sqlite.count()) == (200, 1)
+    assert (response.status_code, sqlite.read()[0]) == (200, 1)
     assert sent(client) == [2]
     job_state = load(tm_config, response.text)
     shown = job_state.__json__(make_request(tm_config, "alice"))["job"]
@@ -424,26 +438,27 @@ def refused(request: Request) -> None:
 
 
 def test_script_sends_at_its_commit(
-    either_config: Configurator, client: redis.Redis, sqlite: SQLite
+    either_config: Configurator, client: redis.Redis, sqlite: SQL
 ) -> None:
     """A script's database and its jobs commit in one transaction, and abort together.
     Before that begins and after it ends, a send is refused.
     """
+    either_config.include(sqlite.includeme)
     with script(either_config) as request:
         refused(request)
         request.tm.begin()
-        sqlite.write(request)
+        write(request, sqlite)
         send(request)
         request.tm.abort()
         refused(request)
-        assert (sqlite.count(), client.keys()) == (0, [])
+        assert (sqlite.read()[0], client.keys()) == (0, [])
         with request.tm:
-            sqlite.write(request)
+            write(request, sqlite)
             uuid = send(request)
             assert client.keys() == []
         refused(request)
     assert [m.message_id for m in queued(client)] == [uuid]
-    assert sqlite.count() == 1
+    assert sqlite.read()[0] == 1
 
 
 def test_application_without_a_manager_is_told(
@@ -504,30 +519,10 @@ def test_subrequest_shares_the_threads_transaction(
     assert sent(client) == [1, 26, 27]
 
 
-def test_subrequest_with_an_explicit_manager_has_its_own_transaction(
-    tm_config: Configurator, client: redis.Redis
-) -> None:
-    """It commits even if the outer request fails. Without tweens it has none."""
-
-    def sub(request: Request) -> None:
-        (send if "tm.active" in request.environ else refused)(request)
-
-    def view(request: Request) -> None:
-        send(request, 1)
-        subrequest(request)
-        subrequest(request, use_tweens=True)
-        fail()
-
-    add_view(tm_config, "sub", sub)
-    with pytest.raises(ZeroDivisionError):
-        visit(tm_config, view)
-    assert sent(client) == [26]
-
-
 def test_transaction_that_nobody_commits_is_told(
     implicit: Configurator,
     client: redis.Redis,
-    sqlite: SQLite,
+    sqlite: SQL,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A session used after the commit begins a transaction of the thread, which looks
@@ -536,10 +531,11 @@ def test_transaction_that_nobody_commits_is_told(
     """
 
     def late(request: Request) -> None:
-        sqlite.session(request).connection()
+        request.dbsession.connection()
         uuids.append(send(request))
 
     uuids: list[str] = []
+    implicit.include(sqlite.includeme)
     visit(implicit, lambda request: request.add_finished_callback(late))
     transaction.begin()
     (line,) = messages(caplog, "pyramid_jobstate")
