@@ -23,7 +23,6 @@ from pyramid_jobstate import (
     JobStore,
     RequestMiddleware,
     rerun,
-    testing,
 )
 from pyramid_jobstate.testing import Outbox, outbox, put_job, values
 from tests.jobs import job_actor, wait_until, working
@@ -63,10 +62,6 @@ def app() -> Iterator[Router]:
     @job_actor(broker=broker)
     def broken(*, job_state: JobState) -> None:
         raise ZeroDivisionError
-
-    @job_actor(broker=broker)
-    def nest(*, request: Any, job_state: JobState) -> None:
-        testing.run_jobs(request.registry)
 
     job_actor(actor_name="untracked", broker=broker)(lambda: None)
 
@@ -216,14 +211,6 @@ def test_plain_pipeline_is_in_the_outbox(job_outbox: Outbox, run_jobs: RunJobs) 
     assert [values(job, "miles_run") for job in run_jobs()] == [[1], [2], [9]]
     with pytest.raises(ActorError, match="'untracked' is not tracked"):
         pipeline([broker.get_actor("untracked").message(), follow.message()]).run()
-
-
-def test_jobs_are_not_run_inside_a_job(job_outbox: Outbox, run_jobs: RunJobs) -> None:
-    """The error says what to do, and fails the job that has called it."""
-    dramatiq.get_broker().get_actor("nest").send()
-    with pytest.raises(RuntimeError, match="after the job"):
-        run_jobs()
-    assert [sent.job_state.status for sent in job_outbox] == ["error"]
 
 
 def test_error_of_a_job_reaches_the_test(

@@ -7,9 +7,8 @@ import pytest
 import redis
 from pyramid.authorization import Everyone
 
-from pyramid_jobstate import Batch, JobError, JobState, JobStore, Progress, testing
+from pyramid_jobstate import Batch, JobState, JobStore, testing
 from tests.jobs import RunMarathon
-from tests.support import FINISHED, STATUSES, load_job
 from tests.webapp import NOWHERE, make_broker, make_request, make_tm_config
 
 pytest_plugins = ["pyramid_jobstate.fixtures"]
@@ -52,33 +51,6 @@ def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
     assert type(own) is RunMarathon and own.job_params == {"miles": 2}
 
 
-def test_put_job_reaches_every_status(job_store: JobStore) -> None:
-    """A job can be put into any status, with all that a page may show of it."""
-    bad, cancelled = JobError("ValueError", "bad"), "The job was cancelled."
-    who: Any = {"actor": "run_marathon", "owner": "alice", "params": {"miles": 26}}
-    how_far: Any = {"metrics": {"miles_run": 12}, "progress": Progress(12, 26, "miles")}
-    rest: Any = {"message": "On we go", "log": ["a", "b"], "attempt": 3, "delay": 60}
-    for status in STATUSES:
-        error = bad if status in ("retrying", "error") else None
-        options = {**who, **how_far, **rest, "error": error}
-        job_state = testing.put_job(job_store, RunMarathon, status, **options)
-        assert isinstance(job_state, RunMarathon)
-        assert (job_state.status, job_state.owner) == (status, "alice")
-        assert job_state.job_params == {"miles": 26}
-        assert job_state.actor == "run_marathon"
-        if status == "queued":
-            assert job_state.attempt == 0 and job_state.due_at
-            continue
-        assert job_state.attempt == 3
-        assert job_state.progress_metrics == {"miles_run": 12}
-        assert job_state.progress and job_state.progress.fraction == 12 / 26
-        assert (job_state.message, job_state.log) == ("On we go", ["a", "b"])
-        wanted = JobError(None, cancelled) if status == "cancelled" else error
-        assert job_state.error == wanted
-        assert (job_state.due_at is not None) is (status == "retrying")
-        assert (job_state.finished_at is not None) is (status in FINISHED)
-
-
 def test_wrong_argument_is_named(job_store: JobStore) -> None:
     """The error names the argument and its value, and nothing is stored."""
     wrong: list[tuple[Any, dict[str, Any], str]] = [
@@ -105,28 +77,13 @@ def test_wrong_argument_is_named(job_store: JobStore) -> None:
         with pytest.raises(TypeError, match=match):
             testing.put_batch(job_store, *arguments)
     assert job_store.client.dbsize() == 0
-    url: Any = "redis://:hush@localhost"
-    with pytest.raises(TypeError, match=r"^store must be a JobStore, not str\.$"):
-        testing.put_job(url)
-
-
-def test_time_passes_for_a_store(job_store: JobStore) -> None:
-    """A job that runs stalls, one that is due is due, and an ended one expires."""
-    working = testing.put_job(job_store)
-    stalled = testing.put_job(job_store, status="stalled")
-    retrying = testing.put_job(job_store, status="retrying", delay=60)
-    ended = testing.put_job(job_store, status="success")
-    testing.pass_time(job_store, job_store.stalled_after + 1)
-    for each in working, stalled:
-        assert load_job(job_store, each.uuid).status == "stalled"
-    late = load_job(job_store, retrying.uuid).due_at
-    assert retrying.due_at and late and late < retrying.due_at
-    testing.pass_time(job_store, job_store.expire_in)
-    assert job_store.load(ended.uuid) is None
     for seconds in "1", -1, float("nan"):
         bad: Any = seconds
         with pytest.raises((TypeError, ValueError), match="seconds must be a"):
             testing.pass_time(job_store, bad)
+    url: Any = "redis://:hush@localhost"
+    with pytest.raises(TypeError, match=r"^store must be a JobStore, not str\.$"):
+        testing.put_job(url)
 
 
 def test_store_that_is_away(job_store: JobStore) -> None:
