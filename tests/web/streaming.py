@@ -159,12 +159,7 @@ def pooling(
 
 @contextlib.contextmanager
 def refusing_threads(name: str, times: int) -> Iterator[list[int]]:
-    """Keep threads from starting a number of times, and yield how many of these times
-    are left.
-
-    Parameters:
-      name: What the names of the threads begin with.
-    """
+    """Keep threads of a name from starting. Yield how many more times that happens."""
     start, left = threading.Thread.start, [times]
 
     def fail(thread: threading.Thread) -> None:

@@ -194,9 +194,7 @@ def environ_of(**scope: Any) -> dict[str, Any]:
 
 
 def test_cookies_of_http2_are_one_header() -> None:
-    """The cookies that HTTP/2 has split are one header again. The scheme is that of the
-    client, as far as the server trusts the proxy.
-    """
+    """The cookies that HTTP/2 has split are one again. The scheme is the client's."""
     headers = [(b"cookie", b"a=1"), (b"x-a", b"1"), (b"cookie", b"b=2")]
     found = environ_of(scheme="https", headers=headers)
     assert found["HTTP_COOKIE"] == "a=1; b=2"
@@ -242,9 +240,7 @@ def test_bad_number_of_threads_is_an_error() -> None:
 
 
 def test_response_may_be_replaced_until_its_first_byte() -> None:
-    """A WSGI application may make an error page of a response of which nothing has been
-    sent. Later, it gets its exception back, and so does one that starts none.
-    """
+    """Later, an application gets its exception back. So does one that starts none."""
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", [])
@@ -368,9 +364,7 @@ def test_body_that_is_late_holds_no_thread(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_streams_need_no_threads(redis_url: str, runs: Runs) -> None:
-    """Many more streams than threads leave all threads to plain requests, and go on
-    while these are busy. No more views run than there are threads.
-    """
+    """Many more streams than threads leave all threads to plain requests, and go on."""
     gate, begun = threading.Event(), []
 
     def slow(request: Request) -> Response:
@@ -422,9 +416,7 @@ for name, module in ("babel", "pages"), ("pyramid_jinja2", "pages"), ("a2wsgi", 
 
 @pytest.mark.system
 def test_nothing_of_an_extra_is_loaded_without_need(redis_url: str) -> None:
-    """Under WSGI, an application imports nothing for streams, nor for pages that it
-    does not have. The error of one that lacks an extra names it.
-    """
+    """Without need, none is imported. An error names the extra that is missing."""
     command = [sys.executable, "-c", PLAIN, redis_url]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines() == [

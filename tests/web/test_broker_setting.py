@@ -45,9 +45,7 @@ def make(settings: dict[str, Any]) -> Broker:
 
 
 def included(broker: Any = NOWHERE, **settings: Any) -> Configurator:
-    """Return the configurator of an application with the setting, which has included
-    the package.
-    """
+    """Return the configurator of an application that has included the package."""
     given = {f"jobstate.{name}": value for name, value in settings.items()}
     given |= {"jobstate.broker": broker, "queue.url": NOWHERE}
     config = make_config(None, settings=given)
@@ -163,9 +161,7 @@ def test_broker_may_be_the_applications_own() -> None:
 def test_broker_may_have_middleware_of_its_own(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A broker keeps what it has of our middleware. No setting reaches its store, which
-    is compared.
-    """
+    """It keeps ours. No setting reaches its store, which is compared."""
 
     class Own(RequestMiddleware):
         """The application's own."""
@@ -227,9 +223,7 @@ def test_function_that_goes_wrong_leaves_nothing_behind() -> None:
 
 
 def test_async_actors_run_in_workers_alone(redis_url: str) -> None:
-    """The application adds AsyncIO after the include, wherever the actors are declared.
-    A direct call fails for want of an event loop.
-    """
+    """Wherever they are declared, and if AsyncIO is added after the include."""
 
     async def run(miles: int, *, job_state: RunMarathon) -> None:
         await asyncio.sleep(0)
@@ -503,9 +497,7 @@ def test_release_spares_a_broker_of_the_applications_own() -> None:
 
 
 def test_applications_share_the_broker_of_one_setting() -> None:
-    """Applications share the store, too, whether a default is written out or not.
-    Another setting is refused.
-    """
+    """They share the store, too, if defaults are written out. Others are refused."""
     defaults = {"namespace": "jobstate", "expire_in": "1d", "stalled_after": 15}
     for value in NOWHERE, "stub", f"{__name__}.make", f"{__name__}.own":
         one = made(value)

@@ -33,9 +33,7 @@ def test_broker_that_fails_is_a_503(
     caplog: pytest.LogCaptureFixture,
     fault: str,
 ) -> None:
-    """If the broker fails, the job has failed as before, and the log says how many were
-    sent. Neither the store nor the query is blamed.
-    """
+    """The job has failed as before, and the log says how many were sent."""
 
     def known_of(job: str) -> list[Any]:
         path = f"/job_state/{job}"

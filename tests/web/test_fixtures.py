@@ -108,9 +108,7 @@ def test_jobs_run_in_the_transaction_of_the_test(
     job_outbox: Outbox,
     run_jobs: RunJobs,
 ) -> None:
-    """What a doomed transaction sends is in the outbox, and written nowhere. It runs,
-    with all that it sends, in the test's environ; each JobState has every report.
-    """
+    """What it sends is in the outbox alone, and runs in the test's environ."""
     assert job_outbox == []
     uuid = testapp.get("/send").json["uuid"]
     (sent,) = job_outbox
@@ -124,9 +122,7 @@ def test_jobs_run_in_the_transaction_of_the_test(
 
 
 def test_plain_send_is_in_the_outbox(job_outbox: Outbox, run_jobs: RunJobs) -> None:
-    """What an actor is sent without a request, in a test or by another job, is in the
-    outbox, too, and written nowhere. It runs like the others.
-    """
+    """What is sent without a request, in a test or by a job, is in the outbox, too."""
     actor = dramatiq.get_broker().get_actor
     message = actor("pass_on").send_with_options(args=(3,), job_owner="bob", delay=9)
     (sent,) = job_outbox
@@ -146,9 +142,7 @@ def test_what_has_no_place_in_the_outbox_is_sent(
     monkeypatch: pytest.MonkeyPatch,
     is_tracking: bool,
 ) -> None:
-    """The broker gets the messages of untracked actors, of jobs that run again, and
-    what a middleware puts back.
-    """
+    """The broker gets what is untracked, runs again, or was put back."""
     broker = StubBroker()
     monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
     if is_tracking:
@@ -173,9 +167,7 @@ def test_worker_beside_the_test_keeps_its_messages(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A worker that runs beside the test gets what is due, retries and later steps.
-    What an actor sends there is in the outbox.
-    """
+    """It gets what is due, retries and later steps, but not what an actor sends."""
     broker = StubBroker()
     monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
     broker.add_middleware(JobStateMiddleware(job_store))
@@ -198,10 +190,7 @@ def test_worker_beside_the_test_keeps_its_messages(
 
 
 def test_plain_pipeline_is_in_the_outbox(job_outbox: Outbox, run_jobs: RunJobs) -> None:
-    """All steps of a pipeline that is run without a request are in the outbox. Each
-    runs with the result of the one before it, unless it ignores that. One with an
-    untracked step is refused, as when a request sends it.
-    """
+    """All steps are, and get the results before them. An untracked one is refused."""
     broker = dramatiq.get_broker()
     follow = broker.get_actor("follow")
     ignoring = follow.message_with_options(args=(9,), pipe_ignore=True)
@@ -216,9 +205,7 @@ def test_plain_pipeline_is_in_the_outbox(job_outbox: Outbox, run_jobs: RunJobs) 
 def test_error_of_a_job_reaches_the_test(
     testapp: TestApp, job_outbox: Outbox, run_jobs: RunJobs
 ) -> None:
-    """What an actor raises is raised; the next call goes on with the next job. Later
-    steps of its pipeline do not run.
-    """
+    """It is raised, later steps do not run, and the next call goes on after them."""
     testapp.get("/fail")
     with pytest.raises(ZeroDivisionError):
         run_jobs()
@@ -264,9 +251,7 @@ def afterwards(app: Router) -> Iterator[None]:
 def test_application_has_its_own_again(
     job_outbox: Outbox, job_store: JobStore, app: Router
 ) -> None:
-    """It reads the store of the test, where that has put a job. After the test it sends
-    again, and reads where its settings say.
-    """
+    """It reads the store of the test, and then where its settings say."""
     assert outbox(app.registry) is job_outbox
     job = put_job(job_store, status="retrying", owner="alice", attempt=2)
     state = TestApp(app).get(f"/job_state/{job.uuid}").json

@@ -1,6 +1,4 @@
-"""A store that is away: the answers of our views and of the application's, and the
-log.
-"""
+"""A store that is away: the answers of our views and the application's, and the log."""
 
 from __future__ import annotations
 
@@ -50,9 +48,7 @@ EVERYTHING = f"""GET /{UUID} GET /? GET /?limit=5 GET /?uuid={UUID} GET /?owner=
 
 
 def config_without_store() -> Configurator:
-    """Return the configurator of an application with views of its own, whose store is
-    away.
-    """
+    """Return the configurator of an application whose views find its store away."""
     config = make_config(NOWHERE, root_factory=mounted_root)
     config.add_route("routed", "/routed/{x}")
     for name, view in (
@@ -186,9 +182,7 @@ def watch(handler: Any, registry: Any) -> Any:
 
 
 def make_watched(url: str, **settings: str) -> tuple[TestApp, JobStore, list[str]]:
-    """Return an application with a tween that notes exceptions, its store, and the list
-    of their names.
-    """
+    """Return an application, its store, and the exceptions that pass its tween."""
     given = {f"jobstate.{name}": value for name, value in settings.items()}
     config = make_config(url, root_factory=mounted_root, settings=given)
     seen: list[str] = []
@@ -201,10 +195,7 @@ def make_watched(url: str, **settings: str) -> tuple[TestApp, JobStore, list[str
 def test_outage_raises_nothing_through_the_tweens(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """During an outage, every request is answered without an exception. The log has one
-    line for the outage and one for its end, which a question that asks nothing does not
-    bring about.
-    """
+    """Every request gets a 503. The log has a line for an outage and for its end."""
     app, store, seen = make_watched(redis_url)
     caplog.set_level(logging.INFO, "pyramid_jobstate")
     for asked in EVERYTHING, EVERYTHING[:2]:
@@ -290,9 +281,7 @@ def test_store_that_refuses_is_a_503(
 def test_full_pool_is_a_503_in_words_of_its_own(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While no connection is free, requests get a 503 that says so. So does the log,
-    once. The store is not said to be away.
-    """
+    """Requests and the log, once, say that no connection is free, and not an outage."""
     app, store, seen = make_watched(redis_url, max_connections="1")
     job = put(store)
     said = {"error": "All 1 connections to the store are in use."}

@@ -71,9 +71,7 @@ def test_message_and_record_have_one_id(
 
 
 def test_send_returns_one_job_or_all(job_states: JobStates, run_marathon: Any) -> None:
-    """A type checker, which reads this, knows that an actor and a message are one job,
-    and a pipeline and a group are several.
-    """
+    """A type checker knows which sends return one job and which several."""
     run: Actor[..., Any] = run_marathon
     assert_type(job_states.send_immediately(run, 26), JobState)
     for send in job_states.send_message, job_states.send_immediately:
@@ -108,9 +106,7 @@ def test_message_is_sent_as_it_is(
 def test_arguments_are_those_of_the_call(
     job_states: Any, run_marathon: Any, client: redis.Redis
 ) -> None:
-    """Changes to an argument after the call do not affect the message. What cannot be
-    encoded fails in the call, and the transaction goes on without it.
-    """
+    """Later changes have no effect. What cannot be encoded fails in the call."""
     miles, shoes = [1, 2], {"left": "red"}
     job_state = job_states.send(run_marathon, miles, shoes=shoes)
     for argument in object(), {1, 2}, b"x":
@@ -133,9 +129,7 @@ def test_arguments_are_those_of_the_call(
 def test_owner_is_the_sender_unless_another_is_named(
     made_tm_config: Configurator, run_marathon: Any, client: redis.Redis
 ) -> None:
-    """The owner of a job is the one that the view names, possibly None, or else the
-    user of the request. The message carries it to the worker.
-    """
+    """The view may name another, or None. The message carries it to the worker."""
     cases: list[tuple[str | None, dict[str, Any], object]] = [
         ("alice", {}, "alice"),
         (None, {}, None),
@@ -158,10 +152,7 @@ def test_owner_is_the_sender_unless_another_is_named(
 def test_owner_that_cannot_be_one_is_refused(
     job_states: Any, redis_url: str, run_marathon: Any, client: redis.Redis
 ) -> None:
-    """An owner is a string, a finite number or None, also where jobstate.owner returns
-    it. It is none of Pyramid's principals, which would open the job to all. Otherwise
-    nothing is sent.
-    """
+    """It is a string, a finite number or None, and no principal of Pyramid's."""
     match = r"a string or a finite number, not .*jobstate\.owner"
     bad: list[tuple[Any, type[Exception], str]] = [
         *((owner, TypeError, match) for owner in (["a"], True, b"a", float("nan"))),
@@ -227,9 +218,7 @@ def test_delay_that_the_store_cannot_keep_is_refused(
 def test_pipeline_has_all_its_records_from_the_start(
     job_states: Any, run_marathon: Any, client: redis.Redis
 ) -> None:
-    """Each step has a record, owner and id, and waits however long it takes. The first
-    message leads to the others.
-    """
+    """Each step has a record, owner and id, and waits however long it takes."""
     what = pipeline([run_marathon.message(i) for i in range(3)])
     ids = [m.message_id for m in what.messages]
     before = what.messages[0].asdict()
@@ -253,10 +242,7 @@ def test_pipeline_has_all_its_records_from_the_start(
 def test_group_that_left_in_part_is_shown_as_it_is(
     job_states: Any, global_broker: Broker, run_marathon: Any, client: redis.Redis
 ) -> None:
-    """If the broker goes away during a group, the messages that it took run, with their
-    later steps. With the transaction the others read as failed; sent immediately, they
-    leave no record.
-    """
+    """What the broker took runs. The rest has failed or, sent at once, is unknown."""
     global_broker.add_middleware(Refusing(lambda message: message.args == (2,)))
     m = [run_marathon.message(i) for i in range(5)]
     jobs = job_states.send_message(group([m[0] | m[1], m[2] | m[3], m[4]]))
@@ -280,9 +266,7 @@ def test_group_that_left_in_part_is_shown_as_it_is(
 def test_what_cannot_be_followed_is_refused(
     job_states: Any, global_broker: Broker, run_marathon: Any, client: redis.Redis
 ) -> None:
-    """An untracked actor, also in a pipeline or a group, an id that is not a uuid, and
-    a pipeline or a group that could not be sent at the commit are refused in the call.
-    """
+    """What is untracked, has a foreign id, or could not be sent fails in the call."""
     sweep = global_broker.get_actor("sweep")
     members = [run_marathon.message(1), sweep.message()]
     match = r"'sweep' is not tracked.*job_state=True"
@@ -329,9 +313,7 @@ def test_only_an_actor_is_sent_arguments(job_states: Any, run_marathon: Any) -> 
 def test_send_immediately_that_fails_leaves_nothing(
     job_states: Any, redis_url: str, client: redis.Redis
 ) -> None:
-    """The caller gets the broker's error, and no record stays behind. While the store
-    is away, nothing is sent: nobody could follow the job.
-    """
+    """The caller gets the broker's error, and nothing is sent without the store."""
     broker = broker_that_is_away(redis_url)
     run_marathon = broker.get_actor("run_marathon")
     steps = pipeline([run_marathon.message(i) for i in range(3)], broker=broker)

@@ -1,6 +1,4 @@
-"""The start of an application: its settings, its store, its routes, and the mistakes
-that stop it.
-"""
+"""The start of an application: its settings, store and routes, and what stops it."""
 
 import re
 import traceback
@@ -86,9 +84,7 @@ def include_refusal(**settings: Any) -> str:
 
 @pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """Returns what the package has warned of since the last call, which must show no
-    password.
-    """
+    """Returns what was warned of since the last call, which must show no password."""
 
     def found() -> list[str]:
         lines = messages(caplog, "pyramid_jobstate")
@@ -136,9 +132,7 @@ def test_application_without_a_store_does_not_start(set_broker: SetBroker) -> No
 
 
 def test_set_job_store_replaces_the_store() -> None:
-    """The directive wins over redis_url, and survives a second include. It takes one
-    store, or its dotted name, and names what else it got, but no password.
-    """
+    """It wins over redis_url, takes a store or its name, and shows no password."""
     config = configured("redis://127.0.0.1:2/0")
     config.set_job_store(f"{__name__}.STORE")
     config.commit()
@@ -197,10 +191,7 @@ def test_bad_setting_stops_the_start(name: str, subtests: pytest.Subtests) -> No
 
 
 def test_unknown_setting_is_told_the_known_ones() -> None:
-    """The error names the nearest of the known settings, and lists them all in one
-    line. Those of others are left alone. Settings that follow the include are checked,
-    too.
-    """
+    """The error names the nearest, and lists all in one line, whenever it was set."""
     nearest = "is unknown. Did you mean jobstate.owner? Known settings: jobstate.active"
     for name in "ownr", "OWNER":
         error = include_refusal(**{name: "session"})
@@ -292,9 +283,7 @@ def test_start_is_logged(said: Callable[[], list[str]]) -> None:
 
 
 def private_stores() -> Iterator[tuple[JobStore, JobStore]]:
-    """Yield stores of which only the application knows how to connect, each with
-    another, in both orders.
-    """
+    """Yield pairs of stores of which only the application knows how to connect."""
     other = JobStore(f"{HOST}/0")
     sentinel = Sentinel([("127.0.0.1", 1)], sentinel_kwargs={"password": "hush"})
     pool = OwnPool.from_url(f"{HOST}/1")
@@ -315,9 +304,7 @@ def reading(store: JobStore) -> Configurator:
 def test_other_place_stops_the_start(
     set_broker: SetBroker, subtests: pytest.Subtests
 ) -> None:
-    """Another database, or another port of the same host, is an error that shows both
-    stores. So is another namespace, in which every job would be unknown.
-    """
+    """Another database, port of a host or namespace is an error that shows both."""
     pool = redis.BlockingConnectionPool(port=7000, db="1")
     places: list[tuple[Any, str, str]] = [
         (HOST, f"{HOST}/1", "database"),
@@ -352,10 +339,7 @@ def test_other_place_stops_the_start(
 def test_other_place_that_may_be_the_same_is_warned_of(
     set_broker: SetBroker, warnings: Callable[[], list[str]], subtests: pytest.Subtests
 ) -> None:
-    """Two names may stand for one server, and only the application may know how to
-    connect: one warning shows both stores. No other spelling of one place, and no
-    client in two stores, causes any.
-    """
+    """One warning shows both stores. Spellings of one place cause none."""
     private = list(private_stores())
     same: list[tuple[str, Any]] = [
         (f"{HOST}/0", "redis://127.0.0.1:7000"),
@@ -395,9 +379,7 @@ def with_route(pattern: str, prefix: str | None = None, **options: Any) -> Confi
 
 
 def test_earlier_route_that_swallows_our_path_stops_the_start() -> None:
-    """An earlier route that matches our URLs is an error that names the route, also if
-    it was committed alone.
-    """
+    """An earlier route that matches our URLs, also if it was committed, is an error."""
     alone = "/*everything /{a}/{b} /job_state/ /job_state/{id}/cancel /job_state/counts"
     cases = [*((pattern, None) for pattern in alone.split()), ("/*everything", "api")]
     for pattern, prefix in cases:
@@ -413,9 +395,7 @@ def test_earlier_route_that_swallows_our_path_stops_the_start() -> None:
 
 
 def test_route_that_may_be_meant_is_let_be(warnings: Callable[[], list[str]]) -> None:
-    """A route that matches none of our requests, that only makes URLs, or that comes
-    later causes no warning. A catch-all with predicates causes one, which names it.
-    """
+    """Only a catch-all with predicates causes a warning, which names it."""
     for pattern in ("/", "/{a}/{b}/{c}/{d}", "/job_state/{n:[0-9]+}", "/job"):
         start(with_route(pattern))
     start(with_route("/*everything", static=True))
@@ -429,9 +409,7 @@ def test_route_that_may_be_meant_is_let_be(warnings: Callable[[], list[str]]) ->
 
 
 def test_placeholder_in_the_prefix_stops_the_include() -> None:
-    """A placeholder in the prefix, or in that of an outer include, is an error: URLs of
-    jobs need a fixed path. What only resembles one is accepted.
-    """
+    """A placeholder, also of an outer include, is an error: URLs need a fixed path."""
     for prefix in ("{tenant}", "/a/{b:[a-z]+}/", ":tenant"):
         with pytest.raises(ConfigurationError, match="route_prefix") as caught:
             make_config(NOWHERE).include("pyramid_jobstate", route_prefix=prefix)

@@ -158,9 +158,7 @@ def test_stream_takes_nothing_from_before_it(
 def test_stream_that_begins_during_a_reading_waits_for_no_change(
     relay: TrackingRelay, store: JobStore
 ) -> None:
-    """What a view has read may be outdated when its stream begins. If a job is being
-    read just then, it is read once more, though nothing changes any more.
-    """
+    """A job that is being read when a stream begins is read once more for it."""
     gate = Gate()
 
     def gated(app: Any) -> Any:
@@ -194,9 +192,7 @@ def test_stream_that_begins_during_a_reading_waits_for_no_change(
 def test_only_what_is_shown_is_read(
     far: Server, relay: TrackingRelay, runs: Runs, store: JobStore
 ) -> None:
-    """A job is read only while a stream shows it to a client that may see it. The
-    connection closes with the last stream.
-    """
+    """A job is read while a client that may see it is shown it. Nobody else's is."""
     run, other, hidden = runs.start(n=0), runs.start(n=0), put(store, owner="bob")
     gone, staying = follow(far, run), far.open(batch(other.uuid, hidden))
     report(other, 1, staying)
@@ -267,10 +263,7 @@ def test_connection_that_comes_too_late(
 def test_short_break_is_told_to_nobody(
     far: Server, relay: TrackingRelay, runs: Runs, log: Lines
 ) -> None:
-    """What changes while the connection is lost, or was being read when it was lost, is
-    read when there is another one. The log says when it was lost and when that was
-    over; clients hear nothing.
-    """
+    """What changes while the connection is lost is read again, and only logged."""
     several = [runs.start(n=0) for _ in range(3)]
     streams = [follow(far, run) for run in several]
     with relay.held():
@@ -291,10 +284,7 @@ def test_short_break_is_told_to_nobody(
 def test_store_that_hangs_is_away(
     far: Server, relay: TrackingRelay, runs: Runs, log: Lines
 ) -> None:
-    """A store that keeps its connections and says nothing for 2 seconds is away. Its
-    streams are told once, hear signs of life, and get the state that they had once more
-    when it answers. The log says so once.
-    """
+    """A store that is silent for 2 s is away, which is told once, and its end, too."""
     run = runs.start(n=0)
     stream = follow(far, run)
     with relay.held():
@@ -351,9 +341,7 @@ def test_store_that_does_not_answer_yet(
 def test_busy_store_has_lost_nothing(
     far: Server, relay: TrackingRelay, runs: Runs
 ) -> None:
-    """While a script runs for long, a job is neither shown nor missing, and away after
-    a while. It is asked for again, at growing intervals.
-    """
+    """While a script runs for long, a job is asked for ever more seldom, then away."""
     run = runs.start(n=0)
     stream = follow(far, run)
     begun, asked = time.monotonic(), relay.asked.count(b"HGETALL")
@@ -420,10 +408,7 @@ def test_server_that_says_what_it_should_not(
 def test_messages_come_in_any_number_and_in_pieces(
     far: Server, relay: TrackingRelay, runs: Runs, log: Lines
 ) -> None:
-    """Messages of the server's are understood wherever the network cuts them, and
-    thousands may precede a reply, also the first one. Those of another kind mean
-    nothing.
-    """
+    """A server's messages may be cut anywhere, unknown, or precede any reply."""
     run = runs.start(n=0)
     with relay.held():
         stream = far.open(one(run.uuid))
@@ -444,10 +429,7 @@ def test_messages_come_in_any_number_and_in_pieces(
 def test_where_changes_cannot_be_heard_pages_poll(
     relay: TrackingRelay, runs: Runs, log: Lines
 ) -> None:
-    """When the server refuses to tell of changes, the streams end, requests get the
-    answer to a poll, and polls offer no stream. After 5 minutes, it is asked again. One
-    line says why, however often that is. Streams take no connection of a limited pool.
-    """
+    """When the server does not tell of changes, pages poll for 5 minutes."""
     run = runs.start(n=0)
     url = f"{relay.url}?protocol=2&max_connections=1"
     with pushing(make_config(url)) as server:
@@ -480,9 +462,7 @@ def test_where_changes_cannot_be_heard_pages_poll(
 
 
 def test_pool_of_the_applications_own(redis_url: str, runs: Runs, log: Lines) -> None:
-    """Whatever a pool raises is an outage, and so is that no thread can start. The pool
-    gets its connection back.
-    """
+    """Whatever a pool raises is an outage, and so is that no thread can start."""
     run, failures = runs.start(UntimedRun, n=0), [KeyError("token")]
 
     def fail(connection: Any, name: str) -> None:
@@ -501,9 +481,7 @@ def test_pool_of_the_applications_own(redis_url: str, runs: Runs, log: Lines) ->
 def test_connections_that_cannot_be_heard_poll(
     redis_url: str, store: JobStore, log: Lines
 ) -> None:
-    """Nobody could hear what a connection that shows no socket is told: pages poll, and
-    the log says why.
-    """
+    """If a connection shows no socket, pages poll, and the log says why."""
     path = one(put(store))
 
     def hide(connection: Any, name: str) -> None:

@@ -67,10 +67,7 @@ def failing(
 def test_failure_ends_all_streams_and_the_next_is_served(
     server: Server, runs: Runs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whenever the thread that feeds streams fails, this is logged once, with its
-    traceback, and all streams end, those too that begin or go meanwhile. The next one
-    is served by another thread.
-    """
+    """A failure of the thread is logged once, ends all streams, and starts another."""
     run = runs.start(n=0)
     follow(server, run).go()
     for number in range(1, 12):
@@ -165,9 +162,7 @@ def addresses() -> set[str]:
 def test_forked_child_has_streams_of_its_own(
     redis_url: str, client: redis.Redis, runs: Runs
 ) -> None:
-    """A child closes its copies of the parent's connections, and begins anew with its
-    first stream. The streams of the parent go on, and do not count in the child.
-    """
+    """A child closes its copies of connections, and has streams of its own."""
     run, others = runs.start(n=0), flagged(client)
     with pushing(make_config(redis_url), rooms=2) as server:
         stream, other = follow(server, run), follow(server, run, 2)

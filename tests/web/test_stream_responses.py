@@ -1,6 +1,4 @@
-"""Streams of states among the tweens and subscribers of an application, and in WSGI
-applications around it.
-"""
+"""Streams among an application's tweens and subscribers, and in WSGI applications."""
 
 import gc
 import gzip
@@ -54,10 +52,7 @@ def server(redis_url: str) -> Iterator[Server]:
 
 
 def test_headers_of_the_application_are_kept(server: Server, store: JobStore) -> None:
-    """A stream and a 204 bear the cookies of the session and of a tween, its headers
-    for other origins, and what a subscriber and a callback add. What describes a poll's
-    answer goes.
-    """
+    """A stream and a 204 bear what the application adds. What describes a poll goes."""
 
     def decorate(request: Request, response: Response) -> None:
         request.session["seen"] = 1
@@ -125,9 +120,7 @@ def test_request_ends_before_its_stream(redis_url: str, store: JobStore) -> None
 
 
 def buffered(app: Any) -> Any:
-    """Return a WSGI application that waits for the end of each answer, and then sends
-    it, compresses it, or fails, as a header of the request says.
-    """
+    """Return a WSGI application that sends, compresses or drops whole answers."""
 
     def application(environ: Any, start_response: Any) -> Any:
         found: list[Any] = []
@@ -145,9 +138,7 @@ def buffered(app: Any) -> Any:
 
 
 def test_wsgi_application_around_pyramids(redis_url: str, store: JobStore) -> None:
-    """A stream passes a WSGI application that buffers. Nothing is appended to what one
-    makes of it, and none that fails takes its room.
-    """
+    """A stream passes one that buffers, or makes something else of it, or fails."""
     with pushing(make_config(redis_url), buffered, rooms=1) as server:
         job, other = put(store, "queued"), one(put(store))
         stream = server.open(one(job))

@@ -78,9 +78,7 @@ def test_streams_show_what_polls_show(
 
 
 def test_others_get_no_byte(pushed: Server, store: JobStore) -> None:
-    """Nobody gets a byte of another's job, whatever they ask for together with it, and
-    nobody learns from a stream whether a job that they may not see exists.
-    """
+    """Nobody gets a byte of another's job, or learns whether there is one."""
     theirs = put(store, message="SECRET", metrics={"secret": "SECRET"})
     own = put(store, "queued", owner="bob")
     for user in "bob", None:
@@ -126,9 +124,7 @@ class Revocable(Policy):
 
 
 def test_revoked_rights_end_with_the_stream(redis_url: str, store: JobStore) -> None:
-    """A stream ends at its age, and who comes again is asked for their rights anew: so
-    is who has logged out.
-    """
+    """Who comes again to a stream that has ended is asked for their rights anew."""
     policy, job = Revocable(), put(store, "queued", OpenJob)
     settings = {"jobstate.stream_max_age": "0.5s"}
     config = make_config(redis_url, settings=settings, security_policy=policy)

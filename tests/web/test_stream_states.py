@@ -72,9 +72,7 @@ QUESTIONS: dict[str, Callable[[JobState], object]] = {
 def test_title_that_asks_its_request(
     pushed: Server, store: JobStore, said: Lines
 ) -> None:
-    """A job streams nothing once its class asks for more than a stream has, even if it
-    hides what is raised, as careful code does. Other jobs do.
-    """
+    """A job streams nothing once its class asks for more, and hides what is raised."""
     other = put(store)
     for name, question in QUESTIONS.items():
 
@@ -231,9 +229,7 @@ def test_equal_viewers_share_a_rendering(pushed: Server, runs: Runs) -> None:
 
 
 def test_beginning_is_rendered_once(pushed: Server, store: JobStore) -> None:
-    """A request for a stream renders each state once, for the stream and for the answer
-    to a poll, which it gets where it can have none.
-    """
+    """A request for a stream renders each state once, for the stream or for a poll."""
     rendered: list[str] = []
 
     def title(self: JobState) -> str:
@@ -272,9 +268,7 @@ def test_beat(pushed: Server, client: redis.Redis, store: JobStore) -> None:
 def test_job_that_vanishes_is_gone_after_a_while(
     pushed: Server, client: redis.Redis, store: JobStore
 ) -> None:
-    """A job without a record, or into whose key another program has written, is gone
-    after longer than a worker's heartbeat, 5 seconds. Its stream ends.
-    """
+    """A job without a record of ours is gone after more than a heartbeat, 5 seconds."""
     jobs = [put(store), put(store)]
     streams = [pushed.watch(one(job)) for job in jobs]
     client.pexpire(f"jobstate:{jobs[0]}", 1)
@@ -313,9 +307,7 @@ def test_job_that_its_worker_writes_again_goes_on(
 
 
 def test_silent_job_is_stalled(redis_url: str, runs: Runs) -> None:
-    """A job whose worker is silent becomes stalled, though nobody writes that, and
-    works again when the worker is heard of.
-    """
+    """A job whose worker is silent becomes stalled, and works when it is heard of."""
     run = runs.start()
     settings = {"jobstate.stalled_after": "1"}
     with pushing(make_config(redis_url, settings=settings)) as server:

@@ -50,9 +50,7 @@ def test_jobs_stream_wherever_they_are_polled(pushed: Server, store: JobStore) -
 def test_alias_streams_its_job(
     pushed: Server, client: redis.Redis, store: JobStore
 ) -> None:
-    """A page that lost a double click follows the job that won, under its own uuid. So
-    it does if that has become an alias, too.
-    """
+    """An alias, also of an alias, shows the job that won, under its own uuid."""
     winner, second, first = (put(store, "queued") for _ in range(3))
     make_alias(client, f"jobstate:{second}", winner)
     make_alias(client, f"jobstate:{first}", second)
@@ -69,9 +67,7 @@ def test_alias_streams_its_job(
 def test_job_that_becomes_an_alias_is_gone(
     pushed: Server, client: redis.Redis, store: JobStore
 ) -> None:
-    """A stream is authorised for the jobs that it began with. Once one of its uuids
-    leads to another job, perhaps of somebody else's, a poll decides anew.
-    """
+    """Once a uuid leads to another job, perhaps of others, a poll decides anew."""
     loser, other = put(store, "queued"), put(store, "queued")
     winner = put(store, "queued", owner="bob")
     stream = pushed.watch(batch(loser, other), count=2)
@@ -107,9 +103,7 @@ def test_accept_decides(pushed: Server, store: JobStore) -> None:
 
 
 def test_beginning_of_a_stream(pushed: Server, store: JobStore) -> None:
-    """Nobody stores, buffers or sniffs a stream. Its length is unknown. It begins with
-    the seconds, 1 to 3, after which its client comes again.
-    """
+    """Nobody stores, buffers or sniffs a stream. Its client comes again in 1 to 3 s."""
     stream = pushed.open(one(put(store)))
     assert stream.header_list == [
         ("content-type", "text/event-stream; charset=utf-8"),
@@ -125,9 +119,7 @@ def test_beginning_of_a_stream(pushed: Server, store: JobStore) -> None:
 
 
 def test_what_a_poll_refuses_a_stream_refuses(pushed: Server, store: JobStore) -> None:
-    """A request for a stream is refused in the same words as a poll. A HEAD request
-    gets the headers of a poll. Every answer depends on the header Accept.
-    """
+    """The answer is that of a poll, also to HEAD. It depends on the header Accept."""
     job = put(store)
     etag = pushed.poll(one(job)).headers["etag"]
     for path, user, options, status in (
@@ -186,9 +178,7 @@ def test_id_of_several_jobs_stands_for_all_of_them(pushed: Server, runs: Runs) -
 def test_client_that_has_all_ends_is_told_to_come_no_more(
     pushed: Server, store: JobStore
 ) -> None:
-    """The answer to a client that has the last states of its jobs is 204, whatever
-    their order, and some of them hidden from it. One with any other id gets them.
-    """
+    """Who has the last states of all jobs, in any order, gets a 204."""
     over = put(store, "success")
     stream = pushed.ask(one(over))
     assert [event.state["job_state"] for event in stream.events] == ["success"]
@@ -251,9 +241,7 @@ def test_request_whose_owner_cannot_be_told_polls(
 
 
 def test_wsgi_never_streams(app: TestApp, store: JobStore) -> None:
-    """Under WSGI, a request for a stream is a poll, and no poll speaks of streams,
-    whatever its headers say. So it is in another bridge between ASGI and WSGI.
-    """
+    """Under WSGI, also in another bridge, all poll, and no poll speaks of streams."""
     path = one(put(store))
     headers = {"X-User": "alice", "Accept": "text/event-stream"}
     poll = get(app, path, "alice", asgi_scope="{}")

@@ -37,9 +37,7 @@ def test_outbox_keeps_what_requests_send(job_store: JobStore) -> None:
 
 
 def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
-    """Only a JobState that keeps its reports has a history, and only one of a job that
-    runs here can be cancelled.
-    """
+    """Only a JobState from detached() or run_jobs() has a history, or is cancelled."""
     wrongs: list[Any] = [testing.put_job(job_store), None]
     for wrong in wrongs:
         with pytest.raises(TypeError, match=f"^{wrong} was not created by detached"):

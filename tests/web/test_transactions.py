@@ -1,6 +1,4 @@
-"""Which transaction a send joins, and what becomes of it when that commits, aborts or
-fails.
-"""
+"""Which transaction a send joins, and what becomes of it at its commit or abort."""
 
 import contextlib
 import logging
@@ -77,9 +75,7 @@ def implicit(redis_url: str) -> Configurator:
 def database(
     request: pytest.FixtureRequest, tm_config: Configurator, sqlite: SQL
 ) -> Iterator[Database]:
-    """A database of the application's that commits when it votes, and one that has two
-    phases.
-    """
+    """A database that commits when it votes, and one that has two phases."""
     database = sqlite if request.param == "SQL" else Zodb("memory://")
     tm_config.add_settings(database.settings)
     tm_config.include(database.includeme)
@@ -165,9 +161,7 @@ def test_abort_leaves_nothing(
 def test_nobody_waits_for_a_job_before_its_commit(
     tm_config: Configurator, global_broker: Broker, store: JobStore
 ) -> None:
-    """Such a job, or a member of such a batch, cannot end: a RuntimeError says so. What
-    was taken back is unknown, and what was sent has a record.
-    """
+    """It cannot end: a RuntimeError says so. What was taken back is unknown."""
 
     def view(request: Request) -> None:
         for end, error in ("abort", KeyError), ("commit", TimeoutError):
@@ -193,9 +187,7 @@ def test_nobody_waits_for_a_job_before_its_commit(
 def test_exception_view_shares_the_transaction(
     tm_config: Configurator, client: redis.Redis
 ) -> None:
-    """What the view and the exception view have sent is taken back. What the latter
-    sends immediately stays.
-    """
+    """What both views send is taken back, but not what is sent immediately."""
 
     def view(request: Request) -> None:
         send(request, 1)
@@ -266,9 +258,7 @@ def test_savepoint_takes_back_what_was_sent_since(
 def test_manager_that_fails_leaves_nothing(
     tm_config: Configurator, client: redis.Redis, database: Database
 ) -> None:
-    """If another data manager fails, before or after ours, no record and no place in a
-    list stays, and nothing is sent.
-    """
+    """If another manager fails before or after ours, nothing is stored or sent."""
 
     def view(request: Request) -> None:
         write(request, database)
@@ -440,9 +430,7 @@ def refused(request: Request) -> None:
 def test_script_sends_at_its_commit(
     either_config: Configurator, client: redis.Redis, sqlite: SQL
 ) -> None:
-    """A script's database and its jobs commit in one transaction, and abort together.
-    Before that begins and after it ends, a send is refused.
-    """
+    """A script's database and jobs commit or abort together. Otherwise none is sent."""
     either_config.include(sqlite.includeme)
     with script(either_config) as request:
         refused(request)
@@ -497,9 +485,7 @@ def subrequest(request: Request, **options: Any) -> Any:
 def test_subrequest_shares_the_threads_transaction(
     implicit: Configurator, client: redis.Redis
 ) -> None:
-    """Its message leaves when the outer request commits, and not at all if that
-    fails.
-    """
+    """Its message leaves if the outer request commits."""
 
     def view(request: Request) -> None:
         send(request, 1)
