@@ -158,9 +158,6 @@ def nightly(global_broker: Broker) -> Any:
     return report
 
 
-# One is under way.
-
-
 def test_the_job_under_way_is_returned(desk: UniqueDesk) -> None:
     """Other arguments change nothing. Nothing is sent or written. A delayed job is
     under way even if it is due after a record of another job would have expired.
@@ -219,32 +216,21 @@ def test_a_shared_job_belongs_to_everybody(desk: UniqueDesk, nightly: Any) -> No
     assert desk.find(nightly, None) is None
 
 
-# Bad input.
-
-
-def test_a_key_must_be_a_short_string(desk: UniqueDesk) -> None:
-    """The call says what is wrong with it."""
-    cases: list[tuple[Any, type[Exception], str]] = [
-        (7, TypeError, "must be a string, not 7"),
+def test_what_cannot_be_unique(desk: UniqueDesk, global_broker: Broker) -> None:
+    """A job whose key is no short string, a job of nobody, since visitors without a
+    login must not be handed each other's, one that is shared without a key, that cannot
+    be followed, or that nobody commits. Its message cannot be sent otherwise.
+    """
+    for key, error, says in (
         (b"x", TypeError, "must be a string, not b'x'"),
         ("", ValueError, "1 to 200 characters, not 0"),
         ("x" * 201, ValueError, "1 to 200 characters, not 201"),
         ("\ud800", ValueError, "valid Unicode"),
-    ]
-    request = desk.begin()
-    for key, error, says in cases:
+    ):
         with pytest.raises(error, match=says):
-            desk.press(request, key)
+            desk.press(key=key)
         with pytest.raises(error, match=says):
-            request.job_states.find_unique(desk.actor, key)
-    request.tm.commit()
-    assert desk.client.keys() == []
-
-
-def test_what_cannot_be_unique(desk: UniqueDesk, global_broker: Broker) -> None:
-    """A job of nobody, since visitors without a login must not be handed each other's,
-    one that is shared without a key, that cannot be followed, or that nobody commits.
-    """
+            desk.begin().job_states.find_unique(desk.actor, key)
     for press in lambda: desk.press(desk.begin(None)), lambda: desk.press(owner=None):
         with pytest.raises(ValueError, match="'nightly' has no owner"):
             press()
@@ -255,10 +241,6 @@ def test_what_cannot_be_unique(desk: UniqueDesk, global_broker: Broker) -> None:
     with pytest.raises(RuntimeError, match="No transaction has begun"):
         desk.press(make_request(desk.config, "alice"))
     assert desk.client.keys() == []
-
-
-def test_its_message_cannot_be_sent_otherwise(desk: UniqueDesk) -> None:
-    """No claim would be taken."""
     first = desk.press()
     (message,) = queued(desk.client)
     states = desk.begin().job_states
@@ -267,9 +249,6 @@ def test_its_message_cannot_be_sent_otherwise(desk: UniqueDesk) -> None:
             with pytest.raises(ActorError, match="is that of a unique job"):
                 send(again)
     assert desk.sent() == [first.uuid]
-
-
-# Two presses at once.
 
 
 def test_a_double_click_shows_one_job_on_both_pages(desk: UniqueDesk) -> None:
@@ -377,20 +356,14 @@ def test_what_is_taken_back_leaves_the_key_to_others(desk: UniqueDesk) -> None:
     assert len(desk.sent()) == 1
 
 
-# Trouble while the key is taken.
-
-
-def test_a_store_that_is_away_refuses_the_press(desk: UniqueDesk) -> None:
-    """Nobody can say whether another one is under way."""
-    request = desk.begin()
-    with away(desk.store), pytest.raises(StoreUnavailable):
-        desk.press(request)
-
-
 def test_a_store_that_goes_away_before_the_key_is_taken_leaves_an_error(
     desk: UniqueDesk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is written once the store is back. The key is free."""
+    """It is written once the store is back. The key is free. Before the commit, the
+    press is refused: nobody can say whether another one is under way.
+    """
+    with away(desk.store), pytest.raises(StoreUnavailable):
+        desk.press(desk.begin())
     with contextlib.ExitStack() as stack:
         request = desk.begin()
         jobs = [desk.press(request), desk.press(request)]
@@ -412,9 +385,6 @@ def test_a_broker_that_is_away_leaves_the_key_free(desk: UniqueDesk) -> None:
     assert desk.is_not_sent(desk.press(), "error")
     second = desk.press()
     assert desk.sent() == [second.uuid]
-
-
-# Senders that die, or are taken for dead.
 
 
 def test_a_job_whose_sender_died_loses_its_key_when_it_is_stalled(
@@ -498,9 +468,6 @@ def test_a_press_may_come_at_any_moment_of_a_long_commit(
         assert desk.status(slow) == "queued", number
         winners.add(found.uuid == slow.uuid)
     assert winners == {False, True}
-
-
-# Running again.
 
 
 def failed(desk: UniqueDesk, crash: Any) -> JobState:
