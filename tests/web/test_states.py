@@ -10,7 +10,6 @@ import sys
 from typing import Any
 
 import pytest
-from pyramid.events import NewResponse
 from pyramid.renderers import JSON
 from webtest import TestApp
 
@@ -40,9 +39,6 @@ class Confession(JobState):
 def job(store: JobStore) -> str:
     """The uuid of a running job of Alice's."""
     return put(store)
-
-
-# The answer
 
 
 def test_get_answers_the_state(app: TestApp, store: JobStore, job: str) -> None:
@@ -133,26 +129,18 @@ def test_error_is_told_as_far_as_the_class_says(app: TestApp, store: JobStore) -
         assert response.content_type == "application/json"
 
 
-# What it reveals
-
-
+#: Fields that another program has written: not in the form of ours, or like our keys.
 NONSENSE: dict[str, list[str | bytes]] = {
-    "m:x": ["{bad", "NaN", "[1e999]", "9" * 5000, "[" * 100_000, b"\xff", '"\\ud800"'],
+    "m:x": ["{bad", "[1e999]", "9" * 5000, "[" * 100_000, b"\xff", '"\\ud800"'],
     "m:__proto__": ['{"isAdmin": true}'],
     "m:job": ['{"status": "success"}'],
     "m:job_state": ['"success"'],
     "status": ["<b>"],
-    "seen": ["²"],
     "queued": ["9" * 30],
     "due": ["1e400"],
     "attempt": ["9" * 5000],
     "params": ['{"miles": 1e999}'],
-    "progress": [
-        *('[1, "x", null, null]', "[NaN, -1, null, null]"),
-        "[1" + "0" * 400 + ", 3, null, null]",
-    ],
-    "message": ['["x"]'],
-    "log": ['[1, null, {"a": 1}]'],
+    "progress": ["[NaN, -1, null, null]", "[1" + "0" * 400 + ", 3, null, null]"],
     "error": ["[1, 2]", '{"message": "hush"}'],
 }
 
@@ -169,9 +157,6 @@ def test_nonsense_in_the_store_is_not_an_error(app: TestApp, store: JobStore) ->
             assert state["job"]["uuid"] == job
             assert state["job_state"] == "working", (field, value)
             assert '"hush"' not in response.text
-
-
-# The encoders
 
 
 class Own(JobState):
@@ -249,10 +234,7 @@ def test_what_cannot_be_encoded_is_an_error(
                 get(app, f"/job_state/{job}", "alice")
 
 
-# The time of the store
-
 TIME = "JobState-Time"
-EXPOSED = "Access-Control-Expose-Headers"
 
 
 def millis(store: JobStore) -> int:
@@ -293,21 +275,3 @@ def test_every_answer_tells_the_time(
         assert len(times) == (status != 400)
         for time in times:
             assert before - 100 <= int(time) <= millis(store) + 100, path
-
-
-def test_scripts_of_other_origins_may_read_it(redis_url: str, store: JobStore) -> None:
-    """The header is exposed beside those that the application exposes. A request
-    without Origin exposes nothing more.
-    """
-
-    def expose(event: Any) -> None:
-        event.response.headers[EXPOSED] = "ETag, Retry-After"
-
-    config = make_config(redis_url)
-    config.add_subscriber(expose, NewResponse)
-    app = make_app(config)
-    path = f"/job_state/{put(store)}"
-    for headers in {}, {"If_None_Match": get(app, path, "alice").headers["ETag"]}:
-        response = get(app, path, "alice", Origin="https://shop.example.com", **headers)
-        assert response.headers.getall(EXPOSED) == ["ETag, Retry-After", TIME]
-    assert get(app, path, "alice").headers.getall(EXPOSED) == ["ETag, Retry-After"]
