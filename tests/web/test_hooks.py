@@ -30,6 +30,7 @@ from tests.web.databases import Manager, fail
 from tests.webapp import (
     EXPLICIT,
     NOWHERE,
+    made_config,
     make_app,
     make_config,
     make_request,
@@ -388,10 +389,9 @@ def test_hook_in_a_test_reads_the_end(config: Configurator, run_marathon: Any) -
     assert batch.finished_at and batch.counts.success == 2
 
 
-def test_hook_in_a_test_commits_only_if_the_test_says_so(
-    config: Configurator, store: JobStore
-) -> None:
-    """Without the environ of the test's transaction, a hook with a request is refused
+def test_one_hook_runs_in_a_test(config: Configurator, store: JobStore) -> None:
+    """It is told what the job says that was put, and commits only if the test says so:
+    without the environ of the test's transaction, a hook with a request is refused
     before it runs. An application without transactions has nothing to commit.
     """
     job = testing.put_job(store, Told, "success", owner="bob")
@@ -400,28 +400,19 @@ def test_hook_in_a_test_commits_only_if_the_test_says_so(
     ):
         testing.run_hook(config.registry, job)
     assert not notes
-    testing.run_hook(config.registry, testing.put_job(store, Told, "cancelled"))
-    plain = make_config(None)
-    plain.include("pyramid_jobstate")
-    plain.make_wsgi_app()
-    testing.run_hook(plain.registry, job)
+    testing.run_hook(made_config(None).registry, job)
     tm = transaction.TransactionManager(explicit=True)
     tm.begin().doom()
     environ = {"tm.active": True, "tm.manager": tm}
     testing.run_hook(config.registry, job, environ)
-    assert [each[1] for each in notes] == ["cancelled", "success", "success"]
-
-
-def test_one_hook_runs_in_a_test(config: Configurator, store: JobStore) -> None:
-    """It is told what the job says that was put."""
-    failed = testing.put_job(
-        store, Told, "error", owner="bob", error=JobError("OSError", "no")
-    )
+    error = JobError("OSError", "no")
+    failed = testing.put_job(store, Told, "error", owner="bob", error=error)
     testing.run_hook(config.registry, failed, {})
     testing.run_hook(config.registry, testing.put_job(store, Told, "cancelled"))
     batch = testing.put_batch(store, ToldAll, ["success"], owner="bob")
     testing.run_hook(config.registry, batch, {})
     assert [each[:4] for each in notes] == [
+        *[("Told", "success", "bob", "bob")] * 2,
         ("Told", "error", "bob", "bob"),
         ("Told", "cancelled", None, None),
         ("ToldAll", "success", "bob", "bob"),

@@ -2,7 +2,6 @@
 
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.response import Response
 from pyramid.traversal import find_resource, find_root
-from webtest import TestApp
 from ZODB import DB
 from ZODB.FileStorage import FileStorage
 
@@ -77,9 +75,6 @@ def test_anything_but_a_uuid_is_unknown() -> None:
     assert isinstance(caught.value.__cause__, redis.ConnectionError)
 
 
-# The root
-
-
 def test_root_is_made_when_it_is_needed(redis_url: str, store: JobStore) -> None:
     """Only the request of somebody else than the owner makes the root, and once."""
     made: list[Root] = []
@@ -103,7 +98,8 @@ def test_root_is_made_when_it_is_needed(redis_url: str, store: JobStore) -> None
 
 def test_root_that_fails_hides_no_rights(redis_url: str, store: JobStore) -> None:
     """A root factory's AttributeError could pass for a job without a parent, whose ACL
-    alone would decide. Instead, the request fails.
+    alone would decide. Instead, the request fails. A container that is the root itself
+    has a plain root as its parent.
     """
 
     def root(request: Request) -> Root:
@@ -111,24 +107,12 @@ def test_root_that_fails_hides_no_rights(redis_url: str, store: JobStore) -> Non
 
     app = make_app(make_config(redis_url, root_factory=root))
     path = f"/job_state/{put(store)}"
-
     assert get(app, path, "alice").status_code == 200
     with pytest.raises(RuntimeError, match="The root factory failed: no site"):
         get(app, path, "bob")
-
-
-def test_container_may_be_the_root_of_the_application(
-    redis_url: str, store: JobStore
-) -> None:
-    """A container that is the root has a plain root as its own parent."""
     app = make_app(make_config(redis_url, root_factory=JobStates))
-    path = f"/job_state/{put(store)}"
-
     assert get(app, path, "alice").json["job"]["url"]
     assert get(app, path, ADMIN).status_code == 403
-
-
-# Mounted in the application's tree
 
 
 def test_mounted_container_has_the_jobs_of_all(redis_url: str, store: JobStore) -> None:
@@ -181,15 +165,16 @@ def test_views_of_the_application_work_beside_ours_in_its_tree(
     assert get(app, f"/jobs/{uuid}", "bob").json == FORBIDDEN
 
 
-# Mounted in a tree that a ZODB keeps
-
-
-@pytest.fixture
-def zodb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[DB]:
-    """A database with a site, the persistent root of the README in a module where ZODB
-    finds it, in which admins may do everything with jobs.
+def test_persistent_root(
+    redis_url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The persistent root of the README serves jobs through a container that it makes
+    per request, and its ACL also applies to /job_state. A request that changes the root
+    stores its changes, but no container. One in the database stops the commit, and the
+    error says what to do.
     """
     (snippet,) = [text for text in snippets("python") if "PersistentMapping" in text]
+    # ZODB finds the class in a module.
     module = types.ModuleType("persistent_site")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(snippet, module.__dict__)
@@ -197,14 +182,9 @@ def zodb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[DB]:
     with database.transaction() as connection:
         connection.root()["site"] = site = module.__dict__["Site"]()
         site.__acl__ = [(Allow, ADMIN, ("view_job", "cancel_job", "list_jobs"))]
-    yield database
-    database.close()
 
-
-@pytest.fixture
-def zodb_app(redis_url: str, zodb: DB) -> TestApp:
     def root_factory(request: Request) -> Any:
-        connection = zodb.open(request.tm)
+        connection = database.open(request.tm)
         request.add_finished_callback(lambda request: connection.close())
         return connection.root()["site"]
 
@@ -214,37 +194,22 @@ def zodb_app(redis_url: str, zodb: DB) -> TestApp:
         return Response("Welcome")
 
     config = make_tm_config(redis_url, root_factory=root_factory)
-    config.include("pyramid_jobstate")
     config.add_view(visit, name="visit")
-    return TestApp(config.make_wsgi_app())
-
-
-def test_jobs_are_served_in_the_persistent_tree(
-    zodb_app: TestApp, store: JobStore
-) -> None:
-    """A persistent root serves jobs through a container that it makes per request, and
-    its ACL also applies to /job_state.
-    """
+    app = make_app(config)
     job = put(store)
-    shown = get(zodb_app, f"/jobs/{job}", "alice").json["job"]
+    shown = get(app, f"/jobs/{job}", "alice").json["job"]
     assert shown["url"] == f"http://localhost/jobs/{job}/"
-    assert get(zodb_app, f"/jobs/{UUID}", "alice").status_code == 404
+    assert get(app, f"/jobs/{UUID}", "alice").status_code == 404
     for place in "/jobs", "/job_state":
-        assert get(zodb_app, f"{place}/{job}", "bob").status_code == 403
-        assert get(zodb_app, f"{place}/{job}", ADMIN).status_code == 200
-
-
-def test_nothing_of_a_request_is_stored(zodb_app: TestApp, zodb: DB) -> None:
-    """A request that changes the root stores its changes, but no container. One in the
-    database stops the commit, and the error says what to do.
-    """
+        assert get(app, f"{place}/{job}", "bob").status_code == 403
+        assert get(app, f"{place}/{job}", ADMIN).status_code == 200
     for user in "alice", "bob":
-        get(zodb_app, "/visit", user)
-    with zodb.transaction() as connection:
+        get(app, "/visit", user)
+    with database.transaction() as connection:
         site = connection.root()["site"]
         assert site["visits"] == 2
         assert dict.keys(site.data) == {"visits"}
-    connection = zodb.open()
+    connection = database.open()
     root = connection.root()["site"]
     container = JobStates(Request.blank("/"), root, "jobs")
     PersistentMapping.__setitem__(root, "jobs", container)
@@ -252,9 +217,7 @@ def test_nothing_of_a_request_is_stored(zodb_app: TestApp, zodb: DB) -> None:
         transaction.commit()
     transaction.abort()
     connection.close()
-
-
-# URLs
+    database.close()
 
 
 class Elsewhere(JobState):
