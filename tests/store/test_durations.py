@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import redis
 
 from pyramid_jobstate import Batch, Durations, JobState, JobStore
-from pyramid_jobstate.testing import away, pass_time, put_batch
+from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.durations import LIKE, TWO_MINUTES, put_runs
 from tests.jobs import RunMarathon, job_actor, make_broker, wait_until, working
 from tests.lost import keys_of
 from tests.store.jobs import Diary, put
 from tests.store.test_hostile import litter
-from tests.support import write
-from tests.trips import counting_trips
+from tests.support import wait_for, write
+from tests.trips import counting_trips, met
+from tests.webapp import get, make_app, make_config
 
 KIND = "class:RunMarathon"
 KEY = "jobstate:{class:RunMarathon}:durations"
@@ -37,6 +41,8 @@ def test_durations_are_those_of_the_newest_successes(store: JobStore) -> None:
     found = store.durations(KIND)
     assert (found.p50, found.p95) == (120, 136)
     assert store.durations("RunMarathon") == found
+    put_runs(store, cls=JobState, actor="stretch")
+    assert store.durations("actor:stretch") == store.durations("stretch") == TWO_MINUTES
     assert store.durations("class:Diary") == UNKNOWN
     for kind in None, 26:
         with pytest.raises(TypeError, match="kind must be a str"):
@@ -50,13 +56,6 @@ def test_middle_half_has_two_digits(store: JobStore) -> None:
     put_runs(store, [0.0118, 0.021] * 60, every=1, cls=Diary)
     found = store.durations("class:Diary")
     assert (found.low, found.high) == (0.011, 0.021)
-
-
-def test_durations_of_an_actor_without_a_class(store: JobStore) -> None:
-    """Its name is that of the kind."""
-    put_runs(store, cls=JobState, actor="stretch")
-    assert store.durations("actor:stretch") == TWO_MINUTES
-    assert store.durations("stretch") == TWO_MINUTES
 
 
 def test_durations_are_those_of_members_too(store: JobStore) -> None:
@@ -181,7 +180,28 @@ def test_durations_of_a_server_that_takes_nothing(
     client.acl_deluser("reader")
 
 
-def test_durations_of_a_store_that_is_away(store: JobStore) -> None:
-    """They are an error, as what every other method returns."""
-    with away(store), pytest.raises(redis.RedisError):
-        store.durations(KIND)
+def test_kinds_without_durations_are_asked_for_once_a_minute(
+    redis_url: str, store: JobStore
+) -> None:
+    """However many kinds there are whose jobs are polled."""
+    app = make_app(make_config(redis_url))
+    uuids = [put(store, "working"), put_job(store, Diary, owner="alice").uuid]
+    asked: list[Any] = []
+
+    def is_asking() -> bool:
+        return threading.current_thread().name == "jobstate-usual"
+
+    def meet(connection: Any, go: Callable[[], Any]) -> Any:
+        asked.append(connection)
+        return go()
+
+    def is_over() -> bool:
+        return "jobstate-usual" not in [t.name for t in threading.enumerate()]
+
+    numbers = []
+    with met(meet, is_asking):
+        for uuid in uuids * 2:
+            get(app, f"/job_state/{uuid}", "alice")
+            wait_for(is_over)
+            numbers.append(len(asked))
+    assert 0 < numbers[0] < numbers[1] == numbers[2] == numbers[3]

@@ -12,7 +12,6 @@ from pyramid.config import Configurator
 from redis.sentinel import Sentinel
 
 from pyramid_jobstate import (
-    Batch,
     BulkResult,
     Counts,
     JobError,
@@ -21,12 +20,11 @@ from pyramid_jobstate import (
     Page,
 )
 from pyramid_jobstate.errors import ActorError
-from pyramid_jobstate.testing import away, pass_time, put_batch
+from pyramid_jobstate.testing import away, pass_time
 from tests.faulty import faulty
 from tests.jobs import new_id
-from tests.lost import keys_without_end
 from tests.store.jobs import create, make_desk, put, put_unsent, status_of
-from tests.support import FINISHED, STATUSES, UNFINISHED, load_job
+from tests.support import FINISHED, UNFINISHED, load_job
 from tests.web.databases import Manager, fail
 from tests.webapp import make_request
 
@@ -37,13 +35,6 @@ def test_sent_job_is_queued(store: JobStore) -> None:
     assert (job.status, job.actor, job.attempt) == ("queued", "run_marathon", 0)
     assert job.queued_at is not None and job.queued_at == job.updated_at
     assert job.started_at is job.due_at is job.finished_at is None
-
-
-def test_thousands_of_reports_are_kept(store: JobStore) -> None:
-    """However many metrics a job reports at once, all are read."""
-    metrics = {str(i): i for i in range(9000)}
-    job = load_job(store, put(store, "working", metrics=metrics))
-    assert job.progress_metrics == metrics
 
 
 def test_job_that_was_never_sent_reads_stalled(store: JobStore) -> None:
@@ -141,17 +132,6 @@ def assert_lasts(store: JobStore, uuid: str, seconds: float) -> None:
     assert store.load(uuid) is not None
     pass_time(store, 6)
     assert store.load(uuid) is None
-
-
-def test_nothing_is_kept_for_ever(store: JobStore) -> None:
-    """Every key expires, whatever becomes of its job, and so do those of batches."""
-    for status in STATUSES:
-        put(store, status)
-    for status in FINISHED:
-        assert store.delete(put(store, status))
-    put_batch(store, Batch, ["queued", "error"])
-    put_batch(store, Batch, ["success", "error"])
-    assert keys_without_end(store.client) == []
 
 
 def test_ended_job_is_kept_for_a_while(brief: JobStore) -> None:

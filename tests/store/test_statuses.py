@@ -10,14 +10,12 @@ from unittest import mock
 import dramatiq
 import pytest
 from dramatiq.brokers.stub import StubBroker
-from pyramid.config import Configurator
 
 from pyramid_jobstate import Batch, Counts, JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.jobs import working
 from tests.store.jobs import Diary, all_of, put, put_crowd, put_unsent, uuids_of
 from tests.support import FINISHED, STATUSES, load_job, wait_for
-from tests.webapp import make_request
 
 
 def test_each_status_lists_and_counts_its_jobs(store: JobStore) -> None:
@@ -101,10 +99,6 @@ def test_job_whose_class_has_a_new_name_leaves_the_old_one(store: JobStore) -> N
     assert all_of(store, kind="NewName", status="success") == [job]
     assert store.counts("OldName") == Counts(queued=1)
     assert store.counts("NewName") == Counts(success=1)
-    ended = put_job(store, Old, "success").uuid
-    broker.enqueue(act.message().copy(message_id=ended))
-    assert store.counts("OldName", anew=True) == Counts(queued=1)
-    assert store.counts("NewName", anew=True) == Counts(queued=1, success=1)
 
 
 def test_counts_are_kept_for_a_second(
@@ -140,11 +134,12 @@ def test_counts_know_of_what_this_process_has_done(store: JobStore) -> None:
 
 
 def test_kinds(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store knows the kinds of its jobs, also those that only wait, and forgets
-    them with their jobs. A process names a kind anew once a minute.
+    """The store knows the kinds of its jobs, also those that only wait, or whose sender
+    has died, and forgets them with their jobs. A process names a kind anew once a
+    minute.
     """
     assert store.kinds() == []
-    put(store, "success")
+    put_unsent(store)
     put_job(store, Diary, "queued")
     assert store.kinds() == ["class:Diary", "class:RunMarathon"]
     store.client.flushall()
@@ -190,29 +185,6 @@ def test_jobs_of_plain_actors_have_kinds_of_their_own(store: JobStore) -> None:
             call(kind="Diary")
     assert store.cancel_all(kind="actor:Diary").done == 1
     assert load_job(store, of_class).status == "queued"
-
-
-def test_kinds_of_jobs_that_are_listed_are_known(
-    batch_config: Configurator, store: JobStore
-) -> None:
-    """Also that of a later step, which waits for its turn, and that of a job whose
-    sender has died.
-    """
-    broker = StubBroker()
-    broker.add_middleware(JobStateMiddleware(store))
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def first() -> None: ...
-
-    @dramatiq.actor(broker=broker, job_state=True)
-    def second() -> None: ...
-
-    with (request := make_request(batch_config, "alice")).tm:
-        steps = dramatiq.pipeline([first.message(), second.message()], broker=broker)
-        request.job_states.send_message(steps, broker=broker)
-    assert store.kinds() == ["actor:first", "actor:second"]
-    put_unsent(store)
-    assert "class:RunMarathon" in store.kinds()
 
 
 def test_silent_batch_is_listed_under_the_status_that_it_had(store: JobStore) -> None:
