@@ -57,34 +57,3 @@ def test_operator_who_dies_runs_a_job_once(
         if not has_died():
             break
     assert number > 3
-
-
-@pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("act", ["delete", "clear", "cancel_all"])
-def test_operator_who_dies_leaves_others_to_the_next(
-    floor: Floor, act: str, moment: str
-) -> None:
-    """Nothing that was deleted or cancelled runs, and another finishes the work."""
-    for number in itertools.count(1):
-        (lost,), waiting = failed(floor), floor.post("waits")
-        with dying(number, moment) as has_died:
-            if act == "delete":
-                floor.store.delete(lost.message_id)
-            else:
-                getattr(floor.store, act)(kind="Chore")
-        if act == "cancel_all":
-            floor.store.cancel_all(kind="Chore")
-            assert floor.statuses(waiting) == ["cancelled"], number
-        else:
-            floor.store.clear(kind="Chore")
-            assert floor.store.load(lost.message_id) is None, number
-            assert floor.statuses(waiting) == ["queued"], number
-            floor.load(waiting.message_id).cancel()
-        floor.deliver(lost)
-        floor.work()
-        # A failed job whose message comes again runs, unless it was deleted.
-        assert floor.ran == ({"a": 1} if act == "cancel_all" else {}), number
-        assert floor.store.list(status="queued").items == []
-        if not has_died():
-            break
-    assert number > 1
