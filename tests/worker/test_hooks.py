@@ -13,7 +13,7 @@ import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import ConnectionClosed
-from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessage
+from dramatiq.middleware import Middleware, MiddlewareError, Retries
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, rerun
 from pyramid_jobstate.errors import ActorError
@@ -25,7 +25,6 @@ from tests.jobs import (
     job_actor,
     load,
     make_broker,
-    new_id,
     store_of,
     wait_until,
     working,
@@ -179,86 +178,24 @@ def test_each_end_of_a_job_that_runs_again_is_told(broker: RedisBroker) -> None:
     assert told[0] != told[1]
 
 
-@pytest.mark.parametrize("is_away", [True, False])
-def test_failure_is_told_whose_rerun_is_refused(redis_url: str, is_away: bool) -> None:
-    """Its message had to wait for the broker, or a worker takes it while the job waits
-    to run again. A hook that has returned is not told again.
+def test_failure_is_told_whose_rerun_is_refused(broker: RedisBroker) -> None:
+    """Its message had to wait for the broker. A hook that has returned is not told
+    again.
     """
-    ours = JobStateMiddleware(heartbeat=0.1, hooks_queue="mails")
-    broker = make_broker(redis_url, ours)
-    broker.add_middleware(refusing := Refusing(lambda message: is_away))
+    broker.add_middleware(refusing := Refusing())
     run_marathon, store = make_actor(broker), store_of(broker)
-    client: Any = store.client
-    worker = dramatiq.Worker(broker, queues={"default"}, worker_timeout=20)
-    worker.start()
-    sent = run_marathon.send("blisters")
-    before = wait_until(broker, sent, "error")
-    worker.stop()
+    with working(broker):
+        sent = run_marathon.send("blisters")
+        before = wait_until(broker, sent, "error")
     refusing.chooses = lambda message: False
-    assert bool(untold(broker)) == is_away
-
-    def refuse(message: Any) -> None:
-        if not is_away:
-            with working(broker):
-                wait_for(lambda: not client.hlen("dramatiq:mails.msgs"))
-        raise ConnectionClosed("No broker here")
-
-    refused = mock.patch.object(broker, "enqueue", refuse)
-    with refused, pytest.raises(ConnectionClosed):
+    away = mock.patch.object(broker, "enqueue", side_effect=ConnectionClosed("No"))
+    with away, pytest.raises(ConnectionClosed):
         rerun(store, broker, sent.message_id)
     assert not told and untold(broker) == [sent.message_id]
     with working(broker):
         wait_for(lambda: told)
         wait_for(lambda: store.clear(everything=True, limit=1).refused == 0)
     assert told == [("on_error", sent.message_id, before.finished_at)]
-
-
-class Stopping(Middleware):
-    """Stops messages, if it is told to."""
-
-    is_on = False
-
-    def before_process_message(self, broker: Any, message: Any) -> None:
-        if self.is_on and message.actor_name == "run_marathon":
-            message.fail()
-            raise SkipMessage("once is enough")
-
-
-@pytest.mark.parametrize("is_told", [True, False])
-def test_end_is_told_once_if_its_message_comes_again(
-    redis_url: str, is_told: bool
-) -> None:
-    """And is stopped, before its hook has begun or after that. That end stands."""
-    ours = JobStateMiddleware(heartbeat=0.1, hooks_queue="mails")
-    broker = make_broker(redis_url, ours)
-    broker.add_middleware(stopping := Stopping())
-    run_marathon, store = make_actor(broker), store_of(broker)
-
-    def work(*queues: str) -> None:
-        worker = dramatiq.Worker(broker, queues={*queues}, worker_timeout=20)
-        worker.start()
-        for queue in queues:
-            broker.join(queue)
-        worker.stop()
-
-    sent = run_marathon.message()
-    broker.enqueue(sent)
-    work("default")
-    before = load(broker, sent)
-    if is_told:
-        work("mails")
-    assert len(told) == is_told
-    stopping.is_on = True
-    # It comes as after the death of its worker, unseen by the middleware.
-    delivery = new_id()
-    again = sent.copy(options={"redis_message_id": delivery})
-    broker.do_enqueue("default", delivery, again.encode())
-    work("default")
-    assert load(broker, sent).finished_at == before.finished_at
-    assert bool(untold(broker)) != is_told
-    work("mails")
-    assert told == [("on_success", sent.message_id, before.finished_at)]
-    assert store.clear(everything=True).done == 1
 
 
 def test_hook_that_fails_is_tried_again(broker: RedisBroker, logged: Logged) -> None:
@@ -550,42 +487,17 @@ def test_broker_that_hangs_holds_up_no_shutdown(broker: RedisBroker) -> None:
     """A worker waits a second for the thread that sends the messages of hooks."""
     has_come, may_go = threading.Event(), threading.Event()
 
-    class Hanging(Middleware):
-        def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
-            if message.actor_name == "jobstate_hook":
-                has_come.set()
-                may_go.wait(30)
+    def hang(message: Any) -> None:
+        has_come.set()
+        may_go.wait(30)
 
-    broker.add_middleware(Hanging())
+    broker.add_middleware(Refusing(hang))
     cancel_late(make_actor(broker))
-    worker = dramatiq.Worker(broker, worker_timeout=20)
-    worker.start()
-    assert has_come.wait(10)
-    since = time.monotonic()
-    worker.stop()
+    with working(broker):
+        assert has_come.wait(10)
+        since = time.monotonic()
     assert time.monotonic() - since < 10
     may_go.set()
-
-
-def test_second_message_shortens_no_life(redis_url: str) -> None:
-    """A job outlives the pause of a hook that is tried again, even if another message
-    for its end has come meanwhile.
-    """
-    store = JobStore(redis_url, expire_in=1)
-    broker = make_broker(redis_url, JobStateMiddleware(store, heartbeat=0.1))
-    broker.add_middleware(alarm := Alarm())
-    run_marathon = make_actor(broker)
-    acts["on_success"] = lambda job: [None][len(told) == 1]
-    with working(broker):
-        message = run_marathon.send()
-        wait_for(lambda: told)
-        ended = str(round(told[0][2].timestamp() * 1000))
-        call_hook(broker, message.message_id, "on_success", ended)
-        client: Any = store.client
-        wait_for(lambda: not client.hlen("dramatiq:default.msgs"))
-        assert client.pttl(f"jobstate:{message.message_id}") > 1000
-        alarm.ring()
-        wait_for(lambda: len(told) == 2)
 
 
 def test_broker_without_requests_leaves_their_hooks_to_others(redis_url: str) -> None:
@@ -659,26 +571,6 @@ def test_end_whose_message_is_lost_is_noted_at_once(
         sent = run_marathon.send()
         wait_for(lambda: told and not client.hlen("dramatiq:default.msgs"))
     assert untold(broker) == [sent.message_id] * is_left
-
-
-def test_end_that_cannot_be_sent_yet_does_no_harm(
-    redis_url: str, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The store may go away between the end and the message of its hook. The worker
-    raises nothing then, so that whatever follows the end is written, too.
-    """
-    proxy.judge = lambda request: "refuse" if b":untold" in request else "pass"
-    ours = JobStateMiddleware(JobStore(proxy.url), heartbeat=0.1)
-    broker = make_broker(redis_url, ours)
-    run_marathon = make_actor(broker)
-    with working(broker):
-        sent = run_marathon.send()
-        wait_until(broker, sent, "success")
-        broker.join("default")
-        assert not told
-        proxy.judge = lambda request: "pass"
-        wait_for(lambda: told)
-    assert not [each for each in caplog.records if each.levelno > logging.ERROR]
 
 
 def test_clear_spares_a_job_until_its_hook_has_returned(broker: RedisBroker) -> None:
