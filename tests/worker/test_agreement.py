@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from pyramid_jobstate import JobStore, StoreUnavailable, rerun, rerun_all
-from tests.lost import disagreements, keys_of
+from tests.lost import disagreements
 from tests.support import wait_for
 from tests.trips import met
 from tests.web.databases import Manager
@@ -100,18 +100,6 @@ def test_run_whose_record_was_lost_leaves_its_old_places(
     floor.work()
     assert floor.load(sent.message_id).is_success
     assert disagreements(client) == set()
-
-
-def test_members_of_a_lost_batch_are_listed_as_jobs_of_their_own(
-    floor: Floor, client: redis.Redis
-) -> None:
-    """Whatever their messages say, and however often they are tried."""
-    batch = floor.send_batch("fails", actor=floor.stubborn)
-    client.delete(*[key for key in keys_of(client) if batch.uuid in key])
-    floor.work()
-    # The lists have yet to drop the batch itself.
-    assert {uuid for _, uuid in disagreements(client)} == {batch.uuid}
-    assert [job.status for job in floor.store.list("alice").items] == ["error"]
 
 
 def test_full_server_takes_each_change_whole_or_not_at_all(
