@@ -124,7 +124,7 @@ def test_full_server_takes_each_change_whole_or_not_at_all(
         lambda: rerun_all(floor.store, floor.broker, batch=batch.uuid),
         lambda: floor.store.delete(ends.message_id),
         lambda: floor.broker.enqueue(waits),
-        lambda: held.end(),
+        lambda: held.end(lambda job_state: job_state.set_message("last words")),
     ]
     for change in changes:
         client.config_set("maxmemory", 1)
@@ -135,6 +135,7 @@ def test_full_server_takes_each_change_whole_or_not_at_all(
     floor.work()
     assert disagreements(client) == set()
     wait_for(lambda: held.reads("success"))
+    assert held.load().message == "last words"
 
 
 def test_two_patterns_cover_all_keys_of_a_namespace(

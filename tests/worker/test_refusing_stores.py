@@ -35,24 +35,6 @@ def test_poisoned_record_does_not_hold_up_the_others(
     assert "WRONGTYPE" in first and "WRONGTYPE" in second
 
 
-def test_full_server_is_told_later(
-    floor: Floor, client: redis.Redis, logged: Logged
-) -> None:
-    """What a full server refuses is written when it has room again."""
-    held = floor.begin()
-    client.config_set("maxmemory", 1)
-    try:
-        held.job_state.set_progress_metric("miles", 3)
-        assert not held.job_state.flush(0.1)
-        held.end()
-    finally:
-        client.config_set("maxmemory", 0)
-    wait_for(lambda: held.reads("success"))
-    assert held.load().progress_metrics == {"miles": 3}
-    (said,) = logged()
-    assert "does not accept updates" in said and "OutOfMemoryError" in said
-
-
 def test_cancel_is_heard_though_the_store_refuses_its_list(
     make_floor: MakeFloor,
     client: redis.Redis,
