@@ -376,19 +376,6 @@ def test_message_that_names_a_foreign_batch_runs(floor: Floor, logged: Logged) -
     assert logged() == []
 
 
-def test_message_of_a_member_that_is_put_back(floor: Floor) -> None:
-    """After its end, the bar steps back, and the batch is listed as unfinished."""
-    batch = floor.send_batch("a", "b")
-    sent = floor.waiting()
-    worked(floor, batch)
-    floor.broker.enqueue(sent[0])
-    assert floor.batch(batch.uuid).status == "working"
-    assert floor.counts(batch) == {"queued": 1, "success": 1}
-    listed = floor.store.list(owner="alice", status="working").items
-    assert [job.uuid for job in listed] == [batch.uuid]
-    assert worked(floor, batch).status == "success"
-
-
 def test_job_without_a_batch(floor: Floor) -> None:
     """It has none to send members to, and neither has a detached one."""
     seen: list[object] = []
