@@ -9,8 +9,9 @@ from webtest import TestApp
 
 from pyramid_jobstate.embedded import EmbeddedServer
 from tests import chromium
-from tests.browser.paged import Pages, Runner, serving
-from tests.browser.polling import HOUR, Polling, polling_from
+from tests.browser.paged import Pages, Runner
+from tests.browser.polling import HOUR, Polling
+from tests.browser.sites import Site
 from tests.browser.staging import Stage
 from tests.pollserver import PollServer
 from tests.web.paging import paged_config
@@ -32,10 +33,23 @@ def windowed(browser: Browser) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="package")
-def tab(browser: Browser) -> Iterator[Page]:
-    """A page that tests share, since making one is slow."""
+def shared_tab(browser: Browser) -> Iterator[Page]:
+    """What `tab` renews: making a page is slow."""
     with browser.new_context() as context:
         yield context.new_page()
+
+
+@pytest.fixture
+def tab(shared_tab: Page) -> Iterator[Page]:
+    """A page that tests share."""
+    yield shared_tab
+    shared_tab.set_viewport_size({"width": 1280, "height": 720})
+    shared_tab.emulate_media(
+        media="screen",
+        color_scheme="light",
+        reduced_motion="no-preference",
+        forced_colors="none",
+    )
 
 
 @pytest.fixture
@@ -54,30 +68,40 @@ def elsewhere() -> Iterator[PollServer]:
 
 @pytest.fixture
 def polling(tab: Page, poll_server: PollServer) -> Iterator[Polling]:
-    """A page to poll from, which must not report errors or violate its policy."""
-    yield from polling_from(tab, poll_server)
+    """A page to poll from."""
+    with Polling(tab, poll_server) as polling:
+        yield polling
 
 
 @pytest.fixture
 def timed(page: Page, poll_server: PollServer) -> Iterator[Polling]:
     """The same, with a clock that the test can advance."""
     page.clock.install()
-    yield from polling_from(page, poll_server)
+    with Polling(page, poll_server) as polling:
+        yield polling
 
 
 @pytest.fixture
 def paused(page: Page, poll_server: PollServer) -> Iterator[Polling]:
     """The same, with a clock that stands still unless the test advances it."""
     page.clock.install(time=0)
-    for polling in polling_from(page, poll_server):
+    with Polling(page, poll_server) as polling:
         page.clock.pause_at(HOUR)
         yield polling
 
 
 @pytest.fixture
 def stage(tab: Page, poll_server: PollServer) -> Iterator[Stage]:
-    """A page for elements, which must not report errors or violate its policy."""
-    yield from Stage(tab, poll_server).watched()
+    """A page for elements."""
+    with Stage(tab, poll_server) as stage:
+        yield stage
+
+
+@pytest.fixture
+def site(page: Page) -> Iterator[Site]:
+    """A page of an application that the test makes."""
+    with Site(page) as site:
+        yield site
 
 
 @pytest.fixture(scope="package")
@@ -88,8 +112,8 @@ def shared_pages(redis_server: EmbeddedServer) -> TestApp:
 
 @pytest.fixture
 def pages(page: Page, shared_pages: TestApp, redis_url: str) -> Iterator[Pages]:
-    """An application with pages, which must not report errors or violate its policy."""
-    with serving(page, renewed(shared_pages)) as pages:
+    """An application with pages."""
+    with Pages(page, renewed(shared_pages)) as pages:
         yield pages
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Self, cast
 
 import dramatiq.broker
@@ -131,11 +131,12 @@ class Pages(Site):
       changes: The requests so far that were to change something: method and path.
     """
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: Page, app: Configurator | TestApp) -> None:
         super().__init__(page)
         self.user = OPERATOR
         self.refuse: Callable[[str], int | None] = lambda method: None
         self.changes: list[tuple[str, str]] = []
+        self.serve(app)
 
     def serve(self, app: Configurator | TestApp) -> None:
         """Serve an application, or that of a configurator that has included pages."""
@@ -212,18 +213,6 @@ class Pages(Site):
         """Keep a picture of the page."""
         PICTURES.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
-
-
-@contextlib.contextmanager
-def serving(page: Page, app: Configurator | TestApp) -> Iterator[Pages]:
-    """Serve an application to a page that must not report errors or violate POLICY."""
-    pages = Pages(page)
-    try:
-        pages.serve(app)
-        yield pages
-    finally:
-        pages.close()
-    assert pages.problems == [], pages.problems
 
 
 class ImportSheet(JobState):

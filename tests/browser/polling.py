@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from playwright.sync_api import ConsoleMessage, Error, Page
+from playwright.sync_api import Page
 
+from tests.browser.watching import Watched
 from tests.pollserver import Answer, PollServer, Request, success, working
 from tests.support import wait_for
 
@@ -19,22 +20,16 @@ CALLS = """(name) => calls.filter((call) => call.name === name)
     .map(({ callback, value }) => [callback, value])"""
 
 
-class Polling:
+class Polling(Watched):
     """A page with pollers on it, their requests and the calls of their callbacks."""
 
     def __init__(self, page: Page, server: PollServer) -> None:
-        self.page = page
+        super().__init__(page)
         self.server = server
-        self.console: list[ConsoleMessage] = []
-        self.uncaught: list[Error] = []
-        page.on("console", self.hear)
-        page.on("pageerror", self.fail)
+        self.open()
 
-    def hear(self, message: ConsoleMessage) -> None:
-        self.console.append(message)
-
-    def fail(self, problem: Error) -> None:
-        self.uncaught.append(problem)
+    def forgives(self, text: str) -> bool:
+        return "Security Policy" not in text
 
     def open(self, path: str = "/page") -> None:
         self.page.goto(self.server.url + path)
@@ -93,7 +88,7 @@ class Polling:
     def wait_for_requests(self, name: str, count: int, method: str = "GET") -> None:
         wait_for(lambda: len(self.server.seen(name, method)) >= count)
 
-    def asked(self, name: str) -> int:
+    def asks(self, name: str) -> int:
         """Return how often the page has asked, even if the server has not noticed."""
         urls = self.page.evaluate("asked")
         return sum(url.endswith(f"/job_state/{name}") for url in urls)
@@ -117,17 +112,6 @@ class Polling:
 
     def warnings(self, kind: str) -> list[str]:
         return [message.text for message in self.console if message.type == kind]
-
-
-def polling_from(page: Page, server: PollServer) -> Iterator[Polling]:
-    polling = Polling(page, server)
-    polling.open()
-    yield polling
-    page.goto("about:blank")
-    page.remove_listener("console", polling.hear)
-    page.remove_listener("pageerror", polling.fail)
-    assert polling.uncaught == []
-    assert [w for w in polling.warnings("error") if "Security Policy" in w] == []
 
 
 def follow_all(

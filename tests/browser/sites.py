@@ -8,12 +8,12 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from playwright.sync_api import ConsoleMessage, Error, Page, Request
+from playwright.sync_api import Page
 from pyramid.config import Configurator
 from pyramid.csrf import CookieCSRFStoragePolicy
 from pyramid.response import Response
 
-from tests.support import wait_for
+from tests.browser.watching import Watched
 
 POLICY = "default-src 'self'; require-trusted-types-for 'script'"
 
@@ -28,34 +28,22 @@ class Handler(WSGIRequestHandler):
         """Log nothing."""
 
 
-class Site:
-    """Serves a WSGI application to a page, and records the page's requests."""
+class Site(Watched):
+    """Serves a WSGI application to a page."""
+
+    forgiven = ()
 
     def __init__(self, page: Page) -> None:
-        self.page = page
+        super().__init__(page)
         self.user: str | None = "alice"
         self.markup: Callable[[Any], str] = lambda request: ""
-        self.asked: list[str] = []
-        self.problems: list[str] = []
-        self.forgiven: list[str] = []
         self._server = make_server("127.0.0.1", 0, self.dispatch, Server, Handler)
         self._app: Any = None
         threading.Thread(target=self._server.serve_forever, args=(0.01,)).start()
-        page.on("request", self.hear)
-        page.on("console", self.read)
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}"
-
-    def hear(self, request: Request) -> None:
-        self.asked.append(request.url.removeprefix(self.url))
-
-    def read(self, message: ConsoleMessage) -> None:
-        is_forgiven = any(word in message.text for word in self.forgiven)
-        if message.type == "error" and not is_forgiven:
-            self.problems.append(message.text)
 
     def dispatch(self, environ: Any, start_response: Any) -> Any:
         """Pass a request of the user's to the application."""
@@ -79,25 +67,12 @@ class Site:
         self._app = config.make_wsgi_app()
         self.page.goto(f"{self.url}/page")
 
-    def forgive(self, *words: str) -> None:
-        """Drop the problems that contain any of these words, those of later as well."""
-        self.forgiven += words
-        self.problems = [p for p in self.problems if not any(w in p for w in words)]
-
-    def leave(self) -> bool:
-        """Leave the page. Return False if it goes elsewhere at that moment: it reloads
-        after an act.
-        """
+    def __exit__(self, *exc_info: Any) -> None:
         try:
-            self.page.goto("about:blank")
-        except Error:
-            return False
-        return True
-
-    def close(self) -> None:
-        wait_for(self.leave)
-        self._server.shutdown()
-        self._server.server_close()
+            super().__exit__(*exc_info)
+        finally:
+            self._server.shutdown()
+            self._server.server_close()
 
 
 def protected(config: Configurator, **options: Any) -> Configurator:

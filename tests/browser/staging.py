@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self
+from typing import Any
 
-from playwright.sync_api import ConsoleMessage, Page, Request
+from playwright.sync_api import Page
 
+from tests.browser.watching import Watched
 from tests.pollserver import Answer, PollServer, uuid_of
 from tests.support import wait_for
 
@@ -111,28 +111,12 @@ STATES = {
 }
 
 
-class Stage:
+class Stage(Watched):
     """A page with elements on it."""
 
     def __init__(self, page: Page, server: PollServer) -> None:
-        self.page = page
+        super().__init__(page)
         self.server = server
-        self.problems: list[str] = []
-        #: What the page has asked for, whether or not the server knows yet.
-        self.asked: list[str] = []
-        page.on("console", self.hear)
-        page.on("pageerror", self.fail)
-        page.on("request", self.ask)
-
-    def ask(self, request: Request) -> None:
-        self.asked.append(request.url)
-
-    def hear(self, message: ConsoleMessage) -> None:
-        if message.type == "error" and "Failed to load resource" not in message.text:
-            self.problems.append(message.text)
-
-    def fail(self, error: Exception) -> None:
-        self.problems.append(str(error))
 
     def open(self, body: str = ELEMENT, lang: str = "en") -> None:
         self.server.pages["/element"] = HEAD.format(lang=lang, body=body)
@@ -181,19 +165,3 @@ class Stage:
     def spoken(self) -> str:
         script = "document.querySelector('[role=status]').textContent"
         return str(self.page.evaluate(script))
-
-    def watched(self) -> Iterator[Self]:
-        """Yield the stage, and check afterwards that its page reported no problem."""
-        yield self
-        self.page.goto("about:blank")
-        self.page.set_viewport_size({"width": 1280, "height": 720})
-        self.page.remove_listener("console", self.hear)
-        self.page.remove_listener("pageerror", self.fail)
-        self.page.remove_listener("request", self.ask)
-        self.page.emulate_media(
-            media="screen",
-            color_scheme="light",
-            reduced_motion="no-preference",
-            forced_colors="none",
-        )
-        assert self.problems == []

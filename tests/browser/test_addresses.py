@@ -263,9 +263,9 @@ def test_script_minds_no_element_of_a_name(timed: Polling) -> None:
         wait_for(lambda: timed.server.open_streams)
         timed.page.wait_for_selector("job-state[state=success]")
         timed.hide()
-        asked = timed.asked("job")
+        asked = timed.asks("job")
         timed.advance(60_000)
-        assert timed.asked("job") == asked
+        assert timed.asks("job") == asked
         timed.hide(hidden=False)
         timed.advance(50)
         timed.wait("job", "success")

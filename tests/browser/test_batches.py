@@ -24,9 +24,10 @@ def answered(state: dict[str, Any]) -> Answer:
 
 @pytest.fixture
 def stage(tab: Page, poll_server: PollServer) -> Iterator[Batches]:
-    """A page for elements, which must not report errors or violate its policy."""
+    """A page for elements."""
     tab.set_viewport_size({"width": 1000, "height": 700})
-    yield from Batches(tab, poll_server).watched()
+    with Batches(tab, poll_server) as stage:
+        yield stage
 
 
 # Words

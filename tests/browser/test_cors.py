@@ -3,7 +3,6 @@
 import time
 from typing import Any
 
-from playwright.sync_api import Page
 from pyramid.response import Response
 from webtest import TestApp
 
@@ -87,13 +86,13 @@ FOLLOW = """([jobUuid, baseUrl]) => {
 
 
 def test_page_of_another_origin_follows_and_cancels(
-    redis_url: str, store: JobStore, page: Page
+    redis_url: str, store: JobStore, site: Site
 ) -> None:
     """In a browser, the script of an allowed page polls a job, cancels it, and knows
     the store's time.
     """
     job = put_job(store, RunMarathon, "queued", owner="alice").uuid
-    site = Site(page)
+    page = site.page
     other = site.url.replace("127.0.0.1", "localhost")
     config = make_config(redis_url)
     cors(other)(config)
@@ -111,4 +110,3 @@ def test_page_of_another_origin_follows_and_cancels(
     wait_for(lambda: page.evaluate("told.at(-1)") == "cancelled")
     assert set(page.evaluate("told")) == {"queued", "cancelled"}
     assert load_job(store, job).status == "cancelled"
-    site.close()

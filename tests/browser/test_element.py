@@ -416,7 +416,8 @@ def test_outage_is_shown_and_over(stage: Stage) -> None:
 def timed(page: Page, poll_server: PollServer) -> Iterator[Stage]:
     """The same as `stage`, with a clock that the test can advance."""
     page.clock.install()
-    yield from Stage(page, poll_server).watched()
+    with Stage(page, poll_server) as stage:
+        yield stage
 
 
 def test_removed_element_stops_asking_and_goes_on_later(timed: Stage) -> None:

@@ -33,8 +33,9 @@ Scheme = Literal["light", "dark"]
 
 @pytest.fixture
 def stage(tab: Page, poll_server: PollServer) -> Iterator[Batches]:
-    """A page for elements, which must not report errors or violate its policy."""
-    yield from Batches(tab, poll_server).watched()
+    """A page for elements."""
+    with Batches(tab, poll_server) as stage:
+        yield stage
 
 
 # What every run checks

@@ -105,7 +105,8 @@ def away(page: Page, poll_server: PollServer) -> Iterator[Away]:
     """A page that may notify."""
     page.add_init_script(RECORD)
     page.clock.install()
-    yield from Away(page, poll_server).watched()
+    with Away(page, poll_server) as away:
+        yield away
 
 
 # Once a minute

@@ -15,7 +15,7 @@ from pyramid_jobstate import Batch, Counts, JobError, JobState, JobStore, Progre
 from pyramid_jobstate.asgi import asgi_app
 from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests import streams
-from tests.browser.paged import ImportSheet, Pages, Runner, fill, serving
+from tests.browser.paged import ImportSheet, Pages, Runner, fill
 from tests.browser.polling import HOUR
 from tests.browser.sites import protected
 from tests.catalogs import Texts, write_catalog
@@ -737,7 +737,7 @@ def test_times_are_the_viewer_s(
     assert sent is not None
     with (
         browser.new_context(timezone_id="Asia/Tokyo") as context,
-        serving(context.new_page(), paged_config(redis_url)) as pages,
+        Pages(context.new_page(), paged_config(redis_url)) as pages,
     ):
         node = pages.page.locator("td time")
         local = sent.astimezone(timezone(timedelta(hours=9)))
@@ -775,7 +775,7 @@ def test_script_speaks_the_language_of_the_words(
     assert job.queued_at is not None
     with (
         browser.new_context(locale="de-DE") as context,
-        serving(context.new_page(), config) as pages,
+        Pages(context.new_page(), config) as pages,
     ):
         # The times are of the year before.
         pages.page.clock.set_fixed_time(job.queued_at + timedelta(days=400))
@@ -810,7 +810,7 @@ def test_pages_are_plain_without_javascript(
     jobs = fill(store)
     with (
         browser.new_context(java_script_enabled=False) as context,
-        serving(context.new_page(), paged_config(redis_url)) as pages,
+        Pages(context.new_page(), paged_config(redis_url)) as pages,
     ):
         page = pages.page
         page.goto(f"{pages.url}/job_state")

@@ -14,7 +14,7 @@ from pyramid_jobstate import JobError, JobStore, Progress
 from pyramid_jobstate.testing import put_job
 from tests.accessible import RGBA, SCHEMES, complaints
 from tests.browser.looks import Colour, contrast, over, painted
-from tests.browser.paged import IS_WIDER, ImportSheet, Pages, fill, serving
+from tests.browser.paged import IS_WIDER, ImportSheet, Pages, fill
 from tests.catalogs import write_catalog
 from tests.jobs import RunMarathon
 from tests.web.paging import TRACEBACK, paged_config
@@ -414,7 +414,7 @@ def test_texts_stand_out_in_any_layout(
     )
     with (
         browser.new_context(device_scale_factor=3) as context,
-        serving(context.new_page(), paged_config(redis_url)) as pages,
+        Pages(context.new_page(), paged_config(redis_url)) as pages,
     ):
         page = pages.page
         page.emulate_media(reduced_motion="reduce")

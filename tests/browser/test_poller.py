@@ -401,21 +401,21 @@ def test_hidden_tab_sleeps_and_asks_when_shown(timed: Polling) -> None:
     timed.hide()
     timed.follow("job", working(), pollingPeriod=HOUR)
     timed.advance(60_000)
-    assert timed.asked("job") == 0
+    assert timed.asks("job") == 0
     for count in (1, 2):
         timed.hide(hidden=False)
         timed.advance(50)
         timed.wait_for_updates("job", count)
         timed.hide()
         timed.advance(2 * HOUR)
-        assert timed.asked("job") == count
+        assert timed.asks("job") == count
     timed.hide(hidden=False)
     timed.advance(50)
     timed.wait_for_updates("job", 3)
     timed.server.answer("job", success())
     timed.page.clock.fast_forward(8 * HOUR)
     timed.wait("job", "success")
-    assert timed.asked("job") == 4
+    assert timed.asks("job") == 4
 
 
 def test_returning_page_asks_at_once(polling: Polling) -> None:

@@ -76,7 +76,7 @@ def wait_for_sources(polling: Polling, *states: str) -> None:
 
 def so_far(polling: Polling) -> tuple[list[str], int]:
     """The page's streams, and how often it has asked for the job."""
-    return sources(polling), polling.asked("job")
+    return sources(polling), polling.asks("job")
 
 
 def numbers(polling: Polling, name: str) -> list[int]:
@@ -355,7 +355,7 @@ def test_silent_stream_is_given_up_after_fifty_seconds(still: Polling) -> None:
     still.wait_for_updates("job", 3)
     still.advance(1)
     wait_for_sources(still, "closed", "open")
-    assert still.asked("job") == 3
+    assert still.asks("job") == 3
     assert "lost" not in still.told("job")
 
 

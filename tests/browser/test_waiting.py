@@ -112,8 +112,11 @@ class Timed(Stage):
 @pytest.fixture
 def timed(browser: Browser, poll_server: PollServer) -> Iterator[Timed]:
     """A page in New York whose clock stands still unless the test advances it."""
-    with browser.new_context(timezone_id="America/New_York") as context:
-        yield from Timed(context.new_page(), poll_server).watched()
+    with (
+        browser.new_context(timezone_id="America/New_York") as context,
+        Timed(context.new_page(), poll_server) as timed,
+    ):
+        yield timed
 
 
 # How long, and until when
