@@ -4,6 +4,7 @@ how it is called, in a real Chromium.
 
 from __future__ import annotations
 
+import itertools
 from urllib.parse import urlsplit
 
 from tests.browser.polling import Polling
@@ -126,37 +127,28 @@ def test_script_and_module_share_what_a_page_has(polling: Polling) -> None:
 def test_script_from_elsewhere_asks_the_site_of_the_page(
     polling: Polling, elsewhere: PollServer
 ) -> None:
-    """A script from elsewhere looks for jobs on the page's own site."""
-    elsewhere.answer("job", success())
+    """The styles of a script or module come from where it lies, and its jobs from the
+    page's own site.
+    """
+    below = "/app/static"
+    shared = {"Access-Control-Allow-Origin": "*"}
+    javascript = {**shared, "Content-Type": "text/javascript"}
+    module = (STATIC / "job-state.mjs").read_text("utf-8")
+    elsewhere.answer("job-state.mjs", Answer(200, module, javascript), below=below)
+    elsewhere.answer("job-state.css", Answer(headers=shared), below=below)
     polling.server.answer("job", success())
-    polling.page.goto(polling.server.url + "/empty")
-    polling.page.add_script_tag(url=elsewhere.url + "/app/static/job-state.js")
-    done = polling.page.evaluate("JobState.startPolling({ jobUuid: 'job' }).done")
-    assert done["outcome"] == "success"
-    assert len(polling.server.seen("job")) == 1
-
-
-def test_module_from_elsewhere_asks_the_site_of_the_page(
-    polling: Polling, elsewhere: PollServer
-) -> None:
-    """Its styles come from where it lies, and its jobs from the page's own site."""
-    source = (STATIC / "job-state.mjs").read_text("utf-8")
-    for name, kind, body in (
-        ("job-state.mjs", "text/javascript", source),
-        ("job-state.css", "text/css", ""),
-    ):
-        headers = {"Content-Type": kind, "Access-Control-Allow-Origin": "*"}
-        elsewhere.answer(name, Answer(body=body, headers=headers), below="/app/static")
-    polling.server.answer("job", success())
-    polling.page.goto(polling.server.url + "/empty")
-    script = elsewhere.url + "/app/static/job-state.mjs?v=1"
-    polling.page.add_script_tag(url=script, type="module")
-    done = polling.page.evaluate("JobState.follow({ jobUuid: 'job' }).done")
-    assert done["outcome"] == "success"
-    polling.page.evaluate(APPEND)
-    wait_for(lambda: elsewhere.seen("job-state.css", below="/app/static"))
-    [sheet] = elsewhere.seen("job-state.css", below="/app/static")
-    assert sheet.path == "/app/static/job-state.css?v=1"
+    for name, kind in ("js", "text/javascript"), ("mjs", "module"):
+        polling.page.goto(polling.server.url + "/empty")
+        script = f"{elsewhere.url}{below}/job-state.{name}?{name}"
+        polling.page.add_script_tag(url=script, type=kind)
+        done = polling.page.evaluate("JobState.follow({ jobUuid: 'job' }).done")
+        assert done["outcome"] == "success"
+        polling.page.evaluate(APPEND)
+    sheet = f"{below}/job-state.css"
+    wait_for(lambda: len(elsewhere.requests(below=sheet)) == 2)
+    asked = {request.path for request in elsewhere.requests(below=sheet)}
+    assert asked == {f"{sheet}?js", f"{sheet}?mjs"}
+    assert len(polling.server.seen("job")) == 2
 
 
 def test_base_of_another_site_is_not_followed(
@@ -197,41 +189,30 @@ FORGED = (
 )
 
 
-def test_only_a_script_says_where_jobs_are(polling: Polling) -> None:
-    """An element named currentScript changes neither the base URL nor the styles."""
-    script = tag("src=/app/static/job-state.js data-base-url=/app")
-    attributes = "data-base-url=/forged data-styles=/forged/x.css"
-    attributes += f" src={polling.server.url}/forged/x"
-    polling.server.answer("job", success(), below="/app")
-    polling.server.answer("static/job-state.css", Answer(body=""), below="/app")
-    for count, forged in enumerate(FORGED):
-        polling.open_with(forged.format(attributes), script)
-        polling.page.evaluate(APPEND)
-        polling.wait_for_more("/app/static", count)
-        polling.follow("job")
-        polling.wait("job", "success")
-    asked = {request.path for request in polling.server.requests(below="/forged")}
-    assert asked <= {"/forged/x"}  # by the forged element itself
-
-
-def test_nothing_but_its_own_address_says_where_a_module_lies(
+def test_nothing_but_its_own_tag_says_where_a_script_lies(
     polling: Polling, elsewhere: PollServer
 ) -> None:
-    """Neither elements of a name nor a <base> nor its tag change where it looks."""
+    """Neither elements of a name nor a <base> changes the base URL or the styles. The
+    tag of a module changes nothing, either.
+    """
     attributes = "data-base-url=/forged data-styles=/forged/x.css"
-    module = f"{polling.server.url}/app/static/job-state.mjs"
+    place = f"{polling.server.url}/app/static/job-state"
+    scripts = (
+        tag(f"src={place}.js data-base-url=/app"),
+        tag(f"type=module src={place}.mjs {attributes}"),
+    )
+    forged = f"{attributes} src={polling.server.url}/forged/x"
+    markups = (
+        *(element.format(forged) for element in FORGED),
+        f"<a name=JobState id=JobState href={elsewhere.url}></a>" * 2,
+        f"<base href={elsewhere.url}/app/static/>",
+    )
     polling.server.answer("job", success(), below="/app")
     polling.server.answer("static/job-state.css", Answer(), below="/app")
-    for count, markup in enumerate(
-        (
-            *(forged.format(f"{attributes} src=/forged/x") for forged in FORGED),
-            f"<a name=JobState id=JobState href={elsewhere.url}></a>" * 2,
-            f"<base href={elsewhere.url}/app/static/>",
-        )
-    ):
-        polling.open_with(markup, tag(f"type=module src={module} {attributes}"))
+    for count, (script, markup) in enumerate(itertools.product(scripts, markups)):
+        polling.open_with(markup, script)
         polling.page.evaluate(APPEND)
-        polling.wait_for_more("/app/static/job-state.css", count)
+        polling.wait_for_more("/app/static", count)
         polling.follow("job")
         polling.wait("job", "success")
     asked = {request.path for request in polling.server.requests(below="/forged")}
