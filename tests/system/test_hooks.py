@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import dramatiq
 import pytest
 import redis
 from redis.exceptions import RedisError
@@ -21,12 +20,10 @@ from pyramid_jobstate import JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.testing import pass_time
 from tests.cliapp import Folder
-from tests.cluster import running_cluster
 from tests.faulty import FAULTS, FaultyProxy, faulty
 from tests.hooked import (
     PLACES,
     Convoy,
-    Crossing,
     Workers,
     as_variable,
     declare,
@@ -35,14 +32,12 @@ from tests.hooked import (
     make_hooked_broker,
     moment,
 )
-from tests.incaller import InCallerBroker
 from tests.jobs import make_broker, working
 from tests.rabbitmq import RabbitMQ
 from tests.sentinels import replicated
 from tests.support import is_alive, load_job, wait_for
-from tests.web.operating import act
 from tests.web.visits import Refusing
-from tests.webapp import make_app, make_config, make_request, make_tm_config
+from tests.webapp import make_app, make_request, make_tm_config
 from tests.workerprocess import PATIENCE, STALLED_AFTER
 
 #: What of a worker's requests changes something, or reads a job.
@@ -318,25 +313,6 @@ def test_no_end_is_lost_in_a_storm(harbour: Harbour) -> None:
 # What goes away.
 
 
-def test_store_is_away_at_the_end(harbour: Harbour) -> None:
-    """The end is written late, and told then. Both are logged once."""
-    uuids = harbour.send("success", "gate", count=2) + harbour.send("error", "gate")
-    harbour.start(THREADS="4")
-    harbour.wait_until("working", uuids)
-    _, way = harbour.ways
-    way.judge = refuse_all
-    harbour.client.set("gate", 1)
-    # The broker has no message left.
-    wait_for(lambda: not harbour.client.hlen("dramatiq:default.msgs"), 30)
-    assert not harbour.told() and not harbour.untold()
-    way.judge = calm
-    harbour.settle(uuids, leases=True)
-    assert not {*Counter(harbour.told()).values()} - {1}
-    assert len(harbour.workers.lines("The job state store does not accept")) == 1
-    assert not harbour.workers.lines("refuses to say of which ends")
-    assert not harbour.workers.lines("could not look for ends")
-
-
 def test_broker_and_store_go_away_and_come_back(
     workers: Workers, tmp_path: Path
 ) -> None:
@@ -378,90 +354,56 @@ def test_failover_loses_no_end(
         store = JobStore(sentinel.master_for("jobs", socket_timeout=0.5))
         variable = as_variable({"STORE": replica.url, "JOURNAL": redis_url})
         monkeypatch.setenv(*variable.popitem())
-        check_failover(redis_url, store, primary)
-
-
-@pytest.mark.cluster
-def test_failover_of_a_cluster_loses_no_end(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same, if all keys share a slot."""
-    with running_cluster() as cluster:
-        primary = cluster.nodes[cluster.owner_of("{jobstate}:untold")]
-        variable = as_variable({"STORE": redis_url, "JOURNAL": redis_url})
-        monkeypatch.setenv(*variable.popitem())
-        port = cluster.nodes[0].port
-        with redis.RedisCluster(host="127.0.0.1", port=port) as client:
-            store = JobStore(client, namespace="{jobstate}")
-            check_failover(redis_url, store, primary)
-
-
-def check_failover(url: str, store: JobStore, primary: EmbeddedServer) -> None:
-    """Cancel jobs, kill the server that knows of it, and see that a worker tells all
-    three ends.
-    """
-    broker = make_broker(url, JobStateMiddleware(store, heartbeat=0.1))
-    cross = declare(broker)
-    for message in [cross.send_with_options(delay=60_000) for _ in range(3)]:
-        assert load_job(store, message.message_id).cancel()
-    with redis.Redis.from_url(primary.url) as client:
-        assert client.execute_command("WAIT", 1, 2000) == 1
-    os.kill(primary.pid, signal.SIGKILL)
-    with redis.Redis.from_url(url) as client, working(broker):
-        wait_for(lambda: client.llen("journal") == 3, 30)
+        broker = make_broker(redis_url, JobStateMiddleware(store, heartbeat=0.1))
+        cross = declare(broker)
+        for message in [cross.send_with_options(delay=60_000) for _ in range(3)]:
+            assert load_job(store, message.message_id).cancel()
+        with redis.Redis.from_url(primary.url) as client:
+            assert client.execute_command("WAIT", 1, 2000) == 1
+        os.kill(primary.pid, signal.SIGKILL)
 
         def is_quiet() -> bool:
             with contextlib.suppress(RedisError):
                 return not [*store.client.scan_iter("*untold:*")]
             return False
 
-        wait_for(is_quiet)
+        with redis.Redis.from_url(redis_url) as client, working(broker):
+            wait_for(lambda: client.llen("journal") == 3, 30)
+            wait_for(is_quiet)
 
 
 # Who ends jobs.
 
 
-def test_cancels_by_any_means(harbour: Harbour, tmp_path: Path) -> None:
-    """A job that waits, is delayed, runs or is stalled is told of its cancel, whether
-    that came from a browser, `pjobs INI`, or `pjobs --url`, which know no class.
+def test_cancels_by_who_knows_no_class(harbour: Harbour, tmp_path: Path) -> None:
+    """A job that waits, is delayed, runs or is stalled is told of its cancel, though it
+    came from `pjobs --url`.
     """
-    app = make_app(make_config(harbour.store_url))
     folder = Folder(tmp_path, harbour.store_url)
 
-    def cancel(*kinds: Sequence[str]) -> None:
-        by_web, by_ini, by_url = zip(*kinds, strict=True)
-        for uuid in by_web:
-            path = f"/job_state/{uuid}/cancel"
-            assert act(app, path, "alice").status_code == 202
-        inis = [str(folder.ini), "word=hi"], by_ini
-        for place, uuids in inis, (["--url", harbour.store_url], by_url):
-            with folder.start(*place, "cancel", *uuids) as pjobs:
-                assert pjobs.end() == 0, pjobs.text()
+    def cancel(*uuids: str) -> None:
+        with folder.start("--url", harbour.store_url, "cancel", *uuids) as pjobs:
+            assert pjobs.end() == 0, pjobs.text()
 
-    def send(*args: str, **options: Any) -> list[str]:
-        return harbour.send(*args, count=3, job_owner="alice", **options)
-
-    stalled = send("success", "never")
-    pid = harbour.start(THREADS="3")
+    stalled = harbour.send("success", "never")
+    pid = harbour.start()
     harbour.wait_until("working", stalled)
     kill(pid)
     wait_for(lambda: not is_alive(pid))
     pass_time(harbour.store, 60)
-    waiting, delayed = send(), send(delay=60_000)
-    cancel(stalled, waiting, delayed)
-    ended = stalled + waiting + delayed
+    ended = stalled + harbour.send() + harbour.send(delay=60_000)
+    cancel(*ended)
     assert harbour.statuses(ended) == {"cancelled"}
     assert sorted(harbour.untold()) == sorted(ended)
     harbour.forget_workers()
-    harbour.start(THREADS="3")
+    harbour.start()
     harbour.settle(ended, leases=True)
-    running = send("success", "never")
+    running = harbour.send("success", "never")
     harbour.wait_until("working", running)
-    cancel(running)
+    cancel(*running)
     harbour.settle(ended + running, leases=True)
-    counts = Counter(harbour.told())
-    assert {hook for hook, _, _ in counts} == {"on_cancelled"}
-    assert len(counts) == counts.total() == 12
+    told = [(hook, uuid) for hook, uuid, _ in harbour.told()]
+    assert sorted(told) == sorted(("on_cancelled", x) for x in ended + running)
 
 
 def test_jobs_that_are_never_sent_or_skipped(
@@ -518,50 +460,3 @@ def test_two_workers_sweep_the_same_ends(harbour: Harbour) -> None:
     counts = Counter(uuid for _, uuid, _ in harbour.told())
     assert counts.keys() == {*uuids} and counts.total() == 300
     assert not harbour.workers.lines("it was told before")
-
-
-def test_two_brokers_of_a_process_share_a_store(
-    harbour: Harbour, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whichever of their workers takes an end tells it."""
-    url = harbour.store_url
-    monkeypatch.setenv(*as_variable({"STORE": url, "JOURNAL": url}).popitem())
-    other = make_hooked_broker(server.url, url)
-    uuids = []
-    for actor in harbour.cross, declare(other):
-        sent = [actor.send().message_id for _ in range(10)]
-        late = [actor.send_with_options(delay=60_000).message_id for _ in range(10)]
-        for uuid in late:
-            assert load_job(harbour.store, uuid).cancel()
-        uuids += sent + late
-    with working(harbour.broker), working(other):
-        wait_for(lambda: {uuid for _, uuid, _ in harbour.told()} == {*uuids})
-        wait_for(lambda: not harbour.untold())
-    assert len(harbour.told()) == 40
-
-
-@pytest.mark.parametrize("tells_all", [False, True])
-def test_broker_that_runs_jobs_in_the_caller(
-    harbour: Harbour, monkeypatch: pytest.MonkeyPatch, tells_all: bool
-) -> None:
-    """It tells the ends of its own jobs. Those from elsewhere wait for a worker."""
-    url = harbour.store_url
-    monkeypatch.setenv(*as_variable({"STORE": url, "JOURNAL": url}).popitem())
-    (elsewhere,) = harbour.send(delay=60_000)
-    assert load_job(harbour.store, elsewhere).cancel()
-    ours = JobStateMiddleware(url=url)
-    eager = InCallerBroker([ours], fail_fast=False, tells_all=tells_all)
-
-    @dramatiq.actor(broker=eager, job_state=Crossing)
-    def sail(fails: bool) -> None:
-        if fails:
-            raise ValueError
-
-    uuids = [sail.send(fails).message_id for fails in (False, True)]
-    told = [(hook, uuid) for hook, uuid, _ in harbour.told()]
-    assert told == [("on_success", uuids[0]), ("on_error", uuids[1])]
-    assert harbour.untold() == [elsewhere]
-    harbour.client.delete("dramatiq:default.DQ", "dramatiq:default.DQ.msgs")
-    harbour.start()
-    harbour.settle([*uuids, elsewhere], leases=True)
-    assert len(harbour.told()) == 3

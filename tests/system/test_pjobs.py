@@ -18,11 +18,10 @@ from typing import Any
 import dramatiq
 import pytest
 
-from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate import JobState
 from pyramid_jobstate.testing import pass_time
 from tests.cliapp import PATIENCE, PJOBS
 from tests.jobs import Gate, RunMarathon, job_actor
-from tests.operated import put
 from tests.processes import hear
 from tests.readme import page, snippets
 from tests.running import Run, Runs, running
@@ -261,26 +260,3 @@ def test_commands_of_the_readme(folder: Path, redis_url: str, shop: Shop) -> Non
         seen = [row for row in terminal.lines() if row != "^C"]
         seen, lines = without_libraries(seen), without_libraries(lines)
         assert without_times(seen) == without_times(lines), command
-
-
-def test_output_that_goes_nowhere(redis_url: str, store: JobStore) -> None:
-    """`| head -1` ends it quietly; a full disk or a closed stdout, with one line."""
-    # More than a pipe holds.
-    for _ in range(9):
-        put(store, message="x" * 16_000)
-    for redirections, code, lines, error in (
-        ("| head -1", 141, 1, ""),
-        (">/dev/full", 1, 0, "pjobs: The output cannot be written: No space left on d"),
-        (">&-", 1, 0, "pjobs: The output cannot be written: Bad file descriptor."),
-    ):
-        command = f'"$0" -c "$1" --url "$2" list --json {redirections}'
-        done = subprocess.run(
-            ["bash", "-o", "pipefail", "-c", command, sys.executable, PJOBS, redis_url],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == code, redirections
-        assert done.stdout.count("\n") == lines
-        assert done.stderr.startswith(error)
-        assert done.stderr.count("\n") == bool(error)

@@ -124,35 +124,6 @@ def jobs_of(cluster: Cluster, runs: Runs) -> list[Run]:
 
 
 @pytest.mark.cluster
-def test_jobs_are_found_wherever_they_are(redis_url: str) -> None:
-    """A job whose slot moves to another node is shown again when it has arrived."""
-    with (
-        running_cluster() as cluster,
-        contextlib.closing(JobStore(cluster.url).client) as client,
-        contextlib.closing(JobStore(cluster.url).client) as own,
-        running(redis_url, 20, JobStore(client)) as runs,
-        pushing(make_config(None), store=JobStore(own)) as server,
-    ):
-        run, other, _ = jobs_of(cluster, runs)
-        stream = server.open(f"/job_state?uuid={run.uuid}&uuid={other.uuid}")
-        for job in run, other:
-            report(job, 1, stream)
-
-        def amid() -> None:
-            run.report(n=2)
-            for n in range(2, 5):
-                report(other, n, stream)
-
-        cluster.move(f"jobstate:{run.uuid}", 0, 1, amid)
-        wait_for(lambda: last(stream, run) == 2)
-        report(run, 3, stream)
-        assert isinstance(own, redis.RedisCluster)
-        own.nodes_manager.slots_cache.clear()
-        report(run, 4, stream)
-        assert "gone" not in [event.name for event in stream.events]
-
-
-@pytest.mark.cluster
 @pytest.mark.parametrize(
     "how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)]
 )

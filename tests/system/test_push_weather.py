@@ -6,14 +6,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import redis
 
-from pyramid_jobstate import JobStore
-from pyramid_jobstate.embedded import EmbeddedServer
 from tests.asgi import Server, pushing
 from tests.running import Runs, running
 from tests.support import wait_for
-from tests.web.streaming import PublicRun, flagged, one, put, told
+from tests.web.streaming import PublicRun, one, told
 from tests.webapp import make_config
 
 
@@ -55,16 +52,3 @@ def test_no_end_is_missed(redis_url: str, count: int) -> None:
         ends = [pool.submit(end_one, seed, server, runs) for seed in range(count)]
         for seed, end in enumerate(ends):
             assert end.exception() is None, seed
-
-
-def test_user_who_may_not_hear_of_changes_polls(server: EmbeddedServer) -> None:
-    """Where an ACL of the server forbids it, pages poll, and no connection is left."""
-    with redis.Redis.from_url(server.url) as client:
-        rights = "on nopass allkeys allcommands -client|tracking"
-        client.execute_command("ACL SETUSER", "jobs", *rights.split())
-        url = server.url.replace("redis://", "redis://jobs:x@")
-        path = one(put(JobStore(client)))
-        with pushing(make_config(url)) as push:
-            push.open(path).wait()
-            assert not push.ask(path).is_stream
-            assert not flagged(client)

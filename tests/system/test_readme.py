@@ -435,6 +435,7 @@ for client, customer in (visitor, "alice"), (other, "bob"):
 for client, owner in (user, "alice"), (visitor, "customer:alice"):
     url = client.get("/run").html.find("job-state")["src"]
     assert store.load(url.split("/")[-2]).owner == owner
+    assert client.get(url).json["job"]["cancellable"] is True
     for each in user, visitor, other:
         each.get(url, status=200 if each is client else 403)
 """)
@@ -538,21 +539,6 @@ assert batch.is_success and batch.counts.success == batch.size == 5
 assert [member.message for member in store.members(uuid).items] == [
     "Reading a.csv", "Reading large.csv", None, "Reading b.csv", "Reading c.csv"
 ]
-""")
-
-
-def test_visitors_of_the_readme_own_their_jobs(myapp: MyApp) -> None:
-    """A visitor who has not logged in sees the job that they sent; another does not."""
-    myapp.write("sessions.py", SESSIONS)
-    myapp.run("""
-owned = {"jobstate.owner": "myapp.owners.owner", "pyramid.includes": "sessions"}
-app = visit(**owned).app
-visitor, other = TestApp(app), TestApp(app)
-visitor.get("/job_state?limit=1", {"customer": "1"}, expect_errors=True)
-other.get("/job_state?limit=1", {"customer": "2"}, expect_errors=True)
-url = visitor.get("/run").html.find("job-state")["src"]
-assert visitor.get(url).json["job"]["cancellable"] is True
-other.get(url, status=403)
 """)
 
 

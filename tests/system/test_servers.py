@@ -44,26 +44,9 @@ SERVERS = {
     ),
 }
 
-#: Where the commands of the WSGI servers and of Dramatiq are.
+#: Where the commands are, and an application that sends jobs, with their actors.
 BIN = Path(sys.executable).parent
-
-#: An application that sends jobs, and their actors.
 APP_OF_JOBS = "bench.matrix.app"
-GUNICORN = f"gunicorn --bind 127.0.0.1:{{port}} --workers 2 {APP_OF_JOBS}:make_app()"
-WORKER = f"{APP_OF_JOBS} --processes 1"
-
-#: The command of each WSGI server, and that of the worker beside it.
-WSGI_SERVERS = {
-    "gunicorn sync": (GUNICORN, f"dramatiq {WORKER}"),
-    "gunicorn gevent": (
-        f"{GUNICORN} --worker-class gevent",
-        f"dramatiq-gevent {WORKER}",
-    ),
-    "granian": (
-        f"granian --interface wsgi --port {{port}} --factory {APP_OF_JOBS}:make_app",
-        f"dramatiq {WORKER}",
-    ),
-}
 
 #: What the log of a server must not have.
 FAULTS = "Traceback|ERROR|Exception|never awaited|was destroyed"
@@ -161,19 +144,15 @@ def test_server_streams_polls_and_stops(
         assert not re.search(FAULTS, log), log
 
 
-@pytest.mark.parametrize("name", WSGI_SERVERS)
-def test_wsgi_server_and_worker_run_jobs(
-    name: str, redis_url: str, tmp_path: Path
-) -> None:
-    """Under each WSGI server, with Dramatiq's command that goes with it, a job is sent,
-    polled to its end, and another one cancelled while it runs.
+def test_jobs_run_under_gevent(redis_url: str, tmp_path: Path) -> None:
+    """With gunicorn's workers and Dramatiq's command of gevent, a job is sent, polled
+    to its end, and another one cancelled while it runs.
     """
     (port,) = free_ports(1)
-    web_command, worker_command = (
-        [str(BIN / command), *options]
-        for command, *options in (
-            line.format(port=port).split() for line in WSGI_SERVERS[name]
-        )
+    web = f"gunicorn --bind 127.0.0.1:{port} --worker-class gevent --workers 2"
+    commands = (
+        f"{web} {APP_OF_JOBS}:make_app()",
+        f"dramatiq-gevent {APP_OF_JOBS} --processes 1",
     )
     environ = {"BROKER_URL": redis_url, "STORE_URL": redis_url}
     headers = {"X-User": "alice", "X-Requested-With": "a script"}
@@ -186,10 +165,11 @@ def test_wsgi_server_and_worker_run_jobs(
             return ask("/job_state")["items"] == []
         return False
 
-    with (
-        Process(web_command, tmp_path / "web.log", environ=environ) as server,
-        Process(worker_command, tmp_path / "worker.log", environ=environ) as worker,
-    ):
+    server, worker = (
+        Process([str(BIN / name), *options], tmp_path / f"{name}.log", environ=environ)
+        for name, *options in map(str.split, commands)
+    )
+    with server, worker:
         server.wait_until(is_up)
         short, endless = (
             f"/job_state/{ask(f'/run?miles={miles}', 'POST')['job']['uuid']}"

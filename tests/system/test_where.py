@@ -1,7 +1,6 @@
 """Where jobs are, as worker processes say: several, frozen, busy, and gevent's."""
 
 import contextlib
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,19 +120,6 @@ def test_worker_that_holds_the_interpreter_answers_late(sender: Sender) -> None:
     sender.pid(uuid)
     assert sender.store.ask_where(uuid)
     assert delay_of(sender.answer(uuid)) > 1
-
-
-def test_worker_that_died_does_not_answer(sender: Sender) -> None:
-    """Its job reads stalled, and may be asked: the worker may only be slow."""
-    worker = sender.start()
-    uuid = sender.send()
-    sender.pid(uuid)
-    worker.kill(signal.SIGKILL)
-    wait_for(lambda: load_job(sender.store, uuid).status == "stalled", PATIENCE)
-    assert sender.store.ask_where(uuid)
-    time.sleep(1.5)
-    where = sender.store.where(uuid)
-    assert where is not None and where.taken_at is None
 
 
 @pytest.mark.parametrize(
