@@ -130,14 +130,6 @@ def test_dry_run_changes_nothing(pjobs: Operator, store: JobStore, said: Said) -
     assert said() == []
 
 
-def test_cancel_of_a_batch(pjobs: Operator, store: JobStore) -> None:
-    """`cancel` with the id of a batch stops all of its jobs that are not over."""
-    batch = put_batch(store, Haul, ["success", "queued", "working"])
-    assert pjobs("cancel", batch.uuid) == (0, [f"{batch.uuid} cancelling"], [])
-    members = store.members(batch.uuid).items
-    assert statuses(store, *members)[:2] == ["success", "cancelled"]
-
-
 def test_matching_jobs_are_cancelled(
     pjobs: Operator, store: JobStore, said: Said
 ) -> None:
@@ -237,15 +229,6 @@ def test_signal_waits_for_the_call(
     assert ran == (130, ["at least 3 deleted, 0 refused, then stopped"], [])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
-    def hang_up(limit: int) -> BulkResult:
-        signal.raise_signal(signal.SIGHUP)
-        return BulkResult(3, 0, "more")
-
-    # Under nohup, the end of a terminal ends nothing.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    calls(monkeypatch, "clear", hang_up, BulkResult(4, 0, None))
-    assert pjobs("clear", "--everything", "--yes") == (0, ["7 deleted, 0 refused"], [])
-
 
 def test_person_is_asked(pjobs: Operator, store: JobStore) -> None:
     """The question says how many jobs match. A yes is about these, not later ones."""
@@ -335,19 +318,6 @@ def test_all_that_match_run_again(till: Operator, store: JobStore) -> None:
         assert till.rerun(*words, "--yes") == (1, ["2 requeued, 1 refused"], [])
         assert statuses(store, *jobs) == ["queued", "error", "queued"]
         store.delete(jobs[1].uuid)
-
-
-def test_jobs_of_one_kind_run_again(till: Operator, store: JobStore) -> None:
-    """A kind is that of a class, or an actor without one. A name of both is neither."""
-    other = failed(store, cls=JobState, actor="walk")
-    alike = failed(store, cls=JobState, actor="RunMarathon")
-    job = failed(store)
-    error = till.rerun("--kind", "RunMarathon", "--yes").error(2)
-    assert "Pass 'class:RunMarathon' or 'actor:RunMarathon'." in error
-    assert till.rerun("--kind", "actor:RunMarathon", "--dry-run").out[0][:2] == "1 "
-    ran = till.rerun("--kind", "class:RunMarathon", "--yes")
-    assert ran.out == ["1 requeued, 0 refused"]
-    assert statuses(store, other, alike, job) == ["error", "error", "queued"]
 
 
 def test_failed_jobs_of_a_batch_run_again(

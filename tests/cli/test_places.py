@@ -122,10 +122,7 @@ def test_command_before_the_ini_is_told_the_order(
     for words, better in (
         ("work development.ini", "development.ini work"),
         ("dev 'a.ini#site' x=1 y=2", "'a.ini#site' x=1 y=2 dev"),
-        ("info x=1 a.ini", "a.ini x=1 info"),
-        ("list missing.ini --status error", "missing.ini list --status error"),
         ("work --processes 2 a.ini x=1", "a.ini x=1 work --processes 2"),
-        ("cancel --kind a=b c.ini 4f6c", "c.ini cancel --kind a=b 4f6c"),
         ("list --kind 'a b' 'my dir/a.ini'", "'my dir/a.ini' list --kind 'a b'"),
         ("show 4f6c", "INI show 4f6c"),
         ("list redis://:secret@h/0", "INI list redis://…@h/0"),

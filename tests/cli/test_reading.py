@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import json
 import re
@@ -424,20 +425,6 @@ def test_times_are_local(
         time.tzset()
 
 
-def test_durations_take_two_units(pjobs: Operator, store: JobStore) -> None:
-    """A duration takes its two largest units."""
-    job = put(store, "success")
-    for seconds, text in (
-        (0.26, "0.3 s"),
-        (9.9, "9 s"),
-        (125, "2 min 5 s"),
-        (3605, "1 h"),
-        (100800, "1 d 4 h"),
-    ):
-        write(store, job, started=10**12, finished=10**12 + int(seconds * 1000))
-        assert facts_of(pjobs, job, "took") == [text], seconds
-
-
 def test_beginning_of_an_id_is_enough(pjobs: Operator, store: JobStore) -> None:
     """A beginning that only one job has names it. What no job has is an error: 1."""
     job = put(store, "queued", cls=Strange)
@@ -642,7 +629,7 @@ def test_stack_says_where_a_job_is(
 
 def test_stack_needs_an_answer(pjobs: Operator, store: JobStore, runs: Runs) -> None:
     """A job that does not run has none, nor has one whose worker says nothing for five
-    seconds, or that ends meanwhile.
+    seconds. One that ends meanwhile, or is to be tried again, is not waited for.
     """
     run = runs.start()
     # This worker does not run it.
@@ -652,21 +639,13 @@ def test_stack_needs_an_answer(pjobs: Operator, store: JobStore, runs: Runs) -> 
     assert "The worker did not answer: it is paused, " in no_answer
     # The time that a busy machine takes counts, too.
     assert 4.9 - (time.monotonic() - begun) < pjobs.pauses.passed < 5.5
-    end = steps(lambda: write(store, run.uuid, status="success"))
-    assert "has ended" in pjobs("stack", run.uuid, course=end).error(1)
+    for status, text in (
+        ("retrying", f"pjobs: The job {run.uuid} does not run any more."),
+        ("success", f"pjobs: The job {run.uuid} has ended."),
+    ):
+        write(store, run.uuid, status="working")
+        pass_time(store, 2)
+        change = steps(functools.partial(write, store, run.uuid, status=status))
+        assert pjobs("stack", run.uuid, course=change).error(1) == text
+        assert pjobs.pauses.passed < 1
     assert "does not run" in pjobs("stack", run.uuid).error(1)
-
-
-def test_stack_of_an_attempt_that_failed(
-    pjobs: Operator, store: JobStore, runs: Runs
-) -> None:
-    """Its worker answers no more, and the job is to be tried again: that is said, and
-    at once.
-    """
-    run = runs.start()
-    # This worker does not run it.
-    write(store, run.uuid, run="another")
-    fail = steps(lambda: write(store, run.uuid, status="retrying"))
-    refused = pjobs("stack", run.uuid, course=fail).error(1)
-    assert refused == f"pjobs: The job {run.uuid} does not run any more."
-    assert pjobs.pauses.passed < 1

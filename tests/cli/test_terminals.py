@@ -83,8 +83,10 @@ def test_info_has_bars(pjobs: Operator, store: JobStore) -> None:
     ]
     for _ in range(3):
         put(store, cls=Amble)
-    for status in "working", "cancelling", "queued":
+    for status in "working", "cancelling":
         put(store, status)
+    # It is not due, so that the line does not say for how long it has waited.
+    put(store, "queued", delay=60)
     shown = pjobs.draw(rows=300)
     head, busiest, next_ = shown.lines()[:3]
     assert head.startswith("working 4   queued 1   ")
@@ -148,30 +150,6 @@ def test_watch_has_bars_that_move(pjobs: Operator, runs: Runs, store: JobStore) 
     assert "75% 3 of 4 rows" in shown.text()
     for character in "\x9b\x7f\u202e\u2028":
         assert character not in shown.output
-
-
-def test_kind_is_a_class_or_an_actor(pjobs: Operator, store: JobStore) -> None:
-    """Tables and bars name the actor of a job without a class, also of one that begins
-    later, and say what a name is that a class and an actor share.
-    """
-    put(store, cls=Amble)
-    put(store, cls=JobState, actor="mow")
-
-    def kinds(shown: Terminal) -> set[str]:
-        return {line.split()[column] for line in shown.lines()[1:]}
-
-    def course(shown: Terminal) -> Iterator[None]:
-        assert kinds(shown.catch_up()) == {"Amble", "mow"}
-        put(store, cls=JobState, actor="Amble")
-        yield
-        assert kinds(shown.catch_up()) == {"class:Amble", "actor:Amble", "mow"}
-        signal.raise_signal(signal.SIGINT)
-
-    column = 1
-    shown = pjobs.draw("watch", course=course, code=130)
-    column = 2
-    shown = pjobs.draw("list")
-    assert kinds(shown) == {"class:Amble", "actor:Amble", "mow"}
 
 
 def test_watch_without_jobs(pjobs: Operator, store: JobStore) -> None:

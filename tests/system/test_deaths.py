@@ -1,13 +1,11 @@
-"""Unique jobs and the jobs of a batch, while senders, workers and operators die between
-any two round trips, and replies are lost.
+"""Unique jobs, while senders, workers and operators die between any two round trips,
+and replies are lost.
 """
 
 import contextlib
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import dramatiq
@@ -19,8 +17,6 @@ from dramatiq.brokers.stub import StubBroker
 from redis.exceptions import RedisError
 
 from pyramid_jobstate import (
-    Batch,
-    Counts,
     JobError,
     JobStateMiddleware,
     JobStore,
@@ -31,11 +27,10 @@ from pyramid_jobstate import (
 from pyramid_jobstate.job.record import End
 from pyramid_jobstate.store import claims, records_of
 from pyramid_jobstate.store.scripts import Reply
-from pyramid_jobstate.testing import pass_time
 from pyramid_jobstate.worker.ledger import ledger_of
 from pyramid_jobstate.worker.message import failure_of
 from tests.stepped import World, aside, stepped
-from tests.support import load_job, wait_for
+from tests.support import load_job
 from tests.trips import Killed
 from tests.web.databases import Manager, fail
 from tests.webapp import make_app, make_request, make_tm_config
@@ -115,10 +110,12 @@ class Press:
     is_certain: bool = False
 
 
-class Scene(World):
-    """Jobs whose messages a broker without a worker keeps.
+class Key(World):
+    """One key, and everybody who wants its job to run. A broker without a worker keeps
+    the messages.
 
     Attributes:
+      presses: How often who was answered with which job.
       mail: The messages that wait.
       sent: The jobs whose messages have left.
       ran: How often each job has run.
@@ -136,6 +133,7 @@ class Scene(World):
         self.actor = broker.get_actor("nightly")
         self.store: JobStore = make_request(config).job_states.store
         self.client: Any = redis.Redis.from_url(url, decode_responses=True)
+        self.presses: list[Press] = []
         self.mail: list[Message[Any]] = []
         self.sent: set[str] = set()
         self.ran: Counter[str] = Counter()
@@ -219,19 +217,15 @@ class Scene(World):
     def status(self, uuid: str) -> str | None:
         return self.field(uuid, "status")
 
-    def check(self) -> None:
-        """Check what is always true."""
-
-    def age(self) -> None:
-        """Let time pass."""
-
-    def play(self, *acts: Callable[[], None]) -> None:
-        """Let these act, and workers and operators, until all is quiet."""
-        for act in acts:
-            self.start(act)
+    def play(self) -> None:
+        """Let four press, each a few times, and workers and operators act, until all is
+        quiet.
+        """
+        for _ in range(4):
+            self.start(self.press)
         while self.step():
             live = sum(not process.is_over for process in self.processes)
-            if live < len(acts) + 2 and self.rng.random() < 0.3:
+            if live < 6 and self.rng.random() < 0.3:
                 operates = [self.run_again, self.put_back]
                 self.start(self.rng.choice([*operates, *[self.work] * 6]))
             if self.rng.random() < 0.05:
@@ -255,14 +249,6 @@ class Scene(World):
             self.start(self.work)
             while self.step():
                 pass
-
-
-class Key(Scene):
-    """One key, and everybody who wants its job to run."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.presses: list[Press] = []
 
     def press(self) -> None:
         """Press the button a few times, or once when all is quiet."""
@@ -309,8 +295,7 @@ class Key(Scene):
 
 def check_key(scene: Key) -> None:
     """Play a scene, and check how it ended."""
-    # Four press, each a few times.
-    scene.play(*[scene.press] * 4)
+    scene.play()
     scene.age()
     for press in scene.presses:
         if not press.is_certain:
@@ -344,79 +329,6 @@ def check_key(scene: Key) -> None:
         assert float(scene.client.hget(claim, "held")) < time.time() * 1000 + 100
 
 
-def numbers_of(counts: Counts) -> dict[str, int]:
-    """Return how many jobs have which status."""
-    return {k: v for k, v in asdict(counts).items() if not k.endswith("_wait")}
-
-
-class Members(Scene):
-    """A batch whose members run, are cancelled, put back and run again."""
-
-    def send(self) -> None:
-        """Send the batch, whose sender lives."""
-        request = make_request(self.config, "alice")
-        request.tm.begin()
-        weights = self.rng.choices([1, 2, 3], k=12)
-        with request.job_states.batch() as batch:
-            for weight in weights:
-                batch.send_with_options(self.actor, (), weight=weight)
-        request.tm.commit()
-        self.uuid = batch.uuid
-        uuids = [job.uuid for job in self.store.members(batch.uuid).items]
-        self.weights = dict(zip(uuids, weights, strict=True))
-
-    def load(self) -> Batch:
-        batch = self.store.load(self.uuid)
-        assert isinstance(batch, Batch)
-        return batch
-
-    def check(self) -> None:
-        """Check that the batch agrees with itself."""
-        batch = self.load()
-        counts = numbers_of(batch.counts)
-        assert min(counts.values()) >= 0
-        assert sum(counts.values()) == batch.size == 12
-        # The bar is not beyond what has begun, or never will.
-        begun = [
-            u for u in self.weights if u in self.ran or self.status(u) == "cancelled"
-        ]
-        share = sum(self.weights[u] for u in begun) / sum(self.weights.values())
-        assert (batch.progress.fraction or 0) <= share + 0.001
-        ended = ("success", "error", "cancelled")
-        is_over = sum(counts[status] for status in ended) == 12
-        assert batch.is_finished == is_over or batch.status == "stalled"
-
-    def cancel_one(self) -> None:
-        with contextlib.suppress(RedisError):
-            if job := self.store.load(self.rng.choice([*self.weights])):
-                job.cancel()
-
-    def is_right(self) -> bool:
-        """Return whether the batch counts what its members read as. One that was put
-        back, or run again, by somebody who died before its message left counts as
-        queued, or as what it was.
-        """
-        batch = self.load()
-        truth = Counter(
-            job.status for job in self.store.load_many([*self.weights]) if job
-        )
-        unsent = truth.pop("stalled", 0)
-        missing = Counter(numbers_of(batch.counts))
-        missing.subtract(truth)
-        left = {status for status, count in missing.items() if count}
-        return missing.total() == unsent and "cancelled" not in left
-
-
-def check_members(scene: Members) -> None:
-    """Play a scene, and check that the batch knows what its members read as."""
-    scene.send()
-    scene.play(scene.work, scene.work, scene.cancel_one)
-    pass_time(scene.store, scene.store.stalled_after + 1)
-    # Whoever looks at a silent batch has its members looked at.
-    wait_for(scene.is_right)
-    scene.seen["failed in part"] += 0 < scene.load().counts.error < 12
-
-
 @pytest.fixture
 def broker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> StubBroker:
     """A broker that keeps messages in memory."""
@@ -434,46 +346,23 @@ def broker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> StubBroker:
     return broker
 
 
-def play(
-    kind: Callable[..., Any],
-    check: Callable[[Any], None],
-    seeds: range,
-    broker: StubBroker,
-    url: str,
-) -> Counter[str]:
-    """Play scenes, and return what has happened how often."""
-    config = make_tm_config(url)
-    make_app(config)
-    seen: Counter[str] = Counter()
-    for seed in seeds:
-        scene = kind(seed, url, broker, config)
-        with stepped():
-            check(scene)
-        seen += scene.seen
-        seen["ran"] += len(scene.ran)
-        scene.client.flushdb()
-        broker.flush_all()
-    for what in "lose", "die before", "die after", "ran":
-        assert seen[what] > 3, what
-    return seen
-
-
-#: Those of a usual run, and more.
-SEEDS = [range(10), pytest.param(range(10, 70), marks=pytest.mark.long)]
-
-
-@pytest.mark.parametrize("seeds", SEEDS)
+@pytest.mark.parametrize(
+    "seeds", [range(10), pytest.param(range(10, 70), marks=pytest.mark.long)]
+)
 def test_never_two_jobs_of_a_key(
     redis_url: str, broker: StubBroker, seeds: range
 ) -> None:
     """Four pressers and two workers a key, with votes that fail, and operators."""
-    assert play(Key, check_key, seeds, broker, redis_url)["aliases"] > 3
-
-
-@pytest.mark.parametrize("seeds", SEEDS)
-def test_batch_knows_its_members(
-    redis_url: str, broker: StubBroker, seeds: range
-) -> None:
-    """Whatever happens to its workers, the batch counts what the records read as."""
-    seen = play(Members, check_members, seeds, broker, redis_url)
-    assert seen["failed in part"] > 0
+    config = make_tm_config(redis_url)
+    make_app(config)
+    seen: Counter[str] = Counter()
+    for seed in seeds:
+        scene = Key(seed, redis_url, broker, config)
+        with stepped():
+            check_key(scene)
+        seen += scene.seen
+        seen["ran"] += len(scene.ran)
+        scene.client.flushdb()
+        broker.flush_all()
+    for what in "lose", "die before", "die after", "ran", "aliases":
+        assert seen[what] > 3, what

@@ -108,21 +108,6 @@ def test_marathon_is_watched_to_its_end(
     assert console_errors == []
 
 
-def test_job_is_cancelled_in_the_list(
-    demo: Demo, page: Page, console_errors: list[str]
-) -> None:
-    """The button of a row cancels its job. The rest of the row leads to the job."""
-    log_in(page, demo, "Alice")
-    job = start_marathon(page, "Stroll")
-    page.get_by_role("link", name="Your jobs").click()
-    row = page.get_by_role("listitem").first
-    row.get_by_role("button", name="Cancel").click()
-    expect(row.locator("[part=status]")).to_have_text("Cancelled")
-    row.click()
-    expect(page).to_have_url(job)
-    assert console_errors == []
-
-
 def test_files_are_imported(demo: Demo, page: Page, console_errors: list[str]) -> None:
     """A sample is imported into the database. A wrong file fails, and says why."""
     log_in(page, demo, "Alice")

@@ -257,28 +257,6 @@ def test_parts_start_one_after_the_other(folder: Folder) -> None:
         assert "FileExistsError" not in command.text()
 
 
-#: Makes the first start, that of the web server, take a minute.
-SLOW = """
-import os
-if not os.path.exists("begun"):
-    os.mkdir("begun")
-    time.sleep(60)
-"""
-
-
-def test_worker_does_not_wait_for_ever(folder: Folder) -> None:
-    """After 15 seconds it starts, though the web server is not ready yet."""
-    with folder.module.open("a") as module:
-        module.write(SLOW)
-    begun = time.monotonic()
-    with running(folder) as command:
-        command.wait_for_line("The web part is not ready yet: the worker part starts")
-        assert time.monotonic() - begun >= 15
-        command.wait_for_line(READY)
-        assert version_of(folder) == "one"
-        assert not get(folder, "/send?s=0")
-
-
 def test_worker_has_the_threads_and_queues_of_the_ini(folder: Folder) -> None:
     """Those of [pjobs]: with one thread, a job waits for the one before."""
     folder.write_ini("threads = 1\nqueues = default")

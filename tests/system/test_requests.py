@@ -18,7 +18,6 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Interrupt, Middleware, Shutdown
 from dramatiq.middleware.threading import raise_thread_exception
 from pyramid.request import Request
-from transaction.interfaces import TransientError
 
 from pyramid_jobstate import JobState, current_job_state
 from tests.counters import SQL, Database, Zodb, make_app, mark
@@ -292,40 +291,6 @@ def test_shutdown(scene: Scene, subtests: pytest.Subtests) -> None:
             assert (state.status, state.attempt) == ("success", 2)
             assert scene.marks(state.uuid) == before + 1
             assert scene.child(state.uuid) == place.child
-
-
-def test_cancel(scene: Scene, subtests: pytest.Subtests) -> None:
-    """A cancel before the commit aborts for good. A later one changes nothing."""
-    save = scene.save_actor()
-
-    def ask() -> None:
-        assert load_job(scene.store, current_state().uuid).cancel()
-        wait_for(lambda: current_state().cancel_requested)
-
-    def cancel() -> None:
-        ask()
-        current_state().raise_if_cancelled()
-
-    def cancel_and_conflict() -> None:
-        ask()
-        raise TransientError
-
-    before = [(ACTOR, cancel), (Place(FIRST, "tpc_vote"), cancel_and_conflict)]
-    with working(scene.broker, threads=1):
-        for place, trap in [*before, *((place, ask) for place in PLACES[2:])]:
-            with subtests.test(msg=f"{place.phase} {place.key!a}"):
-                scene.set_trap(place, trap)
-                state = scene.end(save.send(), "cancelled")
-                assert scene.trapped.is_set()
-                assert state.attempt == 1
-                if trap is ask:
-                    assert state.status == "success"
-                    assert scene.marks(state.uuid) == 1
-                    wait_for(partial(scene.is_sent, state.uuid))
-                else:
-                    assert state.status == "cancelled"
-                    scene.check(state, Place("", ""))
-                    scene.check_next(save)
 
 
 def test_job_whose_process_dies_after_the_commit_runs_again(

@@ -239,5 +239,21 @@ def test_other_projects_send(
     assert (uuid_in(src), job_state.status) == (job_state.uuid, "queued")
 
 
+def test_shell_sends_when_it_commits(
+    make_project: MakeProject, store: JobStore, redis_url: str
+) -> None:
+    """The project's pshell sends a job with the lines of the documentation."""
+    project = make_project("sqlalchemy")
+    apply(project, quick_start(project.name))
+    project.edit("development.ini", "redis://localhost:6379/0", redis_url)
+    project.initialize("development.ini")
+    text = section("From a shell, a script or a job").replace("myapp", "tutorial")
+    lines = re.findall("^  >>> (.+)$", text, re.MULTILINE)
+    for typed, count in (lines[:-1], 0), (lines, 1):
+        pshell = ("-m", "pyramid.scripts.pshell", "development.ini")
+        project.python(*pshell, stdin="\n".join(typed) + "\n")
+        assert [job.actor for job in store.list().items] == ["run_marathon"] * count
+
+
 def uuid_in(url: str) -> str:
     return url.rstrip("/").rpartition("/")[2]
