@@ -52,11 +52,3 @@ class TestFullauth(Contract):
         assert site.get("/register").status_code == 200
         assert site.get("/nowhere", "alice").status_code == 404
         assert site.get("/logout", "alice").status_code == 303
-
-    def test_owner_is_the_number_of_the_user(self, site: Site) -> None:
-        """The owner of a job is the user's id, a number."""
-        job = site.send("alice")
-        (listed,) = site.get("/job_state?all=1", "admin").json["items"]
-        assert listed["job"]["uuid"] == job
-        assert isinstance(site.owners["alice"], int)
-        assert site.get(f"/job_state/{job}", "alice").status_code == 200

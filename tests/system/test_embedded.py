@@ -8,8 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import redis
 
 from pyramid_jobstate import embedded
 from pyramid_jobstate.embedded import EmbeddedServer, find_binary
-from tests.support import free_ports, is_alive, wait_for
+from tests.support import free_ports, in_child, is_alive, wait_for
 
 #: Starts a server, prints its process id, and goes on with code that a test adds.
 OWNER = """
@@ -54,21 +52,6 @@ def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
     )
     assert process.stdout is not None
     return process, process.stdout.readline().strip()
-
-
-def in_forked_child(action: Callable[[], object]) -> int:
-    """Call a function in a forked child and return the child's exit code."""
-    with warnings.catch_warnings():
-        # The test process may have threads; the child does not touch them.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        try:
-            action()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_server_leaves_nothing_behind(temporary):
@@ -154,8 +137,13 @@ def test_process_that_gevent_has_patched_has_a_server(temporary):
 def test_forked_child_that_leaves_the_with_block_harms_nothing(temporary):
     """A forked child may use a server, and only the owner stops it."""
     with EmbeddedServer() as server:
-        assert in_forked_child(lambda: ask(server, "SET", "name", "child")) == 0
-        assert in_forked_child(server.stop) == 0
+
+        def stop() -> str:
+            server.stop()
+            return "stopped"
+
+        assert in_child(lambda: str(ask(server, "SET", "name", "child"))) == "True"
+        assert in_child(stop) == "stopped"
         assert ask(server, "GET", "name") == "child"
         assert len(list(temporary.iterdir())) == 1
 

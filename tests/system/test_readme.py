@@ -102,6 +102,8 @@ def includeme(config):
 #: What the programs below begin with.
 PRELUDE = """
 import os
+import time
+import dramatiq
 from webtest import TestApp
 from myapp import main
 from myapp.jobs import RunMarathon, run_marathon
@@ -119,6 +121,17 @@ def visit(**settings):
 
 def including(names):
     return visit(**{"pyramid.includes": names})
+
+
+def work(until):
+    worker = dramatiq.Worker(dramatiq.get_broker(), worker_timeout=50, worker_threads=2)
+    worker.start()
+    deadline = time.monotonic() + 30
+    while not (found := until()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    worker.stop()
+    return found
 """
 
 #: Serves the application to Alice below /quick, and each page with a script's tag
@@ -390,10 +403,6 @@ def test_retries_of_the_documents(myapp: MyApp) -> None:
     """
     (change,) = [text for text in snippets("python") if "import Retries" in text]
     myapp.run(f"""
-import time
-
-import dramatiq
-
 app = visit()
 from myapp.feeds import poll_feed, read_feed
 
@@ -404,18 +413,15 @@ def other():
 
 
 sent = [other.send(), poll_feed.send("x"), read_feed.send("x"), read_feed.send("<x>")]
-worker = dramatiq.Worker(dramatiq.get_broker(), worker_timeout=50, worker_threads=2)
-worker.start()
 expected = [("error", 4), ("error", 1), ("error", 1), ("retrying", 1)]
-deadline = time.monotonic() + 30
-while True:
+
+
+def ended():
     jobs = [store.load(message.message_id) for message in sent]
-    found = [(job.status, job.attempt) for job in jobs]
-    if found == expected:
-        break
-    assert time.monotonic() < deadline, found
-    time.sleep(0.05)
-worker.stop()
+    return jobs if [(job.status, job.attempt) for job in jobs] == expected else None
+
+
+jobs = work(ended)
 assert 50 < (jobs[3].due_at - jobs[3].updated_at).total_seconds() < 121
 assert jobs[3].progress_metrics == {{"read": 3}}
 """)
@@ -518,22 +524,13 @@ TestApp(config.make_wsgi_app()).get(f"/reports/{done}", status=403)
 def test_batch_of_the_readme_runs(myapp: MyApp) -> None:
     """The view sends a batch, one of whose members sends two more."""
     myapp.run("""
-import time
-
-import dramatiq
-
 app = visit()
 from myapp import imports
 
 with prepare(registry=app.app.registry) as env, env["request"].tm:
     uuid = imports.start_import(env["request"])["job_state"].uuid
-worker = dramatiq.Worker(dramatiq.get_broker(), worker_timeout=50, worker_threads=2)
-worker.start()
-deadline = time.monotonic() + 30
-while not (batch := store.load(uuid)).is_finished:
-    assert time.monotonic() < deadline, batch
-    time.sleep(0.05)
-worker.stop()
+work(lambda: store.load(uuid).is_finished)
+batch = store.load(uuid)
 assert (batch.kind, batch.title) == ("ImportAll", "Import of 3 files")
 assert batch.is_success and batch.counts.success == batch.size == 5
 assert [member.message for member in store.members(uuid).items] == [
@@ -595,9 +592,6 @@ import hmac
 import http.server
 import json
 import threading
-import time
-
-import dramatiq
 from dramatiq.middleware import Retries
 from pyramid_mailer import get_mailer
 
@@ -639,13 +633,7 @@ def notes():
         return [(*row,) for row in connection.execute(inbox.Note.__table__.select())]
 
 
-worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=2)
-worker.start()
-deadline = time.monotonic() + 30
-while not (len(outbox) == 4 and notes() and events):
-    assert time.monotonic() < deadline, (outbox, notes(), events)
-    time.sleep(0.05)
-worker.stop()
+work(lambda: len(outbox) == 4 and notes() and events)
 assert {tuple(mail.recipients) for mail in outbox} == {("alice@example.com",)}
 assert sorted(mail.subject for mail in outbox) == [
     "1 of 2 imports have failed",
@@ -780,15 +768,11 @@ def test_button_of_the_readme_asks_for_permission(
     with contextlib.closing(PollServer()) as server:
         page.goto(server.url + "/empty")
         page.add_script_tag(url="/job-state.js")
-    page.evaluate("document.body.innerHTML = '<button class=tell-me>Tell me</button>'")
     page.evaluate(
         """() => {
-            window.answer = "denied";
-            window.asked = 0;
-            Notification.requestPermission = async () => {
-                asked += 1;
-                return answer;
-            };
+            document.body.innerHTML = "<button class=tell-me>Tell me</button>";
+            [window.answer, window.asked] = ["denied", 0];
+            Notification.requestPermission = async () => (asked += 1, answer);
         }"""
     )
     page.add_script_tag(content=script)
