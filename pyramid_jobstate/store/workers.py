@@ -7,7 +7,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..job import dumps, iso_time, parse_json, parse_time
+from ..job import dumps, iso_time, parse_json, parse_natural, parse_time
 from .connection import Client, Command, text
 from .reader import MAX_SCORE, Reader, ask
 from .scripts import Calls, Runner
@@ -138,13 +138,13 @@ def _parse(
                 "memory": int() | None as memory,
                 "versions": dict() as versions,
             },
-        ) if pid.isdecimal():
+        ) if (number := parse_natural(pid)) is not None:
             seen_at = parse_time(str(seen))
             assert seen_at is not None
             return WorkerInfo(
                 token,
                 host,
-                int(pid),
+                number,
                 parse_time(started),
                 seen_at,
                 is_silent,
