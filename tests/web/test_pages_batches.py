@@ -13,9 +13,8 @@ from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
 from tests.support import load_job
 from tests.trips import counting_trips
-from tests.web.operating import KEEPER, OPERATOR, Letter, put, uuids_of
+from tests.web.operating import KEEPER, OPERATOR, Letter, put
 from tests.web.paging import Visit, Visiting, browse, put_batch, query_of
-from tests.webapp import get
 
 EACH = ("success", "error", "working", "queued", "retrying", "cancelled", "error")
 
@@ -46,8 +45,7 @@ def test_page_lists_the_members(paged: TestApp, store: JobStore) -> None:
 def test_tabs_count_the_members(store: JobStore, visit: Visiting) -> None:
     """Each tab leads to members, and has their number if the batch counts them."""
     batch, jobs = put_batch(store, *EACH)
-    path = f"/job_state/{batch}/"
-    page = visit(f"{path}?status=error&limit=5&_LOCALE_=en&other=1")
+    page = visit(f"/job_state/{batch}/?status=error&limit=5&_LOCALE_=en&other=1")
     tabs = "All 7|Waiting 1|Running 1|Trying again 1|No sign of life|Cancelling…|Done 1"
     tabs += "|Failed 2|Cancelled 1"
     assert page.texts(".jobstate-tabs a") == tabs.split("|")
@@ -57,9 +55,6 @@ def test_tabs_count_the_members(store: JobStore, visit: Visiting) -> None:
     assert query_of(page.link("All 7")) == kept
     assert query_of(page.link("Done")) == {**kept, "status": "success"}
     assert visit(page.link("Done")).uuids == jobs[:1]
-    # First those that failed or run, whatever their place.
-    shown = [jobs[n] for n in (1, 6, 2, 0, 3, 4)]
-    assert visit(page.link("All 7")).uuids == shown
 
 
 def test_addresses(paged: TestApp, store: JobStore) -> None:
@@ -77,23 +72,10 @@ def test_addresses(paged: TestApp, store: JobStore) -> None:
         assert (response.status_code, response.location) == (302, url)
 
 
-def test_pages_follow_each_other(store: JobStore, visit: Visiting) -> None:
-    """Fifty members are on a page. Links lead to the next ones, and to the first."""
-    batch, jobs = put_batch(store, *["queued"] * 101)
-    first = visit(f"/job_state/{batch}")
-    second = visit(first.link("Next"))
-    last = visit(second.link("Next"))
-    pages = [first.uuids, second.uuids, last.uuids]
-    assert pages == [jobs[:50], jobs[50:100], jobs[100:]]
-    assert second.texts(".jobstate-more a") == ["First", "Next"]
-    assert last.texts(".jobstate-more a") == ["First"]
-    assert visit(last.link("First")).uuids == first.uuids
-
-
 def test_first_page_begins_with_what_matters(paged: TestApp, store: JobStore) -> None:
     """Before the first fifty members stand up to twenty that failed and ten that run,
     which are found at once in a batch of any size. Each is once on a page, and also in
-    its place on a later one.
+    its place on a later one. Links lead to the next fifty, and to the first.
     """
     put_batch(store, *["working"] * 3)
     small, _ = put_batch(store, "queued", "error", "working")
@@ -103,7 +85,6 @@ def test_first_page_begins_with_what_matters(paged: TestApp, store: JobStore) ->
     # Jobs beside batches do not count.
     put(store, *["alice"] * 200)
     failed, running = jobs[45:85:2], jobs[46:66:2]
-    path = f"/job_state/{batch}"
     trips = []
     for each_batch in small, small, batch:
         # The first visit also reads the clock.
@@ -113,10 +94,13 @@ def test_first_page_begins_with_what_matters(paged: TestApp, store: JobStore) ->
     assert page.uuids == [*failed, *running, *jobs[:45]]
     assert trips[1] == trips[2]
     second = Visit(paged, page.link("Next"))
-    assert second.uuids == jobs[50:100]
-    assert Visit(paged, f"{path}/?status=working&limit=25").uuids == jobs[48:95:2]
-    listed = get(paged, f"/job_state?batch={batch}", OPERATOR).json["items"]
-    assert uuids_of(listed) == jobs[:50]
+    last = Visit(paged, second.link("Next"))
+    assert (second.uuids, last.uuids) == (jobs[50:100], jobs[100:])
+    assert second.texts(".jobstate-more a") == ["First", "Next"]
+    assert last.texts(".jobstate-more a") == ["First"]
+    assert Visit(paged, last.link("First")).uuids == page.uuids
+    running = Visit(paged, f"/job_state/{batch}/?status=working&limit=25").uuids
+    assert running == jobs[48:95:2]
 
 
 def test_members_that_are_missing(store: JobStore, visit: Visiting) -> None:
@@ -129,9 +113,8 @@ def test_members_that_are_missing(store: JobStore, visit: Visiting) -> None:
     page = visit(f"/job_state/{batch}")
     assert page.uuids == jobs[1:]
     assert page.texts(".jobstate-tabs a")[0] == "All 2"
-    done = visit(f"/job_state/{batch}/?status=success")
-    said = "These jobs have expired or changed, or you may not see them."
-    assert done.texts(".jobstate-none") == [said]
+    (said,) = visit(f"/job_state/{batch}/?status=success").texts(".jobstate-none")
+    assert said.startswith("These jobs have expired")
 
 
 def test_members_of_others_are_only_counted(paged: TestApp, store: JobStore) -> None:
@@ -139,26 +122,20 @@ def test_members_of_others_are_only_counted(paged: TestApp, store: JobStore) -> 
     theirs = {"status": "error", "owner": "bob", "params": {"miles": 424242}}
     batch, jobs = put_batch(store, "success", theirs)
     path = f"/job_state/{batch}"
-
-    page = Visit(paged, path, "alice")
-    failed = Visit(paged, f"{path}/?status=error", "alice")
-
-    assert page.uuids == jobs[:1]
-    assert "Failed 1" in page.texts(".jobstate-tabs a")
-    assert failed.uuids == []
-    for secret in jobs[1], "bob", "424242":
-        assert secret not in page.response.text + failed.response.text
-    assert page.acts == []
+    for query, uuids in ("", jobs[:1]), ("?status=error", []):
+        page = Visit(paged, f"{path}/{query}", "alice")
+        assert page.uuids == uuids
+        assert "Failed 1" in page.texts(".jobstate-tabs a")
+        assert page.acts == []
+        for secret in jobs[1], "bob", "424242":
+            assert secret not in page.response.text
     assert Visit(paged, path).uuids == jobs[::-1]
-    assert browse(paged, path, "bob").status_code == 403
-    assert browse(paged, f"/job_state/{jobs[1]}", "bob").status_code == 200
 
 
 def test_failed_members_may_run_again(store: JobStore, visit: Visiting) -> None:
     """A button runs failed members again, by the bulk request that is permitted."""
     batch, _ = put_batch(store, *EACH)
     page = visit(f"/job_state/{batch}")
-    done = visit(f"/job_state/{put_batch(store, 'error')[0]}")
     assert page.acts == ["rerun", "cancel"]
     assert page.texts("[data-act=rerun]") == ["Run 2 failed jobs again"]
     question = "Cancel all unfinished jobs of this batch?"
@@ -168,13 +145,12 @@ def test_failed_members_may_run_again(store: JobStore, visit: Visiting) -> None:
     assert query_of(rerun["url"]) == {"batch": batch, "all": "1"}
     assert rerun["counts"] == f"http://localhost/job_state/{batch}/"
     assert rerun["statuses"] == ["error"]
+    done = visit(f"/job_state/{put_batch(store, 'error')[0]}")
     assert done.texts("[data-act]") == ["Run 1 failed job again", "Delete"]
     question = "Delete this batch? Its jobs stay. This cannot be undone."
     assert done.one("[data-act=delete]")["data-question"] == question
-    assert done.texts(".jobstate-step-error .jobstate-detail") == [
-        "Some of its jobs failed."
-    ]
-    assert done.texts("h2") == ["Jobs", "Timeline"]
+    reason = "Some of its jobs failed."
+    assert done.texts(".jobstate-step-error .jobstate-detail") == [reason]
     # A batch makes no attempts.
     assert done.texts(".jobstate-timeline b") == ["sent", "started", "Failed"]
     listed = visit("/job_state").texts(f"tr[data-uuid='{batch}'] .jobstate-number")

@@ -32,12 +32,12 @@ def facts_of(page: Visit) -> dict[str, str]:
 
 
 def test_page_has_what_the_json_tells(paged: TestApp, store: JobStore) -> None:
-    """The page tells what the JSON tells, and leaves out what is missing or hidden."""
+    """The page tells what the JSON tells, and leaves out what is missing."""
     job = put_job(
         store,
         RunMarathon,
         owner="alice",
-        params={"miles": 26, "shoes": "secret-red"},
+        params={"miles": 26},
         metrics={"miles_run": 12, "place": "the bridge", "splits": [1, 2.5]},
         message="Half of it",
         log=["Gun", "Bridge"],
@@ -55,14 +55,10 @@ def test_page_has_what_the_json_tells(paged: TestApp, store: JobStore) -> None:
     metrics = {"miles_run": "12", "place": "the bridge", "splits": "[1, 2.5]"}
     assert facts_of(page) == {**metrics, "miles": "26"}
     live = [tag["data-metric"] for tag in page.all(f"[data-job={element['id']}]")]
-    assert live == ["miles_run", "place", "splits"]
+    assert live == [*metrics]
     assert page.texts("h2") == ["Timeline", "Metrics", "Parameters"]
-    assert "secret-red" not in page.response.text
-    assert page.link("Your jobs") == "http://localhost/job_state/"
-    assert page.data["url"] == url
-    assert page.data["list"] == "http://localhost/job_state/"
-    assert page.data["seen"] == "working 1"
-    assert page.acts == ["cancel"]
+    assert page.link("Your jobs") == page.data["list"] == "http://localhost/job_state/"
+    assert (page.data["url"], page.data["seen"]) == (url, "working 1")
 
     page = Visit(paged, f"/job_state/{put_job(store, status='queued').uuid}")
     assert page.texts("h2") == ["Timeline"]
@@ -98,29 +94,25 @@ def test_failure_is_for_those_who_may_inspect(
     (job,) = marathons.fail("alice", kwargs={"shoes": "sandals"})
     lost = put_job(store, RunMarathon, "error", error=JobError(None, "It broke.")).uuid
     page = Visit(paged, f"/job_state/{job}", KEEPER)
-    other = Visit(paged, f"/job_state/{lost}", KEEPER)
     assert facts_of(page) == {"miles": "26", "shoes": "sandals"}
     said = "tests.web.operating.Blister: after 26 miles in sandals shoes"
     assert page.texts("h2 + p") == [said]
     text = "".join(tag.get_text() for tag in page.all("pre"))
     assert text == get(paged, f"/job_state/{job}/inspect", KEEPER).json["traceback"]
-    assert page.texts(".jobstate-actor, .jobstate-queue") == [
-        "Actor: run_marathon",
-        "Queue: default",
-    ]
+    where = [f"Actor: {marathons.run_marathon.actor_name}", "Queue: default"]
+    assert page.texts(".jobstate-actor, .jobstate-queue") == where
     assert page.texts("job-state p") == [f"Failed · \u2068{said}\u2069"]
+    assert "try 1 tests.web.operating.Blister" in page.texts(".jobstate-timeline li")[1]
+    assert not page.has("#jobstate-reason, [data-act][disabled]")
     seen = Visit(paged, f"/job_state/{job}", "alice")
     assert seen.texts("job-state p") == ["Failed · \u2068The job failed.\u2069"]
     assert not seen.has("pre, .jobstate-failure, .jobstate-actor, .jobstate-queue")
     store.client.hdel(key_of(store, job), "queue")
-    unknown = Visit(paged, f"/job_state/{job}", KEEPER)
-    assert unknown.has(".jobstate-actor") and not unknown.has(".jobstate-queue")
-    assert "try 1 tests.web.operating.Blister" in page.texts(".jobstate-timeline li")[1]
-    assert not page.has("#jobstate-reason, [data-act][disabled]")
+    assert not Visit(paged, f"/job_state/{job}", KEEPER).has(".jobstate-queue")
+    other = Visit(paged, f"/job_state/{lost}", KEEPER)
     (reason,) = other.texts("#jobstate-reason")
     assert reason.startswith("The job cannot run again: ")
-    button = other.one("[data-act=rerun]")
-    assert button.has_attr("disabled")
+    button = other.one("[data-act=rerun][disabled]")
     assert button["aria-describedby"] == "jobstate-reason"
     # A reason differs from an exception.
     assert other.texts("h2") == ["Timeline"] and not other.has(".jobstate-failure")
@@ -130,28 +122,20 @@ def test_failure_is_for_those_who_may_inspect(
 def test_exception_replaces_what_others_read(store: JobStore, visit: Visiting) -> None:
     """It does so unless its class tells the others something else."""
 
-    class Frank(JobState):
-        def public_error(self, exception_type: str, message: str) -> str:
-            return message
-
     class Kind(JobState):
         def public_error(self, exception_type: str, message: str) -> str:
             return "Lace your shoes."
 
     error = JobError("ValueError", "The laces are loose.")
-    for cls, shown in (
-        (JobState, "ValueError: The laces are loose."),
-        (Frank, "ValueError: The laces are loose."),
-        (Kind, "Lace your shoes."),
+    for cls, status, shown in (
+        (JobState, "error", "Failed · \u2068ValueError: The laces are loose.\u2069"),
+        (Kind, "error", "Failed · \u2068Lace your shoes.\u2069"),
+        # The element keeps why a job was skipped.
+        (JobState, "cancelled", "Cancelled · \u2068The job was skipped.\u2069"),
     ):
-        page = visit(f"/job_state/{put_job(store, cls, 'error', error=error).uuid}")
-        assert page.texts("job-state p") == [f"Failed · \u2068{shown}\u2069"]
-        assert page.has(".jobstate-instead") is (cls is not Kind)
-    # The element keeps why a job was skipped.
-    skipped = put_job(store, JobState, "cancelled", error=error)
-    page = visit(f"/job_state/{skipped.uuid}")
-    assert page.texts("job-state p") == ["Cancelled · \u2068The job was skipped.\u2069"]
-    assert not page.has(".jobstate-instead")
+        page = visit(f"/job_state/{put_job(store, cls, status, error=error).uuid}")
+        assert page.texts("job-state p") == [shown]
+        assert page.has(".jobstate-instead") is ("ValueError" in shown)
 
 
 class SelfTimed(JobState):
@@ -238,17 +222,14 @@ def test_times_of_the_timeline(
     monkeypatch.setattr(SelfTimed, "told", course)
     page = visit(path)
     midnight = "Jan 15, 2027, 12:00 AM UTC"
-    assert page.texts(".jobstate-timeline li") == [
-        f"sent {midnight}",
-        f"2.1 sec try 1 {midnight}",
-        "58 sec Done Jan 15, 2027, 12:01 AM UTC",
-    ]
+    done = "58 sec Done Jan 15, 2027, 12:01 AM UTC"
+    steps = [f"sent {midnight}", f"2.1 sec try 1 {midnight}", done]
+    assert page.texts(".jobstate-timeline li") == steps
     times = [tag["datetime"] for tag in page.all("time")]
     assert times == [at(0), at(2100), at(60_000)]
     for millis, text in (
         (-5, "0 sec"),
         (59_500, "1 min"),
-        (60 * 60_000, "1 hr"),
         (65 * 60_000, "1 hr 5 min"),
         (60 * 3_600_000, "2.5 days"),
     ):
