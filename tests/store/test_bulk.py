@@ -4,6 +4,7 @@ import time
 import types
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -83,17 +84,18 @@ def test_clear_older_than(store: JobStore) -> None:
     """Only jobs that ended long enough ago, by the time of the first call, are
     deleted.
     """
-    (old,) = put(store, "error")
-    pass_time(store, 61)
-    (middle,) = put(store, "error")
-    pass_time(store, 59)
-    (new,) = put(store, "error")
-    assert store.clear(older_than=60) == BulkResult(1, 0, None)
-    assert left(store, [old, middle, new]) == 2
-    begun = store.clear(limit=0, older_than=58.9)
-    pass_time(store, 59)
-    assert store.clear(older_than=58.9, cursor=begun.cursor) == BulkResult(2, 0, None)
-    assert store.clear(older_than=0) == BulkResult(0, 0, None)
+    uuids = []
+    for seconds in 3000, 500, 1:
+        uuids += put(store, "error")
+        pass_time(store, seconds)
+    now, client = int(time.time()), store.client
+    # The first call comes earlier than it does: none has been over for so long.
+    with mock.patch.object(client, "time", return_value=(now - 2000, 0)):
+        begun = JobStore(client).clear(limit=0, older_than=2000)
+    assert store.clear(older_than=2000, cursor=begun.cursor) == BulkResult(0, 0, None)
+    assert store.clear(older_than=2000) == BulkResult(1, 0, None)
+    assert left(store, uuids) == 2
+    assert store.clear(older_than=0) == BulkResult(2, 0, None)
 
 
 @each_act

@@ -819,3 +819,24 @@ def test_scripts_do_as_the_model_for_long(
 ) -> None:
     """The same holds for many more events."""
     follow(both(), path, 1)
+
+
+def test_hold_of_a_claim_ends_with_its_version(store: JobStore) -> None:
+    """While an ended unique job is about to run again, no other takes its claim. Who
+    has stood still meanwhile, and ends an earlier hold, does not end that of another.
+    """
+    records, claims = records_of(store), records_of(store).claims
+    ended, other = new_id(), new_id()
+    info = JobInfo("RunMarathon", "run", unique="one")
+    records.create(NewJob(ended, info))
+    assert claims.take("one", ended) == ended
+    assert records.cancel(ended, info)
+    with contextlib.ExitStack() as early, contextlib.ExitStack() as late:
+        for stack in early, late:
+            assert stack.enter_context(claims.held(ended, info)).other is None
+        early.close()
+        with claims.held(other, info) as hold:
+            assert hold.other == ended
+        late.close()
+        with claims.held(other, info) as hold:
+            assert hold.other is None
