@@ -2,23 +2,27 @@
 
 import contextlib
 import logging
+import random
 import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import redis
 
 from pyramid_jobstate import JobStore
 from tests.asgi import LINKS, Exchange, Server, pushing
 from tests.jobs import Gate, messages
 from tests.relay import Relay, shut
-from tests.running import Runs
+from tests.running import Run, Runs
 from tests.support import load_job, wait_for
 from tests.web.streaming import (
     HINT,
+    PublicRun,
     UntimedRun,
     batch,
+    flagged,
     follow,
     one,
     pooling,
@@ -494,3 +498,81 @@ def test_connections_that_cannot_be_heard_poll(
         assert (answer.status, answer.is_stream) == (200, False)
     (said,) = log()
     assert said.startswith("Push is off") and "show no socket" in said
+
+
+def test_client_may_have_any_options(
+    redis_url: str, client: redis.Redis, runs: Runs
+) -> None:
+    """Streams learn of changes whatever options the application's client has, whose
+    name and user they bear, and take no connection of a limited pool.
+    """
+    client.acl_setuser(
+        "jobs", enabled=True, passwords=["+hunter2"], keys=["*"], commands=["+@all"]
+    )
+    run, others = runs.start(n=0), flagged(client)
+    own: list[dict[str, Any]] = [
+        {"decode_responses": True, "client_name": "web", "health_check_interval": 1},
+        {"protocol": 2, "max_connections": 1, "encoding": "latin-1"},
+        {"single_connection_client": True, "username": "jobs", "password": "hunter2"},
+    ]
+    for n, options in enumerate(own, start=1):
+        made = redis.Redis.from_url(redis_url, **options)
+        with made, pushing(make_config(None), store=JobStore(made), rooms=1) as server:
+            follow(server, run, n)
+            (found,) = flagged(client, *others)
+            assert found["name"] == options.get("client_name", ""), options
+            assert found["user"] == options.get("username", "default"), options
+        wait_for(lambda: not flagged(client, *others))
+    client.acl_deluser("jobs")
+
+
+def play(server: Server, relay: TrackingRelay, jobs: list[Run], seed: int) -> None:
+    """Have jobs report, clients come and go, and the connection be held up and lost, at
+    random. Check that no stream goes backwards, that none begins with a state that was
+    outdated when it was asked for, and that all have the last one.
+    """
+    dice = random.Random(seed)
+    written = dict.fromkeys(jobs, 0)
+    opened: list[tuple[Run, Exchange, int]] = []
+
+    def act() -> None:
+        run, chance = dice.choice(jobs), dice.random()
+        if chance < 0.5:
+            written[run] += 1
+            run.report(n=written[run])
+        elif chance < 0.8:
+            opened.append((run, server.open(one(run.uuid), None), written[run]))
+        elif chance < 0.9 and opened:
+            _, stream, _ = opened.pop(dice.randrange(len(opened)))
+            stream.go().wait()
+        elif chance < 0.93:
+            relay.lose()
+
+    def has(stream: Exchange, n: int) -> bool:
+        server.pass_time(0.1)
+        return told(stream)[-1:] == [n]
+
+    for _ in range(dice.randrange(3, 8)):
+        with relay.held() if dice.random() < 0.7 else contextlib.nullcontext():
+            for _ in range(dice.randrange(5)):
+                act()
+    for run, stream, least in opened:
+        wait_until(True, has, stream, written[run])
+        seen = told(stream)
+        assert seen == sorted(seen), seen
+        assert seen[0] >= least, (seen, least)
+        stream.go().wait()
+
+
+@pytest.mark.parametrize(
+    "count", [8, pytest.param(500, marks=pytest.mark.long)], ids=str
+)
+@pytest.mark.timeout(900)
+def test_no_stream_goes_backwards(relay: TrackingRelay, runs: Runs, count: int) -> None:
+    """A stream is told nothing older than what it had, and at last the newest."""
+    with pushing(make_config(relay.url), rooms=50) as server:
+        for seed in range(count):
+            jobs = [runs.start(owner=None, kind=PublicRun, n=0) for _ in range(3)]
+            play(server, relay, jobs, seed)
+            for run in jobs:
+                run.succeed()
