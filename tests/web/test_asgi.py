@@ -214,52 +214,12 @@ def test_application_below_a_prefix() -> None:
         assert [found["SCRIPT_NAME"], found["PATH_INFO"]] == expected
 
 
-def test_path_that_is_no_utf8() -> None:
-    """Bytes that servers cannot decode come from the raw path, if it is the same."""
-
-    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        start_response("200 OK", [])
-        return [environ["PATH_INFO"].encode("latin-1")]
-
-    for raw_path, info in (
-        (b"/api/%E9", b"/\xe9"),
-        # Another application has changed the path.
-        (b"/other/%E9", "/\ufffd".encode()),
-        (None, "/\ufffd".encode()),
-    ):
-        scope = {"root_path": "/api", "path": "/api/\ufffd", "raw_path": raw_path}
-        assert body_of(call(app, **scope)) == info, raw_path
-
-
 def test_bad_number_of_threads_is_an_error() -> None:
     """An impossible number of threads is an error that says so."""
     bad: list[Any] = [0, True, 2.0, "10", None]
     for threads in bad:
         with pytest.raises(ValueError, match=r"threads must be a whole number .* not"):
             asgi_app(lambda environ, start: [], threads=threads)
-
-
-def test_response_may_be_replaced_until_its_first_byte() -> None:
-    """Later, an application gets its exception back. So does one that starts none."""
-
-    def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
-        start_response("200 OK", [])
-        yield first
-        try:
-            raise ValueError("meant")
-        except ValueError:
-            start_response("500 Oh", [("X-B", "2")], sys.exc_info())
-        yield b"page"
-
-    first = b""
-    start, *rest = call(app)
-    assert (start["status"], start["headers"]) == (500, [(b"x-b", b"2")])
-    assert body_of(rest) == b"page"
-    first = b"one"
-    with pytest.raises(ValueError, match="meant"):
-        call(app)
-    with pytest.raises(AssertionError, match="did not call start_response"):
-        call(lambda environ, start_response: [b"one"])
 
 
 # Clients that go

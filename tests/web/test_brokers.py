@@ -82,22 +82,6 @@ def test_actor_whose_states_are_elsewhere_is_refused(
     assert client.keys("dramatiq:*") == stray.client.keys() == []
 
 
-def test_message_of_another_broker_says_so(
-    job_states: Any, global_broker: Broker, other: RedisBroker, client: redis.Redis
-) -> None:
-    """The error hints at `broker=`. With it, an untracked actor is refused as such."""
-    weigh = other.get_actor("weigh").message()
-    for send in job_states.send_message, job_states.send_immediately:
-        for what in label(other), label(other) | label(other), weigh:
-            with pytest.raises(TypeError, match=r"does not know.*broker=") as caught:
-                send(what)
-            assert repr(global_broker) in str(caught.value)
-        with pytest.raises(TypeError, match="'weigh' is not tracked"):
-            send(weigh, broker=other)
-    job_states.request.tm.commit()
-    assert client.keys() == []
-
-
 def test_broker_without_the_middleware_is_refused(
     job_states: Any, set_broker: Callable[[Any], None], other: RedisBroker
 ) -> None:

@@ -135,29 +135,25 @@ def test_plain_send_is_in_the_outbox(job_outbox: Outbox, run_jobs: RunJobs) -> N
 
 
 @pytest.mark.usefixtures("app")
-@pytest.mark.parametrize("is_tracking", [True, False])
 def test_what_has_no_place_in_the_outbox_is_sent(
     job_store: JobStore,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
-    is_tracking: bool,
 ) -> None:
     """The broker gets what is untracked, runs again, or was put back."""
     broker = StubBroker()
     monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
-    if is_tracking:
-        broker.add_middleware(JobStateMiddleware(job_store))
-        job_actor(actor_name="walk", broker=broker)(lambda *, job_state: None)
+    broker.add_middleware(JobStateMiddleware(job_store))
+    job_actor(actor_name="walk", broker=broker)(lambda *, job_state: None)
     sweep = job_actor(actor_name="sweep", broker=broker)(lambda: None)
     job_outbox = request.getfixturevalue("job_outbox")
     sweep.send()
-    if is_tracking:
-        error = JobError("ValueError", "bad")
-        failed = put_job(job_store, status="error", actor="walk", error=error)
-        assert rerun(job_store, broker, failed.uuid)
-        put_back: Any = MessageProxy(broker.get_actor("walk").message())
-        broker.enqueue(put_back)
-    assert broker.queues["default"].qsize() == 1 + 2 * is_tracking
+    error = JobError("ValueError", "bad")
+    failed = put_job(job_store, status="error", actor="walk", error=error)
+    assert rerun(job_store, broker, failed.uuid)
+    put_back: Any = MessageProxy(broker.get_actor("walk").message())
+    broker.enqueue(put_back)
+    assert broker.queues["default"].qsize() == 3
     assert job_outbox == []
 
 

@@ -225,21 +225,6 @@ def test_polls_say_that_a_stream_could_be_had(pushed: Server, store: JobStore) -
         assert HINT not in pushed.poll(path).headers
 
 
-def test_request_whose_owner_cannot_be_told_polls(
-    redis_url: str, store: JobStore
-) -> None:
-    """If jobstate.owner raises, the request polls, and no poll speaks of streams."""
-
-    def owner(request: Request) -> str:
-        raise LookupError("no session")
-
-    path = one(put(store, kind=PublicRun))
-    with pushing(make_config(redis_url, settings={"jobstate.owner": owner})) as server:
-        poll = server.poll(path, None)
-        assert (poll.status, HINT in poll.headers) == (200, False)
-        assert_same_answer(server.ask(path, None), poll)
-
-
 def test_wsgi_never_streams(app: TestApp, store: JobStore) -> None:
     """Under WSGI, also in another bridge, all poll, and no poll speaks of streams."""
     path = one(put(store))
@@ -254,11 +239,16 @@ def test_wsgi_never_streams(app: TestApp, store: JobStore) -> None:
 def test_without_push(
     redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With max_streams = 0 all polls, none speaks of streams, and nothing is logged."""
-    path = one(put(store))
-    settings = {"jobstate.max_streams": "0"}
-    with pushing(make_config(redis_url, settings=settings)) as server:
-        poll = server.poll(path)
-        assert HINT not in poll.headers
-        assert_same_answer(server.ask(path), poll)
-    assert messages(caplog, "pyramid_jobstate") == []
+    """With max_streams = 0, or if the owner raises, all poll, and none is offered."""
+
+    def owner(request: Request) -> str:
+        raise LookupError("no session")
+
+    path = one(put(store, kind=PublicRun))
+    for name, value in ("max_streams", "0"), ("owner", owner):
+        config = make_config(redis_url, settings={f"jobstate.{name}": value})
+        with pushing(config) as server:
+            poll = server.poll(path, None)
+            assert (poll.status, HINT in poll.headers) == (200, False), name
+            assert_same_answer(server.ask(path, None), poll)
+        assert name == "owner" or messages(caplog, "pyramid_jobstate") == []

@@ -36,19 +36,6 @@ def test_outbox_keeps_what_requests_send(job_store: JobStore) -> None:
         assert job_store.client.dbsize() == 0
 
 
-def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
-    """Only a JobState from detached() or run_jobs() has a history, or is cancelled."""
-    wrongs: list[Any] = [testing.put_job(job_store), None]
-    for wrong in wrongs:
-        with pytest.raises(TypeError, match=f"^{wrong} was not created by detached"):
-            testing.history(wrong)
-        with pytest.raises(TypeError, match=f"^{wrong} does not belong to a job"):
-            testing.cancel(wrong)
-    assert not wrongs[0].cancel_requested
-    own = testing.detached(RunMarathon, miles=2)
-    assert type(own) is RunMarathon and own.job_params == {"miles": 2}
-
-
 def test_wrong_argument_is_named(job_store: JobStore) -> None:
     """The error names the argument and its value, and nothing is stored."""
     wrong: list[tuple[Any, dict[str, Any], str]] = [
