@@ -7,11 +7,10 @@ from typing import Any
 from webtest import TestApp
 
 from pyramid_jobstate import JobStore
-from pyramid_jobstate.testing import put_batch
 from tests.jobs import RunMarathon
 from tests.support import UUID
 from tests.web.operating import OPERATOR, Marathons, act, put, statuses, uuids_of
-from tests.web.paging import Visit, browse
+from tests.web.paging import Visit, browse, put_batch
 from tests.webapp import PLACES, ask, get
 
 
@@ -81,24 +80,19 @@ def test_refusals_are_the_same_at_each_place(paged: TestApp, store: JobStore) ->
 
 def test_pages_lead_to_their_place(paged: TestApp, store: JobStore) -> None:
     """Pages lead to each other, and their scripts post, where jobs are mounted."""
-    members = [{"status": "error", "job_state_class": RunMarathon}]
-    batch = put_batch(store, members=members, owner="alice")
-    (member,) = uuids_of(store.members(batch.uuid).items)
+    batch, (member,) = put_batch(store, "error")
     for place in PLACES:
         base = f"http://localhost{place}/"
         assert browse(paged, place).location == f"{base}?all=1"
-        of_batch = browse(paged, f"{place}/?batch={batch.uuid}&limit=1")
-        assert of_batch.location == f"{base}{batch.uuid}/?limit=1"
-
-        listed = Visit(paged, f"{place}/?all=1")
-        page = Visit(paged, f"{place}/{batch.uuid}")
-        of_member = Visit(paged, f"{place}/{member}")
-
+        of_batch = browse(paged, f"{place}/?batch={batch}&limit=1")
+        assert of_batch.location == f"{base}{batch}/?limit=1"
+        ends = "/?all=1", f"/{batch}", f"/{member}"
+        pages = listed, page, of_member = [Visit(paged, place + end) for end in ends]
         urls: list[Any] = [listed.data["first"], page.data["url"], page.data["list"]]
-        for visit in listed, page, of_member:
+        for visit in pages:
             urls += [tag["src"] for tag in visit.all("job-state")]
             urls += [tag["href"] for tag in visit.all(".jobstate a")]
             urls += [each["url"] for each in visit.data.get("bulk", {}).values()]
         assert len(urls) > 25
         assert [url for url in urls if not url.startswith(base)] == []
-        assert of_member.link("Batch") == f"{base}{batch.uuid}/"
+        assert of_member.link("Import of the files") == f"{base}{batch}/"

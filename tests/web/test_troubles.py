@@ -27,11 +27,8 @@ def raising(error: Exception) -> Callable[..., Any]:
     return fail
 
 
-def adding(**values: Any) -> Callable[..., Any]:
-    def json(job: JobState, request: Any) -> dict[str, Any]:
-        return {**JobState.__json__(job, request), **values}
-
-    return json
+def adding(x: object) -> Callable[..., Any]:
+    return lambda job, request: {**JobState.__json__(job, request), "x": x}
 
 
 #: What a class may have that fails for each of its jobs.
@@ -40,8 +37,8 @@ TROUBLES: dict[str, dict[str, Any]] = {
     "acl": {"__acl__": raising(Broken())},
     "error": {"public_error": raising(Broken())},
     "json": {"__json__": raising(Broken())},
-    "nan": {"__json__": adding(x=float("nan"))},
-    "odd": {"__json__": adding(x=object())},
+    "nan": {"__json__": adding(float("nan"))},
+    "odd": {"__json__": adding(object())},
     "nothing": {"__json__": lambda job, request: None},
     "init": {"__init__": raising(Broken())},
 }
