@@ -140,33 +140,13 @@ def test_what_has_no_place_in_the_outbox_is_sent(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The broker gets what is untracked, runs again, or was put back."""
+    """The broker gets what is untracked, runs again, or was put back. A worker beside
+    the test gets what is due, retries and later steps, but not what an actor sends.
+    """
     broker = StubBroker()
     monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
     broker.add_middleware(JobStateMiddleware(job_store))
     job_actor(actor_name="walk", broker=broker)(lambda *, job_state: None)
-    sweep = job_actor(actor_name="sweep", broker=broker)(lambda: None)
-    job_outbox = request.getfixturevalue("job_outbox")
-    sweep.send()
-    error = JobError("ValueError", "bad")
-    failed = put_job(job_store, status="error", actor="walk", error=error)
-    assert rerun(job_store, broker, failed.uuid)
-    put_back: Any = MessageProxy(broker.get_actor("walk").message())
-    broker.enqueue(put_back)
-    assert broker.queues["default"].qsize() == 3
-    assert job_outbox == []
-
-
-@pytest.mark.usefixtures("app")
-def test_worker_beside_the_test_keeps_its_messages(
-    job_store: JobStore,
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It gets what is due, retries and later steps, but not what an actor sends."""
-    broker = StubBroker()
-    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
-    broker.add_middleware(JobStateMiddleware(job_store))
 
     @job_actor(broker=broker, max_retries=1, min_backoff=1)
     def stumble(*, job_state: JobState) -> None:
@@ -178,7 +158,16 @@ def test_worker_beside_the_test_keeps_its_messages(
             greet.send("bob")
 
     steps = pipeline([stumble.message(), greet.message()]).run(delay=1).messages
+    sweep = job_actor(actor_name="sweep", broker=broker)(lambda: None)
     job_outbox = request.getfixturevalue("job_outbox")
+    sweep.send()
+    error = JobError("ValueError", "bad")
+    failed = put_job(job_store, status="error", actor="walk", error=error)
+    assert rerun(job_store, broker, failed.uuid)
+    put_back: Any = MessageProxy(broker.get_actor("walk").message())
+    broker.enqueue(put_back)
+    assert broker.queues["default"].qsize() == 3
+    assert job_outbox == []
     with working(broker):
         wait_until(broker, steps[1], "success")
     (sent,) = job_outbox
@@ -222,15 +211,7 @@ def test_job_store_is_empty(job_store: JobStore, number: int) -> None:
 
 @pytest.fixture
 def afterwards(app: Router) -> Iterator[None]:
-    """Looks at the application once the fixtures that a test names later have ended.
-    Before, it sets an `enqueue` of its own on the broker, as a tracer does.
-    """
-    enqueue = dramatiq.get_broker().enqueue
-
-    def traced(message: Any, *, delay: int | None = None) -> Any:
-        return enqueue(message, delay=delay)
-
-    vars(dramatiq.get_broker())["enqueue"] = traced
+    """Looks at the application once the fixtures that a test names later have ended."""
     yield
     with pytest.raises(LookupError, match="has no outbox"):
         outbox(app.registry)
@@ -240,7 +221,6 @@ def afterwards(app: Router) -> Iterator[None]:
     broker.get_actor("follow").send(1)
     assert broker.queues["default"].qsize() == 1
     broker.flush_all()
-    assert vars(broker).pop("enqueue", None) is traced
 
 
 @pytest.mark.usefixtures("afterwards")

@@ -1,10 +1,8 @@
 """How many streams there are, what they leave behind, and what a slow reader holds."""
 
 import asyncio
-import gc
 import json
 import threading
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 import redis
 
 from pyramid_jobstate import JobStore
-from tests.asgi import Exchange, Server, pushing, serving
+from tests.asgi import Exchange, Server, pushing
 from tests.jobs import Gate, messages
 from tests.running import Runs
 from tests.support import load_job, wait_for
@@ -206,27 +204,6 @@ def test_process_that_can_start_no_thread_polls(redis_url: str, path: str) -> No
             answer = server.ask(path)
             assert (answer.status, answer.is_stream) == (200, False)
         assert server.open(path).at(0).name == "message"
-
-
-def test_streams_outlive_the_loop_of_a_server(
-    redis_url: str, path: str, store: JobStore, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Nothing keeps an event loop that has gone. Another may serve the application."""
-    with pushing(make_config(redis_url)) as first:
-        with serving(first.app) as server:
-            # As a server does that stops.
-            server.watch(path).future.cancel()
-            loop = weakref.ref(server.loop)
-        del server
-
-        def is_free() -> bool:
-            gc.collect()
-            return loop() is None
-
-        wait_for(is_free)
-        with serving(first.app) as server:
-            assert see_an_end(server, store) == ["queued", "cancelled"]
-    assert messages(caplog, "pyramid_jobstate") == []
 
 
 # Readers that are slow, or do not read

@@ -1,10 +1,8 @@
 """The helpers for the tests of applications."""
 
-import types
 from typing import Any
 
 import pytest
-import redis
 from pyramid.authorization import Everyone
 
 from pyramid_jobstate import Batch, JobState, JobStore, testing
@@ -69,15 +67,3 @@ def test_wrong_argument_is_named(job_store: JobStore) -> None:
     url: Any = "redis://:hush@localhost"
     with pytest.raises(TypeError, match=r"^store must be a JobStore, not str\.$"):
         testing.put_job(url)
-
-
-def test_store_that_is_away(job_store: JobStore) -> None:
-    """Inside the block, the store does not answer. Afterwards, it has all its jobs."""
-    job = testing.put_job(job_store)
-    with testing.away(job_store), pytest.raises(redis.ConnectionError):
-        job_store.load(job.uuid)
-    assert job_store.load(job.uuid)
-    of_a_cluster: Any = types.SimpleNamespace(client=object())
-    match = r"must be a redis\.Redis, not <class 'object'>"
-    with pytest.raises(TypeError, match=match):
-        testing.away(of_a_cluster).__enter__()

@@ -462,19 +462,6 @@ def test_application_without_a_manager_is_told(
     assert client.keys() == []
 
 
-def test_transaction_that_was_begun_elsewhere_is_joined(
-    implicit: Configurator, client: redis.Redis
-) -> None:
-    """Whoever began the thread's transaction sends the messages by committing it."""
-    with script(implicit) as request:
-        transaction.begin()
-        send(request)
-        assert client.keys() == []
-        transaction.commit()
-        refused(request)
-    assert sent(client) == [26]
-
-
 # Subrequests, and sends outside the tween.
 
 
