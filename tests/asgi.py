@@ -40,9 +40,7 @@ CLOCK = {"ahead": 0.0, "users": 0}
 
 @contextlib.contextmanager
 def movable_clock() -> Iterator[None]:
-    """Let the clock be put forward. It is put back when nobody uses it any more: for
-    the threads of an application, time does not run backwards.
-    """
+    """Let the clock be put forward. It goes back when no application runs any more."""
     CLOCK["users"] += 1
     try:
         yield
@@ -211,9 +209,7 @@ class Server:
         is_there: bool = True,
         **headers: str | None,
     ) -> Exchange:
-        """Begin a request, whose client may not read, or have gone already. Headers
-        that are None are not sent.
-        """
+        """Begin a request, whose client may not read, or have gone already."""
         path, _, query = path.partition("?")
         given = {"host": "example.com", "x_user": user, "accept": accept, **headers}
         scope = {

@@ -63,9 +63,7 @@ def put(
 
 
 def put_members(store: JobStore, count: int, size: int = 2) -> tuple[Batch, list[str]]:
-    """Store a batch of Alice's jobs that wait, each with so many bytes to show, which
-    all end when it is cancelled. Return it and their uuids.
-    """
+    """Store a batch of waiting jobs of a size to show. Return it and their uuids."""
     params = {"miles": "x" * size}
     member = {"status": "queued", "job_state_class": RunMarathon, "params": params}
     made = put_batch(store, Batch, [member] * count, owner="alice")

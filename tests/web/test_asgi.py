@@ -104,11 +104,7 @@ def ports() -> Iterator[dict[str, int]]:
 
 
 def ask(port: int, sent: str | bytes, body: bytes = b"") -> Answer:
-    """Return the answer to a request.
-
-    Parameters:
-      sent: Its lines, without those that each request has.
-    """
+    """Return the answer to a request, of lines without those that each has."""
     data = sent.encode() if isinstance(sent, str) else sent
     first, *lines = data.split(b"\n")
     if body and CHUNKED.encode() not in lines:

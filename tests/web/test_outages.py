@@ -232,22 +232,6 @@ def test_outage_below_a_virtual_root(virtual: str, place: str) -> None:
     assert seen == []
 
 
-def test_outages_are_logged_five_times_a_minute(
-    redis_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A store that comes and goes does not flood the log."""
-    clock, monotonic = [0.0], time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + clock[0])
-    app, store, _ = make_watched(redis_url)
-    for clock[0] in 0, 61:
-        caplog.clear()
-        for _ in range(6):
-            with away(store):
-                assert is_503(get(app, f"/job_state/{UUID}", ADMIN))
-            assert get(app, f"/job_state/{UUID}", ADMIN).status_code == 404
-        assert len(messages(caplog, "pyramid_jobstate")) == 5
-
-
 def test_store_that_refuses_is_a_503(
     redis_url: str,
     client: redis.Redis,
