@@ -9,9 +9,17 @@ from webtest import TestApp
 from pyramid_jobstate import JobStore
 from tests.jobs import RunMarathon
 from tests.support import UUID
-from tests.web.operating import OPERATOR, Marathons, act, put, statuses, uuids_of
+from tests.web.operating import (
+    OPERATOR,
+    Marathons,
+    act,
+    operated_root,
+    put,
+    statuses,
+    uuids_of,
+)
 from tests.web.paging import Visit, browse, put_batch
-from tests.webapp import PLACES, ask, get
+from tests.webapp import PLACES, ask, get, make_config
 
 
 def test_everything_is_the_same_at_each_place(
@@ -96,3 +104,30 @@ def test_pages_lead_to_their_place(paged: TestApp, store: JobStore) -> None:
         assert len(urls) > 25
         assert [url for url in urls if not url.startswith(base)] == []
         assert of_member.link("Import of the files") == f"{base}{batch}/"
+
+
+def test_pages_below_a_prefix(redis_url: str, store: JobStore) -> None:
+    """All URLs of pages are below the prefix, whichever package is included first."""
+    (job,) = put(store, "alice", status="error")
+    for is_first, path, mount in (True, "job_state", ""), (False, "jobs", "/shop"):
+        settings = {"jobstate.path": path}
+        config = make_config(redis_url, settings=settings, root_factory=operated_root)
+        if is_first:
+            config.include("pyramid_jobstate.pages")
+        config.include("pyramid_jobstate", route_prefix="team")
+        if not is_first:
+            config.include("pyramid_jobstate.pages")
+        router = config.make_wsgi_app()
+
+        def serve(env: Any, start: Any, app: Any = router, at: str = mount) -> Any:
+            return app({**env, "SCRIPT_NAME": at}, start)
+
+        below = f"/team/{path}"
+        page, one = (Visit(TestApp(serve), f"{below}/{e}") for e in ("?all=1", job))
+        urls = [one.data["url"], one.data["list"], page.data["first"]]
+        urls += [each["url"] for each in page.data["bulk"].values()]
+        for name in "href", "src", "action", "data-styles":
+            urls += [tag[name] for v in (page, one) for tag in v.all(f"[{name}]")]
+        assert len(urls) > 20
+        for url in urls:
+            assert url.startswith(f"http://localhost{mount}{below}/"), url

@@ -13,6 +13,7 @@ from tests.support import key_of
 from tests.web.operating import (
     ACTS,
     OPERATOR,
+    LockedDiary,
     Marathons,
     act,
     operated_root,
@@ -20,7 +21,7 @@ from tests.web.operating import (
     statuses,
     uuids_of,
 )
-from tests.web.paging import paged_app
+from tests.web.paging import Visit, browse, paged_app
 from tests.web.reading import FORBIDDEN
 from tests.webapp import ADMIN, Root, ask, get, make_app, make_config, make_request
 
@@ -179,6 +180,60 @@ def test_lists_show_what_may_be_viewed(roles: TestApp, store: JobStore) -> None:
         if "list_jobs" in may:
             found = get(roles, "/job_state?all=1", user).json["items"]
             assert len(found) == (3 if "view_job" in may else 0), user
+
+
+def test_page_of_a_job_offers_what_its_viewer_may_do(
+    roles: TestApp, store: JobStore
+) -> None:
+    """Each of its acts needs its own right, beside that to see the page."""
+    for status, acts in ("working", ["cancel"]), ("error", ["rerun", "delete"]):
+        (job,) = put(store, "alice", cls=RunMarathon, status=status)
+        for user, rights in USERS.items():
+            may = [act for act in acts if f"{act}_job" in rights]
+            if "view_job" in rights:
+                assert Visit(roles, f"/job_state/{job}", user).acts == may, user
+            else:
+                assert browse(roles, f"/job_state/{job}", user).status_code == 403
+
+
+def test_list_tells_nothing_of_others(roles: TestApp, store: JobStore) -> None:
+    """Without list_jobs, a list neither counts nor names others' jobs, even visible
+    ones.
+    """
+    (job,) = put(store, "alice", cls=RunMarathon)
+    for user, rights in USERS.items():
+        if "list_jobs" in rights:
+            continue
+        for query in "", "?kind=RunMarathon":
+            page = Visit(roles, f"/job_state{query}", user)
+            assert page.path == f"/job_state{query}"
+            assert page.uuids == [job] * (user == "alice")
+            assert page.texts("h1") == ["Your jobs"]
+            others = ".jobstate-count, .jobstate-chart, select, input[name=owner]"
+            assert not page.has(others), user
+
+
+def test_beginning_of_an_id_tells_nothing_of_others(
+    roles: TestApp, store: JobStore
+) -> None:
+    """The page neither leads to a job that the viewer may not see nor reveals that one
+    exists: neither another user's job, nor one of their own that its class hides.
+    """
+    (hidden,) = put(store, "alice", cls=RunMarathon, status="error")
+    (locked,) = put(store, "bob", cls=LockedDiary)
+    for user, job, query in (
+        ("lister", hidden, "all=1"),
+        ("lister", hidden, "owner=alice&status=error&kind=RunMarathon"),
+        ("bob", locked, ""),
+    ):
+        pages = [
+            browse(roles, f"/job_state?id={begins}&{query}".rstrip("&"), user)
+            for begins in (job[:8], "00000000")
+        ]
+        assert [page.status_code for page in pages] == [200, 200], user
+        told, unknown = (page.text for page in pages)
+        assert told.replace(job[:8], "00000000") == unknown
+    assert browse(roles, f"/job_state?all=1&id={hidden[:8]}").status_code == 302
 
 
 def test_application_without_a_policy_opens_nothing(
