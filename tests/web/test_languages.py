@@ -160,18 +160,3 @@ def test_catalog_of_a_region_comes_before_that_of_its_language(
     config = translated(make_config(redis_url), tmp_path)
     config.set_locale_negotiator(lambda request: "de")
     assert titles(make_app(config), store, "en") == [TRANSLATED]
-
-
-def test_localizer_of_the_application_translates(
-    redis_url: str, store: JobStore
-) -> None:
-    """No other one is made."""
-
-    class Shouting:
-        def translate(self, text: Any) -> str:
-            return str(text.interpolate()).upper()
-
-    config = make_config(redis_url)
-    config.add_request_method(lambda request: Shouting(), "localizer", reify=True)
-    assert titles(make_app(config), store, "en") == [ENGLISH.upper()]
-    assert localizers(config) == set()

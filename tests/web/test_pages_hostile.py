@@ -75,14 +75,13 @@ def test_hostile_texts_stay_text(store: JobStore, visit: Visiting) -> None:
 def test_hostile_titles_of_a_batch_stay_text(store: JobStore, visit: Visiting) -> None:
     """Nothing in the titles of a batch and of its members becomes an element."""
     options: Any = {"title": f"batch {HOSTILE}", "member": Hurdles, "owner": HOSTILE}
-    batch, jobs = put_batch(store, "error", **options)
-    plain, plain_jobs = put_batch(store, "error")
-    page, usual = (visit(f"/job_state/{uuid}") for uuid in (batch, plain))
-    member, other = (visit(f"/job_state/{j}") for j in (jobs[0], plain_jobs[0]))
-    assert shape_of(page) == shape_of(usual)
+    batch, (job,) = put_batch(store, "error", **options)
+    plain, (other,) = put_batch(store, "error")
+    page, member = visit(f"/job_state/{batch}"), visit(f"/job_state/{job}")
+    assert shape_of(page) == shape_of(visit(f"/job_state/{plain}"))
     assert page.one("h1").get_text() == f"batch {HOSTILE}"
     assert page.one("tr th a").get_text() == f"title {HOSTILE}"
-    assert shape_of(member) == shape_of(other)
+    assert shape_of(member) == shape_of(visit(f"/job_state/{other}"))
     assert member.one(".jobstate-batch a").get_text() == f"batch {HOSTILE}"
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
-from pyramid.static import QueryStringConstantCacheBuster
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import put_job
@@ -118,23 +117,6 @@ def test_templates_can_be_overridden(
         assert page.texts("body.own p") == [f"Own: {text}"]
     sheet = Visit(paged_app(redis_url), "/job_state").one("link[rel=stylesheet]")
     assert "teal" in app.get(str(sheet["href"])).text
-
-
-def test_assets_of_a_page_are_served(redis_url: str) -> None:
-    """What a page names is served, with the application's cache buster applied."""
-    config = paged_config(redis_url)
-    buster = QueryStringConstantCacheBuster("abc")
-    config.add_cache_buster("pyramid_jobstate:static/", buster)
-    app = make_app(config)
-    page = Visit(app, "/job_state")
-    urls = [str(page.one("link[rel=stylesheet]")["href"])]
-    for name in "src", "data-styles":
-        urls += [str(tag[name]) for tag in page.all(f"script[{name}]")]
-    names = "job-state.css job-state.js job-state-pages.css job-state-pages.js"
-    found = {url.rpartition("/")[2] for url in urls}
-    assert found == {f"{name}?x=abc" for name in names.split()}
-    for url in urls:
-        assert app.get(url).status_code == 200
 
 
 def test_wrong_layout_and_no_package_stop_the_start() -> None:

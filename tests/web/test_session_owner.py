@@ -1,9 +1,7 @@
 """The setting ``jobstate.owner = session``: visitors own what their session sent."""
 
 import functools
-import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -168,24 +166,6 @@ def test_named_owner_makes_no_name(new_visitor: Visitors, store: JobStore) -> No
     for uuid in response.json:
         visitor.get(f"/job_state/{uuid}", status=403)
     assert owners(store) == {None, "bob"}
-
-
-def test_job_ends_with_the_session(
-    redis_url: str, global_broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A session that ends before its job loses it: polls do not renew the session, so
-    it must outlive the job.
-    """
-    now = time.time()
-    monkeypatch.setattr("pyramid.session.time", SimpleNamespace(time=lambda: now))
-    config = make_visited(redis_url, global_broker, cookies(timeout=60))
-    visitor = TestApp(config.make_wsgi_app())
-    path = f"/job_state/{visitor.post('/send').json}"
-    now += 58
-    visitor.get(path, status=200)
-    now += 4
-    visitor.get(path, status=403)
-    assert visitor.get("/job_state").json["items"] == []
 
 
 def test_session_need_not_be_a_dict(redis_url: str, global_broker: Broker) -> None:
