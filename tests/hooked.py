@@ -30,30 +30,28 @@ from tests.workerprocess import STALLED_AFTER, make_broker
 PLACES = ("before sending", "sent", "taken", "inside", "returned")
 
 
-class Crossing(JobState):
-    """A job whose ends are written down in a journal."""
+class Journaling:
+    """Writes down in a journal how its jobs end."""
 
     def on_success(self) -> None:
         note(self, "on_success")
 
     def on_error(self) -> None:
         note(self, "on_error")
+
+
+class Crossing(Journaling, JobState):
+    """A job whose ends are written down."""
 
     def on_cancelled(self) -> None:
         note(self, "on_cancelled")
 
 
-class Convoy(Batch):
+class Convoy(Journaling, Batch):
     """A batch whose ends are written down, too."""
 
-    def on_success(self) -> None:
-        note(self, "on_success")
 
-    def on_error(self) -> None:
-        note(self, "on_error")
-
-
-def note(job_state: JobState, hook: str) -> None:
+def note(job_state: Any, hook: str) -> None:
     """Write an end down, the status that others see then, and whether the job has been
     queued or has begun again.
     """

@@ -28,7 +28,6 @@ from tests.web.operating import OPERATOR, act
 from tests.web.visits import NOT_SENT, Refusing
 from tests.webapp import (
     get,
-    make_alias,
     make_app,
     make_broker,
     make_request,
@@ -286,19 +285,6 @@ def test_acts_on_an_alias_reach_its_job(
     loser, winner = desk.press_twice()
     assert loser.cancel()
     assert desk.status(winner) == "cancelled"
-
-
-def test_an_alias_may_lead_to_an_alias(desk: UniqueDesk) -> None:
-    """A job that somebody was given gets an alias, too, if its sender is taken for dead
-    before it hears that it has the key, and lives. All lead to the one that runs.
-    """
-    first, second = desk.press_twice()
-    desk.end(second)
-    running = desk.press()
-    make_alias(desk.client, f"jobstate:{second.uuid}", running.uuid)
-    assert desk.same(first, second, running)
-    assert first.cancel()
-    assert desk.status(running) == "cancelled"
 
 
 def test_an_alias_lives_as_long_as_its_job(redis_url: str, desk: UniqueDesk) -> None:

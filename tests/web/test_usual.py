@@ -202,24 +202,6 @@ def test_streams_say_what_polls_do(redis_url: str, store: JobStore) -> None:
         assert polled(server, uuids[0]) == USUAL
 
 
-def test_stream_of_a_job_that_begins_says_it(redis_url: str, store: JobStore) -> None:
-    """Before the job has reported anything."""
-    put_runs(store)
-    broker, gate = make_broker(redis_url), Gate()
-
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: RunMarathon) -> None:
-        gate.wait()
-
-    uuid = run_marathon.send_with_options(job_owner="alice").message_id
-    with pushing(make_config(redis_url)) as server, working(broker):
-        stream = server.watch(one(uuid))
-        wait_for(lambda: USUAL in usuals(stream))
-        gate.open()
-        wait_for(lambda: stream.is_done)
-    assert usuals(stream)[-1] is None
-
-
 def test_class_may_keep_it_back(
     redis_url: str, store: JobStore, begun: list[str]
 ) -> None:
