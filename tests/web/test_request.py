@@ -104,9 +104,6 @@ def wait_for_attempt(broker: Broker, message: Any, attempt: int) -> JobState:
     return wait_for(reached)
 
 
-# The request.
-
-
 def test_actor_runs_in_a_request_with_a_root_and_a_transaction(
     broker: Broker, config: Configurator, events: Events
 ) -> None:
@@ -203,17 +200,33 @@ def test_application_may_have_no_transactions(broker: Broker, events: Events) ->
         wait_for(lambda: events == [(26, False)])
 
 
-# Success and failure.
-
-
-def test_whatever_is_raised_aborts(
+def test_job_is_a_success_only_if_its_transaction_has_committed(
     broker: Broker, config: Configurator, events: Events, store: JobStore
 ) -> None:
-    """An exception or an interrupt aborts the transaction; what was to be sent is
-    neither sent nor recorded. So does a cancel.
+    """An exception, an interrupt, a cancel, a database that refuses and a doom abort:
+    what was to be sent is neither sent nor recorded. An actor that has ended its
+    transaction fails as well.
     """
+
+    def cancel(request: Any, job_state: JobState) -> None:
+        request.job_states[job_state.uuid].cancel()
+        wait_for(lambda: job_state.cancel_requested)
+        job_state.raise_if_cancelled()
+
+    def throw(error: type[BaseException]) -> None:
+        raise error
+
+    database = Manager("b", "tpc_vote", fail)
+    ways: list[tuple[str, str, Callable[[Any, JobState], object]]] = [
+        ("ZeroDivisionError", "abort", lambda request, job: fail()),
+        ("TimeLimitExceeded", "abort", lambda request, job: throw(TimeLimitExceeded)),
+        ("SystemExit", "abort", lambda request, job: throw(SystemExit)),
+        ("", "abort", cancel),
+        ("ZeroDivisionError", "abort", lambda r, job: r.tm.get().join(database)),
+        ("DoomedTransaction", "abort", lambda request, job: request.tm.doom()),
+        ("NoTransaction", "commit", lambda request, job: request.tm.commit()),
+    ]
     sent = []
-    errors = [ZeroDivisionError, TimeLimitExceeded, SystemExit]
 
     @job_actor(broker=broker)
     def follow(*, job_state: JobState) -> None: ...
@@ -221,41 +234,14 @@ def test_whatever_is_raised_aborts(
     @job_actor(broker=broker, max_retries=0)
     def lead(number: int, *, request: Any, job_state: JobState) -> None:
         sent.append(request.job_states.send(follow))
-        if number < len(errors):
-            raise errors[number]
-        request.job_states[job_state.uuid].cancel()
-        wait_for(lambda: job_state.cancel_requested)
-        job_state.raise_if_cancelled()
+        ways[number][2](request, job_state)
 
-    for number in range(4):
+    for number, (error, end, _) in enumerate(ways):
         events.clear()
-        run(broker, lead, number, status="error" if number < 3 else "cancelled")
-        assert events == ["root", "abort", "finished"], number
-        assert store.load(sent[-1].uuid) is None
-
-
-def test_failed_commit_is_the_error_of_the_job(
-    broker: Broker, config: Configurator, events: Events
-) -> None:
-    """A job is a success only if its transaction has committed: not if a database
-    refuses, if it is doomed, or if the actor has ended it.
-    """
-    database = Manager("b", "tpc_vote", fail)
-    ways: dict[str, tuple[str, Callable[[Any], object]]] = {
-        "ZeroDivisionError": ("abort", lambda tm: tm.get().join(database)),
-        "DoomedTransaction": ("abort", lambda tm: tm.doom()),
-        "NoTransaction": ("commit", lambda tm: tm.commit()),
-    }
-
-    @job_actor(broker=broker, max_retries=0)
-    def visit(error: str, *, request: Any, job_state: JobState) -> None:
-        ways[error][1](request.tm)
-
-    for error, (end, _) in ways.items():
-        events.clear()
-        job = run(broker, visit, error, status="error")
-        assert error_of(job)[0] == error
-        assert list(dict.fromkeys(events)) == ["root", end, "finished"], error
+        job = run(broker, lead, number, status="error" if error else "cancelled")
+        assert not error or error_of(job)[0] == error
+        assert list(dict.fromkeys(events)) == ["root", end, "finished"], number
+        assert (store.load(sent[-1].uuid) is None) is (end == "abort"), number
 
 
 def test_trouble_after_the_end_is_logged(
@@ -308,9 +294,6 @@ def test_interrupts_leave_no_database_locked(
 
     run(broker, visit, status="error")
     assert {"b", "c", "abort", "finished"} <= {*events}
-
-
-# Conflicts.
 
 
 def conflicting(
@@ -415,9 +398,6 @@ def test_actor_decides_about_conflicts(
     assert run(broker, throwing, 9, status="error").attempt == 1
 
 
-# Declarations, messages and calls.
-
-
 def test_use_of_the_parameter(broker: Broker, config: Configurator) -> None:
     """An actor that cannot receive a request is refused: thread-locals do not follow
     coroutines. A message cannot carry one. Called directly, an actor takes what it is
@@ -465,9 +445,6 @@ def test_request_comes_inside_whatever_the_order(
         make_app_config(events)
         assert run(broker, visit).job_params == {}
     assert events == ["root", "commit", "finished", "working"] * 2
-
-
-# Which application, and which transaction.
 
 
 @pytest.mark.system
