@@ -18,14 +18,11 @@ from pyramid_jobstate import RequestMiddleware
 from tests.webapp import EXPLICIT
 
 
-class Base(DeclarativeBase):
-    """The tables."""
+class Base(DeclarativeBase): ...
 
 
 class Row(Base):
-    """The counter in a relational database. Its version tells a change by another
-    transaction where the database does not.
-    """
+    """The counter. Its version tells of another transaction's change."""
 
     __tablename__ = "counter"
 
@@ -45,13 +42,9 @@ class Counter(Persistent):
 
 
 class SQL:
-    """A relational database, used as the Pylons cookiecutter does.
+    """A relational database, used as the Pylons cookiecutter does."""
 
-    Attributes:
-      settings: The settings of an application that uses it.
-      has_one_phase: Whether it commits when it votes.
-    """
-
+    #: Whether it commits when it votes.
     has_one_phase = True
 
     def __init__(self, url: str) -> None:
@@ -64,7 +57,6 @@ class SQL:
                 session.add(Row(id=1, value=0, names=""))
 
     def includeme(self, config: Configurator) -> None:
-        """Have the requests of an application use the database."""
         factory = sessionmaker(bind=self.engine)
 
         def dbsession(request: Request) -> Session:
@@ -75,7 +67,6 @@ class SQL:
         config.add_request_method(dbsession, reify=True)
 
     def root_factory(self, request: Request) -> Any:
-        """Return a root with the item "counter"."""
         return {"counter": request.dbsession.get_one(Row, 1)}
 
     def read(self) -> tuple[int, list[str]]:

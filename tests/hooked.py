@@ -25,8 +25,7 @@ from pyramid_jobstate import Batch, JobState, JobStateMiddleware, JobStore
 from tests.support import ROOT, unmeasured
 from tests.workerprocess import STALLED_AFTER, make_broker
 
-#: Where a worker may be told to die: the message of a hook has not left, or the broker
-#: has just accepted it; a worker has taken it; the hook runs; it has returned.
+#: Where a worker may die: before a hook's message has left or as it has, and so on.
 PLACES = ("before sending", "sent", "taken", "inside", "returned")
 
 
@@ -100,9 +99,7 @@ def die(place: str, uuid: str) -> None:
 
 
 def declare(broker: dramatiq.Broker) -> dramatiq.Actor[..., Any]:
-    """Declare the actor of the jobs: they do as they are told, and may stand at a gate
-    before that.
-    """
+    """Declare an actor that does as it is told, once a gate is open."""
 
     @dramatiq.actor(broker=broker, max_retries=1)
     def cross(plan: str = "success", gate: str = "", *, job_state: Crossing) -> None:
@@ -117,9 +114,7 @@ def declare(broker: dramatiq.Broker) -> dramatiq.Actor[..., Any]:
 
 
 def make_hooked_broker(url: str, store_url: str) -> dramatiq.Broker:
-    """Return a broker whose workers look for ends five times a second, and try hooks
-    again soon.
-    """
+    """Return a broker whose workers soon look for ends, and try hooks again."""
     broker: dramatiq.Broker
     if url.startswith("redis:"):
         broker = make_broker(url, store_url)
@@ -133,7 +128,7 @@ def make_hooked_broker(url: str, store_url: str) -> dramatiq.Broker:
 
 
 class Workers:
-    """Starts and kills worker processes."""
+    """Starts worker processes, and kills them."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -150,11 +145,8 @@ class Workers:
             )
 
     def start(self, **environ: str) -> int:
-        """Start a worker, and return its process id.
-
-        Parameters:
-          environ: The URLs BROKER, STORE and JOURNAL, and perhaps the number of its
-            THREADS, and its DEATH: the place and the uuid of the job.
+        """Start a worker, and return its process id. `environ` has the URLs BROKER,
+        STORE and JOURNAL, and perhaps THREADS, and DEATH: a place and a job's uuid.
         """
         assert self._parent.stdin and self._parent.stdout
         self._parent.stdin.write(json.dumps(environ).encode() + b"\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import threading
@@ -54,6 +55,20 @@ def settle() -> None:
 def is_asking() -> bool:
     """Return whether this thread is finding it out."""
     return threading.current_thread().name == THREAD
+
+
+@contextlib.contextmanager
+def held() -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Hold who finds it out, which sets the first event, until the second is set."""
+    reached, released = threading.Event(), threading.Event()
+
+    def meet(_: Any, go: Any) -> Any:
+        reached.set()
+        assert released.wait(30)
+        return go()
+
+    with met(meet, is_asking):
+        yield reached, released
 
 
 def poll(app: TestApp, uuid: str, user: str = "alice", **headers: str) -> Any:
@@ -233,15 +248,9 @@ def test_lists_say_it(app: TestApp, store: JobStore, begun: list[str]) -> None:
     put_runs(store)
     for _ in range(20):
         put(store)
-    answered = threading.Event()
-
-    def meet(_: Any, go: Any) -> Any:
-        assert answered.wait(30)
-        return go()
-
-    with met(meet, is_asking):
+    with held() as (_, released):
         get(app, "/job_state?status=working", "alice")
-        answered.set()
+        released.set()
         settle()
     items = get(app, "/job_state?status=working", "alice").json["items"]
     assert [item["job"]["usual"] for item in items] == [USUAL] * 20
@@ -339,14 +348,7 @@ def test_client_with_a_connection_for_each_request(
     Configurator(registry=config.registry, autocommit=True).set_job_store(
         JobStore(redis.Redis(connection_pool=pool))
     )
-    reached, released = threading.Event(), threading.Event()
-
-    def meet(_: Any, go: Any) -> Any:
-        reached.set()
-        assert released.wait(30)
-        return go()
-
-    with met(meet, is_asking):
+    with held() as (reached, released):
         assert get(app, f"/job_state/{uuids[0]}", "alice").status_code == 200
         assert reached.wait(30)
         answer = get(app, f"/job_state/{uuids[1]}", "alice")
@@ -369,17 +371,11 @@ def test_forked_process_asks_by_itself(app: TestApp, store: JobStore) -> None:
     """Though its parent was at it as it forked."""
     put_runs(store)
     uuids = [put(store), put(store)]
-    forking, forked = threading.Event(), threading.Event()
 
     def state_of(uuid: str) -> Any:
         return get(app, f"/job_state/{uuid}", "alice").json["job"]
 
-    def meet(_: Any, go: Any) -> Any:
-        forking.set()
-        assert forked.wait(30)
-        return go()
-
-    with met(meet, is_asking):
+    with held() as (forking, forked):
         state_of(uuids[0])
         assert forking.wait(30)
 
