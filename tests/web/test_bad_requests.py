@@ -104,15 +104,6 @@ ACTS = [
     *(("POST", f"/{name}?all=1&everything=1") for name in MANY),
 ]
 
-#: Paths where there is nothing: {no} is no job.
-NOTHING = """GET /{no} GET /{no}/inspect POST /{no}/cancel POST /{no}/rerun DELETE /{no}
-    POST /{no}/stack POST /{run}/stack/x
-    POST /{run}/cancel/x POST /{run}/cancel//x POST /{job}/rerun/x GET /{job}/inspect/x
-    GET /counts/x POST /clear/x POST /clear//x POST /cancel/x POST /rerun/x"""
-
-#: Names that no job has.
-NO_JOBS = [UUID, UUID.upper(), "x", f"{UUID}/x", "%00"]
-
 Refused = Callable[..., None]
 
 
@@ -158,13 +149,3 @@ def test_act_needs_the_header(refused: Refused) -> None:
         sign = "&" if "?" in end else "?"
         for path in end, f"{end}{sign}X-Requested-With=x":
             refused(method, f"/job_state{path}", 400, missing)
-
-
-def test_unknown_paths_are_a_404(refused: Refused) -> None:
-    """There is nothing for a job that does not exist, and below what is there."""
-    says = "The job does not exist."
-    words = NOTHING.split()
-    for method, end in zip(words[::2], words[1::2], strict=True):
-        for name in NO_JOBS if "{no}" in end else [""]:
-            path = end.replace("{no}", name)
-            refused(method, f"/job_state{path}", 404, says, X_Requested_With="x")

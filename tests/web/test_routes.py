@@ -121,10 +121,12 @@ def test_other_methods_are_refused(redis_url: str, store: JobStore) -> None:
             if method != "HEAD":
                 error = f"The method {method} is not allowed here."
                 assert response.json == {"error": error}
-    for method in "POST", "OPTIONS":
-        for end in f"/{UUID}", f"/{UUID}/cancel", "/x/y":
-            response = ask(app, method, f"/job_state{end}")
-            assert (response.status_code, response.json) == (404, NOT_FOUND)
+    beyond = f"/x/y /clear/x /cancel/x /rerun/x /{job}/cancel/x /{job}/stack/x"
+    unknown = "", "/cancel", "/rerun", "/stack", "/inspect", "/x"
+    for end in (*beyond.split(), *(f"/{UUID}{end}" for end in unknown)):
+        for method in "POST", "DELETE", "OPTIONS":
+            response = ask(app, method, f"/job_state{end}", X_Requested_With="x")
+            assert (response.status_code, response.json) == (404, NOT_FOUND), end
     for header in "X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override":
         overridden: dict[str, Any] = {header: "GET"}
         assert ask(app, "POST", f"/job_state/{job}", **overridden).status_code == 405
