@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pyramid_jobstate import JobError, JobStore, NotRepeatable
@@ -33,6 +33,7 @@ from pyramid_jobstate.store import UntoldEnd, records_of
 from pyramid_jobstate.testing import pass_time
 from tests.cluster import cluster_of_one
 from tests.jobs import new_id
+from tests.store.test_model import examples
 from tests.trips import met
 
 #: A kind that nobody would choose.
@@ -641,17 +642,6 @@ def with_scenes(test: Any) -> Any:
     for scene in scenes_of(BIG, 1):
         test = example(path=[(*step, True) for step in scene])(test)
     return test
-
-
-def examples(count: int) -> settings:
-    """Return the settings of so many examples, which are the same in each run."""
-    return settings(
-        max_examples=count,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=[HealthCheck.too_slow],
-    )
 
 
 @pytest.mark.system
