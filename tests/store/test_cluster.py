@@ -19,7 +19,6 @@ from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.cluster import PRIMARIES, Cluster, cluster_of_one, running_cluster
 from tests.durations import TWO_MINUTES, put_runs
 from tests.jobs import RunMarathon, new_id, working
-from tests.lost import losing
 from tests.store.bed import Bed, counts_of
 from tests.store.jobs import make_desk, put, uuids_of
 from tests.support import STATUSES, frozen, key_of, load_job, wait_for, write
@@ -218,18 +217,6 @@ def test_creation_that_is_repeated_lists_the_job(cluster_store: JobStore) -> Non
     with met(meet):
         sent = run_marathon.send(26)
     assert {*uuids_of(cluster_store.list().items)} == {*before, sent.message_id}
-
-
-def test_lists_mend_what_was_lost(cluster: Cluster, cluster_store: JobStore) -> None:
-    """If what lists a job on another node is lost, lists find it and mend that."""
-    uuid = put(cluster_store, "queued")
-    client = RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port)
-    with client, losing(client):
-        assert load_job(cluster_store, uuid).cancel()
-    assert cluster_store.list(status="queued").items == []
-    (found,) = cluster_store.list(status="cancelled").items
-    assert found.uuid == uuid
-    assert cluster_store.counts(anew=True).cancelled == 1
 
 
 def usual_in(app: TestApp, path: str) -> Any:

@@ -9,7 +9,7 @@ from dramatiq.brokers.stub import StubBroker
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore
 from tests.jobs import working
-from tests.lost import keys_of, keys_without_end, take_over
+from tests.lost import keys_of, take_over
 from tests.support import key_of, load_job, wait_for
 
 #: The hooks that have run, and the uuids of their jobs.
@@ -35,28 +35,15 @@ class Odd(JobState):
         told.append(("on_cancelled", self.uuid))
 
 
-class Worried(JobState):
-    """Is told of failures alone."""
-
-    def on_error(self) -> None:
-        told.append(("on_error", self.uuid))
-
-
-def make_desk(
-    store: JobStore, cls: type[JobState], hooks_queue: str | None = None
-) -> tuple[StubBroker, dramatiq.Actor[..., Any]]:
-    """Return a broker, and an actor that fails if it is told to. Its worker looks for
-    ends when it boots, and then not for a minute.
+def make_desk(store: JobStore) -> tuple[StubBroker, dramatiq.Actor[..., Any]]:
+    """Return a broker, and an actor. Its worker looks for ends when it boots, and then
+    not for a minute.
     """
     broker = StubBroker()
-    broker.add_middleware(
-        JobStateMiddleware(store, heartbeat=60, hooks_queue=hooks_queue)
-    )
+    broker.add_middleware(JobStateMiddleware(store, heartbeat=60))
 
-    @dramatiq.actor(broker=broker, job_state=cls, max_retries=0)
-    def work(end: str = "success") -> None:
-        if end != "success":
-            raise ValueError("A cramp.")
+    @dramatiq.actor(broker=broker, job_state=Odd, max_retries=0)
+    def work() -> None: ...
 
     return broker, work
 
@@ -66,23 +53,9 @@ def outbox(store: JobStore) -> list[str]:
     return [key for key in keys_of(store.client) if ":untold:" in key]
 
 
-def test_kind_may_have_any_name(store: JobStore) -> None:
-    """The ends of its jobs are told, by the worker that has written them, and by one
-    that finds them.
-    """
-    broker, work = make_desk(store, Odd)
-    uuids = [work.send().message_id for _ in range(2)]
-    assert load_job(store, uuids[0]).cancel()
-    assert len(outbox(store)) == 1
-    with working(broker):
-        wait_for(lambda: len(told) == 2)
-    assert sorted(told) == [("on_cancelled", uuids[0]), ("on_success", uuids[1])]
-    assert outbox(store) == []
-
-
 def test_end_is_told_though_the_clock_was_set_back(store: JobStore) -> None:
     """A server has taken over whose clock is an hour behind."""
-    broker, work = make_desk(store, Odd)
+    broker, work = make_desk(store)
     uuid = work.send().message_id
     assert load_job(store, uuid).cancel()
     (key,) = outbox(store)
@@ -94,28 +67,13 @@ def test_end_is_told_though_the_clock_was_set_back(store: JobStore) -> None:
     assert told == [("on_cancelled", uuid)]
 
 
-def test_end_without_a_hook_is_not_kept(store: JobStore) -> None:
-    """A job of a class with one hook that ends in another way enters nothing."""
-    broker, work = make_desk(store, Worried)
-    waiting = work.send().message_id
-    assert load_job(store, waiting).cancel()
-    assert outbox(store) == []
-    with working(broker):
-        failed = work.send("error").message_id
-        wait_for(lambda: told)
-        assert work.send().message_id
-        broker.join("default", fail_fast=False)
-    assert told == [("on_error", failed)]
-    assert outbox(store) == []
-
-
 def test_outbox_of_another_program(
     store: JobStore, said: Callable[[], list[str]]
 ) -> None:
     """If another program has taken the keys of the outbox, nothing fails: the worker
     that has written an end tells it, and says once what is wrong with each key.
     """
-    broker, work = make_desk(store, Odd)
+    broker, work = make_desk(store)
     work.send()
     assert load_job(store, work.send().message_id).cancel()
     (entries,) = outbox(store)
@@ -135,7 +93,7 @@ def test_outbox_of_another_program(
 
 def test_record_of_another_program(store: JobStore) -> None:
     """What another program has made of ended jobs holds up no others."""
-    (_, work), (broker, _) = make_desk(store, Odd), make_desk(store, Odd)
+    (_, work), (broker, _) = make_desk(store), make_desk(store)
     uuids = [work.send().message_id for _ in range(3)]
     for uuid in uuids:
         assert load_job(store, uuid).cancel()
@@ -145,21 +103,3 @@ def test_record_of_another_program(store: JobStore) -> None:
         wait_for(lambda: told)
     assert told == [("on_cancelled", uuids[2])]
     assert outbox(store) == []
-
-
-def test_record_keeps_the_hooks_of_its_sender(store: JobStore) -> None:
-    """A job is told as its sender has written it, in whichever queue the worker would
-    tell others.
-    """
-    _, work = make_desk(store, Odd, "first")
-    message = work.message()
-    work.broker.enqueue(message)
-    newer, _ = make_desk(store, Odd, "second")
-    newer.declare_queue("first")
-    newer.enqueue(message)
-    with working(newer):
-        wait_for(lambda: told)
-        newer.join("first")
-        newer.join("second")
-    assert told == [("on_success", message.message_id)]
-    assert outbox(store) == keys_without_end(store.client) == []

@@ -169,7 +169,7 @@ def test_waits_in_records_of_others(
     assert oldest_wait(store) == 60
     finish(store, jobs[5])
     assert load_job(store, jobs[5]).is_finished
-    other = put(store, "queued")
+    put(store, "queued")
     oldest: Any = store.client.zscore(QUEUED, jobs[-1])
     foreign = {f"{number}": oldest - 1 for number in range(12)} | {"kinds": oldest - 1}
     store.client.zadd(QUEUED, foreign)
@@ -180,12 +180,6 @@ def test_waits_in_records_of_others(
     # The expired ones have left the lists.
     assert store.client.zscore(QUEUED, jobs[0]) is None
     assert not messages(caplog, "pyramid_jobstate")
-    # So has a job whose kind another program has changed.
-    write(store, other, kind="Diary")
-    assert oldest_wait(store, "RunMarathon") == -1
-    assert oldest_wait(store, "Diary") == 20
-    store.client.set(key_of(store, other), "x")
-    assert oldest_wait(store) == -1
     for key in QUEUED, "jobstate:{all}:retrying", "jobstate:{all}:success":
         store.client.set(key, "x")
     assert (oldest_wait(store), recent_wait(store)) == (-1, -1)
