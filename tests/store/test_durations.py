@@ -13,7 +13,7 @@ import redis
 from pyramid_jobstate import Batch, Durations, JobState, JobStore
 from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.durations import LIKE, TWO_MINUTES, put_runs
-from tests.jobs import RunMarathon, job_actor, make_broker, wait_until, working
+from tests.jobs import RunMarathon
 from tests.lost import keys_of
 from tests.store.jobs import Diary, put
 from tests.store.test_hostile import litter
@@ -68,27 +68,6 @@ def test_durations_are_those_of_members_too(store: JobStore) -> None:
         started = int(later + i * 60_000)
         write(store, job, started=started, finished=started + 120_000)
     assert store.durations(KIND) == Durations(120, 120, 120, 120)
-
-
-def test_retried_job_took_as_long_as_its_last_attempt(
-    redis_url: str, store: JobStore
-) -> None:
-    """The time before the attempt that succeeded does not count."""
-    broker = make_broker(redis_url)
-
-    @job_actor(broker=broker, min_backoff=1, max_backoff=1, max_retries=1)
-    def run_marathon(*, job_state: RunMarathon) -> None:
-        if job_state.attempt == 1:
-            time.sleep(0.5)
-            raise ValueError("A cramp.")
-
-    put_runs(store, [0.2])
-    with working(broker, threads=20):
-        sent = [run_marathon.send() for _ in range(20)]
-        for message in sent:
-            assert wait_until(broker, message, "success").attempt == 2
-    found = store.durations(KIND)
-    assert found.p95 is not None and found.p95 < 0.5
 
 
 def test_durations_wait_for_the_slow_jobs(store: JobStore) -> None:

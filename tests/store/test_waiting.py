@@ -138,25 +138,6 @@ def test_looks_are_frequent_while_something_moves(
     assert pauses.slept[-1] < 0.5
 
 
-def test_pause_is_as_long_as_a_look(
-    store: JobStore, passing: Passing, proxy: FaultyProxy
-) -> None:
-    """A slow store is not asked more than half of the time."""
-    uuid = put(store, "working")
-    own = JobStore(proxy.url)
-    own.load(uuid)
-
-    def judge(request: bytes) -> str:
-        pauses.passed += 0.4
-        return "pass"
-
-    pauses = passing(steps(lambda: None, functools.partial(finish, store, uuid)))
-    proxy.judge = judge
-    own.wait(uuid)
-    assert len(pauses.slept) == 2
-    assert min(pauses.slept) >= 0.4
-
-
 def test_only_unended_jobs_are_asked_for_at_once(
     store: JobStore, passing: Passing, proxy: FaultyProxy
 ) -> None:
@@ -418,25 +399,6 @@ def test_outage_stalls_no_job(
     assert JobStore(proxy.url).wait(uuid, stalled=5).is_success
 
 
-def test_short_outages_hide_no_stalled_job(
-    store: JobStore, passing: Passing, proxy: FaultyProxy
-) -> None:
-    """What was counted before an outage still counts after it."""
-    uuid = put(store, "stalled")
-
-    def course() -> Iterator[None]:
-        while True:
-            proxy.judge = lambda request: "pass"
-            yield from [None] * 9
-            proxy.judge = lambda request: "refuse"
-            yield
-
-    pauses = passing(course())
-    with pytest.raises(JobStalled):
-        JobStore(proxy.url).wait(uuid, timeout=100, stalled=20)
-    assert 20 < sum(pauses.slept) < 26
-
-
 def test_refusal_is_raised_at_once(
     store: JobStore, passing: Passing, redis_url: str
 ) -> None:
@@ -573,28 +535,6 @@ def test_one_thread_looks_for_all_tasks(redis_url: str) -> None:
         errors = asyncio.run(work())
     assert {*map(type, errors)} == {TimeoutError}
     assert len(trips) < 10
-
-
-def test_wait_outlasts_a_lack_of_threads(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It looks as soon as the process may start a thread again."""
-    uuid = put(store, "success")
-    start = threading.Thread.start
-    tried: list[threading.Thread] = []
-
-    def refuse(thread: threading.Thread) -> None:
-        tried.append(thread)
-        if len(tried) < 3:
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    async def work() -> JobState:
-        return await store.follow(uuid)
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert asyncio.run(work()).is_success
-    assert len(tried) == 3
 
 
 def test_hung_look_holds_up_others_for_seconds(
