@@ -138,6 +138,10 @@ class Stage(Watched):
         )
         self.page.evaluate(SETTLE)
 
+    def set_root(self, style: str) -> None:
+        """Set the style of the root element."""
+        self.page.evaluate("(s) => {document.documentElement.style.cssText = s}", style)
+
     def text(self, selector: str) -> str | None:
         return self.page.locator(selector).text_content()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.batches import COLOURS, EACH, STATUSES, USUAL, Batches, batch
-from tests.browser.staging import ELEMENT, data
+from tests.browser.batches import EACH, STATUSES, USUAL, batch
+from tests.browser.looks import measure
+from tests.browser.staging import ELEMENT, Stage, data
 from tests.pollserver import Answer, PollServer
 from tests.support import wait_for
 
@@ -20,6 +22,55 @@ LONE = data(progress={"done": 1, "total": 4, "unit": "miles", "fraction": 0.25})
 def answered(state: dict[str, Any]) -> Answer:
     """The answer of a server."""
     return Answer(body=json.dumps(state))
+
+
+LOOK_AT_COUNTS = """() => {
+  const { shadowRoot: root } = document.getElementById("job");
+  return [...root.querySelectorAll("[part=counts] > *")]
+    .filter((node) => node.checkVisibility())
+    .map((node) => node.textContent);
+}"""
+
+#: The edges of the shares, in hundredths of the bar, from where the bar begins.
+EDGES = """() => {
+  const { shadowRoot: root } = document.getElementById("job");
+  const style = getComputedStyle(root.querySelector("[part=bar]"));
+  const names = ["success-end", "error-end", "cancelled-end", "done"];
+  return names.map((name) => parseFloat(style.getPropertyValue(`--_${name}`)));
+}"""
+
+#: The colours of a page, the shares of a bar and its track, as custom properties.
+COLOURS = (
+    "background: #fff; --job-state-success: #0f0; --job-state-error: #f00; "
+    "--job-state-muted: #333; --job-state-accent: #00f; --job-state-track: #ff0"
+)
+NAMES = {
+    (0, 255, 0): "success",
+    (255, 0, 0): "error",
+    (51, 51, 51): "cancelled",
+    (0, 0, 255): "working",
+    (255, 255, 0): "track",
+    (255, 255, 255): "page",
+}
+
+
+class Batches(Stage):
+    """A page with an element that shows batches."""
+
+    def counts(self) -> list[str]:
+        """What the line of counts says."""
+        return list(self.page.evaluate(LOOK_AT_COUNTS))
+
+    def edges(self) -> list[float]:
+        return list(self.page.evaluate(EDGES))
+
+    def along(self, state: dict[str, Any]) -> list[tuple[str, float]]:
+        """What is along the bar, from its left, and how much of it, in percent."""
+        self.show(state)
+        bar = measure(self.page).bars["job"]
+        seen = [NAMES.get((int(r), int(g), int(b)), "") for r, g, b in bar]
+        runs = [(name, len(list(run))) for name, run in itertools.groupby(seen)]
+        return [(name, 100 * length / len(bar)) for name, length in runs if name]
 
 
 @pytest.fixture
