@@ -35,10 +35,6 @@ POLICY = (
 IS_WIDER = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
 
 
-class ImportFiles(Batch):
-    """A kind of batch."""
-
-
 class Runner:
     """A worker in this process, whose jobs do what the test says until it ends them."""
 
@@ -80,15 +76,13 @@ class Runner:
         self.wait_for(message.message_id, "working")
         return message.message_id
 
-    def start_batch(
-        self, registry: Registry, count: int, title: str
-    ) -> tuple[str, list[str]]:
+    def start_batch(self, registry: Registry, count: int) -> tuple[str, list[str]]:
         """Send a batch of Alice's, wait until its members run, and return all uuids."""
         request = Request.blank("/", headers={"X-User": "alice"})
         request.registry = registry
         request.tm = TransactionManager(explicit=True)
         apply_request_extensions(request)
-        with request.tm, request.job_states.batch(ImportFiles, title=title) as batch:
+        with request.tm, request.job_states.batch(Batch) as batch:
             members = [batch.send(self._actor).uuid for _ in range(count)]
             for uuid in members:
                 self._orders[uuid] = queue.Queue()

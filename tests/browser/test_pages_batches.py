@@ -8,39 +8,15 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from pyramid_jobstate import JobError, JobStore
-from pyramid_jobstate.testing import put_batch
+from pyramid_jobstate import JobStore
 from tests.accessible import complaints
-from tests.browser.paged import IS_WIDER, ImportFiles, Pages, Runner
-from tests.jobs import RunMarathon, working
-from tests.support import load_job, wait_for
+from tests.browser.paged import IS_WIDER, Pages, Runner
+from tests.jobs import working
+from tests.support import STATUSES, load_job, wait_for
 from tests.web.operating import Marathons
-
-TITLE = "Import of the files"
+from tests.web.paging import put_batch
 
 TABS = ".jobstate-tabs a"
-
-EACH = (
-    *("success", "success", "error", "working", "success", "retrying"),
-    *("error", "queued", "queued", "cancelled"),
-)
-
-
-def put(
-    store: JobStore, *statuses: str, owner: str = "alice", owners: tuple[str, ...] = ()
-) -> tuple[str, list[str]]:
-    """Put a batch, and return its uuid and those of its members. `owners` are those of
-    the members. Members that failed may run again.
-    """
-    members: list[dict[str, Any]] = []
-    for status, whose in zip(statuses, owners or [owner] * len(statuses), strict=True):
-        member = {"status": status, "job_state_class": RunMarathon, "owner": whose}
-        if status == "error":
-            member["error"] = JobError("ValueError", "wrong")
-        members.append({**member, "actor": "run_marathon", "params": {"miles": 26}})
-    batch = put_batch(store, ImportFiles, members, owner=owner, title=TITLE)
-    found = store.members(batch.uuid, limit=100).items
-    return batch.uuid, [job_state.uuid for job_state in found]
 
 
 def tab_of(pages: Pages, name: str) -> Any:
@@ -55,7 +31,7 @@ def test_batch_is_live(pages: Pages, runner: Runner) -> None:
     """The bar, the counts and the rows follow the members to the end of the batch, and
     the button comes with the first failure. No row moves.
     """
-    batch, members = runner.start_batch(pages.registry, 3, TITLE)
+    batch, members = runner.start_batch(pages.registry, 3)
     pages.visit(f"/job_state/{batch}")
     bar = pages.page.locator("#jobstate-job [part=bar]")
     expect(tab_of(pages, "Running")).to_have_text("Running 3")
@@ -81,7 +57,7 @@ def test_batch_is_live(pages: Pages, runner: Runner) -> None:
 
 def test_page_asks_for_all_of_its_jobs_at_once(pages: Pages, store: JobStore) -> None:
     """One request polls the batch and its rows."""
-    batch, members = put(store, *["queued"] * 49, "success")
+    batch, members = put_batch(store, *["queued"] * 49, "success")
     with pages.page.expect_request(lambda r: r.url.count("uuid=") == 50):
         pages.visit(f"/job_state/{batch}")
     load_job(store, members[0]).cancel()
@@ -94,7 +70,7 @@ def test_failed_jobs_run_again(
     pages: Pages, store: JobStore, marathons: Marathons
 ) -> None:
     """After a question they do, no others. The page says how many, and how they end."""
-    batch, members = put(store, "success", "error", "error")
+    batch, members = put_batch(store, "success", "error", "error")
     other = marathons.fail("alice")[0]
     pages.visit(f"/job_state/{batch}")
     tab_of(pages, "Failed").click()
@@ -127,9 +103,8 @@ def test_owner_runs_their_failed_jobs_again(pages: Pages, store: JobStore) -> No
     has the number of all, unless the counts cannot be read by then.
     """
     pages.user = "keeper"
-    batch, members = put(
-        store, "error", "error", owner="keeper", owners=("keeper", "b")
-    )
+    failed = [{"status": "error", "owner": owner} for owner in ("keeper", "b")]
+    batch, members = put_batch(store, *failed, owner="keeper")
     pages.visit(f"/job_state/{batch}")
     pages.refuse = lambda method: 503 if method == "GET" else None
     rerun_button(pages).click()
@@ -146,7 +121,7 @@ def test_owner_runs_their_failed_jobs_again(pages: Pages, store: JobStore) -> No
 
 def test_batch_is_cancelled(pages: Pages, store: JobStore) -> None:
     """A cancel of the batch is one of all its jobs that are not over."""
-    batch, members = put(store, "success", "queued", "queued")
+    batch, members = put_batch(store, "success", "queued", "queued")
     pages.visit(f"/job_state/{batch}")
     pages.confirm("Cancel", "Cancel all unfinished jobs of this batch?")
     pages.expect_said("Asked 1 job to stop.")
@@ -162,7 +137,7 @@ def test_page_is_accessible(
 ) -> None:
     """The pages of a batch and of a member fit the window, and are accessible."""
     pages.page.set_viewport_size({"width": width, "height": 900})
-    batch, members = put(store, *EACH, *["queued"] * 50)
+    batch, members = put_batch(store, *STATUSES, *STATUSES, *["queued"] * 50)
     pages.visit(f"/job_state/{batch}")
     pages.picture(f"pages-batch-{width}")
     assert not pages.page.evaluate(IS_WIDER)

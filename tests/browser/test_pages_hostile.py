@@ -12,43 +12,33 @@ from pyramid_jobstate.testing import put_job
 from tests.browser.paged import Pages
 
 # fmt: off
-#: What ends an attribute, an element, a comment, a script, or an expression.
-OPENERS = (
-    "", "\"", "'", "`", "\">", "'>", "/>", "-->", "]]>", "*/", "</td>", "</a>",
-    "</job-state>", "</template>", "</title>", "</noscript>", "</script>", "</svg>",
-    "</option></select>", "}}", "%}", "${", "\u202e", "&quot;&gt;", "\\u003c\\u002f",
-)
-
-#: What acts once it is out.
-PAYLOADS = (
-    "<script>alert(1)</script>", "<script src=/job_state/static/x.js></script>",
-    "<img src=x onerror=alert(1)>", "<svg onload=alert(1)>",
-    "<math><mtext><style><img src=x onerror=alert(1)></style></mtext></math>",
-    "<iframe srcdoc='<script>parent.alert(1)</script>'></iframe>",
-    "<object data=data:text/html,x></object>", "<base href=//evil.example/>",
-    "<meta http-equiv=refresh content='0;url=//evil.example'>",
-    "<style>*{display:none}</style>", "<form action=//evil.example><button>x",
-    "<form name=querySelector><input name=dataset>",
-    "<img name=currentScript><img name=body>", "<a href=javascript:alert(1)>x</a>",
-    "<input autofocus onfocus=alert(1)>", "<table><tr><td background=//evil.example>",
-    "<job-state src=//evil.example></job-state>",
-    "<slot name=x></slot><template shadowrootmode=open><b>x</b></template>",
-    "<b data-metric=x data-jobstate=page data-page='{}' data-act=delete>x</b>",
-    "<noscript><p title='</noscript><img src=x onerror=alert(1)>'>",
-    "<!--<img src='--><img src=x onerror=alert(1)//'>",
-    " onmouseover=alert(1) style=position:fixed x=", "javascript:alert(1)//",
-    "{{ 7 * 7 }}{{ request.registry.settings }}", "${7*7}#{7*7}*{7*7}[[7*7]]",
-    "{number}{done}{time}{reason}{__proto__}", "__proto__", "constructor", "toString",
-    "\"});alert(1);({\"a\":\"", "\\x3cscript\\x3ealert(1)\\x3c/script\\x3e",
-    "&lt;script&gt;alert(1)&lt;/script&gt;", "&#60;img src=x onerror=alert(1)&#62;",
-    "%3Cscript%3Ealert(1)%3C/script%3E", "?a=1&b=2#<c>", "שלום <b>x</b> مرحبا",
-    "zero\u200bwidth\u2060\u00ad and combining ñ́̀̂", "\U0001f3c3\u200d\u2640\ufe0f",
-    "a\nb\tc", "$& $1 $' $`", "%s %(x)s %d %n", "<img\tsrc=x\nonerror=alert(1)>",
-)
 # fmt: on
 
-#: Each opener and each payload.
-TEXTS = [OPENERS[n % len(OPENERS)] + payload for n, payload in enumerate(PAYLOADS)]
+#: What ends an attribute, an element, a comment or an expression, and acts then.
+TEXTS = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "'><svg onload=alert(1)>",
+    "</td></a><iframe srcdoc='<script>parent.alert(1)</script>'></iframe>",
+    "</job-state><job-state src=//evil.example></job-state>",
+    "</template><slot name=x></slot><template shadowrootmode=open><b>x</b></template>",
+    "</title></noscript><base href=//evil.example/>",
+    "-->]]>*/<meta http-equiv=refresh content='0;url=//evil.example'>",
+    "</option></select><style>*{display:none}</style>",
+    "<form name=querySelector><input name=dataset autofocus onfocus=alert(1)>",
+    "<img name=currentScript><img name=body>",
+    "<b data-metric=x data-jobstate=page data-page='{}' data-act=delete>x</b>",
+    '" onmouseover=alert(1) style=position:fixed x=',
+    "javascript:alert(1)//",
+    "{{ 7 * 7 }}{{ request.registry.settings }}${7*7}#{7*7}*{7*7}[[7*7]]",
+    "{number}{done}{time}{reason}{__proto__}",
+    "__proto__",
+    "constructor",
+    '"});alert(1);({"a":"',
+    "&lt;script&gt;alert(1)&lt;/script&gt;&#60;img src=x onerror=alert(1)&#62;",
+    "\u202eשלום <b>x</b> مرحبا zero\u200bwidth\u2060\u00ad ñ́̀̂ \U0001f3c3\u200d",
+    "a\nb\tc $& $1 $' $` %s %(x)s %d",
+)
 
 
 class Hostile(JobState):
@@ -135,12 +125,12 @@ def test_hostile_texts_stay_text(pages: Pages, store: JobStore) -> None:
     check_harm(pages, len(TEXTS))
     texts = {text: text for text in TEXTS}
     given: Any = {"params": {"text": TEXTS[0], **texts}, "metrics": texts}
-    job = put_job(store, Hostile, owner=TEXTS[0], log=TEXTS[:20], **given).uuid
+    job = put_job(store, Hostile, owner=TEXTS[0], log=TEXTS[-20:], **given).uuid
     pages.visit(f"/job_state/{job}")
     page = pages.page.evaluate(SHOWN)
     assert page["title"] == page["owner"] == [TEXTS[0]]
     metrics = dict(zip(page["names"], page["values"], strict=True))
     assert metrics == {text: seen(text) for text in TEXTS}
-    assert page["log"] == [seen(text) for text in TEXTS[:20]]
+    assert page["log"] == [seen(text) for text in TEXTS[-20:]]
     assert set(page["params"]) == set(TEXTS)
     check_harm(pages, 0)
