@@ -1,11 +1,7 @@
 """Worker processes for the tests: Dramatiq's own command."""
 
-import contextlib
-import itertools
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from dramatiq.brokers.redis import RedisBroker
 
@@ -42,19 +38,3 @@ def start_worker(
     command = [sys.executable, *start, module]
     options = ["--processes", "1", "--threads", str(threads)]
     return Process([*command, *options], log, environ=environ, patience=PATIENCE)
-
-
-#: Starts another worker process.
-StartWorker = Callable[[], Process]
-
-
-@contextlib.contextmanager
-def starting(
-    environ: dict[str, str], folder: Path, *options: Any
-) -> Iterator[StartWorker]:
-    """Yield a function that starts worker processes, and end them at last."""
-    numbers = itertools.count()
-    with contextlib.ExitStack() as stack:
-        yield lambda: stack.enter_context(
-            start_worker(environ, folder / f"{next(numbers)}.log", *options)
-        )

@@ -25,7 +25,7 @@ from tests.jobs import job_actor, make_broker, store_of, wait_until, working
 from tests.support import load_job, wait_for
 from tests.web.databases import Manager
 from tests.web.visits import NOT_SENT
-from tests.workerprocess import PATIENCE, starting
+from tests.workerprocess import PATIENCE, start_worker
 from tests.workerprocess import make_broker as make_worker_broker
 
 #: The sort keys of data managers before and after the databases, and after ours.
@@ -301,18 +301,19 @@ def test_job_whose_process_dies_after_the_commit_runs_again(
     broker = make_worker_broker(redis_url)
     store = store_of(broker)
     environ = {"BROKER_URL": redis_url, "DATABASE_URL": url}
-    with (
-        contextlib.closing(SQL(url)) as database,
-        starting(environ, tmp_path, "tests.counterworker", 1) as start,
-    ):
+    first, second = (
+        partial(start_worker, environ, tmp_path / name, "tests.counterworker", 1)
+        for name in ("first.log", "second.log")
+    )
+    with contextlib.closing(SQL(url)) as database, contextlib.ExitStack() as stack:
         actor = dramatiq.actor(broker=broker, actor_name="die_at_first", job_state=True)
         uuid = actor(lambda: None).send().message_id
-        first = start()
+        died = stack.enter_context(first())
         # The worker's process has died, and the command follows.
         wait_for(lambda: database.read()[0] == 1, PATIENCE)
-        wait_for(lambda: first.poll() is not None, PATIENCE)
+        wait_for(lambda: died.poll() is not None, PATIENCE)
         assert not load_job(store, uuid).is_finished
-        start()
+        stack.enter_context(second())
         wait_for(lambda: load_job(store, uuid).is_success, PATIENCE)
         assert database.read() == (2, [uuid] * 2)
         wait_for(lambda: client.llen("followed") == 2, PATIENCE)
