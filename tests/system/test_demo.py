@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import FilePayload, Page, expect
 
-from tests.processes import Process
+from tests.processes import Process, run_python
 from tests.readme import README
 from tests.support import ROOT, is_alive, lack, unmeasured, wait_for
 
@@ -105,27 +105,6 @@ def test_marathon_is_watched_to_its_end(
     bar = page.get_by_role("progressbar", name="Run of 13.1 miles")
     expect(bar).to_have_attribute("aria-valuenow", "100")
     expect(page.get_by_role("list", name="Splits")).to_contain_text("Mile 13 at")
-    assert console_errors == []
-
-
-def test_files_are_imported(demo: Demo, page: Page, console_errors: list[str]) -> None:
-    """A sample is imported into the database. A wrong file fails, and says why."""
-    log_in(page, demo, "Alice")
-    page.get_by_role("button", name="Import a sample").click()
-    expect(page.get_by_role("table")).to_be_visible(timeout=PATIENCE * 1000)
-    expect_status(page, "Done")
-    written = number(page, "[data-metric=rows_written]")
-    assert written + number(page, "[data-metric=rows_rejected]") == 20_000
-    imported = "SELECT count(*) FROM results JOIN uploads ON uploads.id = upload_id "
-    assert query(demo.data, f"{imported} WHERE filename = 'sample.csv'") == (written,)
-    page.goto(demo.url)
-    content = b"bib,name\n1,Ruth\n"
-    file: FilePayload = {"name": "a.csv", "mimeType": "text/csv", "buffer": content}
-    page.get_by_label("File with").set_input_files(file)
-    page.get_by_role("button", name="Import file").click()
-    expect_status(page, "Failed")
-    notice = page.locator("#job [part=notice]")
-    expect(notice).to_contain_text("Missing: country, finish.")
     assert console_errors == []
 
 
@@ -267,8 +246,7 @@ for _ in range(2):
 def test_hook_that_runs_twice_leaves_one_note(tmp_path: Path, redis_url: str) -> None:
     """The hook finds the note of its first run."""
     own = {"JOBSTATE_REDIS_URL": redis_url, "JOBSTATE_DEMO_DATA": str(tmp_path)}
-    command = [sys.executable, "-c", TWICE]
-    subprocess.run(command, cwd=ROOT, env={**unmeasured(), **own}, check=True)
+    run_python("-c", TWICE, environ=own)
     assert query(tmp_path, "SELECT count(*), owner FROM notes") == (1, "alice")
 
 

@@ -58,10 +58,6 @@ def calm(request: bytes) -> str:
     return "pass"
 
 
-def refuse_all(request: bytes) -> str:
-    return "refuse"
-
-
 class Harbour:
     """A broker, a store, and a journal of what hooks were told.
 
