@@ -15,14 +15,14 @@ import dramatiq
 import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import Interrupt, Middleware, Shutdown
+from dramatiq.middleware import Interrupt, Middleware
 from dramatiq.middleware.threading import raise_thread_exception
 from pyramid.request import Request
 
-from pyramid_jobstate import JobState, current_job_state
+from pyramid_jobstate import JobState
 from tests.counters import SQL, Database, Zodb, make_app, mark
 from tests.jobs import job_actor, make_broker, store_of, wait_until, working
-from tests.support import load_job, wait_for
+from tests.support import UUID, load_job, wait_for
 from tests.web.databases import Manager
 from tests.web.visits import NOT_SENT
 from tests.workerprocess import PATIENCE, start_worker
@@ -51,11 +51,9 @@ class Place(NamedTuple):
     child: str = "unknown"
 
 
-ACTOR = Place("", "actor")
-
 PLACES = [
     Place("", "root factory"),
-    ACTOR,
+    Place("", "actor"),
     Place(FIRST, "tpc_begin"),
     Place(LAST, "tpc_begin"),
     Place(FIRST, "commit"),
@@ -93,9 +91,8 @@ class Scene:
     """An application with a database, and a broker.
 
     Attributes:
-      place: Where the next job that gets there is trapped, or None.
-      trap: What is done there.
-      children: The jobs that each job was to send, by uuid.
+      place: Where the next job that gets there is interrupted, or None.
+      children: The job that each job was to send, by uuid.
       followed: The jobs that those have run for.
     """
 
@@ -103,9 +100,7 @@ class Scene:
         self.broker: RedisBroker = make_broker(redis_url)
         self.store = store_of(self.broker)
         self.place: Place | None = None
-        self.trap: Callable[[], object] = lambda: None
-        self.trapped = threading.Event()
-        self.children: dict[str, list[str]] = {}
+        self.children: dict[str, str] = {}
         self.followed: list[str] = []
         self.database = database
         root_factory = database.root_factory
@@ -132,7 +127,7 @@ class Scene:
         def save(*, request: Request, job_state: Any) -> None:
             mark(request, job_state.uuid)
             child = request.job_states.send(self.follow, job_state.uuid)
-            self.children.setdefault(job_state.uuid, []).append(child.uuid)
+            self.children[job_state.uuid] = child.uuid
             place = self.place
             if place is not None and place.key:
                 reach = partial(self.reach, place.phase)
@@ -142,36 +137,29 @@ class Scene:
 
         return save
 
-    def set_trap(self, place: Place, trap: Callable[[], object]) -> None:
-        """Have the next job that gets to a place do something there."""
-        self.trapped.clear()
-        self.place, self.trap = place, trap
-
     def reach(self, phase: str) -> None:
-        """Spring the trap, if it is set here."""
+        """Interrupt the job, if it is to be here, and run Python code until then."""
         if self.place is not None and self.place.phase == phase:
             self.place = None
-            self.trapped.set()
-            self.trap()
+            raise_thread_exception(threading.get_ident(), Interrupt)
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                time.sleep(0.002)
+            raise AssertionError("No interrupt came.")
 
-    def end(self, message: dramatiq.Message, *statuses: str) -> JobState:
+    def end(self, message: dramatiq.Message) -> JobState:
         """Wait until a job has ended, and return it."""
-        return wait_until(self.broker, message, "success", "error", *statuses)
+        return wait_until(self.broker, message, "success", "error")
 
-    def child(self, parent: str, run: int = 0) -> str:
-        """Return what has become of the job that a run of a job was to send."""
-        uuids = self.children.get(parent, [])
-        state = self.store.load(uuids[run]) if len(uuids) > run else None
+    def child(self, parent: str) -> str:
+        """Return what has become of the job that a job was to send."""
+        state = self.store.load(self.children.get(parent, UUID))
         if state is None:
             return "unknown"
         if state.is_error:
             assert state.error is not None and state.error.message == NOT_SENT
             return "not sent"
         return "sent" if state.is_success else state.status
-
-    def is_sent(self, parent: str, run: int = 0) -> bool:
-        """Return whether the job that a run of a job was to send has run."""
-        return self.child(parent, run) == "sent"
 
     def marks(self, uuid: str) -> int:
         """Return how often a job has committed."""
@@ -190,7 +178,7 @@ class Scene:
         state = self.end(save.send())
         assert state.is_success
         assert self.marks(state.uuid) == 1
-        wait_for(partial(self.is_sent, state.uuid))
+        wait_for(lambda: self.child(state.uuid) == "sent")
 
 
 @pytest.fixture(params=["sqlite", "zodb"])
@@ -203,32 +191,6 @@ def scene(
         database = SQL(f"sqlite:///{tmp_path / 'counters.sqlite'}")
     with contextlib.closing(database):
         yield Scene(redis_url, database, request.param == "sqlite")
-
-
-def error_type(state: JobState) -> str:
-    """Return the name of the class of a job's error."""
-    assert state.error is not None
-    return str(state.error.type)
-
-
-def current_state() -> JobState:
-    """Return the state of the job that this thread runs."""
-    state = current_job_state()
-    assert state is not None
-    return state
-
-
-def wait_for_interrupt() -> None:
-    """Run Python code until an interrupt arrives."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        time.sleep(0.002)
-    raise AssertionError("No interrupt came.")
-
-
-def interrupt_now() -> None:
-    raise_thread_exception(threading.get_ident(), Interrupt)
-    wait_for_interrupt()
 
 
 def test_every_success_is_counted(scene: Scene) -> None:
@@ -263,34 +225,11 @@ def test_interrupt(scene: Scene, subtests: pytest.Subtests) -> None:
     with working(scene.broker, threads=1):
         for place in PLACES:
             with subtests.test(msg=f"{place.phase} {place.key!a}"):
-                scene.set_trap(place, interrupt_now)
+                scene.place = place
                 state = scene.end(save.send())
-                assert error_type(state).endswith(".Interrupt")
+                assert state.error and str(state.error.type).endswith(".Interrupt")
                 scene.check_next(save)
                 scene.check(state, place)
-
-
-def test_shutdown(scene: Scene, subtests: pytest.Subtests) -> None:
-    """A job that is interrupted by a stop runs again, even if it had committed."""
-    save = scene.save_actor(notify_shutdown=True, min_backoff=20, max_backoff=50)
-    phases = "actor", "tpc_vote", "before the broker"
-    for place in [place for place in PLACES if place.phase in phases]:
-        with subtests.test(msg=f"{place.phase} {place.key!a}"):
-            scene.set_trap(place, wait_for_interrupt)
-            message = save.send()
-            with working(scene.broker, threads=1):
-                wait_for(scene.trapped.is_set)
-            state = load_job(scene.store, message.message_id)
-            assert state.status == "retrying"
-            assert error_type(state).endswith(f".{Shutdown.__name__}")
-            scene.check(state, place)
-            before = scene.marks(state.uuid)
-            with working(scene.broker, threads=1):
-                state = scene.end(message)
-                wait_for(partial(scene.is_sent, state.uuid, run=1))
-            assert (state.status, state.attempt) == ("success", 2)
-            assert scene.marks(state.uuid) == before + 1
-            assert scene.child(state.uuid) == place.child
 
 
 def test_job_whose_process_dies_after_the_commit_runs_again(
