@@ -402,21 +402,6 @@ def test_log_ends_with_the_record(pjobs: Operator, store: JobStore) -> None:
     assert ran == (1, ["one"], [f"pjobs: The record of {job.uuid} is gone."])
 
 
-def test_log_goes_on_with_a_record_that_comes_back(
-    pjobs: Operator, store: JobStore
-) -> None:
-    """If the store comes back empty, `log -f` lets a worker write the record again."""
-    job = put(store, log=["one"])
-    key = key_of(store, job.uuid)
-    kept: Any = store.client.dump(key)
-    course = steps(
-        functools.partial(store.client.delete, key),
-        functools.partial(store.client.restore, key, 0, kept),
-        functools.partial(write, store, job, status="success"),
-    )
-    assert pjobs("log", "-f", job.uuid, course=course) == (0, ["one"], [])
-
-
 def test_new_lines_are_the_fewest_that_explain_a_log(
     pjobs: Operator, store: JobStore
 ) -> None:

@@ -228,17 +228,6 @@ def test_start_that_fails_is_tried_again(folder: Folder) -> None:
         command.wait_for_line(READY)
 
 
-def test_mistake_in_the_ini_is_one_line(folder: Folder) -> None:
-    """Each part tells a misspelt setting in one line, without a traceback."""
-    folder.write_ini(greeting="jobstate.ownr = session\ngreeting")
-    with running(folder) as command:
-        for part in "web", "worker":
-            command.wait_for_line(f"A changed file starts the {part} part again")
-            wrong = f"{part:<6} | pjobs: The setting jobstate.ownr is unknown. Did you "
-            command.wait_for_line(f"{wrong}mean jobstate.owner? Known settings: ")
-        assert "Traceback" not in command.text()
-
-
 #: Makes a start fail that happens during another one, as an empty ZODB does.
 ALONE = """
 import os
