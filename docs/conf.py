@@ -1,11 +1,18 @@
 """The settings of Sphinx: `python -m sphinx -W -n docs build/docs`."""
 
+import ast
 import os
 import re
+from collections import defaultdict
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.errors import ExtensionError
+from sphinx.util.docutils import SphinxDirective
 
 from pyramid_jobstate import FollowedJobs, JobState, OwnBatch
 
@@ -73,5 +80,44 @@ def tidy_signature(
     return INSIDE.sub("", arguments), INSIDE.sub("", returned or "")
 
 
+def find_promises() -> dict[str, list[str]]:
+    """Return the tests that keep each promise, by ``@pytest.mark.promise("name")``."""
+    found = defaultdict(list)
+    tests = Path(__file__).parent.parent / "tests"
+    for path in sorted(tests.rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            for mark in getattr(node, "decorator_list", ()):
+                if ast.unparse(mark).startswith("pytest.mark.promise("):
+                    file = path.relative_to(tests)
+                    found[mark.args[0].value].append(f"``{file}::{node.name}``")
+    return found
+
+
+class Promise(SphinxDirective):
+    """A promise to users, followed by the tests that keep it."""
+
+    required_arguments = 1
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        # The tests may have changed, and this page not.
+        self.env.note_reread()
+        tests = find_promises().get(self.arguments[0])
+        if tests is None:
+            raise self.error(f"No test keeps the promise {self.arguments[0]!r}.")
+        kept = [*self.content, "", *(f"* {test}" for test in tests)]
+        return self.parse_text_to_nodes("\n".join(kept))
+
+
+def check_promises(app: Sphinx, env: BuildEnvironment) -> None:
+    """Refuse tests that keep a promise which is not on the page."""
+    page = Path(env.doc2path("promises")).read_text("utf-8")
+    listed = re.findall(r"^\.\. promise:: (\S+)$", page, re.MULTILINE)
+    if unknown := find_promises().keys() - set(listed):
+        raise ExtensionError(f"docs/promises.rst lacks {', '.join(sorted(unknown))}.")
+
+
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-signature", tidy_signature)
+    app.add_directive("promise", Promise)
+    app.connect("env-check-consistency", check_promises)

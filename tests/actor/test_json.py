@@ -109,6 +109,7 @@ def result(state: JobState, viewer: Request) -> Any:
     return state.__json__(viewer)["job"]["result"]
 
 
+@pytest.mark.promise("results-are-shown")
 def test_success_leads_to_its_result(store: JobStore, viewer: Request) -> None:
     """The class makes a URL of the request and the metrics, or by default none."""
     made = put_job(store, Pageant, "success", metrics={"file": "a.csv"})
@@ -129,6 +130,7 @@ def test_only_a_success_has_a_result(store: JobStore, viewer: Request) -> None:
             assert result(put_job(store, Early, status), viewer) is None
 
 
+@pytest.mark.promise("results-are-shown")
 def test_result_is_on_the_web(
     store: JobStore, viewer: Request, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,6 +19,7 @@ def test_metrics_are_set_at_once(job_state: JobState) -> None:
             job_state.set_progress_metrics(wrong)
 
 
+@pytest.mark.promise("values-of-one-call-appear-together")
 def test_metrics_are_set_together_or_not_at_all(job_state: JobState) -> None:
     """If one of several is refused, none changes, and viewers see none of them."""
     job_state.set_progress_metrics(a=1, c="text")
@@ -62,6 +63,7 @@ class Patient(int):
         return other + int(self)
 
 
+@pytest.mark.promise("counters-are-exact")
 def test_counters_are_exact_among_threads(job_state: JobState) -> None:
     """What two threads add at the same time is added twice."""
 
@@ -95,6 +97,7 @@ def test_counters_refuse_what_they_cannot_add(job_state: JobState) -> None:
         job_state.increment_progress_metric("a", 1.5)
 
 
+@pytest.mark.promise("values-are-bounded")
 def test_metrics_of_a_job_take_256_kib(job_state: JobState) -> None:
     """Names and JSON count, and not a byte more fits. A replaced value counts once."""
     metrics = {str(i): "a" * (VALUE - 2) for i in range(JOB // VALUE - 1)}

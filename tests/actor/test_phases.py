@@ -207,6 +207,7 @@ def test_phase_of_a_cancelled_job(job_state: JobState) -> None:
         other.phase("Reading", percent=50).__enter__()
 
 
+@pytest.mark.promise("phases-share-a-bar")
 def test_random_nestings_never_go_back(caplog: pytest.LogCaptureFixture) -> None:
     """The bar never goes back or beyond its end, whether each report is kept or not."""
     caplog.set_level(logging.ERROR)

@@ -66,6 +66,7 @@ def test_track_that_is_left_stays_where_it_was(job_state: JobState) -> None:
     assert job_state.progress == Progress(3, 5)
 
 
+@pytest.mark.promise("progress-is-tracked")
 def test_track_takes_what_a_loop_does(job_state: JobState) -> None:
     """Anything else is refused at the call."""
     wrong: Any
@@ -94,6 +95,7 @@ class Sized:
         return self.left.pop()
 
 
+@pytest.mark.promise("progress-is-tracked")
 def test_track_counts_the_items_of_async_for(job_state: JobState) -> None:
     """It works as in a plain loop, and the total is the len() of the iterable."""
 

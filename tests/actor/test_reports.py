@@ -93,6 +93,7 @@ def test_job_that_has_ended_takes_nothing(ended: JobState) -> None:
     assert ended.flush()
 
 
+@pytest.mark.promise("only-the-running-job-reports")
 def test_job_that_was_loaded_takes_nothing(store: JobStore) -> None:
     """Each call says so. Nor does it run again by itself, since it knows no broker."""
     state = put_job(store, RunMarathon, metrics={"miles_run": 12}, message="Running")

@@ -101,6 +101,7 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
 ]
 
 
+@pytest.mark.promise("values-are-json")
 def test_values_have_their_natural_form(run_job: RunJob) -> None:
     """The actor and viewers read its JSON form, also where a number stood before."""
 
@@ -116,6 +117,7 @@ def test_values_have_their_natural_form(run_job: RunJob) -> None:
         assert repr(stored[str(number)]) == repr(natural)
 
 
+@pytest.mark.promise("values-are-json")
 def test_values_without_a_json_form_are_refused(job_state: JobState) -> None:
     """The error names the metric and what is wrong, and the metric stays as it was."""
     job_state.set_progress_metrics(number=1, text="one")
@@ -145,6 +147,7 @@ def test_values_that_never_end_are_refused(job_state: JobState) -> None:
         deep = deep.pop()
 
 
+@pytest.mark.promise("values-are-bounded")
 def test_value_takes_16_kib(job_state: JobState) -> None:
     """The limit counts the bytes of the JSON, not characters: not one more is taken."""
     for character, size in ("a", 1), ("€", 3), ("😀", 4), ("\udcff", 6):

@@ -80,6 +80,7 @@ WORDS = {
 }
 
 
+@pytest.mark.promise("element-shows-each-status")
 def test_each_status_has_its_word(stage: Stage) -> None:
     """Each status has its own word; success, failure, trouble and work each differ in
     both icon and colour. Success fills the bar, a failure leaves it where it was.
@@ -465,6 +466,7 @@ def open_cancellable(stage: Stage, cancel: Answer, attributes: str = "") -> None
     stage.wait("working")
 
 
+@pytest.mark.promise("cancel-button-cancels")
 def test_cancel_by_keyboard(stage: Stage) -> None:
     """Who may cancel gets a button that shows its focus and sends the token once."""
     stage.open()
@@ -505,6 +507,7 @@ def test_cancel_that_is_refused_says_why(stage: Stage) -> None:
 # Words
 
 
+@pytest.mark.promise("element-speaks-languages")
 def test_labels_replace_the_words(stage: Stage) -> None:
     """Attributes change those of one element, even later; labels, numbers and times
     follow its language; JobState.labels is for the rest. A wrong language does no harm.

@@ -107,6 +107,7 @@ def test_motion_is_not_forced_on_anybody(stage: Stage) -> None:
         assert stage.page.evaluate(lively) is expected
 
 
+@pytest.mark.promise("content-security-policy-holds")
 def test_style_sheet_is_linked_where_none_can_be_constructed(stage: Stage) -> None:
     """In a browser that cannot construct a sheet, the element links job-state.css."""
     stage.server.answer("job", answer())
@@ -153,6 +154,7 @@ PARTIAL = ("working", "retrying", "stalled", "cancelling", "reconnecting")
 SHARES = (0.2, 0.5, 0.65, 0.75)
 
 
+@pytest.mark.promise("element-shows-each-status")
 @pytest.mark.system
 @pytest.mark.parametrize("theme", THEMES)
 def test_everybody_can_read_it_on_any_page(

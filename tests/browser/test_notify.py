@@ -112,6 +112,7 @@ def away(page: Page, poll_server: PollServer) -> Iterator[Away]:
 # Once a minute
 
 
+@pytest.mark.promise("hidden-page-asks-less")
 def test_hidden_page_asks_once_a_minute(timed: Polling) -> None:
     """A hidden page asks for the jobs of interest alone, learns of their ends, and asks
     for the others when it shows. While the server fails, it asks no more often.
@@ -235,6 +236,7 @@ def test_notification_says_what_became_of_the_job(away: Away) -> None:
     assert away.made[-1][0] == f"<b>{'x' * 196}\u2026: Failed"
 
 
+@pytest.mark.promise("callbacks-are-called-once")
 def test_end_is_told_once(away: Away) -> None:
     """One notification a job, however many elements show it. A second end is news."""
     away.begin(element(), element().replace("id=job1", "id=twin"))

@@ -310,6 +310,7 @@ def test_acts_follow_what_is_permitted(
     expect(button(pages, "Cancel")).to_be_disabled()
 
 
+@pytest.mark.promise("unsafe-requests-need-a-token")
 def test_acts_pass_csrf_checks(pages: Pages, redis_url: str, store: JobStore) -> None:
     """The token goes into the application's header or, without one, into a field."""
     headers: tuple[str | None, ...] = ("X-Own", None)
@@ -639,6 +640,7 @@ def test_script_speaks_the_language_of_the_words(
                 expect(pages.one("selected")).to_contain_text(text)
 
 
+@pytest.mark.promise("pages-need-no-script")
 def test_pages_are_plain_without_javascript(
     browser: Browser, redis_url: str, store: JobStore
 ) -> None:

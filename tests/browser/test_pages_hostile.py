@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from playwright.sync_api import expect
 
 from pyramid_jobstate import JobError, JobState, JobStore
@@ -99,6 +100,7 @@ def check_harm(pages: Pages, rows: int) -> None:
     assert pages.page.locator("[data-jobstate=page]").count() == 1
 
 
+@pytest.mark.promise("texts-are-inert")
 def test_hostile_texts_stay_text(pages: Pages, store: JobStore) -> None:
     """Titles, owners, messages, errors, kinds, parameters, metrics and log lines are
     text on both pages, and do nothing. So is what a page says after an act, whoever has

@@ -7,6 +7,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import pytest
+
 from tests.browser.polling import HOUR, Polling
 from tests.pollserver import (
     Answer,
@@ -32,6 +34,7 @@ def pauses(requests: list[Request]) -> list[float]:
 # Following a job to its end
 
 
+@pytest.mark.promise("callbacks-are-called-once")
 def test_poller_follows_its_job_to_the_end(polling: Polling) -> None:
     """Each answer reaches update unchanged; the end calls success or error once, and
     resolves done. An ended job costs the server nothing.
@@ -142,6 +145,7 @@ def test_passing_trouble_is_told_once_and_survived(polling: Polling) -> None:
         assert reason["message"].startswith("The server ")
 
 
+@pytest.mark.promise("script-survives-outages")
 def test_pauses_double_until_the_outage_is_over(paused: Polling) -> None:
     """Each failure doubles the pause, which chance shortens by up to a half, to half a
     minute at most and the period at least. The next outage begins anew, and is told.

@@ -150,6 +150,7 @@ def test_page_without_an_offer_polls(streams: Polling) -> None:
     assert streams.server.streams == streams.server.refused == []
 
 
+@pytest.mark.promise("pages-share-a-connection")
 def test_jobs_share_a_stream(streams: Polling) -> None:
     """It has them in the order followed, and goes on if one ends or is stopped."""
     stream = follow_streamed(streams, "two", "one", "three")

@@ -51,6 +51,7 @@ def test_elements_removed_while_hidden_are_forgotten(
         wait_for(are_collected)
 
 
+@pytest.mark.promise("hidden-page-asks-less")
 def test_tab_that_is_really_hidden_closes_its_stream(
     windowed: Browser, poll_server: PollServer
 ) -> None:

@@ -77,6 +77,7 @@ def till(pjobs: Operator, shop: Any, marathons: Marathons) -> Operator:
     return pjobs
 
 
+@pytest.mark.promise("pjobs-reads-and-acts")
 def test_jobs_are_cancelled(
     pjobs: Operator, store: JobStore, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +278,7 @@ def test_nobody_is_asked_without_need(pjobs: Operator, store: JobStore) -> None:
     assert statuses(store, job) == ["queued"]
 
 
+@pytest.mark.promise("pjobs-reads-and-acts")
 def test_failed_jobs_run_again(
     till: Operator, marathons: Marathons, store: JobStore
 ) -> None:

@@ -36,6 +36,7 @@ def tired(store: JobStore) -> JobState:
     return put(store, "stalled")
 
 
+@pytest.mark.promise("pjobs-reads-and-acts")
 def test_exit_code_is_the_outcome(pjobs: Operator, store: JobStore) -> None:
     """Success is 0, a failure 3, a cancelled job 4, each after one line."""
     error = JobError("ValueError", HOSTILE)
@@ -174,6 +175,7 @@ def test_unknown_jobs_are_told_at_once(pjobs: Operator, store: JobStore) -> None
     assert pjobs("watch", UUID).code == 1
 
 
+@pytest.mark.promise("pjobs-ends-quietly")
 def test_signals_end_a_command_quietly(pjobs: Operator, store: JobStore) -> None:
     """A signal ends a command quietly, and cancels no job. Under nohup, it goes on."""
     job = put(store, "queued")

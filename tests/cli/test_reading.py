@@ -100,6 +100,7 @@ def test_workers_have_a_line_each(
         assert line.startswith(f"{worker.name} silent since 20")
 
 
+@pytest.mark.promise("pjobs-reads-and-acts")
 def test_list_has_a_line_a_job(pjobs: Operator, store: JobStore) -> None:
     """A line has the id, time, kind, owner and state. What a record lacks is a dash."""
     lost = put(store, "cancelled")

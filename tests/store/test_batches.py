@@ -171,6 +171,7 @@ def test_time_left_follows_from_the_pace(make_bed: MakeBed) -> None:
     assert bed.load().progress.eta == pytest.approx(3000, rel=0.05)
 
 
+@pytest.mark.promise("batch-bar-does-not-go-back")
 def test_bar_does_not_go_back(make_bed: MakeBed) -> None:
     """A member that is tried again, or begins again, takes work back: the bar waits
     until that is done again. New members start it anew.
@@ -189,6 +190,7 @@ def test_bar_does_not_go_back(make_bed: MakeBed) -> None:
     assert bed.fraction() == pytest.approx(1 / 3)
 
 
+@pytest.mark.promise("batch-cancels-its-members")
 def test_cancel_of_a_batch_that_waits(store: JobStore) -> None:
     """A batch none of whose members runs is cancelled at once, with those that wait:
     they read so wherever they are read, and are not cancelled again.
@@ -276,6 +278,7 @@ def test_cancelled_batch_of_dead_workers_ends(store: JobStore) -> None:
     assert statuses == ["cancelled", "cancelled", "success"]
 
 
+@pytest.mark.promise("batch-cancels-its-members")
 def test_cancelled_batch_stays_cancelled(make_bed: MakeBed) -> None:
     """A cancelled batch that has ended stays so, whatever a run does that turns out to
     be alive: pages have acted on it.
@@ -370,6 +373,7 @@ def test_batch_whose_sender_died_is_stalled(make_bed: MakeBed) -> None:
         assert bed.counts().get("cancelled") == 3 - sent
 
 
+@pytest.mark.promise("batch-counts-exactly")
 def test_look_finds_what_the_batch_was_not_told(make_bed: MakeBed) -> None:
     """A silent batch looks at its members, whose ends may not have reached it, also if
     they were deleted since. What it finds is as old as they are.

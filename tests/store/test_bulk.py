@@ -58,6 +58,7 @@ def test_statuses(store: JobStore) -> None:
                 assert found <= {"cancelled", "cancelling"}
 
 
+@pytest.mark.promise("ended-jobs-are-cleared")
 @each_act
 def test_filters(store: JobStore, act: Act, status: str) -> None:
     """A filter chooses the jobs. None but `everything` chooses all."""
@@ -80,6 +81,7 @@ def test_filters(store: JobStore, act: Act, status: str) -> None:
     assert (left(store, mine), left(store, others)) == (0, 1)
 
 
+@pytest.mark.promise("ended-jobs-are-cleared")
 def test_clear_older_than(store: JobStore) -> None:
     """Only jobs that ended long enough ago, by the time of the first call, are
     deleted.

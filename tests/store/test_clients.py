@@ -149,6 +149,7 @@ def test_password_is_shown_nowhere(
     assert "hunter" not in "".join(said) + caplog.text
 
 
+@pytest.mark.promise("every-server-works")
 def test_store_works_with_any_client(redis_url: str) -> None:
     """A client may decode its responses or not, with any encoding, use either protocol,
     and be of a class of the application's.
@@ -226,6 +227,7 @@ def test_callers_share_few_connections(
         few.client.close()
 
 
+@pytest.mark.promise("full-pool-is-no-outage")
 def test_full_pool_is_no_outage(redis_url: str) -> None:
     """If no connection becomes free, the error is a RedisError that says so, none of
     those that say that the server does not answer. A client of ours waits for half a

@@ -42,6 +42,7 @@ def cluster_store(cluster: Cluster) -> Iterator[JobStore]:
     store.client.close()
 
 
+@pytest.mark.promise("every-server-works")
 def test_store_writes_and_reads_across_nodes(
     cluster: Cluster, cluster_store: JobStore
 ) -> None:

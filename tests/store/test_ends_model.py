@@ -644,6 +644,7 @@ def with_scenes(test: Any) -> Any:
     return test
 
 
+@pytest.mark.promise("every-end-is-told")
 @pytest.mark.system
 @with_scenes
 @examples(20)

@@ -29,6 +29,7 @@ from tests.web.databases import Manager, fail
 from tests.webapp import make_request
 
 
+@pytest.mark.promise("job-is-queued-when-sent")
 def test_sent_job_is_queued(store: JobStore) -> None:
     """A job that was sent has not been worked on."""
     job = load_job(store, *create(store, 1))
@@ -77,6 +78,7 @@ def test_cancel_while_the_store_is_away_is_refused(store: JobStore) -> None:
     assert status_of(store, job.uuid) == "working"
 
 
+@pytest.mark.promise("deleted-job-leaves-nothing")
 def test_delete(store: JobStore) -> None:
     """A job that has ended can be deleted, once: it is unknown from then on."""
     for status in FINISHED:
@@ -91,6 +93,7 @@ def test_delete(store: JobStore) -> None:
     assert not store.delete(new_id())
 
 
+@pytest.mark.promise("updates-change-nothing-twice")
 def test_lost_reply_changes_no_answer(redis_url: str, store: JobStore) -> None:
     """An act whose reply was lost, and which the client repeats, is answered as if it
     had been the only one.
@@ -140,6 +143,7 @@ def test_ended_job_is_kept_for_a_while(brief: JobStore) -> None:
         assert_lasts(brief, put(brief, status), 100)
 
 
+@pytest.mark.promise("nothing-expires-under-a-viewer")
 def test_unfinished_job_is_kept_past_its_due_time(brief: JobStore) -> None:
     """An unfinished job is kept for `active_expire_in` after it is due."""
     assert_lasts(brief, put(brief, "working"), 1000)
@@ -195,6 +199,7 @@ def test_sender_forgets_only_its_own_record(
     assert broker.queues["default"].qsize() == 1
 
 
+@pytest.mark.promise("applications-are-apart")
 def test_namespaces_share_a_server(client: redis.Redis) -> None:
     """Two applications on one server do not see each other's jobs, and all keys tell
     whose they are.

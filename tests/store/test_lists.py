@@ -86,6 +86,7 @@ def test_jobs_of_one_moment_are_told_apart(redis_url: str) -> None:
                     assert set(found) == set(jobs)
 
 
+@pytest.mark.promise("list-shows-what-may-be-seen")
 def test_paging_misses_no_job_while_others_change(store: JobStore) -> None:
     """While jobs are sent, end and are run again between pages, no job that
     exists throughout is missed, and no page shows a job twice.

@@ -799,6 +799,7 @@ def with_scenes(test: Any) -> Any:
     return test
 
 
+@pytest.mark.promise("scripts-agree-with-the-model")
 @pytest.mark.system
 @with_scenes
 @examples(60)

@@ -50,6 +50,7 @@ def scrape(store: JobStore) -> Samples:
     return found
 
 
+@pytest.mark.promise("metrics-for-prometheus")
 def test_metrics_of_jobs(store: JobStore) -> None:
     """Each kind has a number for each status, members of batches one by one, and says
     how late its jobs are.
@@ -116,6 +117,7 @@ def test_registering_does_not_ask_the_store(store: JobStore) -> None:
         registry.register(JobStateCollector(JobStore(NOWHERE)))
 
 
+@pytest.mark.promise("metrics-for-prometheus")
 def test_no_metrics_while_the_store_is_away(store: JobStore) -> None:
     """Only `jobstate_up` says so, also if it goes away in the middle, or if it has been
     asked a moment ago.

@@ -18,6 +18,7 @@ from tests.store.jobs import Diary, all_of, put, put_crowd, put_unsent, uuids_of
 from tests.support import FINISHED, STATUSES, load_job, wait_for
 
 
+@pytest.mark.promise("counts-agree-with-lists")
 def test_each_status_lists_and_counts_its_jobs(store: JobStore) -> None:
     """A list by status has the jobs of that status, page by page, the newest first, of
     all kinds or of one. The counts say how many those are.

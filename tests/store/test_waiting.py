@@ -65,6 +65,7 @@ def statuses(jobs: Any) -> list[str]:
     return [job.status for job in jobs]
 
 
+@pytest.mark.promise("wait-sees-the-end")
 def test_wait_returns_the_ended_job(store: JobStore, passing: Passing) -> None:
     """One uuid gives the ended job, several a list in their order."""
     first, second = put(store, "working"), put(store, "queued")
@@ -78,6 +79,7 @@ def test_wait_returns_the_ended_job(store: JobStore, passing: Passing) -> None:
     assert store.wait() == []
 
 
+@pytest.mark.promise("wait-sees-the-end")
 def test_follow_yields_each_change_that_it_sees(
     store: JobStore, passing: Passing
 ) -> None:
@@ -223,6 +225,7 @@ def test_job_that_is_heard_of_again_is_not_stalled(
     assert store.wait(uuid, stalled=7).status == "success"
 
 
+@pytest.mark.promise("wait-ends-in-time")
 def test_timeout_says_what_has_not_ended(store: JobStore, passing: Passing) -> None:
     """The wait gives up in time, and looks once even without any."""
     first, second = put(store, "queued"), put(store, "queued")
@@ -415,6 +418,7 @@ def test_refusal_is_raised_at_once(
     assert pauses.slept == []
 
 
+@pytest.mark.promise("wait-ends-in-time")
 def test_frozen_store_delays_a_timeout_by_a_second(server: EmbeddedServer) -> None:
     """A store that keeps its connections and answers nothing does not hold the wait for
     long. In asyncio, neither does a client without a socket timeout.
@@ -452,6 +456,7 @@ def test_bad_arguments(store: JobStore) -> None:
 # In asyncio.
 
 
+@pytest.mark.promise("wait-sees-the-end")
 def test_await_returns_the_ended_job(store: JobStore) -> None:
     """`await` gives what wait() returns, and the loop goes on meanwhile."""
     uuid, other = put(store, "working"), put(store, "working")

@@ -462,6 +462,7 @@ def play(
 SEEDS = [range(10), pytest.param(range(10, 70), marks=pytest.mark.long)]
 
 
+@pytest.mark.promise("one-unique-job-at-a-time")
 @pytest.mark.parametrize("seeds", SEEDS)
 def test_never_two_jobs_of_a_key(
     redis_url: str, broker: StubBroker, seeds: range

@@ -256,6 +256,7 @@ EXTRA = shutil.ignore_patterns(
 )
 
 
+@pytest.mark.promise("demo-starts-alone")
 @pytest.mark.timeout(360)
 def test_command_of_the_readme_installs_the_demo(tmp_path: Path, page: Page) -> None:
     """A checkout and Python are all that it needs."""

@@ -198,6 +198,7 @@ class Storm:
             yield f"lost a last value of {end}: {state.progress_metrics}"
 
 
+@pytest.mark.promise("last-value-lands")
 @pytest.mark.parametrize(
     "count", [40, pytest.param(300, marks=[pytest.mark.long, pytest.mark.timeout(400)])]
 )

@@ -175,6 +175,7 @@ def harbour(workers: Workers, redis_url: str) -> Iterator[Harbour]:
 # Workers that die.
 
 
+@pytest.mark.promise("every-end-is-told")
 @pytest.mark.parametrize(
     ("plan", "fault"),
     [
@@ -272,6 +273,7 @@ def test_worker_dies_with_rabbitmq(
         harbour.broker.close()
 
 
+@pytest.mark.promise("every-end-is-told")
 def test_no_end_is_lost_in_a_storm(harbour: Harbour) -> None:
     """Replies are lost, late or cut, requests do not arrive, jobs are cancelled. The
     workers live, since a dead one may take an end with it that only it knew.

@@ -95,6 +95,7 @@ def sender(redis_url: str, server: EmbeddedServer, tmp_path: Path) -> Iterator[S
         yield Sender(redis_url, server.url, tmp_path, stack)
 
 
+@pytest.mark.promise("redelivered-job-runs-again")
 def test_a_worker_that_is_killed(sender: Sender) -> None:
     """The job of a killed worker stalls, and runs again without its former values."""
     sender.send("run_marathon")
@@ -223,6 +224,7 @@ def test_worker_that_holds_the_interpreter_answers_late(sender: Sender) -> None:
     assert delay_of(sender.answer(uuid)) > 1
 
 
+@pytest.mark.promise("where-a-job-is")
 @pytest.mark.parametrize(
     "rounds",
     [10, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(400)])],

@@ -41,6 +41,7 @@ def end_one(seed: int, server: Server, runs: Runs) -> None:
     assert told(stream)[-1] == 2
 
 
+@pytest.mark.promise("stream-has-the-last-state")
 @pytest.mark.parametrize(
     "count", [40, pytest.param(500, marks=pytest.mark.long)], ids=str
 )

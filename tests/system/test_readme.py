@@ -302,6 +302,7 @@ def test_versions_of_the_readme_are_those_of_setup() -> None:
     assert f'"dramatiq>={dramatiq}.0"' in setup
 
 
+@pytest.mark.promise("documentation-is-true")
 def test_every_snippet_runs_or_parses(myapp: MyApp) -> None:
     """Every Python snippet parses. Those that belong to no file run unchanged."""
     others = []
@@ -672,6 +673,7 @@ def test_json_of_the_readme_has_the_real_names(app: TestApp, store: JobStore) ->
     assert shown["job"]["progress"].keys() == real["job"]["progress"].keys()
 
 
+@pytest.mark.promise("documentation-is-true")
 def test_settings_of_the_readme_are_the_real_ones(redis_url: str) -> None:
     """The README lists exactly the settings that exist, with their defaults."""
     blocks = page("reference/settings").split("\n\n")

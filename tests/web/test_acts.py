@@ -313,6 +313,7 @@ def test_interruption_loses_no_line_of_what_was_done(
     assert last == f"'operator' cancelled {count} of all jobs until that failed."
 
 
+@pytest.mark.promise("acts-are-logged")
 def test_acts_are_logged(
     operated: TestApp,
     store: JobStore,

@@ -143,6 +143,7 @@ REQUESTS: dict[str, tuple[str | bytes, bytes]] = {
 
 
 # WebOb leaves large bodies to the garbage collector.
+@pytest.mark.promise("asgi-finds-what-wsgi-finds")
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("server", HTTP)
 def test_answer_is_that_under_waitress(ports: dict[str, int], server: str) -> None:

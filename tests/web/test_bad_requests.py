@@ -134,6 +134,7 @@ def refused(operated: TestApp, store: JobStore, marathons: Marathons) -> Refused
     return refuse
 
 
+@pytest.mark.promise("bad-request-names-the-culprit")
 def test_bad_parameter_is_a_400_that_names_it(refused: Refused) -> None:
     """A bad parameter, or a cookie that is not UTF-8, is a 400 and does nothing."""
     for method, end, named in BAD:

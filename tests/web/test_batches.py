@@ -451,6 +451,7 @@ def test_members_come_in_pages(desk: BatchDesk) -> None:
         assert get(desk.app, f"/job_state?batch={none}", "alice").status_int == 404
 
 
+@pytest.mark.promise("members-have-rights-of-their-own")
 def test_rights_of_members(desk: BatchDesk) -> None:
     """Who may see the batch sees its bar, and of its members only those that they may
     see. An unknown batch and a forbidden one look alike, also if the policy raises, and

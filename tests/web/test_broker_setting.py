@@ -100,6 +100,7 @@ def kinds(broker: Any) -> list[type[Middleware]]:
 # What is made.
 
 
+@pytest.mark.promise("broker-of-the-settings")
 def test_setting_makes_a_global_broker() -> None:
     """The broker has Dramatiq's middleware and ours, one store and no connection."""
     b = {"redis_url": "redis://b:3/4"}

@@ -98,6 +98,7 @@ def make_floor(store: JobStore) -> Iterator[Callable[..., Floor]]:
         yield make
 
 
+@pytest.mark.promise("costs-are-bounded")
 def test_what_a_job_and_its_viewers_cost(
     make_floor: Callable[..., Floor], client: redis.Redis, paged: TestApp
 ) -> None:

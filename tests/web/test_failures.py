@@ -55,6 +55,7 @@ def reasons(app: TestApp, query: str = "&all=1", user: str = OPERATOR) -> list[A
     return [(each["type"], each["text"], each["count"]) for each in found]
 
 
+@pytest.mark.promise("failures-are-grouped")
 def test_equal_failures_are_counted_together(paged: TestApp, store: JobStore) -> None:
     """Groups have the class, the common text, and their jobs, and come in the order in
     which their last jobs failed.
@@ -247,6 +248,7 @@ def test_page_without_failures(store: JobStore, visit: Visiting) -> None:
     assert visit(PATH, "alice").texts("tbody th") == ["Failed"]
 
 
+@pytest.mark.promise("failures-are-grouped")
 def test_group_is_run_again(store: JobStore, visit: Visiting) -> None:
     """Its button has the URLs of those of its jobs that the viewer may run again: of no
     batch, and of no job that only others may.

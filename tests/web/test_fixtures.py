@@ -105,6 +105,7 @@ def testapp(app: Router, tm: transaction.TransactionManager) -> TestApp:
 RunJobs = Callable[[], list[JobState]]
 
 
+@pytest.mark.promise("testing-tools-need-no-server")
 def test_jobs_run_in_the_transaction_of_the_test(
     testapp: TestApp,
     tm: transaction.TransactionManager,
@@ -240,6 +241,7 @@ def test_application_has_its_own_again(
 # The helpers without the fixtures
 
 
+@pytest.mark.promise("testing-tools-need-no-server")
 def test_outbox_keeps_what_requests_send(job_store: JobStore) -> None:
     """It does in whichever order the two are included, and nothing is written."""
     run_marathon = make_broker(NOWHERE).get_actor("run_marathon")

@@ -260,6 +260,7 @@ def test_hook_of_a_batch_cannot_put_its_members_back(
     assert left == [1, 1] and len(notes) == 2
 
 
+@pytest.mark.promise("hook-runs-after-the-end")
 def test_transaction_that_fails_tells_nothing(
     config: Configurator, run_marathon: Any
 ) -> None:

@@ -152,6 +152,7 @@ def test_owners_may_be_numbers(redis_url: str, store: JobStore) -> None:
     assert len(listed(app, "?all=1", "1")) == 3
 
 
+@pytest.mark.promise("many-jobs-in-one-poll")
 def test_several_jobs_are_those_that_may_be_seen(app: TestApp, store: JobStore) -> None:
     """The states come in the order of the query, with null for what is not shown."""
     mine = put(store, "alice", "alice", cls=RunMarathon)
@@ -166,6 +167,7 @@ def test_several_jobs_are_those_that_may_be_seen(app: TestApp, store: JobStore) 
     assert list(response.json) == ["jobs"]
 
 
+@pytest.mark.promise("many-jobs-in-one-poll")
 def test_max_uuids_is_a_limit(redis_url: str, app: TestApp, store: JobStore) -> None:
     """A request may name max_uuids jobs, or 100; a bad number stops the start."""
     few = operated_app(redis_url, settings={"jobstate.max_uuids": "3"})
@@ -218,6 +220,7 @@ def test_page_of_large_jobs_ends_early(
     assert "batch" in query or found == jobs
 
 
+@pytest.mark.promise("answers-are-bounded")
 @pytest.mark.system
 def test_answer_about_large_jobs_ends_early(app: TestApp, store: JobStore) -> None:
     """What it leaves out is neither a state nor null, and is asked for again. The first

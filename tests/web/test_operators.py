@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import dramatiq.broker
+import pytest
 from dramatiq.brokers.stub import StubBroker
 from webtest import TestApp
 
@@ -59,6 +60,7 @@ def test_counts_of_all_jobs_and_of_a_kind(operated: TestApp, store: JobStore) ->
     assert get(operated, path, OPERATOR, **header).json["counts"]["error"] == 2
 
 
+@pytest.mark.promise("operators-see-more")
 def test_inspect_tells_all_of_an_error(operated: TestApp, marathons: Marathons) -> None:
     """An operator reads each parameter, the exception, the traceback and all tries."""
     (job,) = marathons.fail("alice", kwargs={"shoes": SECRET})

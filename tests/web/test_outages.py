@@ -76,6 +76,7 @@ def is_503(response: Any) -> bool:
     return bool(response.status_code == 503 and response.headers["Retry-After"] == "5")
 
 
+@pytest.mark.promise("views-answer-503")
 def test_answer_is_of_the_accepted_type(caplog: pytest.LogCaptureFixture) -> None:
     """An outage is a page, or JSON as accepted or below our path, and logged once."""
     app = make_app(config_without_store())

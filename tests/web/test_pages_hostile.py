@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlencode
 
+import pytest
+
 from pyramid_jobstate import JobError, JobState, JobStore, Progress
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
@@ -32,6 +34,7 @@ class Hurdles(JobState):
         return f"error {HOSTILE}"
 
 
+@pytest.mark.promise("texts-are-inert")
 def test_hostile_texts_stay_text(store: JobStore, visit: Visiting) -> None:
     """Texts of jobs, owners and kinds add no markup to a page, and read as they are."""
 

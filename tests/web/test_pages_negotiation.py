@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from pyramid.events import NewResponse
 from pyramid.httpexceptions import HTTPForbidden, HTTPNotFound
 from pyramid.request import Request
@@ -60,6 +61,7 @@ def test_page_is_for_those_who_name_html(
 FRAMES = ("Content-Security-Policy", "X-Frame-Options")
 
 
+@pytest.mark.promise("headers-forbid-caching")
 def test_headers_of_every_answer(paged: TestApp, store: JobStore) -> None:
     """All answers at the URLs of jobs say that they depend on the header Accept. Only
     their own origin may frame pages, among them redirects and error pages; JSON has

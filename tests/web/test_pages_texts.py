@@ -73,6 +73,7 @@ def german(redis_url: str, tmp_path: Path) -> TestApp:
     return translated(redis_url, tmp_path, str(tmp_path / "own"), de=GERMAN)
 
 
+@pytest.mark.promise("element-speaks-languages")
 def test_pages_are_in_the_requests_language(german: TestApp, store: JobStore) -> None:
     """A catalog translates words, plurals, numbers, questions and scripts' words."""
     job = put_job(store, Biathlon, progress=Progress(1234.5, 5000, "m")).uuid

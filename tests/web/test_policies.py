@@ -141,6 +141,7 @@ ALL, NONE = (True,) * 4, (False,) * 4
 # The owner.
 
 
+@pytest.mark.promise("hand-written-policy-is-asked")
 def test_policy_decides(redis_url: str, store: JobStore) -> None:
     """With principals such as `u:alice`, senders have their jobs. A policy may refuse
     owners who are not Authenticated yet, or are left out by the ACL of a kind, or by a
@@ -158,6 +159,7 @@ def test_policy_decides(redis_url: str, store: JobStore) -> None:
     assert rights(app, stern, X_User='"alice"') == NONE
 
 
+@pytest.mark.promise("hand-written-policy-is-asked")
 def test_policy_may_raise_to_refuse(
     redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -237,6 +237,7 @@ def documented_types(rows: Rows) -> dict[str, set[str]]:
     return {words(name)[0]: {*types.split(" or ")} for name, types, _ in rows}
 
 
+@pytest.mark.promise("state-is-stable-json")
 def test_keys_of_the_json(app: TestApp, store: JobStore) -> None:
     """The tables have each key of a state, with its types. A batch has those of the
     second table as well.

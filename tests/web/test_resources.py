@@ -255,6 +255,7 @@ def test_route_prefix_moves_the_routed_jobs(redis_url: str, store: JobStore) -> 
         assert url_in(state) == f"http://localhost{place}/{uuid}/"
 
 
+@pytest.mark.promise("job-has-one-url")
 def test_urls_by_pyramids_functions(config: Configurator, store: JobStore) -> None:
     """Containers and jobs have URLs; elements, a query and a route name work as for any
     resource. A job loaded from the store itself has a URL at the default path.
@@ -281,6 +282,7 @@ class OwnURLRequest(Request):
         return "https://example.com/somewhere"
 
 
+@pytest.mark.promise("job-has-one-url")
 def test_state_has_the_url_that_pyramid_gives(redis_url: str, store: JobStore) -> None:
     """Whatever URLs the application gives its jobs or makes, wherever it is mounted,
     and whatever a view changes of its request, states have the URLs of

@@ -78,6 +78,7 @@ ON_ONE = [
 ]
 
 
+@pytest.mark.promise("owner-sees-own-jobs")
 def test_rights_on_one_job(roles: TestApp, store: JobStore) -> None:
     """Each request for a job needs its own right, which no other includes. A refusal
     depends on nothing else: not on the job's status, the header or the query.
@@ -164,6 +165,7 @@ def test_rights_on_the_jobs_of_others(roles: TestApp, store: JobStore) -> None:
             assert (statuses(store, job) == [status]) is not bool(done)
 
 
+@pytest.mark.promise("list-shows-what-may-be-seen")
 def test_lists_show_what_may_be_viewed(roles: TestApp, store: JobStore) -> None:
     """A list, and a request for several jobs, have those jobs alone that the viewer may
     view, and say of each whether the viewer may cancel it.
@@ -253,6 +255,7 @@ def test_application_without_a_policy_opens_nothing(
     assert response.json == {"done": 0, "cursor": None}
 
 
+@pytest.mark.promise("forbidden-looks-like-missing")
 def test_others_learn_nothing(app: TestApp, store: JobStore) -> None:
     """No path, query or method lets other users see or change anything, and no header
     makes somebody Alice. To her, many of these requests do show the job.

@@ -156,6 +156,7 @@ def test_routes_and_views_of_the_application_do_not_answer_for_ours(
     assert get(app, "/", "bob").text == get(app, "/login", "bob").text == "App"
 
 
+@pytest.mark.promise("refusals-are-json")
 def test_error_views_of_the_application_answer_for_its_pages_alone(
     redis_url: str, store: JobStore
 ) -> None:
@@ -180,6 +181,7 @@ def test_error_views_of_the_application_answer_for_its_pages_alone(
             assert get(app, path, "alice", Accept="text/html").text == "app", path
 
 
+@pytest.mark.promise("unsafe-requests-need-a-token")
 def test_refused_csrf_check_is_json(redis_url: str, store: JobStore) -> None:
     """A request below our path that Pyramid's CSRF check refuses, by token or origin,
     gets JSON, however specific the application's own view for that is. Elsewhere the

@@ -180,6 +180,7 @@ def answer_to(server: Server, accept: str, path: str, user: str | None) -> str:
     return html.unescape(f"{answer.header_list} {answer.body.decode()}")
 
 
+@pytest.mark.promise("secrets-stay-inside")
 @pytest.mark.parametrize("is_page", [False, True])
 def test_each_path_tells_what_the_rights_are_for(
     server: Server, store: JobStore, voyage: Run, is_page: bool

@@ -179,6 +179,7 @@ BAD: dict[str, list[Any]] = {
 }
 
 
+@pytest.mark.promise("mistakes-of-settings-stop-the-start")
 @pytest.mark.parametrize("name", BAD)
 def test_bad_setting_stops_the_start(name: str, subtests: pytest.Subtests) -> None:
     """An invalid setting is named in the error that stops the start."""
@@ -190,6 +191,7 @@ def test_bad_setting_stops_the_start(name: str, subtests: pytest.Subtests) -> No
             assert f"setting jobstate.{name} {value_shown}" in error
 
 
+@pytest.mark.promise("mistakes-of-settings-stop-the-start")
 def test_unknown_setting_is_told_the_known_ones() -> None:
     """The error names the nearest, and lists all in one line, whenever it was set."""
     nearest = "is unknown. Did you mean jobstate.owner? Known settings: jobstate.active"

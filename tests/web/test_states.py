@@ -65,6 +65,7 @@ def test_get_answers_the_state(app: TestApp, store: JobStore, job: str) -> None:
     assert forbidden.headers["Cache-Control"] == "private, no-cache"
 
 
+@pytest.mark.promise("poll-says-when-nothing-changed")
 def test_current_etag_is_a_304(app: TestApp, store: JobStore, job: str) -> None:
     """A viewer who has the current state gets a 304, also if a proxy has weakened the
     tag or the client names several. Whoever may not see the job gets a 403. After a

@@ -285,6 +285,7 @@ def test_short_break_is_told_to_nobody(
     wait_until([LOST, AGAIN], log)
 
 
+@pytest.mark.promise("stream-outlives-the-store")
 def test_store_that_hangs_is_away(
     far: Server, relay: TrackingRelay, runs: Runs, log: Lines
 ) -> None:
@@ -426,6 +427,7 @@ def test_messages_come_in_any_number(
     assert log() == []
 
 
+@pytest.mark.promise("refused-stream-falls-back")
 def test_where_changes_cannot_be_heard_pages_poll(
     relay: TrackingRelay, runs: Runs, log: Lines
 ) -> None:
@@ -560,6 +562,7 @@ def play(server: Server, relay: TrackingRelay, jobs: list[Run], seed: int) -> No
         stream.go().wait()
 
 
+@pytest.mark.promise("stream-has-the-last-state")
 @pytest.mark.parametrize(
     "count", [8, pytest.param(500, marks=pytest.mark.long)], ids=str
 )

@@ -60,6 +60,7 @@ def assert_polled(server: Server, path: str, *user: str | None, **headers: str) 
     assert HINT not in server.poll(path, *user, **headers).headers
 
 
+@pytest.mark.promise("refused-stream-falls-back")
 def test_max_streams_are_open(
     redis_url: str, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -270,6 +271,7 @@ def test_first_events_of_many_jobs(pushed: Server, store: JobStore) -> None:
     assert pushed.ask(batch(*uuids), last_event_id=over.events[-1].id).status == 204
 
 
+@pytest.mark.promise("answers-are-bounded")
 def test_stream_of_large_jobs_ends_early(pushed: Server, store: JobStore) -> None:
     """It has, in pieces of 64 KiB, what a poll has. The page polls for the others."""
     jobs = [put_large(store, 1_500_000) for _ in range(4)]

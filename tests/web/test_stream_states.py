@@ -208,6 +208,7 @@ def test_policy_that_raises_for_cancel_job(redis_url: str, store: JobStore) -> N
         assert [event.name for event in stream.events] == ["gone", "gone"]
 
 
+@pytest.mark.promise("stream-costs-no-thread-of-a-job")
 def test_equal_viewers_share_a_rendering(pushed: Server, runs: Runs) -> None:
     """A change is rendered once for each distinct viewer, however many there are."""
     rendered: list[int] = []

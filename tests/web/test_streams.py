@@ -46,6 +46,7 @@ def assert_same_answer(stream: Exchange, poll: Exchange) -> None:
     assert mine == theirs
 
 
+@pytest.mark.promise("asgi-finds-what-wsgi-finds")
 def test_jobs_stream_wherever_they_are_polled(pushed: Server, store: JobStore) -> None:
     """One job or several stream at each place, each as the poll's very JSON."""
     for path in PLACES:
@@ -496,6 +497,7 @@ def test_others_get_no_byte(pushed: Server, store: JobStore) -> None:
     assert bodies[0] == bodies[1]
 
 
+@pytest.mark.promise("stream-ends-in-time")
 def test_streams_end_at_their_age(redis_url: str, store: JobStore) -> None:
     """Streams end at 80 to 100 % of stream_max_age, 5 minutes, and not all at once."""
     path = one(put(store, "queued", PublicRun))
@@ -520,6 +522,7 @@ class Revocable(Policy):
         return self.may and super().permits(request, context, permission)
 
 
+@pytest.mark.promise("rights-are-asked-at-each-answer")
 def test_revoked_rights_end_with_the_stream(redis_url: str, store: JobStore) -> None:
     """Who comes again to a stream that has ended is asked for their rights anew."""
     policy, job = Revocable(), put(store, "queued", OpenJob)

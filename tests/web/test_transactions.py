@@ -99,6 +99,7 @@ def send(request: Request, miles: int = 26, broker: Broker | None = None) -> str
 # Commit and abort.
 
 
+@pytest.mark.promise("sent-with-the-commit")
 def test_commit_sends_when_the_database_is_durable(
     tm_config: Configurator,
     global_broker: Broker,
@@ -130,6 +131,7 @@ def test_commit_sends_when_the_database_is_durable(
     assert load(tm_config, uuid).status == "queued"
 
 
+@pytest.mark.promise("sent-with-the-commit")
 def test_abort_leaves_nothing(
     tm_config: Configurator, client: redis.Redis, sqlite: SQL
 ) -> None:
@@ -230,6 +232,7 @@ def test_retried_request_sends_once(
     assert database.read()[0] == 1
 
 
+@pytest.mark.promise("savepoint-takes-jobs-back")
 def test_savepoint_takes_back_what_was_sent_since(
     tm_config: Configurator, client: redis.Redis, store: JobStore
 ) -> None:
@@ -299,6 +302,7 @@ def test_manager_that_fails_to_finish(
 # The store and the broker.
 
 
+@pytest.mark.promise("no-commit-without-records")
 def test_store_that_is_away_vetoes_the_commit(
     tm_config: Configurator,
     client: redis.Redis,
@@ -344,6 +348,7 @@ def test_store_that_goes_away_before_an_abort_is_only_logged(
     assert load(made_tm_config, uuid).status == "stalled"
 
 
+@pytest.mark.promise("unsent-job-says-so")
 def test_broker_that_is_away_marks_the_job(
     tm_config: Configurator,
     redis_url: str,

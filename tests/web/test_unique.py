@@ -157,6 +157,7 @@ def nightly(global_broker: Broker) -> Any:
     return report
 
 
+@pytest.mark.promise("one-unique-job-at-a-time")
 def test_the_job_under_way_is_returned(desk: UniqueDesk) -> None:
     """Other arguments change nothing. Nothing is sent or written. A delayed job is
     under way even if it is due after a record of another job would have expired.
@@ -173,6 +174,7 @@ def test_the_job_under_way_is_returned(desk: UniqueDesk) -> None:
     assert desk.press(key="late").uuid == late.uuid
 
 
+@pytest.mark.promise("unique-key-is-freed")
 def test_the_next_one_is_sent_when_it_is_over(desk: UniqueDesk) -> None:
     """The last one is found after a reload and after its end."""
     assert desk.find() is None
@@ -373,6 +375,7 @@ def test_a_broker_that_is_away_leaves_the_key_free(desk: UniqueDesk) -> None:
     assert desk.sent() == [second.uuid]
 
 
+@pytest.mark.promise("unique-key-is-freed")
 def test_a_job_whose_sender_died_loses_its_key_when_it_is_stalled(
     desk: UniqueDesk, said: Callable[[], list[str]]
 ) -> None:
@@ -429,6 +432,7 @@ def test_a_job_of_a_dead_sender_is_cancelled_when_that_of_a_press_ends(
     assert len(found) == 1
 
 
+@pytest.mark.promise("one-unique-job-at-a-time")
 def test_a_press_may_come_at_any_moment_of_a_long_commit(
     desk: UniqueDesk, far: UniqueDesk, proxy: FaultyProxy
 ) -> None:

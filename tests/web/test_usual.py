@@ -111,6 +111,7 @@ def begun() -> Iterator[list[str]]:
         yield found
 
 
+@pytest.mark.promise("usual-durations-are-told")
 def test_working_job_says_what_is_usual(
     app: TestApp, store: JobStore, begun: list[str]
 ) -> None:

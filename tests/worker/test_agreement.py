@@ -67,6 +67,7 @@ def live(floor: Floor) -> None:
     assert result.done > 10 and result.cursor is None
 
 
+@pytest.mark.promise("counts-agree-with-lists")
 def test_lists_agree_with_records_after_every_command(
     floor: Floor, client: redis.Redis
 ) -> None:
@@ -102,6 +103,7 @@ def test_run_whose_record_was_lost_leaves_its_old_places(
     assert disagreements(client) == set()
 
 
+@pytest.mark.promise("full-store-takes-each-change-whole")
 def test_full_server_takes_each_change_whole_or_not_at_all(
     make_floor: MakeFloor, floor: Floor, client: redis.Redis
 ) -> None:
@@ -138,6 +140,7 @@ def test_full_server_takes_each_change_whole_or_not_at_all(
     assert held.load().message == "last words"
 
 
+@pytest.mark.promise("deleted-job-leaves-nothing")
 def test_two_patterns_cover_all_keys_of_a_namespace(
     make_floor: MakeFloor, client: redis.Redis, named: str
 ) -> None:

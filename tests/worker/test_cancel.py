@@ -44,6 +44,7 @@ def look_for_ever(job_state: JobState) -> None:
     raise ValueError("as good as any")
 
 
+@pytest.mark.promise("running-job-hears-of-a-cancel")
 def test_running_job_ends_quietly(
     place: tuple[str, RedisBroker], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -80,6 +81,7 @@ def test_running_job_ends_quietly(
     assert len(messages(caplog, "dramatiq.worker")) == 3
 
 
+@pytest.mark.promise("cancelled-job-is-not-retried")
 def test_exception_before_the_job_heard_of_it_is_a_cancel(
     make_floor: MakeFloor,
 ) -> None:
@@ -117,6 +119,7 @@ def test_job_that_shields_itself_is_a_success(floor: Floor) -> None:
     assert held.load().progress_metrics["shielded"] is True
 
 
+@pytest.mark.promise("cancelled-before-it-began-never-runs")
 def test_waiting_job_never_begins(
     floor: Floor, caplog: pytest.LogCaptureFixture
 ) -> None:

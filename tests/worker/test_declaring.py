@@ -124,6 +124,7 @@ def test_other_actors_are_left_alone(broker: RedisBroker, client: redis.Redis) -
 # What cannot be declared.
 
 
+@pytest.mark.promise("mistakes-are-refused-at-declaration")
 def test_parameter_that_cannot_be_passed_is_refused(stub: dramatiq.Broker) -> None:
     """It must be a keyword. The error, at the actor or the middleware, shows how."""
 
@@ -271,6 +272,7 @@ def test_annotation_that_cannot_be_resolved_is_refused(
 # Direct calls.
 
 
+@pytest.mark.promise("called-actor-needs-no-store")
 def test_direct_call_gets_a_detached_job_state(
     stub: dramatiq.Broker, store: JobStore
 ) -> None:

@@ -29,6 +29,7 @@ from tests.worker.floors import Floor, idle_actor
 SKIPPED = "dramatiq.middleware.middleware.SkipMessage"
 
 
+@pytest.mark.promise("end-is-true")
 def test_exception_is_an_error_once_dramatiq_gives_up(
     place: tuple[str, RedisBroker],
 ) -> None:
@@ -178,6 +179,7 @@ def test_result_is_stored_before_the_job_ends(
                 message.get_result(backend=backend, block=True, timeout=1000)
 
 
+@pytest.mark.promise("retry-is-told")
 def test_job_that_puts_itself_back_is_due_from_then_on(floor: Floor) -> None:
     """`due_at` counts from when the message was put back, not from the run's end."""
     held, times = floor.begin(), []

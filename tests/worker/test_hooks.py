@@ -124,6 +124,7 @@ def untold(broker: dramatiq.Broker) -> list[str]:
     return [uuid for key in keys for uuid in client.zrange(key, 0, -1)]
 
 
+@pytest.mark.promise("hook-runs-after-the-end")
 def test_each_end_is_told_once(broker: RedisBroker) -> None:
     """A hook gets the job as the store has it, whoever has ended it. Nothing is left to
     be told after that.
@@ -153,6 +154,7 @@ def test_each_end_is_told_once(broker: RedisBroker) -> None:
     }
 
 
+@pytest.mark.promise("job-that-goes-on-is-not-told")
 def test_attempt_that_is_tried_again_is_no_end(broker: RedisBroker) -> None:
     """Only the last attempt is told."""
     broker.add_middleware(alarm := Alarm())
@@ -198,6 +200,7 @@ def test_failure_is_told_whose_rerun_is_refused(broker: RedisBroker) -> None:
     assert told == [("on_error", sent.message_id, before.finished_at)]
 
 
+@pytest.mark.promise("failing-hook-spares-the-job")
 def test_hook_that_fails_is_tried_again(broker: RedisBroker, logged: Logged) -> None:
     """The job stays as it was, even if somebody clears the store, and the hook sees the
     same end. After that, a clean-up takes the job.
@@ -298,6 +301,7 @@ def test_hook_cannot_put_its_own_job_back(broker: RedisBroker) -> None:
     assert found == [False, True] and len(told) == 1
 
 
+@pytest.mark.promise("job-that-goes-on-is-not-told")
 def test_message_of_a_past_end_runs_nothing(
     broker: RedisBroker, said: Callable[[], list[str]]
 ) -> None:

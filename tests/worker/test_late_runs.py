@@ -27,6 +27,7 @@ from tests.worker.floors import Ear, Floor, Held, MakeFloor
 # A newer run.
 
 
+@pytest.mark.promise("newest-run-writes")
 def test_older_run_changes_nothing(make_floor: MakeFloor, logged: Logged) -> None:
     """It logs one warning. That it failed is kept among the tries of its job."""
     floor = make_floor(heartbeat=0.05)
@@ -178,6 +179,7 @@ def test_silent_job_hears_of_its_cancel_at_once(
     assert not other.job_state.cancel_requested
 
 
+@pytest.mark.promise("stalled-job-can-be-cancelled")
 def test_run_that_was_cancelled_while_it_was_silent_is_told(
     make_floor: MakeFloor, slow: JobStore, relay: Relay, logged: Logged
 ) -> None:

@@ -96,6 +96,7 @@ def ran(own: JobStore, store: JobStore) -> Ran:
     return run
 
 
+@pytest.mark.promise("logging-is-captured")
 def test_job_keeps_what_it_logs(ran: Ran) -> None:
     """Records of its level and above stand in the order in which they came, with their
     times, levels and loggers, and with the lines of append_log().
@@ -217,6 +218,7 @@ def test_interrupt_passes_through_formatting(ran: Ran) -> None:
     ran(act)
 
 
+@pytest.mark.promise("logging-is-captured")
 def test_contexts_of_the_job_log_for_it(redis_url: str, store: JobStore) -> None:
     """Its tasks, and what asyncio.to_thread() runs. Pools and threads that it starts do
     not, unless they run in a copy of its context.
@@ -420,6 +422,7 @@ def test_record_factory_may_be_replaced_for_a_while(
     assert texts(store, uuids[0]) == ["first", "second", "third", "fourth"]
 
 
+@pytest.mark.promise("log-has-the-newest-lines")
 def test_log_is_bounded(ran: Ran, client: redis.Redis) -> None:
     """A line keeps 1,000 characters, and a job its newest 64 KiB: numbers tell how many
     lines are gone.
@@ -519,6 +522,7 @@ def test_line_waits_while_others_are_sent(ran: Ran, proxy: FaultyProxy) -> None:
     assert [(x.number, x.text) for x in lines] == [(1, "early"), (2, "late")]
 
 
+@pytest.mark.promise("log-has-the-newest-lines")
 def test_lost_replies_double_no_line(ran: Ran, proxy: FaultyProxy) -> None:
     """What was sent is sent again if its reply is lost, and stands once."""
     seen: set[bytes] = set()

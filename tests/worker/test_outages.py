@@ -24,6 +24,7 @@ from tests.worker.floors import Floor, Held, MakeFloor, fail
 # The log, and who waits.
 
 
+@pytest.mark.promise("outage-is-logged-once")
 def test_outage_is_one_warning_and_one_info(
     make_floor: MakeFloor, own: JobStore, said: Callable[[], list[str]]
 ) -> None:
@@ -64,6 +65,7 @@ def test_flush_says_whether_all_is_stored(
     assert held.load().message == "two"
 
 
+@pytest.mark.promise("actor-outlives-the-store")
 def test_starts_and_ends_wait_for_a_second(
     make_floor: MakeFloor, slow: JobStore, relay: Relay
 ) -> None:
@@ -151,6 +153,7 @@ def test_full_pool_is_no_outage(
 # What it missed.
 
 
+@pytest.mark.promise("updates-change-nothing-twice")
 def test_lost_reply_is_made_good(make_floor: MakeFloor, proxy: FaultyProxy) -> None:
     """If a change may be stored, it is written again, even back to the value before. If
     it is not, it is written as soon as the store answers, though the job is silent.
@@ -179,6 +182,7 @@ def test_lost_reply_is_made_good(make_floor: MakeFloor, proxy: FaultyProxy) -> N
     wait_for(lambda: held.load().message == "last")
 
 
+@pytest.mark.promise("empty-store-gets-running-jobs")
 def test_store_that_came_back_empty_is_told_everything(
     make_floor: MakeFloor, client: redis.Redis
 ) -> None:
@@ -203,6 +207,7 @@ def test_store_that_came_back_empty_is_told_everything(
     wait_for(lambda: floor.store.list(status="working").items)
 
 
+@pytest.mark.promise("ends-outlive-an-outage")
 def test_end_that_waits_is_written_to_an_empty_store(
     make_floor: MakeFloor, own: JobStore, client: redis.Redis, logged: Logged
 ) -> None:
@@ -244,6 +249,7 @@ def test_values_that_a_failover_lost_are_written_again(
     assert held.load().message == "written"
 
 
+@pytest.mark.promise("expired-record-stays-away")
 def test_expired_record_is_not_created_again(
     make_floor: MakeFloor, store: JobStore, client: redis.Redis, logged: Logged
 ) -> None:
@@ -303,6 +309,7 @@ def test_worker_that_stops_waits_for_a_store_that_comes_back(
     assert not logged(logging.ERROR)
 
 
+@pytest.mark.promise("worker-stops-in-time")
 def test_worker_that_stops_gives_up_in_time(
     make_floor: MakeFloor, own: JobStore, logged: Logged
 ) -> None:

@@ -89,6 +89,7 @@ GOOD, BAD = ("success", None), ("error", "Bad luck")
 NOT_RUN = ("cancelled", "An earlier step did not succeed.")
 
 
+@pytest.mark.promise("pipelines-are-tracked")
 def test_steps_succeed_in_their_turn(
     broker: Broker, alice: JobStates, step: Any, gate: Gate, ended: Any
 ) -> None:
@@ -108,6 +109,7 @@ def test_steps_succeed_in_their_turn(
     assert len(alice.list("alice").items) == 3
 
 
+@pytest.mark.promise("pipelines-are-tracked")
 def test_steps_after_one_that_does_not_succeed_are_cancelled(
     broker: Broker, alice: JobStates, step: Any, ended: Any
 ) -> None:

@@ -70,6 +70,7 @@ def test_params_leave_out_what_cannot_be_stored(stub: dramatiq.Broker) -> None:
 # Sending.
 
 
+@pytest.mark.promise("plain-sends-are-tracked")
 def test_job_is_queued_before_its_message_is_visible(floor: Floor) -> None:
     """Its owner is the one that the send names."""
     seen: list[JobState] = []

@@ -34,6 +34,7 @@ def the_worker(store: JobStore) -> WorkerInfo:
     return worker
 
 
+@pytest.mark.promise("workers-are-listed")
 def test_worker_is_known_while_it_lives(redis_url: str, store: JobStore) -> None:
     """It tells its host, pid, threads and queues, how many tracked jobs it runs, its
     memory and its versions. It is forgotten as it shuts down.

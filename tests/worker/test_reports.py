@@ -32,6 +32,8 @@ def in_thread(call: Callable[[], object]) -> threading.Thread:
 # What is written when.
 
 
+@pytest.mark.promise("last-value-lands")
+@pytest.mark.promise("end-is-true")
 def test_end_is_stored_before_the_message_is_acknowledged(
     make_floor: MakeFloor,
 ) -> None:
@@ -130,6 +132,7 @@ def test_silent_job_is_not_written(make_floor: MakeFloor, proxy: FaultyProxy) ->
     assert held.job_state.flush(10)
 
 
+@pytest.mark.promise("silent-job-is-stalled")
 def test_silent_job_reads_stalled_until_it_is_heard_of(
     make_floor: MakeFloor, store: JobStore
 ) -> None:
@@ -176,6 +179,7 @@ def test_beats_come_as_often_as_the_store_needs(
     wait_for(lambda: any(t - beats[n] < 0.9 for n, t in enumerate(beats[2:])), 5)
 
 
+@pytest.mark.promise("nothing-expires-under-a-viewer")
 def test_running_job_does_not_expire(make_floor: MakeFloor, store: JobStore) -> None:
     """Each report of a running job renews its record."""
     brief = store.replace(active_expire_in=1000)

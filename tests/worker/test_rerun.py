@@ -82,6 +82,8 @@ def refusing(floor: Floor, call: Callable[..., Any] = refuse) -> Any:
 # What runs again.
 
 
+@pytest.mark.promise("job-is-put-back")
+@pytest.mark.promise("new-run-starts-clean")
 def test_failed_job_runs_again(floor: Floor) -> None:
     """It keeps its owner, its parameters and the time at which it was sent, and its
     tries. Its message is kept for as long as it has failed.
@@ -190,6 +192,7 @@ def test_broker_that_refuses_leaves_the_failure(
     assert floor.statuses(sent) == ["success"]
 
 
+@pytest.mark.promise("job-is-put-back")
 def test_message_that_the_broker_took_after_all_does_not_run(floor: Floor) -> None:
     """The broker says that it did not take it, so the failure stays."""
     (sent,) = failed(floor)

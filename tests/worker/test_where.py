@@ -79,6 +79,7 @@ async def stand(gate: Gate) -> None:
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.promise("where-a-job-is")
 def test_job_says_where_it_is(redis_url: str, store: JobStore) -> None:
     """The answer has the stack, the innermost call last, and what runs it. It has no
     values, which may be secret.
