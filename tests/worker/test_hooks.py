@@ -17,7 +17,7 @@ from dramatiq.middleware import Middleware, MiddlewareError, Retries
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, rerun
 from pyramid_jobstate.errors import ActorError
-from pyramid_jobstate.testing import pass_time, put_job
+from pyramid_jobstate.testing import away, pass_time, put_job
 from tests.faulty import FaultyProxy
 from tests.incaller import InCallerBroker
 from tests.jobs import (
@@ -457,6 +457,29 @@ def test_broker_that_is_away_is_asked_once(redis_url: str, logged: Logged) -> No
     with working(broker):
         wait_for(lambda: len(told) == 3)
     assert not untold(broker)
+
+
+def test_outage_of_the_store_is_logged_once(
+    own: JobStore, logged: Logged, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Workers look for ends all the time, and go on when the store is back. The next
+    outage is logged, too.
+    """
+    caplog.set_level(logging.INFO, "pyramid_jobstate")
+    broker = StubBroker(middleware=[JobStateMiddleware(own, heartbeat=0.05)])
+    make_actor(broker)
+
+    def wait_for_lines(number: int, level: int) -> None:
+        wait_for(lambda: len(logged(level)) == number)
+
+    with working(broker):
+        for number in (1, 2):
+            with away(own):
+                wait_for_lines(number, logging.WARNING)
+                threading.Event().wait(0.3)
+            wait_for_lines(2 * number, logging.INFO)
+    said = "The job state store does not accept updates."
+    assert all(line.startswith(said) for line in logged())
 
 
 def test_store_that_refuses_to_look_is_logged_once(

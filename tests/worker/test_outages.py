@@ -28,10 +28,8 @@ from tests.worker.floors import Floor, Held, MakeFloor, fail
 def test_outage_is_one_warning_and_one_info(
     make_floor: MakeFloor, own: JobStore, said: Callable[[], list[str]]
 ) -> None:
-    """However much fails, one warning is logged, and one info at its end. What looks
-    after the worker, and for ends to tell, says nothing more.
-    """
-    held = make_floor(own, heartbeat=0.05).begin()
+    """However much fails, one warning is logged, and one info at its end."""
+    held = make_floor(own).begin()
     lines: list[str] = []
 
     def is_over() -> bool:
@@ -42,7 +40,7 @@ def test_outage_is_one_warning_and_one_info(
         with away(own):
             for number in range(10):
                 held.job_state.set_progress_metric("number", number)
-                assert not held.job_state.flush(0.03)
+                assert not held.job_state.flush(0.01)
         wait_for(lambda: held.job_state.flush(10))
         wait_for(is_over)
         first, second = lines
