@@ -60,6 +60,16 @@ def test_next_call_says_that_the_job_is_cancelled(
     assert (seen() == before) is (name == "raise_if_cancelled")
 
 
+def test_loop_stops_at_its_next_step(job_state: JobState) -> None:
+    """The item that is under way counts no longer as done."""
+    steps = job_state.track(range(5))
+    next(steps)
+    cancel(job_state)
+    with pytest.raises(JobCancelled):
+        next(steps)
+    assert job_state.progress is not None and job_state.progress.done == 0
+
+
 def test_except_exception_lets_the_cancel_pass() -> None:
     """JobCancelled is an Interrupt, as Dramatiq's own are."""
     assert not issubclass(JobCancelled, Exception)

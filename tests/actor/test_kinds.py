@@ -175,6 +175,22 @@ def test_unknown_kind_has_no_rights(
     assert (batch.__acl__(), batch.kind, batch.owner) == ([], "Pack of dogs", "alice")
 
 
+def test_init_that_forgets_its_parents_is_named(store: JobStore) -> None:
+    """A class that overrides `__init__()` has to call that of JobState."""
+
+    class Forgetful(JobState):
+        forgets = False
+
+        def __init__(self, *args: Any) -> None:
+            if not self.forgets:
+                super().__init__(*args)
+
+    uuid = put_job(store, Forgetful).uuid
+    Forgetful.forgets = True
+    with pytest.raises(TypeError, match=r"Forgetful.__init__\(\) must call super\(\)"):
+        store.load(uuid)
+
+
 def test_title_is_made_from_the_kind(store: JobStore) -> None:
     """It is the kind in words, or the class's own. A plain job has its actor's name."""
 

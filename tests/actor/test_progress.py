@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -95,6 +96,13 @@ class Sized:
         return self.left.pop()
 
 
+class Either(Sized):
+    """The same, but also iterable by a plain loop."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.left)
+
+
 @pytest.mark.promise("progress-is-tracked")
 def test_track_counts_the_items_of_async_for(job_state: JobState) -> None:
     """It works as in a plain loop, and the total is the len() of the iterable."""
@@ -115,6 +123,20 @@ def test_track_counts_the_items_of_async_for(job_state: JobState) -> None:
 
     asyncio.run(work())
     assert (job_state.progress, job_state.message) == (Progress(3, 3), "Reading")
+
+
+def test_track_works_in_either_loop(job_state: JobState) -> None:
+    """What is iterable in both ways is tracked in either."""
+
+    async def work() -> list[int]:
+        return [item async for item in job_state.track(Either())]
+
+    assert asyncio.run(work()) == [1, 2, 3]
+    assert job_state.progress == Progress(3, 3)
+    job_state.set_progress(0)
+    either: Any = job_state.track(Either())
+    assert list(either) == [3, 2, 1]
+    assert job_state.progress == Progress(3, 3)
 
 
 @pytest.mark.parametrize("fails", [False, True])

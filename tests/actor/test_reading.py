@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from pyramid_jobstate import JobError, JobStore, Progress
-from pyramid_jobstate.testing import put_job
+from pyramid_jobstate.testing import pass_time, put_job
 from tests.jobs import RunMarathon, new_id
 from tests.support import FINISHED, STATUSES, UNFINISHED, UUID, counted, load_job, write
 
@@ -98,6 +98,19 @@ def test_job_is_working_until_it_has_ended(store: JobStore) -> None:
         assert state.is_error is (status in ("error", "cancelled"))
         assert state.has_failed is (status == "error")
         assert state.is_cancelled is (status == "cancelled")
+
+
+def test_silent_job_reads_stalled(store: JobStore) -> None:
+    """A running job does. Any other keeps its status for any length of time."""
+    statuses = ["queued", "working", "retrying", "cancelling", *FINISHED]
+    uuids = [put_job(store, status=status).uuid for status in statuses]
+    pass_time(store, store.stalled_after / 2)
+    assert [load_job(store, uuid).status for uuid in uuids] == statuses
+    pass_time(store, store.stalled_after)
+    silent = ["stalled" if s in ("working", "cancelling") else s for s in statuses]
+    assert [load_job(store, uuid).status for uuid in uuids] == silent
+    pass_time(store, 80_000)
+    assert [load_job(store, uuid).status for uuid in uuids] == silent
 
 
 def test_foreign_status_reads_stalled(store: JobStore) -> None:

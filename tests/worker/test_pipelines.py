@@ -118,13 +118,10 @@ def test_steps_after_one_that_does_not_succeed_are_cancelled(
         ([1, 13, 2, 3], [GOOD, BAD, NOT_RUN, NOT_RUN]),
         ([1, 99, 1, 1], [GOOD, ("cancelled", "Too far."), NOT_RUN, NOT_RUN]),
         ([13, 2], [BAD, ("cancelled", CANCELLED)]),
-        ([1, 2, 3], [GOOD, ("cancelled", CANCELLED), NOT_RUN]),
     ]
     pipes = [pipeline([step.message(n) for n in miles]) for miles, _ in cases]
     sent = [alice.send_immediately(pipe) for pipe in pipes]
-    for jobs in sent[2:]:
-        assert jobs[1].cancel()
-        assert alice[jobs[1].uuid].status == "cancelled"
+    assert sent[-1][1].cancel()
     with working(broker):
         assert [outcome(ended(jobs)) for jobs in sent] == [ends for _, ends in cases]
 
@@ -190,6 +187,21 @@ def test_steps_outlast_the_delay_of_the_first(alice: JobStates, step: Any) -> No
     sent = alice.send_immediately(first | step.message(2) | step.message(3))
     pass_time(alice.store, 37 * day)
     assert [alice[job_state.uuid].status for job_state in sent] == ["queued"] * 3
+
+
+def test_step_that_waits_can_be_cancelled(
+    broker: Broker, alice: JobStates, step: Any, gate: Gate, ended: Any
+) -> None:
+    """It is at once. Those before go on, those after are cancelled in their turn."""
+    sent = alice.send_immediately(step.message(7) | step.message(2) | step.message(3))
+    with working(broker):
+        gate.wait_for_job()
+        assert sent[1].cancel()
+        assert alice[sent[1].uuid].status == "cancelled"
+        gate.open()
+        jobs = ended(sent)
+    assert outcome(jobs) == [GOOD, ("cancelled", CANCELLED), NOT_RUN]
+    assert jobs[1].started_at is None
 
 
 def test_step_of_an_actor_that_is_not_declared_ends_the_pipeline(

@@ -16,6 +16,7 @@ from pyramid_jobstate.testing import away, pass_time
 from tests.jobs import (
     Alarm,
     RunMarathon,
+    job_actor,
     load,
     wait_until,
     working,
@@ -165,6 +166,23 @@ def test_job_that_the_broker_refuses_reads_stalled(floor: Floor) -> None:
     pass_time(floor.store, floor.store.stalled_after + 1)
     assert floor.statuses(refused, accepted) == ["stalled", "queued"]
     assert floor.load(refused.message_id).is_working
+
+
+def test_job_of_a_stub_broker_has_ended_after_its_joins(stub: dramatiq.Broker) -> None:
+    """They are the two of Dramatiq's guide to unit tests. The job may be delayed."""
+
+    @job_actor(broker=stub)
+    def run_marathon(miles: int, *, job_state: Any = None) -> None:
+        for mile in job_state.track(range(miles)):
+            job_state.set_progress_metric("miles_run", mile)
+
+    with working(stub) as worker:
+        message = run_marathon.send_with_options(args=(26,), delay=50)
+        assert load(stub, message).status == "queued"
+        stub.join(run_marathon.queue_name)
+        worker.join()
+        state = load(stub, message)
+    assert (state.status, state.progress_metrics) == ("success", {"miles_run": 25})
 
 
 # Trouble with the store.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
 import threading
@@ -210,6 +211,16 @@ def test_job_that_runs_for_long_stays_listed(
 # Waiting for it.
 
 
+def test_flush_waits_for_what_was_set_before(make_floor: MakeFloor) -> None:
+    """It returns once all is stored, however rare the writes are."""
+    held = make_floor(interval=60).begin()
+    for text in "one", "two":
+        held.job_state.set_message(text)
+        held.job_state.append_log(text)
+        assert held.job_state.flush(10)
+        assert (held.load().message, held.load().log[-1]) == (text, text)
+
+
 def test_flush_waits_for_a_write_that_has_its_values(
     make_floor: MakeFloor, proxy: FaultyProxy
 ) -> None:
@@ -235,6 +246,58 @@ def test_flush_waits_for_a_write_that_has_its_values(
     wait_for(lambda: flushed)
     assert flushed == [True]
     assert held.load().message == "the second"
+
+
+def test_sixteen_threads_lose_nothing(
+    make_floor: MakeFloor, proxy: FaultyProxy
+) -> None:
+    """While replies are lost, each last value is stored, and each count is exact."""
+    threads, rounds = 16, 40
+    floor = make_floor(JobStore(proxy.url), interval=0.002)
+    held = floor.begin()
+    job_state, seen = held.job_state, 0
+
+    def judge(request: bytes) -> str:
+        nonlocal seen
+        seen += 1
+        return "lose" if seen % 4 == 0 else "pass"
+
+    proxy.judge = judge
+    barrier = threading.Barrier(threads)
+
+    def work(number: int) -> None:
+        barrier.wait()
+        for i in job_state.track(range(rounds), unit=f"rows of {number}"):
+            job_state.set_progress_metric(f"own {number}", i)
+            job_state.set_progress_metrics({f"pair {number}": [i], "shared": number})
+            job_state.increment_progress_metric("count")
+            job_state.increment_progress_metric(f"count {number % 4}", 2)
+            job_state.set_message(f"{number}: {i}")
+            job_state.append_log(f"{number}: {i}")
+            if i % 20 == number:
+                job_state.flush(0.01)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        started = [in_thread(functools.partial(work, n)) for n in range(threads)]
+        for thread in started:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    proxy.judge = lambda request: "pass"
+    held.end()
+    wait_for(lambda: held.reads("success"))
+    state, metrics = held.load(), held.load().progress_metrics
+    assert metrics == job_state.progress_metrics
+    assert metrics["count"] == threads * rounds
+    for number in range(4):
+        assert metrics[f"count {number}"] == threads * rounds // 4 * 2
+    for number in range(threads):
+        assert metrics[f"own {number}"] == rounds - 1
+        assert metrics[f"pair {number}"] == [rounds - 1]
+    assert (state.message, state.log) == (job_state.message, job_state.log)
+    assert counted(state.progress) == counted(job_state.progress)
 
 
 # Where two threads meet.

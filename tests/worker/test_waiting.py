@@ -1,5 +1,6 @@
 """Jobs that wait for others, and what they may not wait for."""
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from pyramid_jobstate import Batch, JobCancelled, JobState
 from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.testing import put_job
 from tests.jobs import job_actor, make_broker, new_id, store_of, wait_until, working
-from tests.support import load_job
+from tests.support import load_job, wait_for, write
 from tests.worker.floors import idle_actor
 
 
@@ -172,3 +173,32 @@ def test_later_step_may_wait_for_an_earlier_one(
     with working(broker):
         assert store_of(broker).wait(last.uuid).is_success
     assert seen == [first.message_id]
+
+
+def test_task_may_outlive_its_actor(broker: RedisBroker) -> None:
+    """A task that goes on after its job waits as outside a job, even for that."""
+    store = store_of(broker)
+    other = put_job(store, JobState, "working").uuid
+    tasks: list[asyncio.Task[JobState]] = []
+    seen: list[Any] = []
+
+    async def follow(own: str) -> JobState:
+        await wait_for_end(own)
+        seen.append((await store.follow(own)).status)
+        return await store.follow(other)
+
+    async def wait_for_end(own: str) -> None:
+        while not load_job(store, own).is_finished:
+            await asyncio.sleep(0.05)
+
+    @job_actor(broker=broker, max_retries=0)
+    async def run(*, job_state: JobState) -> None:
+        tasks.append(asyncio.create_task(follow(job_state.uuid)))
+
+    with working(broker):
+        wait_until(broker, run.send(), "success")
+        wait_for(lambda: seen)
+        write(store, other, status="success")
+        wait_for(lambda: tasks[0].done())
+    assert seen == ["success"]
+    assert tasks[0].result().status == "success"
