@@ -20,6 +20,7 @@ from typing import Any
 import dramatiq
 import pytest
 import redis
+from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import AsyncIO, Shutdown
 
@@ -27,7 +28,7 @@ from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, LogLine
 from pyramid_jobstate.testing import away
 from tests.faulty import FaultyProxy
 from tests.incaller import InCallerBroker
-from tests.jobs import job_actor, make_broker, messages, wait_until, working
+from tests.jobs import Gate, job_actor, make_broker, messages, wait_until, working
 from tests.support import in_child, load_job, wait_for
 
 
@@ -315,20 +316,34 @@ def test_function_that_a_job_calls_logs_for_it(redis_url: str, store: JobStore) 
     assert texts(store, uuids[0]) == ["inner", "none", "after"]
 
 
-def test_log_goes_on_with_the_next_attempt(
-    stub: dramatiq.Broker, store: JobStore
-) -> None:
-    """The numbers of its lines do, too."""
+def test_run_that_is_over_logs_no_more(broker: RedisBroker, store: JobStore) -> None:
+    """A thread may outlive its job: what it logs belongs to nobody, even while the
+    same job runs again.
+    """
+    gate = Gate()
 
-    @job_actor(broker=stub, min_backoff=1, max_backoff=1, max_retries=1)
+    @job_actor(broker=broker, min_backoff=1, max_backoff=1, max_retries=1)
     def keep_diary(*, job_state: Journaled) -> None:
         log.info("attempt %d", job_state.attempt)
         if job_state.attempt == 1:
-            raise ValueError
+            # The next attempt may begin before the end of this one is written.
+            assert job_state.flush(10)
+            context = contextvars.copy_context()
 
-    with working(stub):
+            def outlive() -> None:
+                gate.wait()
+                log.info("too late")
+
+            threads.append(threading.Thread(target=context.run, args=(outlive,)))
+            threads[0].start()
+            raise ValueError
+        gate.open()
+        threads[0].join()
+
+    threads: list[threading.Thread] = []
+    with working(broker):
         message = keep_diary.send()
-        stub.join("default")
+        wait_until(broker, message, "success")
     lines = store.log(message.message_id)
     assert [(x.number, x.attempt, x.text) for x in lines] == [
         (1, 1, "attempt 1"),

@@ -3,14 +3,19 @@
 import asyncio
 import concurrent.futures
 import contextlib
-import functools
 import gc
+import multiprocessing
+import os
 import re
+import signal
+import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import (
     AsyncIterator,
+    Awaitable,
     Callable,
     Coroutine,
     Generator,
@@ -24,6 +29,7 @@ import redis
 from dramatiq.middleware import AsyncIO
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, Whereabouts
+from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.testing import pass_time
 from tests.cluster import cluster_of_one
 from tests.incaller import InCallerBroker
@@ -37,6 +43,7 @@ from tests.jobs import (
     wait_until,
     working,
 )
+from tests.relay import Relay
 from tests.running import running
 from tests.support import in_child, key_of, wait_for, write
 from tests.webapp import make_alias
@@ -58,25 +65,6 @@ def calls(where: Whereabouts) -> list[str]:
     """Return the functions of the tests in a stack, the innermost last."""
     assert where.stack is not None
     return re.findall(r'^  File "[^"]*/tests/.*, in (\w+)$', where.stack, re.MULTILINE)
-
-
-def found_at(redis_url: str, gate: Gate, function: Callable[..., Any]) -> Whereabouts:
-    """Return where the job of a function is when it has come to a gate."""
-    broker = make_broker(redis_url, others=(AsyncIO(),))
-    actor = job_actor(broker=broker, actor_name="go", job_state=RunMarathon)(function)
-    with working(broker):
-        sent = actor.send()
-        gate.wait_for_job()
-        where = asked(store_of(broker), sent.message_id)
-        gate.open()
-        wait_until(broker, sent, "success")
-    return where
-
-
-async def stand(gate: Gate) -> None:
-    gate.reached.set()
-    while not gate.opened.is_set():
-        await asyncio.sleep(0.01)
 
 
 @pytest.mark.promise("where-a-job-is")
@@ -192,10 +180,9 @@ def test_answer_of_another_run_is_dropped(redis_url: str, store: JobStore) -> No
         gate.open()
 
 
-def test_deep_stack_is_cut(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its innermost frames stay, in 64 KiB, and Python's limit does not hold for it."""
-    monkeypatch.setattr(sys, "tracebacklimit", 1, raising=False)
-    gate = Gate()
+def test_deep_stack_is_cut(redis_url: str, store: JobStore) -> None:
+    """Its innermost frames stay, in 64 KiB."""
+    broker, gate = make_broker(redis_url), Gate()
 
     def odd(depth: int) -> None:
         even(depth - 1)
@@ -206,10 +193,18 @@ def test_deep_stack_is_cut(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> N
         else:
             gate.wait()
 
-    where = found_at(redis_url, gate, lambda: even(900))
-    assert where.stack is not None and len(where.stack.encode()) <= 64 * 1024
-    assert len(where.stack) > 60 * 1024
-    assert calls(where)[-3:] == ["odd", "even", "wait"]
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: RunMarathon) -> None:
+        even(900)
+
+    with working(broker):
+        sent = run_marathon.send()
+        gate.wait_for_job()
+        where = asked(store, sent.message_id)
+        assert where.stack is not None and len(where.stack.encode()) <= 64 * 1024
+        assert len(where.stack) > 60 * 1024
+        assert calls(where)[-3:] == ["odd", "even", "wait"]
+        gate.open()
 
 
 def test_coroutine_says_where_it_is(redis_url: str, store: JobStore) -> None:
@@ -217,11 +212,16 @@ def test_coroutine_says_where_it_is(redis_url: str, store: JobStore) -> None:
     broker = make_broker(redis_url, others=(AsyncIO(),))
     gate = Gate()
 
+    async def wait() -> None:
+        gate.reached.set()
+        while not gate.opened.is_set():
+            await asyncio.sleep(0.01)
+
     async def swim() -> None:
-        await stand(gate)
+        await wait()
 
     async def run() -> None:
-        await stand(gate)
+        await wait()
 
     @job_actor(broker=broker)
     async def run_marathon(is_wet: bool, *, job_state: RunMarathon) -> None:
@@ -233,142 +233,59 @@ def test_coroutine_says_where_it_is(redis_url: str, store: JobStore) -> None:
             sent = run_marathon.send(is_wet)
             gate.wait_for_job()
             where = asked(store, sent.message_id)
-            assert calls(where) == ["run_marathon", step, "stand"]
+            assert calls(where) == ["run_marathon", step, "wait"]
             assert where.stack is not None
             assert where.stack.endswith("return await future\n")
         gate.open()
 
 
-class Wrapper:
-    """Awaits a coroutine, as the request of an HTTP client does."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        self.coroutine = coroutine
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return self.coroutine.__await__()
-
-
-class Stranger(Wrapper):
-    """Is its own iterator, and has any attribute."""
-
-    def __await__(self) -> Any:
-        return self
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        return self.coroutine.send(None)
-
-    def __getattr__(self, name: str) -> Any:
-        return self
-
-
-async def steps(gate: Gate) -> AsyncIterator[None]:
-    try:
-        yield
-    finally:
-        await stand(gate)
-
-
-async def wait_for_wrapped(gate: Gate) -> None:
-    await Wrapper(stand(gate))
-
-
-async def wait_for_stranger(gate: Gate) -> None:
-    await Stranger(stand(gate))
-
-
-async def wait_for_step(gate: Gate) -> None:
-    async for _ in steps(gate):
-        pass
-
-
-async def wait_for_any_step(gate: Gate) -> None:
-    course = steps(gate)
-    await anext(course)
-    await anext(course, None)
-
-
-async def wait_for_error(gate: Gate) -> None:
-    with contextlib.suppress(KeyError):
-        async with contextlib.asynccontextmanager(steps)(gate):
-            raise KeyError
-
-
-async def wait_for_close(gate: Gate) -> None:
-    course = steps(gate)
-    await anext(course)
-    await course.aclose()  # type: ignore[attr-defined]
-
-
-async def block(gate: Gate) -> None:
-    gate.wait()
-
-
-def wait_for_a_loop(gate: Gate) -> None:
-    asyncio.run(stand(gate))
-
-
-def wait_for_a_blocked_loop(gate: Gate) -> None:
-    asyncio.run(block(gate))
-
-
-def wait_for_a_thread(gate: Gate) -> None:
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        pool.submit(gate.wait)
-
-
-STEPS = ["steps", "stand"]
-
-
-@pytest.mark.parametrize(
-    ("waiting", "inner"),
-    [
-        (wait_for_wrapped, ["stand"]),
-        (wait_for_stranger, []),
-        (wait_for_step, STEPS),
-        (wait_for_any_step, STEPS),
-        (wait_for_error, STEPS),
-        (wait_for_close, STEPS),
-        (block, ["wait"]),
-        (wait_for_a_loop, ["stand"]),
-        (wait_for_a_blocked_loop, ["block", "wait"]),
-        (wait_for_a_thread, []),
-    ],
-)
-def test_stack_leads_through_all_that_a_job_waits_for(
-    redis_url: str, waiting: Callable[[Gate], Any], inner: list[str]
-) -> None:
-    """Loops that are blocked, a wrapper's iterator, and asynchronous generators. Not
-    other threads, nor what may have any attribute, itself for one.
-    """
+def test_blocked_loop_says_what_blocks_it(redis_url: str, store: JobStore) -> None:
+    """Its coroutines cannot be asked. Its thread says where it is."""
+    broker = make_broker(redis_url, others=(AsyncIO(),))
     gate = Gate()
-    where = found_at(redis_url, gate, functools.partial(waiting, gate))
-    assert calls(where) == [waiting.__name__, *inner]
+
+    def block() -> None:
+        gate.wait()
+
+    @job_actor(broker=broker)
+    async def run_marathon(*, job_state: RunMarathon) -> None:
+        block()
+
+    with working(broker):
+        sent = run_marathon.send()
+        gate.wait_for_job()
+        assert calls(asked(store, sent.message_id)) == ["run_marathon", "block", "wait"]
+        gate.open()
 
 
 @pytest.mark.parametrize("blocks", [False, True])
-def test_loop_without_frames_says_where_it_is(redis_url: str, blocks: bool) -> None:
-    """Those of uvloop are compiled."""
-    uvloop, gate = pytest.importorskip("uvloop"), Gate()
-
-    def run_marathon() -> None:
-        uvloop.run(block(gate) if blocks else stand(gate))
-
-    inner = ["block", "wait"] if blocks else ["stand"]
-    found = calls(found_at(redis_url, gate, run_marathon))
-    assert found == ["run_marathon", *inner]
-
-
-def test_greenlets_say_where_they_are(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
+def test_own_loop_says_where_it_is(
+    redis_url: str, store: JobStore, blocks: bool
 ) -> None:
+    """A plain function runs a coroutine, which is suspended, or blocks."""
+    broker, gate = make_broker(redis_url), Gate()
+
+    async def swim() -> None:
+        if blocks:
+            gate.wait()
+        gate.reached.set()
+        while not gate.opened.is_set():
+            await asyncio.sleep(0.01)
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: RunMarathon) -> None:
+        asyncio.run(swim())
+
+    with working(broker):
+        sent = run_marathon.send()
+        gate.wait_for_job()
+        found = calls(asked(store, sent.message_id))
+        assert found == ["run_marathon", "swim", *(["wait"] if blocks else [])]
+        gate.open()
+
+
+def test_greenlets_say_where_they_are(redis_url: str) -> None:
     """Those that wait are in no thread's stack. Each job of a thread has its own."""
-    # Python refuses to lengthen a tuple that anything else has got hold of.
-    monkeypatch.delattr(gc, "get_objects")
-    monkeypatch.delattr(gc, "get_referrers")
     ours = JobStateMiddleware(url=redis_url, interval=0.01)
     broker = InCallerBroker([ours])
     main = greenlet.getcurrent()
@@ -393,6 +310,49 @@ def test_greenlets_say_where_they_are(
     assert found == [["run_marathon", "swim"], ["run_marathon", "run"]]
     first.switch()
     second.switch()
+    broker.emit_after("worker_shutdown", None)
+
+
+@pytest.mark.system
+def test_greenlets_are_told_apart_without_touching_other_objects(
+    redis_url: str,
+) -> None:
+    """Python refuses to lengthen a tuple that anything else has got hold of."""
+    ours = JobStateMiddleware(url=redis_url, interval=0.01)
+    broker = InCallerBroker([ours])
+    main = greenlet.getcurrent()
+    # Whoever went through all objects would hold them for a while.
+    heap: list[list[Any]] = [[] for _ in range(500_000)]
+    over = threading.Event()
+    failed: list[Exception] = []
+    seen: list[str] = []
+
+    def make_tuples() -> None:
+        while not over.is_set() and not failed:
+            try:
+                tuple(len([number]) for number in range(50))
+            except Exception as e:
+                failed.append(e)
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: JobState) -> None:
+        seen.append(job_state.uuid)
+        main.switch()
+
+    job = greenlet.greenlet(run_marathon.send)
+    job.switch()
+    thread = threading.Thread(target=make_tuples)
+    thread.start()
+    try:
+        for _ in range(5):
+            assert calls(asked(store_of(broker), seen[0])) == ["run_marathon"]
+            pass_time(store_of(broker), 1)
+    finally:
+        over.set()
+        thread.join()
+        heap.clear()
+    assert failed == []
+    job.switch()
     broker.emit_after("worker_shutdown", None)
 
 
@@ -444,27 +404,62 @@ def test_job_inside_a_job(redis_url: str) -> None:
     broker.emit_after("worker_shutdown", None)
 
 
-def test_source_and_names_may_be_anything(redis_url: str) -> None:
-    """What UTF-8 cannot say is replaced. A thread's name has 200 characters at most."""
-    gate, name = Gate(), "<c>" + "ü" * 1000
+def test_threads_of_a_job_are_not_told(redis_url: str, store: JobStore) -> None:
+    """Its own thread waits for them."""
+    broker, gate = make_broker(redis_url), Gate()
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: RunMarathon) -> None:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            pool.submit(gate.wait)
+
+    with working(broker):
+        sent = run_marathon.send()
+        gate.wait_for_job()
+        assert calls(asked(store, sent.message_id)) == ["run_marathon"]
+        gate.open()
+
+
+def test_source_and_names_may_be_anything(redis_url: str, store: JobStore) -> None:
+    """What UTF-8 cannot say is replaced."""
+    broker, gate = make_broker(redis_url), Gate()
     names: dict[str, Any] = {"gate": gate}
     exec(compile("def run():\n    gate.wait()", "/tests/\udcff<b>", "exec"), names)
 
-    def run_marathon() -> None:
-        threading.current_thread().name = "\udcff" + name
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: RunMarathon) -> None:
+        threading.current_thread().name = "\udcff<c>"
         names["run"]()
 
-    where = found_at(redis_url, gate, run_marathon)
-    assert where.stack is not None and '"/tests/?<b>", line 2' in where.stack
-    assert where.thread == "?" + name[:199]
+    with working(broker):
+        sent = run_marathon.send()
+        gate.wait_for_job()
+        where = asked(store, sent.message_id)
+        assert where.stack is not None and '"/tests/?<b>", line 2' in where.stack
+        assert where.thread == "?<c>"
+        gate.open()
 
 
-def test_job_is_asked_on_a_cluster(redis_url: str) -> None:
+def test_name_of_a_thread_is_cut(redis_url: str, store: JobStore) -> None:
+    """Its first 200 characters are kept."""
+    with running(redis_url) as runs:
+        run = runs.start()
+        name = "ü" * 199 + "<d>"
+
+        def call_it(job_state: JobState) -> None:
+            threading.current_thread().name = name * 1000
+
+        run.do(call_it)
+        assert asked(store, run.uuid).thread == name[:200]
+
+
+@pytest.mark.parametrize("namespace", ["jobstate", "{jobstate}"])
+def test_job_is_asked_on_a_cluster(redis_url: str, namespace: str) -> None:
     """The request may be announced in another slot."""
     with cluster_of_one() as node:
         (port,) = re.findall(r":(\d+)", node.url)
         with redis.RedisCluster(host="127.0.0.1", port=int(port)) as cluster:
-            store = JobStore(cluster)
+            store = JobStore(cluster, namespace=namespace)
             with running(redis_url, store=store) as runs:
                 assert calls(asked(store, runs.start().uuid))[-1] == "live"
 
@@ -479,3 +474,327 @@ def test_alias_leads_to_the_job_that_is_asked(
         assert store.ask_where(alias)
         wait_for(lambda: answer(store, run.uuid))
         assert store.where(alias) == store.where(run.uuid)
+
+
+@pytest.mark.system
+def test_worker_whose_jobs_all_report_looks_once_a_second(
+    redis_url: str, server: EmbeddedServer
+) -> None:
+    """Nobody asks its jobs. It looks once the first of them has run for a second."""
+    # Dramatiq's own scripts use the same command.
+    client = redis.Redis.from_url(server.url)
+    broker = make_broker(redis_url, JobStateMiddleware(client=client))
+    gate = Gate()
+
+    def looks() -> int:
+        stats: Any = client.info("commandstats")
+        return int(stats.get("cmdstat_zrangebyscore", {}).get("calls", 0))
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: RunMarathon) -> None:
+        gate.reached.set()
+        while not gate.opened.is_set():
+            job_state.set_progress_metric("time", time.monotonic())
+
+    with working(broker):
+        begun = time.monotonic()
+        run_marathon.send()
+        gate.wait_for_job()
+        wait_for(lambda: looks() == 1)
+        assert time.monotonic() - begun > 1
+        wait_for(lambda: looks() == 2)
+        assert time.monotonic() - begun > 2
+        gate.open()
+
+
+class Wrapper:
+    """Awaits a coroutine, as the request of an HTTP client does."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self.coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self.coroutine.__await__()
+
+
+class Stranger(Wrapper):
+    """Is its own iterator, and has any attribute."""
+
+    def __await__(self) -> Any:
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return self.coroutine.send(None)
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+
+async def stand(gate: Gate) -> None:
+    gate.reached.set()
+    while not gate.opened.is_set():
+        await asyncio.sleep(0.01)
+
+
+async def steps(gate: Gate) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await stand(gate)
+
+
+async def wait_for_wrapped(gate: Gate) -> None:
+    await Wrapper(stand(gate))
+
+
+async def wait_for_step(gate: Gate) -> None:
+    async for _ in steps(gate):
+        pass
+
+
+async def wait_for_any_step(gate: Gate) -> None:
+    course = steps(gate)
+    await anext(course)
+    await anext(course, None)
+
+
+async def wait_for_exit(gate: Gate) -> None:
+    async with contextlib.asynccontextmanager(steps)(gate):
+        pass
+
+
+async def wait_for_error(gate: Gate) -> None:
+    with contextlib.suppress(KeyError):
+        async with contextlib.asynccontextmanager(steps)(gate):
+            raise KeyError
+
+
+async def wait_for_close(gate: Gate) -> None:
+    course = steps(gate)
+    await anext(course)
+    await course.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "waiting",
+    [
+        wait_for_wrapped,
+        wait_for_step,
+        wait_for_any_step,
+        wait_for_exit,
+        wait_for_error,
+        wait_for_close,
+    ],
+)
+def test_coroutine_is_followed_through_all_that_it_awaits(
+    redis_url: str, store: JobStore, waiting: Callable[[Gate], Awaitable[None]]
+) -> None:
+    """That is a wrapper's iterator, or of an asynchronous generator."""
+    broker = make_broker(redis_url, others=(AsyncIO(),))
+    gate = Gate()
+
+    @job_actor(broker=broker)
+    async def run_marathon(*, job_state: RunMarathon) -> None:
+        await waiting(gate)
+
+    with working(broker):
+        sent = run_marathon.send()
+        gate.wait_for_job()
+        found = calls(asked(store, sent.message_id))
+        assert found[:2] == ["run_marathon", waiting.__name__]
+        assert found[2:] in (["stand"], ["steps", "stand"])
+        gate.open()
+
+
+def test_strangers_are_not_asked(redis_url: str, store: JobStore) -> None:
+    """What is awaited may have any attribute, itself for one. Its loop goes on."""
+    broker = make_broker(redis_url, others=(AsyncIO(),))
+    gate = Gate()
+
+    @job_actor(broker=broker)
+    async def run_marathon(*, job_state: RunMarathon) -> None:
+        await Stranger(stand(gate))
+
+    with working(broker):
+        sent = run_marathon.send()
+        gate.wait_for_job()
+        assert calls(asked(store, sent.message_id)) == ["run_marathon"]
+        gate.open()
+        wait_until(broker, sent, "success")
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_loop_without_frames_says_where_it_is(
+    redis_url: str, store: JobStore, blocks: bool
+) -> None:
+    """Those of uvloop are compiled."""
+    uvloop = pytest.importorskip("uvloop")
+    broker, gate = make_broker(redis_url), Gate()
+
+    async def swim() -> None:
+        if blocks:
+            gate.wait()
+        await stand(gate)
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: RunMarathon) -> None:
+        uvloop.run(swim())
+
+    with working(broker):
+        sent = run_marathon.send()
+        gate.wait_for_job()
+        found = calls(asked(store, sent.message_id))
+        assert found == ["run_marathon", "swim", "wait" if blocks else "stand"]
+        gate.open()
+
+
+def test_coroutine_that_was_asked_leaves_nothing(
+    redis_url: str, store: JobStore
+) -> None:
+    """When it fails, its variables go without the garbage collector."""
+    broker = make_broker(redis_url, others=(AsyncIO(),))
+    gate = Gate()
+    left: list[weakref.ref[Gate]] = []
+
+    @job_actor(broker=broker, throws=ValueError)
+    async def run_marathon(*, job_state: RunMarathon) -> None:
+        own = Gate()
+        left.append(weakref.ref(own))
+        await stand(gate)
+        raise ValueError
+
+    with working(broker):
+        gc.disable()
+        try:
+            sent = run_marathon.send()
+            gate.wait_for_job()
+            asked(store, sent.message_id)
+            gate.open()
+            wait_until(broker, sent, "error")
+            wait_for(lambda: left[0]() is None)
+        finally:
+            gc.enable()
+
+
+def test_limit_of_tracebacks_does_not_hold_for_stacks(
+    redis_url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would cut the innermost calls, or all."""
+    monkeypatch.setattr(sys, "tracebacklimit", 1, raising=False)
+    with running(redis_url) as runs:
+        assert calls(asked(store, runs.start().uuid))[-1] == "live"
+
+
+def test_jobs_of_a_blocked_loop_wait_for_it_once(
+    redis_url: str, store: JobStore
+) -> None:
+    """If many of them are asked at once, all answer in time."""
+    broker = make_broker(redis_url, others=(AsyncIO(),))
+    gate, blocker = Gate(), Gate()
+    begun: list[str] = []
+
+    @job_actor(broker=broker)
+    async def run_marathon(blocks: bool, *, job_state: RunMarathon) -> None:
+        begun.append(job_state.uuid)
+        if blocks:
+            blocker.wait()
+        await stand(gate)
+
+    with working(broker, threads=13):
+        for blocks in [False] * 12 + [True]:
+            run_marathon.send(blocks)
+        blocker.wait_for_job()
+        assert all(map(store.ask_where, begun))
+        since = time.monotonic()
+        wait_for(lambda: all(answer(store, uuid) for uuid in begun))
+        assert time.monotonic() - since < 2.5
+        blocker.open()
+        gate.open()
+
+
+def test_job_that_could_not_answer_is_asked_again(
+    redis_url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process could start no thread."""
+    tried: list[threading.Thread] = []
+
+    def start(thread: threading.Thread) -> None:
+        tried.append(thread)
+        raise RuntimeError("can't start new thread")
+
+    with running(redis_url) as runs:
+        run = runs.start()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            assert store.ask_where(run.uuid)
+            wait_for(lambda: tried)
+        pass_time(store, 1)
+        asked(store, run.uuid)
+
+
+class Hesitant(Relay):
+    """A relay that holds up the replies to a worker that says where a job is."""
+
+    def __init__(self, url: str) -> None:
+        self.patience = 0.0
+        self._answering: set[socket.socket] = set()
+        super().__init__(url)
+
+    def _pass(
+        self, client: socket.socket, server: socket.socket, request: bytes
+    ) -> None:
+        is_answer = b"in live\n" in request
+        (self._answering.add if is_answer else self._answering.discard)(client)
+        super()._pass(client, server, request)
+
+    def _pass_back(self, client: socket.socket, data: bytes) -> None:
+        if client in self._answering:
+            time.sleep(self.patience)
+        super()._pass_back(client, data)
+
+
+def test_job_is_asked_again_as_it_has_answered(redis_url: str, store: JobStore) -> None:
+    """Its worker does not know yet that the answer is stored."""
+    with (
+        contextlib.closing(Hesitant(redis_url)) as relay,
+        running(redis_url, store=JobStore(relay.url)) as runs,
+    ):
+        run = runs.start()
+        asked(store, run.uuid)
+        pass_time(store, 1)
+        relay.patience = 0.4
+        asked(store, run.uuid)
+        pass_time(store, 1)
+        asked(store, run.uuid)
+
+
+def test_child_of_a_job_does_not_answer_for_it(redis_url: str, store: JobStore) -> None:
+    """It runs a job of its own, and would say where that is."""
+    broker = InCallerBroker([JobStateMiddleware(url=redis_url, interval=0.01)])
+    gate = multiprocessing.get_context("fork").Event()
+    found: list[Whereabouts] = []
+
+    @job_actor(broker=broker)
+    def swim(*, job_state: JobState) -> None:
+        gate.set()
+        time.sleep(30)
+
+    @job_actor(broker=broker)
+    def run_marathon(*, job_state: RunMarathon) -> None:
+        pid = os.fork()
+        if not pid:
+            swim.send()
+        try:
+            assert gate.wait(30)
+            time.sleep(0.2)
+            found.append(asked(store, job_state.uuid))
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+    run_marathon.send()
+    assert "swim" not in calls(found[0])
+    broker.emit_after("worker_shutdown", None)
