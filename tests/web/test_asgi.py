@@ -385,3 +385,46 @@ def test_nothing_of_an_extra_is_loaded_without_need(redis_url: str) -> None:
             ("ImportError", "asgi", "a2wsgi"),
         )
     ], done.stderr
+
+
+def test_path_that_is_no_utf8() -> None:
+    """Bytes that servers cannot decode come from the raw path, if it is the same."""
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [environ["PATH_INFO"].encode("latin-1")]
+
+    for raw_path, info in (
+        (b"/api/%E9", b"/\xe9"),
+        (b"/api/%EF%BF%BD", "/\ufffd".encode()),
+        # Another application has changed the path.
+        (b"/other/%E9", "/\ufffd".encode()),
+        (None, "/\ufffd".encode()),
+    ):
+        scope = {"root_path": "/api", "path": "/api/\ufffd", "raw_path": raw_path}
+        assert body_of(call(app, **scope)) == info, raw_path
+
+
+def test_response_may_be_replaced_until_its_first_byte() -> None:
+    """A WSGI application may make an error page of a response of which nothing has been
+    sent. Later, it gets its exception back, and so does one that starts none.
+    """
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        yield first
+        try:
+            raise ValueError("meant")
+        except ValueError:
+            start_response("500 Oh", [("X-B", "2")], sys.exc_info())
+        yield b"page"
+
+    first = b""
+    start, *rest = call(app)
+    assert (start["status"], start["headers"]) == (500, [(b"x-b", b"2")])
+    assert body_of(rest) == b"page"
+    first = b"one"
+    with pytest.raises(ValueError, match="meant"):
+        call(app)
+    with pytest.raises(AssertionError, match="did not call start_response"):
+        call(lambda environ, start_response: [b"one"])

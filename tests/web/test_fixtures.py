@@ -297,3 +297,16 @@ def test_wrong_argument_is_named(job_store: JobStore) -> None:
     url: Any = "redis://:hush@localhost"
     with pytest.raises(TypeError, match=r"^store must be a JobStore, not str\.$"):
         testing.put_job(url)
+
+
+def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
+    """Only a JobState that keeps its reports has a history, and only one of a job that
+    runs here can be cancelled.
+    """
+    wrongs: list[Any] = [testing.put_job(job_store), None]
+    for wrong in wrongs:
+        with pytest.raises(TypeError, match=f"^{wrong} was not created by detached"):
+            testing.history(wrong)
+        with pytest.raises(TypeError, match=f"^{wrong} does not belong to a job"):
+            testing.cancel(wrong)
+    assert not wrongs[0].cancel_requested

@@ -621,3 +621,23 @@ def test_ends_of_a_busy_kind_hold_up_no_other(
     with working(broker):
         wait_for(lambda: any(uuid == last for _, uuid in hooks()))
         assert len(told) < 900
+
+
+def test_end_that_cannot_be_sent_yet_does_no_harm(
+    redis_url: str, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store may go away between the end and the message of its hook. The worker
+    raises nothing then, so that whatever follows the end is written, too.
+    """
+    proxy.judge = lambda request: "refuse" if b":untold" in request else "pass"
+    ours = JobStateMiddleware(JobStore(proxy.url), heartbeat=0.1)
+    broker = make_broker(redis_url, ours)
+    run_marathon = make_actor(broker)
+    with working(broker):
+        sent = run_marathon.send()
+        wait_until(broker, sent, "success")
+        broker.join("default")
+        assert not told
+        proxy.judge = lambda request: "pass"
+        wait_for(lambda: told)
+    assert not [each for each in caplog.records if each.levelno > logging.ERROR]
