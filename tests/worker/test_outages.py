@@ -69,10 +69,8 @@ def test_flush_says_whether_all_is_stored(
 def test_starts_and_ends_wait_for_a_second(
     make_floor: MakeFloor, slow: JobStore, relay: Relay
 ) -> None:
-    """Not for the connection's timeout, and later ones no longer, but for one a second.
-    All are written once the store answers.
-    """
-    floor = make_floor(slow, heartbeat=3600, threads=1)
+    """Not for the connection's timeout. Both are written once the store answers."""
+    floor = make_floor(slow, heartbeat=3600)
     floor.start()
     begun = time.monotonic()
     with relay.frozen():
@@ -81,15 +79,7 @@ def test_starts_and_ends_wait_for_a_second(
         held.end()
         assert floor.store.load(held.uuid) is None
         assert 1 <= waited < 5
-        begun = time.monotonic()
-        sent = [floor.message(str(number)) for number in range(30)]
-        for message in sent:
-            floor.deliver(message)
-        wait_for(lambda: sum(floor.ran.values()) == 31 and floor.is_idle())
-        assert time.monotonic() - begun < 15
     wait_for(lambda: held.reads("success"), 4)
-    wait_for(lambda: all(map(floor.store.load, (m.message_id for m in sent))))
-    wait_for(lambda: {*floor.statuses(*sent)} == {"success"})
     held = floor.begin()
     held.job_state.flush(10)
     begun = time.monotonic()
@@ -98,6 +88,24 @@ def test_starts_and_ends_wait_for_a_second(
         held.end()
         assert 1 <= time.monotonic() - begun < 5
     wait_for(lambda: held.reads("success"), 4)
+
+
+def test_nobody_waits_for_a_store_that_has_been_away(
+    make_floor: MakeFloor, slow: JobStore, relay: Relay
+) -> None:
+    """Starts and ends wait for it no longer, but for one a second."""
+    floor = make_floor(slow, threads=1)
+    floor.start()
+    with relay.frozen():
+        floor.begin(floor.message()).end()
+        begun = time.monotonic()
+        sent = [floor.message(str(number)) for number in range(30)]
+        for message in sent:
+            floor.deliver(message)
+        wait_for(lambda: sum(floor.ran.values()) == 31 and floor.is_idle())
+        assert time.monotonic() - begun < 15
+    wait_for(lambda: all(map(floor.store.load, (m.message_id for m in sent))))
+    wait_for(lambda: {*floor.statuses(*sent)} == {"success"})
 
 
 def test_senders_ask_a_store_that_has_failed_once_a_second(
