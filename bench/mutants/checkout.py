@@ -3,44 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
-import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from . import PACKAGE, ROOT, Mutant
-
-
-class Test(NamedTuple):
-    """A test that passes without mutants, and the seconds that it takes."""
-
-    nodeid: str
-    seconds: float
-
-    @property
-    def file(self) -> str:
-        return self.nodeid.partition("::")[0]
+from .places import places
 
 
 class Ran(NamedTuple):
     """How a run of tests has ended.
 
     Attributes:
-      how: "passed", "failed", "timeout", "crash", or "nothing" if no test was found.
-      nodeid: The test that failed, or during which the run ended.
-      number: How many tests have begun.
+      how: "passed", "failed", "timeout", "crash", or "nothing" if no test ran.
+      test: The test that failed.
+      seconds: How long it took.
     """
 
     how: str
-    nodeid: str
-    number: int
+    test: str
+    seconds: float
 
 
 class Copy:
@@ -74,50 +67,27 @@ class Copy:
             if text != source:
                 yield
 
-    def test(self, tests: Sequence[Test]) -> Ran:
-        """Run tests until the first one fails."""
-        wanted = self.folder / "tests"
-        wanted.write_text(json.dumps([test.nodeid for test in tests]))
-        # Ten times as slow as when the map was made: the machine may be busy.
-        patience = 60 + 10 * max(test.seconds for test in tests)
-        code, outcomes = self.run(
-            ["-m", "pytest", f"--timeout={patience:.0f}", "-x"],
-            list(dict.fromkeys(test.file for test in tests)),
-            timeout=120 + 10 * sum(test.seconds for test in tests),
-            MUTANTS_TESTS=str(wanted),
-        )
-        begun = [each["test"] for each in outcomes if each["outcome"] == "begun"]
-        failed = [each for each in outcomes if each["outcome"] == "failed"]
-        if failed:
-            how = "timeout" if failed[0]["seconds"] >= patience else "failed"
-            return Ran(how, failed[0]["test"], len(begun))
-        how = {None: "timeout", 0: "passed", 5: "nothing"}.get(code, "crash")
-        if how == "passed" and (not begun or len(outcomes) != 2 * len(begun)):
-            how = "crash"
-        return Ran(how, begun[-1] if begun else "", len(begun))
+    def test(
+        self, *tests: str, patience: float = 600, without: Sequence[str] = ()
+    ) -> Ran:
+        """Run tests until the first one fails.
 
-    def run(
-        self,
-        command: Sequence[str],
-        files: Sequence[str],
-        timeout: float | None = None,
-        **environ: str,
-    ) -> tuple[int | None, list[dict[str, Any]]]:
-        """Run pytest on files.
-
-        Returns:
-          Its exit code, or None after the timeout, and what the plugin has noted.
+        Args:
+          tests: Files of tests, or ids of tests.
+          patience: The seconds that they may take.
+          without: The ids of those that do not run.
         """
-        noted = self.folder / "outcomes"
-        noted.write_text("")
-        # PYTHONPATH precedes the checkout, which is installed, in children as well.
-        environ |= {"PYTHONPATH": str(self.root), "MUTANTS_OUTCOMES": str(noted)}
-        plugin = ["-q", "-p", f"{__package__}.outcomes"]
-        with (self.folder / "output").open("wb") as output:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-rfE", "--tb=no"]
+        command += [f"--timeout={min(120, patience / 2):.0f}"]
+        command += [f"--deselect={test}" for test in without]
+        printed = self.folder / "printed"
+        begun = time.monotonic()
+        with printed.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, *command, *plugin, *files],
+                [*command, *tests],
                 cwd=self.root,
-                env={**os.environ, **environ},
+                # It precedes the checkout, which is installed, in children as well.
+                env={**os.environ, "PYTHONPATH": str(self.root)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -126,13 +96,32 @@ class Copy:
         code = None
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                code = process.wait(timeout)
+                code = process.wait(patience)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        return code, [json.loads(line) for line in noted.read_text().splitlines()]
+        text = printed.read_text("utf-8", "replace")
+        how = {None: "timeout", 0: "passed", 1: "failed", 5: "nothing"}.get(code)
+        if how == "passed" and not re.search(r"^\d+ passed", text, re.MULTILINE):
+            how = "nothing"
+        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)
+        seconds = time.monotonic() - begun
+        return Ran(how or "crash", failed[1] if failed else "", seconds)
 
-    def output(self) -> str:
-        """Return the end of what the last run has printed."""
-        return (self.folder / "output").read_text("utf-8", "replace")[-3000:]
+
+def touched(mutants: Sequence[Mutant], revision: str) -> list[Mutant]:
+    """Return the mutants whose place has changed since a revision of the checkout."""
+    command = ["git", "archive", revision, PACKAGE]
+    archive = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            tar.extractall(folder, filter="data")
+        then = places(Path(folder) / PACKAGE)
+    now = places(ROOT / PACKAGE)
+    return [
+        mutant
+        for mutant in mutants
+        if not {place.text for place in now[mutant.where]}
+        <= {place.text for place in then.get(mutant.where, ())}
+    ]
