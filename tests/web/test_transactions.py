@@ -477,16 +477,19 @@ def subrequest(request: Request, **options: Any) -> Any:
 def test_subrequest_shares_the_threads_transaction(
     implicit: Configurator, client: redis.Redis
 ) -> None:
-    """Its message leaves if the outer request commits."""
+    """Its message leaves when the outer request commits, and not at all if that fails.
+    With tweens it begins anew, which aborts what the outer request has sent so far.
+    """
 
     def view(request: Request) -> None:
         send(request, 1)
-        subrequest(request)
-        assert sent(client) == []
+        subrequest(request, use_tweens=request.headers["X-User"] == "tweens")
+        sent_by_now.append(sent(client))
         send(request, 27)
         if request.headers["X-User"] == "fails":
             fail()
 
+    sent_by_now: list[Any] = []
     add_view(implicit, "sub", send)
     add_view(implicit, "go", view)
     app = make_app(implicit)
@@ -495,6 +498,10 @@ def test_subrequest_shares_the_threads_transaction(
     assert client.keys() == []
     get(app, "/go", "plain")
     assert sent(client) == [1, 26, 27]
+    client.flushall()
+    get(app, "/go", "tweens")
+    assert sent(client) == [26, 27]
+    assert sent_by_now == [[], [], [26]]
 
 
 def test_transaction_that_nobody_commits_is_told(

@@ -253,10 +253,15 @@ class Quitting(Middleware):
 
 
 def test_job_whose_end_nobody_told_ends_with_the_next_message(
-    ours: JobStateMiddleware, keeps_nothing: Callable[[], bool]
+    ours: JobStateMiddleware,
+    keeps_nothing: Callable[[], bool],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """An interrupt came before that. The next message is not disturbed."""
+    """Without one around it, its end is written when its thread processes the next
+    message, which is not disturbed, not even by an end that cannot be written.
+    """
     broker = InCallerBroker([ours, quitting := Quitting()])
+    broker.actor_options |= {"pipe_target"}
     seen: list[JobState] = []
 
     @job_actor(broker=broker)
@@ -275,7 +280,15 @@ def test_job_whose_end_nobody_told_ends_with_the_next_message(
     states = [state_of(broker, job_state) for job_state in seen]
     assert [s.status for s in states] == ["success", "error", "success", "success"]
     assert states[1].error == CRAMP
+    seen.clear()
+    quitting.is_on = True
+    with pytest.raises(KeyboardInterrupt):
+        run_marathon.send_with_options(args=(False,), pipe_target="nonsense")
+    seen.clear()
+    assert load(broker, run_marathon.send(False)).status == "success"
+    assert "could not be written" in messages(caplog, "pyramid_jobstate")[0]
     assert keeps_nothing()
+    caplog.clear()
 
 
 def test_jobs_of_two_greenlets_stay_separate(ours: JobStateMiddleware) -> None:
