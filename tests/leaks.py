@@ -17,6 +17,9 @@ from redis.connection import ConnectionPool
 #: Seconds for which a thread may still end.
 PATIENCE = 5.0
 
+#: Seconds that a call of the store may take when its test is over.
+CALL = 1.0
+
 #: Threads that last as long as their process: that of the streams of an application,
 #: that of a broker without a worker, and Dramatiq's for time limits.
 HUB, RECORDER = "jobstate-hub", ".worker.recorder"
@@ -77,15 +80,21 @@ def news() -> Open:
 
 def left() -> list[str]:
     """Return what the test has left behind."""
-    if not news():
+    # A thread that is about to end gives back its connection, which can be closed then.
+    if not after(CALL):
         return []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         gc.collect()
-    deadline = time.monotonic() + PATIENCE
+    return [*(str(each.message) for each in caught), *map(str, after(PATIENCE))]
+
+
+def after(seconds: float) -> Open:
+    """Return what is still there after some seconds, or nothing as soon as that is."""
+    deadline = time.monotonic() + seconds
     while (found := news()) and time.monotonic() < deadline:
         time.sleep(0.01)
-    return [*(str(each.message) for each in caught), *map(str, found)]
+    return found
 
 
 def pytest_configure(config: pytest.Config) -> None:
