@@ -488,7 +488,7 @@ class Sheets(JobState):
 def test_log_is_followed(pages: Pages, redis_url: str) -> None:
     """New lines come as text, each once, though the record says nothing new. The box
     stays at its end, unless the viewer reads above; and the end of the job brings the
-    last line.
+    last line. A moment without a network does no harm.
     """
     log = logging.getLogger("tests.sheets")
     with Runner(redis_url, Sheets) as runner:
@@ -503,6 +503,10 @@ def test_log_is_followed(pages: Pages, redis_url: str) -> None:
         expect(lines.locator("span")).to_have_text("<b>one</b>")
         expect(lines.locator("b")).to_have_text("WARNING")
         expect(lines.locator("time")).to_have_text(re.compile(r"\d:\d\d:\d\d"))
+        with pages.page.expect_event("requestfailed", lambda sent: "log?" in sent.url):
+            pages.page.context.set_offline(True)
+        pages.page.context.set_offline(False)
+        pages.forgive("net::ERR")
 
         def fill_box(job_state: JobState) -> None:
             for number in range(60):

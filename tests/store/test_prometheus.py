@@ -15,7 +15,7 @@ from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
 from tests.jobs import make_broker, working
 from tests.operated import HOSTILE
 from tests.store.jobs import Diary, put
-from tests.support import STATUSES, wait_for
+from tests.support import STATUSES, crowded, wait_for
 from tests.trips import counting_trips
 from tests.worker.floors import idle_actor
 
@@ -135,6 +135,14 @@ def test_no_metrics_while_the_store_is_away(store: JobStore) -> None:
             with counting_trips(number, leave) as trips:
                 assert scrape(other) == {("jobstate_up",): 0}, number
             assert len(trips) >= number
+
+
+def test_full_pool_has_no_metrics(redis_url: str) -> None:
+    """The store is not away, and nobody knows whether it is there."""
+    store = JobStore(redis_url, max_connections=1)
+    with crowded(store):
+        assert scrape(store) == {}
+    assert scrape(store)["jobstate_up",] == 1
 
 
 def test_kinds_with_hostile_names(store: JobStore) -> None:

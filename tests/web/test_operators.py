@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import time
 from typing import Any
 
 import dramatiq.broker
@@ -295,7 +296,7 @@ def test_page_says_that_nobody_answers(
     operated: TestApp, store: JobStore, visit: Visiting
 ) -> None:
     """After five seconds a worker is not expected to answer any more. Of a job that has
-    ended without an answer, nothing is said.
+    begun again, or ended without an answer, nothing is said.
     """
     job = put_job(store)
     path = f"/job_state/{job.uuid}/"
@@ -308,6 +309,11 @@ def test_page_says_that_nobody_answers(
     pass_time(store, 5)
     (no_answer,) = says()
     assert no_answer.startswith("The worker did not answer: it is paused,")
+    later = time.time_ns() // 1_000_000 + 60_000
+    write(store, job, started=later)
+    assert says() == []
+    write(store, job, started=1)
+    assert says() == [no_answer]
     write(store, job, status="success")
     assert says() == []
 

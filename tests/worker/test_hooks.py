@@ -1,5 +1,6 @@
 """Hooks: what a class is told of the ends of its jobs."""
 
+import datetime
 import logging
 import threading
 import time
@@ -102,6 +103,11 @@ def call_hook(broker: dramatiq.Broker, *arguments: str) -> None:
     broker.enqueue(dramatiq.Message("default", "jobstate_hook", arguments, {}, {}))
 
 
+def millis(moment: datetime.datetime) -> str:
+    """Return how a message says when a job has ended."""
+    return str(round(moment.timestamp() * 1000))
+
+
 class Refusing(Middleware):
     """Refuses the messages of hooks that a function chooses."""
 
@@ -201,9 +207,11 @@ def test_failure_is_told_whose_rerun_is_refused(broker: RedisBroker) -> None:
 
 
 @pytest.mark.promise("failing-hook-spares-the-job")
-def test_hook_that_fails_is_tried_again(broker: RedisBroker, logged: Logged) -> None:
-    """The job stays as it was, even if somebody clears the store, and the hook sees the
-    same end. After that, a clean-up takes the job.
+def test_hook_that_fails_is_tried_again(
+    broker: RedisBroker, logged: Logged, said: Callable[[], list[str]]
+) -> None:
+    """The job stays as it was, even if somebody clears the store or a second message
+    tells the end, and the hook sees the same end. After that, a clean-up takes the job.
     """
     run_marathon, store = make_actor(broker), store_of(broker)
     broker.add_middleware(alarm := Alarm())
@@ -218,6 +226,9 @@ def test_hook_that_fails_is_tried_again(broker: RedisBroker, logged: Logged) -> 
         wait_for(lambda: told)
         before = wait_until(broker, sent, "success")
         assert store.clear(everything=True).refused == 1
+        said()
+        call_hook(broker, sent.message_id, "on_success", millis(told[0][2]))
+        wait_for(lambda: any("does not run" in line for line in said()))
         alarm.ring()
         wait_for(lambda: len(told) == 2)
         assert load(broker, sent).error is None
@@ -226,14 +237,18 @@ def test_hook_that_fails_is_tried_again(broker: RedisBroker, logged: Logged) -> 
     assert not logged()
 
 
-def test_hook_that_dramatiq_gives_up_is_logged(redis_url: str, logged: Logged) -> None:
+@pytest.mark.parametrize("retries", [None, Retries(max_retries=0)])
+def test_hook_that_dramatiq_gives_up_is_logged(
+    redis_url: str, logged: Logged, retries: Retries | None
+) -> None:
     """Without retries it has one try. The job stays as it was, and is named. A hook
     that a decorator makes async has failed, too: its class could not be refused.
     """
 
     async def sleep() -> None: ...
 
-    broker = make_broker(redis_url, without=Retries)
+    others = () if retries is None else (retries,)
+    broker = make_broker(redis_url, without=Retries, others=others)
     run_marathon = make_actor(broker)
     with working(broker):
         for act, error in (
@@ -312,8 +327,7 @@ def test_message_of_a_past_end_runs_nothing(
         wait_for(lambda: told)
         said()
         uuid, finished = sent.message_id, told[0][2]
-        millis = str(round(finished.timestamp() * 1000))
-        for end in ("1", millis):
+        for end in ("1", millis(finished)):
             call_hook(broker, uuid, "on_success", end)
         lines: list[str] = []
 

@@ -18,7 +18,7 @@ from dramatiq.middleware import (
 )
 from dramatiq.rate_limits.backends import StubBackend
 
-from pyramid_jobstate import JobState, JobStateMiddleware
+from pyramid_jobstate import JobState, JobStateMiddleware, rerun
 from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.testing import pass_time
 from tests.jobs import Gate, RunMarathon, make_broker, working
@@ -154,6 +154,27 @@ def test_steps_after_a_message_that_is_put_back_run(
         broker.enqueue(message)
     with working(broker):
         wait_for(lambda: outcome([alice[job.uuid] for job in sent]) == [GOOD] * 4)
+
+
+def test_step_is_told_each_time_that_its_turn_does_not_come(
+    broker: Broker, alice: JobStates
+) -> None:
+    """An earlier step may run again, and fail again."""
+    told: list[str] = []
+
+    class Baton(JobState):
+        def on_cancelled(self) -> None:
+            told.append(self.uuid)
+
+    @dramatiq.actor(broker=broker, job_state=Baton, max_retries=0)
+    def run(before: None = None) -> None:
+        raise ValueError("Bad luck")
+
+    first, second = alice.send_immediately(run.message() | run.message())
+    with working(broker):
+        wait_for(lambda: told == [second.uuid])
+        assert rerun(alice.store, broker, first.uuid)
+        wait_for(lambda: told == [second.uuid] * 2)
 
 
 def test_steps_after_one_that_is_tried_again_wait(

@@ -114,13 +114,16 @@ def test_silent_worker_is_remembered_for_an_hour(
     """One that has died could not say so. Another one takes away what it has left, and
     what that one leaves expires.
     """
-    dead, other = (make(redis_url, heartbeat=3600)[0].broker for _ in range(2))
+    dead, live, other = (make(redis_url, 3600)[0].broker for _ in range(3))
     with working(dead):
         assert not the_worker(store).is_silent
         pass_time(store, 14)
         assert not the_worker(store).is_silent
         pass_time(store, 2)
         assert the_worker(store).is_silent
+        with working(live):
+            workers = wait_for(lambda: store.workers()[1:] and store.workers())
+            assert sorted(worker.is_silent for worker in workers) == [False, True]
         pass_time(store, 3600)
         assert store.workers() == []
         with working(other):
