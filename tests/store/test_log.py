@@ -313,8 +313,9 @@ def test_log_of_a_member_of_a_cancelled_batch(desk: Desk) -> None:
 
 
 def test_run_renews_its_log(redis_url: str) -> None:
-    """A job that logs once, and then runs for longer than a record lives. An entry of
-    another program that is longer than a log is dropped.
+    """A job that logs once, and then runs for longer than a record lives. What is kept
+    of an earlier failure lives on, too. An entry of another program that is longer than
+    a log is dropped.
     """
     store = JobStore(redis_url, active_expire_in=ACTIVE)
     # From a heartbeat before half the life on, reports renew the log.
@@ -327,15 +328,19 @@ def test_run_renews_its_log(redis_url: str) -> None:
             gate.wait()
 
     def renewed(message: Any) -> list[int]:
-        for key in desk.keys(message):
-            store.client.pexpire(key, 600_000)
+        key, log_key = desk.keys(message)
+        failure = f"{{{key}}}:failure"
+        for each in key, log_key, failure:
+            store.client.pexpire(each, 600_000)
         gates.pop(0).open()
         wait_for(lambda: not 0 < desk.lives(message)[1] <= 600_000)
         wait_for(lambda: desk.lives(message)[0] > 600_000)
+        wait_for(lambda: store.client.pttl(failure) > 600_000)
         return desk.lives(message)
 
+    message = desk.fail()
     desk.end = end
-    message = desk.send()
+    assert rerun(store, desk.broker, message.message_id)
     with working(desk.broker):
         gates[0].wait_for_job()
         wait_for(lambda: desk.texts(message))
@@ -346,7 +351,7 @@ def test_run_renews_its_log(redis_url: str) -> None:
         store.client.rpush(desk.keys(message)[1], entry)
         assert renewed(message)[1] == -2
         gates[0].open()
-        desk.broker.join("default")
+        desk.broker.join("default", fail_fast=False)
     assert load_job(store, message.message_id).is_success
 
 
