@@ -23,8 +23,7 @@ How to write one:
   breaks: see places.py. In whatever module that is, the mutant finds it. ``find`` is
   exact text that occurs once there, and ``replace`` takes its place. Keep both short,
   so that they outlive changes around them.
-* ``by`` is the file, below ``tests``, with a test that notices. Without it, the mutant
-  meets all tests of the folders that FOLDERS names for its file.
+* ``by`` is the file, below ``tests``, with a test that notices.
 * A behaviour that is given up takes its mutant with it. A bug that no test had noticed
   leaves a mutant behind.
 """
@@ -45,19 +44,6 @@ PACKAGE = "pyramid_jobstate"
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
-#: The folders of tests for a mutant that does not name its test, by how the path of its
-#: file begins. The first that fits counts.
-FOLDERS = {
-    "store/lua/": ("store", "worker", "system"),
-    "static/": ("browser",),
-    "job/": ("actor", "worker"),
-    "store/": ("store", "worker"),
-    "worker/": ("worker", "web"),
-    "web/": ("web",),
-    "cli/": ("cli",),
-    "": ("system",),
-}
-
 
 class Mutant(NamedTuple):
     """A fault in one place.
@@ -69,7 +55,7 @@ class Mutant(NamedTuple):
       where: The name of the place.
       find: The text to replace.
       replace: What takes its place.
-      by: The file with a test that notices, below ``tests``, if that is known.
+      by: The file with a test that notices, below ``tests``.
     """
 
     name: str
@@ -78,7 +64,7 @@ class Mutant(NamedTuple):
     where: str
     find: str
     replace: str
-    by: str = ""
+    by: str
 
     def spots(self, root: Path = ROOT) -> set[tuple[str, int]]:
         """Return where its text is in a checkout: files below the package, each with an
@@ -89,14 +75,6 @@ class Mutant(NamedTuple):
             for place in places(root / PACKAGE).get(self.where, ())
             for match in re.finditer(re.escape(self.find), place.text)
         }
-
-    @property
-    def tests(self) -> tuple[str, ...]:
-        """The tests that it meets: files or folders."""
-        if self.by:
-            return (f"tests/{self.by}",)
-        start = next(start for start in FOLDERS if self.file.startswith(start))
-        return tuple(f"tests/{folder}" for folder in FOLDERS[start])
 
     @property
     def file(self) -> str:
@@ -142,7 +120,7 @@ def _fault(mutant: Mutant) -> str | None:
         return "is not a name such as batch-counts-a-change-once."
     if not re.fullmatch(r"\S.*\.", mutant.breaks):
         return f"does not say what it breaks in a sentence: {mutant.breaks!r}"
-    if mutant.by and not (ROOT / "tests" / mutant.by).is_file():
+    if not (ROOT / "tests" / mutant.by).is_file():
         return f"names a file of tests that does not exist: {mutant.by}"
     if mutant.where not in places(ROOT / PACKAGE):
         return f"names a place that does not exist: {mutant.where}"

@@ -8,9 +8,9 @@
     python -m bench.mutants --minutes 5              # as many as there is time for
     python -m bench.mutants --check                  # does each still fit the code?
 
-A mutant names the file of tests that notices it, or meets the tests of some folders.
-These have to pass without it, and with it one has to fail, twice: the first time may be
-a coincidence. A crash counts as well, and so does a run that takes ten times as long.
+A mutant names the file of tests that notices it. They have to pass without it, and with
+it one has to fail, twice: the first time may be a coincidence. A crash counts as well,
+and so does a run that takes ten times as long.
 
 The exit code is 1 if a mutant survives.
 """
@@ -50,7 +50,7 @@ def run(mutants: Sequence[Mutant], by: Sequence[str], end: float) -> int:
     """
     killed, alive = 0, []
     with Copy() as copy:
-        groups = itertools.groupby(mutants, lambda m: tuple(by) or m.tests)
+        groups = itertools.groupby(mutants, lambda m: by or [f"tests/{m.by}"])
         for tests, group in groups:
             if time.monotonic() > end:
                 break
@@ -100,11 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = [m for m in mutants if not args.only or m.name in args.only]
     if args.touched is not None:
         wanted = touched(wanted, args.touched)
-    tests = sorted({mutant.tests for mutant in wanted})
+    files = sorted({mutant.by for mutant in wanted})
     if args.minutes < float("inf"):
         # Another share each time.
-        random.shuffle(tests)
-    wanted.sort(key=lambda mutant: tests.index(mutant.tests))
+        random.shuffle(files)
+    wanted.sort(key=lambda mutant: files.index(mutant.by))
     part, parts = map(int, args.part.split("/"))
     return run(wanted[part - 1 :: parts], args.by, time.monotonic() + args.minutes * 60)
 

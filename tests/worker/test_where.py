@@ -357,14 +357,16 @@ def test_greenlets_are_told_apart_without_touching_other_objects(
 
 
 def test_refused_question_leaves_the_garbage_collector_on(redis_url: str) -> None:
-    """An audit hook of the application may forbid it."""
+    """It is off while they are read. An audit hook of the application may forbid it."""
 
     def ask() -> str:
+        states: list[bool] = []
         broker = InCallerBroker([JobStateMiddleware(url=redis_url, interval=0.01)])
         refused = threading.Event()
 
         def refuse(event: str, arguments: Any) -> None:
             if event == "sys._current_frames":
+                states.append(gc.isenabled())
                 refused.set()
                 raise PermissionError
 
@@ -376,9 +378,9 @@ def test_refused_question_leaves_the_garbage_collector_on(redis_url: str) -> Non
 
         sys.addaudithook(refuse)
         run_marathon.send()
-        return str(gc.isenabled())
+        return f"{states} {gc.isenabled()}"
 
-    assert in_child(ask) == "True"
+    assert in_child(ask) == "[False] True"
 
 
 def test_job_inside_a_job(redis_url: str) -> None:
