@@ -17,6 +17,7 @@ from .terminal import (
     FAILED,
     STALLED,
     TIMED_OUT,
+    CouldNot,
     Output,
     clock,
     joined,
@@ -55,6 +56,9 @@ def run(store: JobStore, args: argparse.Namespace, output: Output) -> int:
     except TimeoutError:
         say(f"Not all over after {span(args.timeout)}.")
         codes.append(TIMED_OUT)
+    except CouldNot as e:
+        say(str(e))
+        codes.append(COULD_NOT)
     return min(codes, key=WORST.index)
 
 
@@ -78,8 +82,8 @@ Wait until jobs have ended, and print a line for each change. The exit code is 0
 of them succeeded. Otherwise it is the first of these that applies to any of them:
 3 error, 4 cancelled, 5 stalled for longer than --stalled, 1 its record is gone,
 124 --timeout has passed. If one of the ids is unknown, nothing is waited for: 1. A
-store that is away is asked again for as long as --stalled; then the exit code is 1,
-since nothing is known about the jobs.
+store that is away is asked again for as long as --stalled. After that, nothing is known
+about the jobs that have not ended: 1.
 """,
     add_to,
     run,

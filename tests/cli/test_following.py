@@ -222,8 +222,10 @@ def test_store_may_be_away_for_a_while(
     assert [line.split()[0] for line in states(ran.out)] == ["working", "success"]
 
 
-def test_store_that_stays_away_ends_the_wait(pjobs: Operator) -> None:
-    """A store that is away for longer than --stalled, or --timeout, ends the wait."""
+def test_store_that_stays_away_ends_the_wait(pjobs: Operator, store: JobStore) -> None:
+    """A store that is away for longer than --stalled, or --timeout, ends the wait. What
+    is known of other jobs by then decides.
+    """
     with faulty(pjobs.url) as proxy:
         proxy.judge = lambda request: "refuse"
         where = ("--url", proxy.url, "wait", UUID)
@@ -235,6 +237,16 @@ def test_store_that_stays_away_ends_the_wait(pjobs: Operator) -> None:
         ran = pjobs.main(*where, "--timeout", "0.3s")
         assert ran.code == 124
         assert ran.err[-1] == "pjobs: Not all over after 0.3 s."
+        proxy.judge = lambda request: "pass"
+        failed, job = put(store, "error"), put(store)
+
+        def leave() -> None:
+            proxy.judge = lambda request: "refuse"
+
+        both = (*where[:3], failed.uuid, job.uuid)
+        ran = pjobs.main(*both, "--stalled", "0.7s", course=steps(leave))
+        assert ran.code == 3
+        assert re.search(r"does not answer: .*, for (0\.\d|1) s\.$", ran.err[-1])
 
 
 def test_busy_store_is_away(
