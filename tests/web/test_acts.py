@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import dramatiq.broker
 import pytest
 import redis
 from pyramid.request import Request
@@ -16,6 +17,7 @@ from webtest import TestApp
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import away, pass_time, put_batch
 from tests.jobs import RunMarathon, messages
+from tests.relay import relaying
 from tests.support import FINISHED, UNFINISHED, UUID, key_of
 from tests.web.operating import (
     KEEPER,
@@ -27,7 +29,8 @@ from tests.web.operating import (
     statuses,
 )
 from tests.web.reading import AWAY, NOT_FOUND
-from tests.webapp import get, make_alias, make_app, make_config
+from tests.web.visits import Refusing
+from tests.webapp import NOWHERE, get, make_alias, make_app, make_config
 
 #: The requests that act on a job.
 ACTS = [("POST", "/cancel"), ("POST", "/rerun"), ("DELETE", "")]
@@ -55,18 +58,6 @@ def test_cancel_answers_the_new_state(app: TestApp, store: JobStore) -> None:
         if becomes == "cancelled":
             error = response.json["job_state"], response.json["job"]["error"]
             assert error == ("error", {"message": "The job was cancelled."})
-
-
-def test_delete_of_an_ended_job(operated: TestApp, store: JobStore) -> None:
-    """A deleted job is unknown, and cannot be deleted again."""
-    for status in FINISHED:
-        (job,) = put(store, "alice", cls=RunMarathon, status=status)
-        path = f"/job_state/{job}"
-        response = act(operated, path, method="DELETE")
-        assert (response.status_code, response.body) == (204, b"")
-        assert "Content-Type" not in response.headers
-        for again in get(operated, path), act(operated, path, method="DELETE"):
-            assert (again.status_code, again.json) == (404, NOT_FOUND)
 
 
 def test_act_on_a_job_in_another_status_is_a_409(
@@ -169,39 +160,6 @@ def test_clear_deletes_ended_jobs(operated: TestApp, store: JobStore) -> None:
         assert found == gone, query
 
 
-def test_acts_tell_a_class_from_an_actor(
-    operated: TestApp, store: JobStore, marathons: Marathons
-) -> None:
-    """A name that both have is refused. With what it is, an act takes no other jobs."""
-    for name, status in REQUESTS:
-        (job,) = put(store, "bob", cls=RunMarathon, status=status)
-        (alike,) = put(store, "bob", cls=JobState, status=status, actor="RunMarathon")
-        path = f"/job_state/{name}"
-        error = act(operated, path, kind="RunMarathon", all=1).json["error"]
-        assert error.endswith("Pass 'class:RunMarathon' or 'actor:RunMarathon'."), name
-        answer = act(operated, path, kind="class:RunMarathon", all=1)
-        assert answer.json == {"done": 1, "refused": 0, "cursor": None}, name
-        after = {"clear": None, "cancel": "cancelled", "rerun": "queued"}[name]
-        assert statuses(store, job, alike) == [after, status]
-        store.client.flushdb()
-
-
-def test_cursor_leads_to_the_other_jobs(operated: TestApp, store: JobStore) -> None:
-    """The cursor leads to jobs that were sent before; with limit=0, to all of them."""
-    jobs = put(store, *"abcde", status="queued")
-    cancel = functools.partial(act, operated, "/job_state/cancel", kind="Letter", all=1)
-    first = cancel(limit=0).json
-    late = put(store, "f", status="queued")
-    done = [first["done"]]
-    cursor = first["cursor"]
-    while cursor:
-        answer = cancel(limit=2, cursor=cursor).json
-        done.append(answer["done"])
-        cursor = answer["cursor"]
-    assert done[0] == 0 and sum(done) == 5 and max(done) == 2
-    assert statuses(store, *jobs, *late) == ["cancelled"] * 5 + ["queued"]
-
-
 class Closed(JobState):
     """A kind whose owner may do nothing with a job."""
 
@@ -244,17 +202,22 @@ def test_owner_of_a_request_decides(redis_url: str, store: JobStore) -> None:
         assert statuses(store, *jobs[1:]) == ["queued"] * 4
 
 
-def test_cursor_of_another_call_is_a_400(operated: TestApp, store: JobStore) -> None:
-    """A cursor leads on only in the request that returned it, for the same user."""
-    put(store, *["alice"] * 3, *["bob"] * 3, cls=RunMarathon, status="queued")
+def test_cursor_leads_to_the_other_jobs(operated: TestApp, store: JobStore) -> None:
+    """To those that were sent before, and only in the request that returned it, for the
+    same user.
+    """
+    jobs = put(store, *["alice"] * 3, *["bob"] * 3, cls=RunMarathon, status="queued")
     cancel = functools.partial(act, operated, "/job_state/cancel")
-    cursor = cancel("alice", everything=1, limit=1).json["cursor"]
-    jobs = put(store, "alice", "bob", status="queued")
-    for user, query in ("bob", {"everything": 1}), ("alice", {"kind": "Letter"}):
-        response = cancel(user, **query, cursor=cursor)
+    first = cancel("alice", everything=1, limit=1).json
+    late = put(store, "alice", "bob", status="queued")
+    own: dict[str, Any] = {"everything": 1, "cursor": first["cursor"]}
+    for user, query in ("bob", own), ("alice", {**own, "kind": "Letter"}):
+        response = cancel(user, **query)
         assert response.status_code == 400
         assert "cursor" in response.json["error"]
-    assert statuses(store, *jobs) == ["queued"] * 2
+    assert (first["done"], cancel("alice", **own).json["done"]) == (1, 2)
+    assert statuses(store, *jobs[:3]) == ["cancelled"] * 3
+    assert statuses(store, *jobs[3:], *late) == ["queued"] * 5
 
 
 def test_rerun_tells_nothing_of_a_foreign_batch(
@@ -366,3 +329,64 @@ def test_visitor_is_not_named_in_the_log(
         f"A visitor without a login cancelled the job {other}.",
         "A visitor without a login cancelled 1 of their own jobs; 0 were refused.",
     ]
+
+
+# Reruns through a broker that fails, or is missing.
+
+#: Where one failed job runs again, and where all do.
+RERUNS = "/job_state/{}/rerun", "/job_state/rerun?all=1&everything=1"
+
+
+@pytest.mark.parametrize("fault", ["middleware", "server", "away"])
+def test_broker_that_fails_is_a_503(
+    operated: TestApp,
+    redis_url: str,
+    store: JobStore,
+    set_broker: Callable[[Any], None],
+    said: Callable[[], list[str]],
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
+) -> None:
+    """The job has failed as before, and the log says how many were sent."""
+    sound, error = Marathons(redis_url, store).broker, "The broker does not answer."
+    if fault != "away":
+        error = "The broker did not accept the message of the job."
+    with contextlib.ExitStack() as stack:
+        url = NOWHERE if fault == "away" else redis_url
+        if fault == "server":
+            url = stack.enter_context(relaying(url, {"EVALSHA": "NOREPLICAS"})).url
+        failing = Marathons(url, store).broker
+        if fault == "middleware":
+            failing.add_middleware(Refusing())
+        for path in RERUNS:
+            (job,) = put(store, "alice", status="error")
+            set_broker(failing)
+            said()
+            response = act(operated, path.format(job))
+            assert (response.status_code, response.json) == (503, {"error": error})
+            assert response.headers["Retry-After"] == "5"
+            assert ("The queue is full." in caplog.text) is (fault == "middleware")
+            assert statuses(store, job) == ["error"]
+            line = "'operator' requeued 0 of all jobs until that failed."
+            end = "could not be sent to run again."
+            is_one = path == RERUNS[0]
+            assert said() == (
+                [f"The job {job} {end}"] if is_one else [line, f"A job {end}"]
+            )
+            set_broker(sound)
+            assert act(operated, path.format(job)).status_code in (200, 202)
+            assert statuses(store, job) == ["queued"]
+
+
+def test_process_without_a_broker_runs_nothing_again(
+    operated: TestApp, store: JobStore, set_broker: Callable[[Any], None]
+) -> None:
+    """Without a broker, none is made: a 410, or a 409 if the job has not failed."""
+    (job,) = put(store, "alice", status="error")
+    (ended,) = put(store, "alice", status="success")
+    for path in RERUNS:
+        response = act(operated, path.format(job))
+        assert response.status_code == 410
+        assert response.json == {"error": "This process has no Dramatiq broker."}
+        assert dramatiq.broker.global_broker is None
+    assert act(operated, RERUNS[0].format(ended)).status_code == 409

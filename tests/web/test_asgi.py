@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import http.client
-import importlib
 import json
 import logging
 import re
@@ -429,11 +428,3 @@ def test_response_may_be_replaced_until_its_first_byte() -> None:
         call(app)
     with pytest.raises(AssertionError, match="did not call start_response"):
         call(lambda environ, start_response: [b"one"])
-
-
-def test_import_without_a2wsgi(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a2wsgi, the import says what to install."""
-    monkeypatch.setitem(sys.modules, "a2wsgi", None)
-    monkeypatch.delitem(sys.modules, "pyramid_jobstate.asgi")
-    with pytest.raises(ImportError, match=r"Install pyramid_jobstate\[asgi\]"):
-        importlib.import_module("pyramid_jobstate.asgi")

@@ -24,7 +24,7 @@ from pyramid_jobstate import (
     testing,
 )
 from pyramid_jobstate.errors import ActorError
-from tests.jobs import Alarm, job_actor, make_broker, store_of, working
+from tests.jobs import job_actor, make_broker, store_of, working
 from tests.support import wait_for
 from tests.web.databases import Manager, fail
 from tests.webapp import (
@@ -171,34 +171,6 @@ def test_conflict_runs_the_hook_again(config: Configurator, run_marathon: Any) -
         wait_for(lambda: len(notes) == 2)
     assert notes[0] == notes[1]
     assert store_of(run_marathon.broker).load(job.uuid).is_success  # type: ignore[union-attr]
-
-
-def test_hook_of_a_newer_version_gets_its_request(
-    config: Configurator, broker: Broker
-) -> None:
-    """A message may have been sent for a hook that took none then, even if that has
-    begun.
-    """
-    broker.add_middleware(alarm := Alarm())
-
-    def fail_once(job: JobState) -> None:
-        notes.append("The earlier version fails.")
-        raise ZeroDivisionError
-
-    def make_class(hook: Callable[..., None]) -> type[JobState]:
-        return type("Punting", (JobState,), {"on_success": hook})
-
-    @dramatiq.actor(broker=broker, job_state=make_class(fail_once))
-    def row() -> None: ...
-
-    with working(broker):
-        job = alices(config).job_states.send_immediately(row)
-        wait_for(lambda: notes)
-        make_class(lambda self, request: note(self, request))
-        alarm.ring()
-        wait_for(lambda: len(notes) == 2)
-    url = url_of(job, "localhost")
-    assert notes[1] == ("Punting", "success", "alice", "alice", url, True)
 
 
 def send_batch(config: Configurator, actor: Any, *errors: str) -> Batch:

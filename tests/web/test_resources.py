@@ -13,7 +13,7 @@ from pyramid.authorization import ALL_PERMISSIONS, Allow
 from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.response import Response
-from pyramid.traversal import find_resource, find_root
+from pyramid.traversal import find_resource
 from ZODB import DB
 from ZODB.FileStorage import FileStorage
 
@@ -73,27 +73,6 @@ def test_anything_but_a_uuid_is_unknown() -> None:
 
     assert caught.value.container is job_states
     assert isinstance(caught.value.__cause__, redis.ConnectionError)
-
-
-def test_root_is_made_when_it_is_needed(redis_url: str, store: JobStore) -> None:
-    """Only the request of somebody else than the owner makes the root, and once."""
-    made: list[Root] = []
-
-    def root(request: Request) -> Root:
-        made.append(Root(request))
-        return made[-1]
-
-    config = make_config(redis_url, root_factory=root)
-    app = make_app(config)
-    uuid = put(store)
-
-    assert get(app, f"/job_state/{uuid}", "alice").json["job"]["url"]
-    get(app, f"/job_state/{UUID}", "alice")
-    assert made == []
-    get(app, f"/job_state/{uuid}", ADMIN)
-    assert len(made) == 1
-    job_state = make_request(config).job_states[uuid]
-    assert find_root(job_state) is find_root(job_state) is made[1]
 
 
 def test_root_that_fails_hides_no_rights(redis_url: str, store: JobStore) -> None:
@@ -242,17 +221,6 @@ class TenantURL:
 
 def url_in(state: Any) -> str:
     return str(state["job"]["url"])
-
-
-def test_route_prefix_moves_the_routed_jobs(redis_url: str, store: JobStore) -> None:
-    """A route_prefix moves only the routed jobs."""
-    config = make_config(redis_url, root_factory=mounted_root)
-    config.include("pyramid_jobstate", route_prefix="/api")
-    app = make_app(config)
-    uuid = put(store)
-    for place in "/api/job_state", "/jobs":
-        state = get(app, f"{place}/{uuid}", "alice").json
-        assert url_in(state) == f"http://localhost{place}/{uuid}/"
 
 
 @pytest.mark.promise("job-has-one-url")

@@ -247,23 +247,6 @@ def test_more_jobs_than_are_asked_for_at_a_time(
 # Connections that are lost
 
 
-def test_connection_that_comes_too_late(
-    far: Server, relay: TrackingRelay, runs: Runs, log: Lines
-) -> None:
-    """A connection that nobody needs any more is closed."""
-    run = runs.start(n=0)
-    with relay.held():
-        stream = far.open(one(run.uuid))
-        wait_for(lambda: relay.is_holding)
-        (connecting,) = (t for t in far.threads if t.name == LINKS)
-        stream.go().wait()
-        far.pass_time(6)
-    connecting.join()
-    wait_for(lambda: not relay.told)
-    assert log() == []
-    follow(far, run)
-
-
 def test_short_break_is_told_to_nobody(
     far: Server, relay: TrackingRelay, runs: Runs, log: Lines
 ) -> None:
@@ -408,23 +391,6 @@ def test_server_that_says_what_it_should_not(
     report(run, 4, stream)
     assert names(stream) == []
     assert "secret" not in caplog.text
-
-
-def test_messages_come_in_any_number(
-    far: Server, relay: TrackingRelay, runs: Runs, log: Lines
-) -> None:
-    """A server's messages may be unknown, and thousands may precede any reply."""
-    run = runs.start(n=0)
-    with relay.held():
-        stream = far.open(one(run.uuid))
-        wait_for(lambda: relay.is_holding)
-        relay.say(ALL_CHANGED)
-    report(run, 1, stream)
-    key = f"jobstate:{run.uuid}".encode()
-    change = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$%d\r\n%b\r\n" % (len(key), key)
-    relay.say(b">2\r\n$7\r\nunknown\r\n$1\r\nb\r\n" + change * 5000)
-    report(run, 2, stream)
-    assert log() == []
 
 
 @pytest.mark.promise("refused-stream-falls-back")
@@ -575,24 +541,3 @@ def test_no_stream_goes_backwards(relay: TrackingRelay, runs: Runs, count: int) 
             play(server, relay, jobs, seed)
             for run in jobs:
                 run.succeed()
-
-
-@pytest.mark.system
-def test_server_that_reads_nothing_is_given_up(
-    relay: TrackingRelay, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A server that reads nothing for half a second counts as lost."""
-    store = JobStore(relay.url, namespace="n" * 200_000)
-    jobs = [put(store, "queued") for _ in range(50)]
-    settings = {"jobstate.namespace": store.namespace}
-    with pushing(make_config(relay.url, settings=settings)) as server:
-        stream = server.watch(batch(*jobs), count=50)
-        wait_for(lambda: relay.asked.count(b"HGETALL") == 50)
-        # What the relay does not read is not to fit into a buffer that has grown.
-        for sock in relay.told:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
-        with relay.frozen():
-            relay.say(ALL_CHANGED)
-            wait_for(lambda: "TimeoutError: The server does not read." in caplog.text)
-        load_job(store, jobs[0]).cancel()
-        assert stream.at(50).state["job"]["status"] == "cancelled"

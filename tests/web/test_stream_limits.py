@@ -18,19 +18,17 @@ import redis
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.asgi import asgi_app
-from tests.asgi import FEEDS, LINKS, Exchange, Server, pushing, serving
+from tests.asgi import FEEDS, Exchange, Server, pushing, serving
 from tests.jobs import Gate, messages
 from tests.running import Runs
 from tests.support import in_child, load_job, wait_for
 from tests.web.streaming import (
     HINT,
     PublicRun,
-    UntimedRun,
     batch,
     flagged,
     follow,
     one,
-    pooling,
     put,
     put_members,
     refusing_threads,
@@ -396,28 +394,6 @@ def test_failure_ends_all_streams_and_the_next_is_served(
         assert errors[0].exc_info[1] is error
         report(run, -number, follow(server, run, number))
         server.close()
-
-
-def test_connection_that_comes_after_a_failure(redis_url: str, runs: Runs) -> None:
-    """A connection that comes after a failure is given back with the next stream."""
-    run, gate = runs.start(UntimedRun, n=0), Gate()
-
-    def wait(connection: Any, name: str) -> None:
-        if name == LINKS:
-            gate.wait()
-
-    with pooling(redis_url, wait) as (server, pool):
-        stream = server.open(one(run.uuid))
-        gate.wait_for_job()
-        (link,) = (t for t in server.threads if t.name == LINKS)
-        with failing(server, 1, ZeroDivisionError("bug")):
-            # Another stream wakes the thread.
-            server.open(one(run.uuid)).go()
-            stream.wait()
-        gate.open()
-        link.join()
-        follow(server, run)
-        assert pool.lent == 1
 
 
 @pytest.mark.system

@@ -18,17 +18,15 @@ from pyramid.response import Response
 from pyramid.scripting import prepare
 from transaction.interfaces import TransientError
 
-from pyramid_jobstate import JobError, JobState, JobStore
+from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.testing import away, pass_time
-from pyramid_jobstate.testing import put_job as put
 from tests.counters import SQL, Database, Zodb
-from tests.jobs import RunMarathon, messages
+from tests.jobs import messages
 from tests.web.databases import Manager, fail
 from tests.web.visits import (
     NOT_SENT,
     add_view,
     broker_that_is_away,
-    committing,
     load,
     sent,
     visit,
@@ -374,40 +372,6 @@ def test_broker_that_is_away_marks_the_job(
     assert (shown["status"], shown["error"]) == ("error", {"message": NOT_SENT})
     (line,) = messages(caplog, "pyramid_jobstate", logging.ERROR)
     assert response.text in line
-
-
-def test_failed_job_is_put_back_when_its_message_leaves(
-    made_tm_config: Configurator,
-    global_broker: Broker,
-    store: JobStore,
-    client: redis.Redis,
-) -> None:
-    """A job's failure stays until the commit, which queues it without an error."""
-
-    def state() -> Any:
-        job = load(made_tm_config, failed.uuid)
-        return job.status, job.error, job.progress_metrics, store.failures(job.uuid)
-
-    error = JobError("ValueError", "a blister")
-    failed = put(store, RunMarathon, "error", error=error, metrics={"miles_run": 12})
-    message = global_broker.get_actor("run_marathon").message(26)
-    message = message.copy(message_id=failed.uuid)
-    before = state()
-    request = make_request(made_tm_config)
-    begun = request.tm.begin()
-    request.job_states.send_message(message)
-    begun.join(Manager("~~~", "commit", fail))
-    with pytest.raises(ZeroDivisionError):
-        begun.commit()
-    begun.abort()
-    assert (state(), queued(client)) == (before, [])
-    with committing(made_tm_config) as job_states:
-        job_states.send_message(message)
-        assert state() == before
-    # The broker has it, for as long as that may take.
-    pass_time(store, store.stalled_after + 1)
-    assert state()[:2] == ("queued", None)
-    assert [m.message_id for m in queued(client)] == [failed.uuid]
 
 
 # Scripts.

@@ -415,23 +415,6 @@ def test_a_sender_that_dies_before_it_takes_the_key_leaves_nothing_behind(
     assert desk.store.counts(anew=True).cancelled == 0
 
 
-def test_a_job_of_a_dead_sender_is_cancelled_when_that_of_a_press_ends(
-    desk: UniqueDesk,
-) -> None:
-    """At the press nobody knew that the sender was dead."""
-
-    def meanwhile(dead: JobState) -> None:
-        found.append(desk.press())
-        assert desk.status(dead) == "queued"
-        desk.grow_old()
-        desk.end(found[0])
-        assert desk.is_not_sent(dead, "cancelled")
-
-    found: list[JobState] = []
-    desk.press(meanwhile=meanwhile)
-    assert len(found) == 1
-
-
 @pytest.mark.promise("one-unique-job-at-a-time")
 def test_a_press_may_come_at_any_moment_of_a_long_commit(
     desk: UniqueDesk, far: UniqueDesk, proxy: FaultyProxy
