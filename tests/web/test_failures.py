@@ -165,23 +165,6 @@ def test_groups_are_those_of_the_list(paged: TestApp, store: JobStore) -> None:
     assert groups(paged, "&_LOCALE_=de", "nobody") == []
 
 
-class Clockless(JobState):
-    """A kind of job whose code fails."""
-
-    @property
-    def finished_at(self) -> Any:
-        raise LookupError("no clock")
-
-
-def test_job_whose_code_fails_leaves_the_others(
-    paged: TestApp, store: JobStore
-) -> None:
-    """It is missing from the groups."""
-    fail(store, "Row 3", "Row 4")
-    fail(store, "Row 5", cls=Clockless)
-    assert reasons(paged) == [("ValueError", "Row …", 2)]
-
-
 def test_only_the_newest_are_examined(
     paged: TestApp, store: JobStore, visit: Visiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,13 +64,6 @@ def translated_app(redis_url: str, tmp_path: Path) -> TestApp:
     return make_app(translated(make_config(redis_url), tmp_path))
 
 
-def titles(app: TestApp, store: JobStore, *languages: str) -> list[str]:
-    """Return the title of a job in languages."""
-    path = f"/job_state/{put(store, TranslatedRelay)}"
-    answers = [get(app, f"{path}?_LOCALE_={name}") for name in languages]
-    return [answer.json["job"]["title"] for answer in answers]
-
-
 def localizers(config: Configurator) -> set[str]:
     """Return the names of the localizers that Pyramid keeps."""
     return {name for name, _ in config.registry.getUtilitiesFor(ILocalizer)}
@@ -138,25 +131,3 @@ def test_names_of_unknown_languages_are_not_kept(
                     assert response.status_code == 200, (path, name)
                     assert text in response.text
     assert localizers(config) <= {"en", "de"}
-
-
-def test_catalog_of_a_region_comes_before_that_of_its_language(
-    redis_url: str, store: JobStore, tmp_path: Path
-) -> None:
-    """A catalog serves the regions of its language that have none of their own. Texts
-    without a translation are English. An unknown language gets the default, unless the
-    application's own negotiator chooses.
-    """
-    settings = {"pyramid.default_locale_name": "de_AT"}
-    config = translated(make_config(redis_url, settings=settings), tmp_path)
-    texts = {**GERMAN, "Marathon over ${miles} miles": "${miles} Miglien"}
-    write_catalog(tmp_path, "marathons", "de_AT", texts)
-    app = make_app(config)
-    found = titles(app, store, "de", "de_AT", "de_CH", "fr", "en", "en_GB")
-    austrian = "26 Miglien"
-    assert found == [TRANSLATED, austrian, TRANSLATED, austrian, ENGLISH, ENGLISH]
-    # Without any catalog, the mapping is still applied.
-    assert titles(make_app(make_config(redis_url)), store, "de") == [ENGLISH]
-    config = translated(make_config(redis_url), tmp_path)
-    config.set_locale_negotiator(lambda request: "de")
-    assert titles(make_app(config), store, "en") == [TRANSLATED]

@@ -23,7 +23,6 @@ from tests.web.paging import (
     TRACEBACK,
     Visit,
     Visiting,
-    paged_app,
 )
 from tests.webapp import get
 
@@ -360,19 +359,6 @@ def test_libraries(shown: Callable[..., list[str]]) -> None:
     # Without any frame of the application's, nothing is folded.
     text = f"{OUTER}{INNER}ValueError: wrong\n"
     assert shown(text) == [text]
-
-
-def test_application_may_be_configured_in_a_subpackage(
-    redis_url: str, store: JobStore
-) -> None:
-    """The frames of all its packages are its own."""
-    app = paged_app(redis_url, package="tests.web")
-    text = TRACEBACK.replace("/srv/shop/shop", f"{SITE}/tests")
-    error = JobError("ValueError", "wrong")
-    job = put_job(store, RunMarathon, "error", error=error, traceback=text)
-    summaries = Visit(app, f"/job_state/{job.uuid}").texts("[role=region] summary")
-    outer = "2 frames of dramatiq, pyramid_jobstate"
-    assert summaries == [outer, "1 frame of openpyxl"]
 
 
 def test_what_is_no_frame_is_seen(shown: Callable[..., list[str]]) -> None:

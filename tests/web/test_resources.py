@@ -117,33 +117,6 @@ def test_mounted_container_has_the_jobs_of_all(redis_url: str, store: JobStore) 
         assert get(app, f"/job_state{path}", "alice").json == FORBIDDEN
 
 
-def test_views_of_the_application_work_beside_ours_in_its_tree(
-    redis_url: str, store: JobStore
-) -> None:
-    """The application may have views, and error views, for jobs in its own tree."""
-
-    def show(context: Any, request: Request) -> Response:
-        return Response(context.__name__)
-
-    config = make_config(redis_url, root_factory=mounted_root)
-    config.add_view(show, name="page", context=JobState, permission="view_job")
-    config.add_view(show, name="page", context=JobStates, permission="list_jobs")
-    config.add_notfound_view(lambda e, r: Response("app 404", 404))
-    config.add_forbidden_view(lambda e, r: Response("app 403", 403))
-    app = make_app(config)
-    uuid = put(store)
-
-    for path, user, text in (
-        (f"/jobs/{uuid}/page", "alice", uuid),
-        (f"/jobs/{uuid}/page", "bob", "app 403"),
-        (f"/jobs/{uuid}/none", "alice", "app 404"),
-        ("/jobs/page", ADMIN, "jobs"),
-        ("/jobs/page", "bob", "app 403"),
-    ):
-        assert get(app, path, user).text == text, (path, user)
-    assert get(app, f"/jobs/{uuid}", "bob").json == FORBIDDEN
-
-
 def test_persistent_root(
     redis_url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -206,19 +179,6 @@ class Elsewhere(JobState):
         return f"https://example.com/{self.uuid}"
 
 
-class InTenants(JobState):
-    """A kind of job for which the application has an adapter."""
-
-    kind = "tests.web.test_resources.InTenants"
-
-
-class TenantURL:
-    def __init__(self, resource: JobState, request: Request) -> None:
-        self.virtual_path = self.physical_path = f"/tenants/7/{resource.uuid}"
-        self.virtual_path_tuple = tuple(self.virtual_path.split("/"))
-        self.physical_path_tuple = self.virtual_path_tuple
-
-
 def url_in(state: Any) -> str:
     return str(state["job"]["url"])
 
@@ -257,10 +217,8 @@ def test_state_has_the_url_that_pyramid_gives(redis_url: str, store: JobStore) -
     request.resource_url().
     """
     config = made_config(redis_url, root_factory=mounted_root)
-    config.add_resource_url_adapter(TenantURL, InTenants)
-    config.commit()
     classes: list[type[JobState]] = [RunMarathon, RunMarathon, RunMarathon]
-    jobs = [put(store, cls) for cls in (*classes, Elsewhere, InTenants)]
+    jobs = [put(store, cls) for cls in (*classes, Elsewhere)]
     environs: list[dict[str, Any]] = [
         {},
         {"SCRIPT_NAME": "/a b"},

@@ -19,20 +19,6 @@ Visitors = Callable[[], TestApp]
 AJAX = {"X-Requested-With": "XMLHttpRequest"}
 
 
-class PlainSession:
-    """A session that is not a dict, like Beaker's. The server keeps its data."""
-
-    def __init__(self, request: Request, kept: dict[str, dict[str, Any]]) -> None:
-        self.data = kept.setdefault(request.cookies.get("id", ""), {})
-        self.get = self.data.get
-
-    def __getitem__(self, name: str) -> Any:
-        return self.data[name]
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        self.data[name] = value
-
-
 def cookies(timeout: int | None = None) -> Any:
     """Return a factory of cookie sessions, which do not end by default. Each access
     that would ever renew a session does so at once, with a new cookie.
@@ -40,14 +26,14 @@ def cookies(timeout: int | None = None) -> Any:
     return SignedCookieSessionFactory("s" * 64, timeout=timeout, reissue_time=-1)
 
 
-def make_visited(redis_url: str, broker: Broker, factory: Any = None) -> Configurator:
+def make_visited(redis_url: str, broker: Broker) -> Configurator:
     """Return the configurator of a finished application without a policy, whose
     visitors send jobs.
     """
     run_marathon = broker.get_actor("run_marathon")
     settings = {"jobstate.redis_url": redis_url, "jobstate.owner": "session"}
     config = Configurator(settings={**settings, **EXPLICIT}, root_factory=Root)
-    config.set_session_factory(factory or cookies())
+    config.set_session_factory(cookies())
     config.include("pyramid_tm")
     config.include("pyramid_jobstate")
 
@@ -166,21 +152,6 @@ def test_named_owner_makes_no_name(new_visitor: Visitors, store: JobStore) -> No
     for uuid in response.json:
         visitor.get(f"/job_state/{uuid}", status=403)
     assert owners(store) == {None, "bob"}
-
-
-def test_session_need_not_be_a_dict(redis_url: str, global_broker: Broker) -> None:
-    """Any session that can get and set items will do, such as Beaker's."""
-    kept: dict[str, dict[str, Any]] = {}
-    factory = functools.partial(PlainSession, kept=kept)
-    app = make_visited(redis_url, global_broker, factory).make_wsgi_app()
-    visitor, other = TestApp(app), TestApp(app)
-    visitor.set_cookie("id", "a")
-    other.set_cookie("id", "b")
-    uuid = visitor.post("/send").json
-    visitor.get(f"/job_state/{uuid}", status=200)
-    other.get(f"/job_state/{uuid}", status=403)
-    assert kept["b"] == {}
-    assert [type(name) for name in kept["a"].values()] == [str]
 
 
 def test_request_of_a_job_makes_no_name(

@@ -105,19 +105,12 @@ def test_store_is_that_of_the_middleware_or_of_the_setting(
     for url, broker in (
         (None, make_broker(redis_url)),
         (redis_url, make_broker("redis://nowhere.invalid")),
+        # Of other jobs, without our middleware.
+        (redis_url, RedisBroker(url=NOWHERE)),
     ):
         set_broker(broker)
         app = make_app(make_config(url))
         assert get(app, f"/job_state/{put(store)}", "alice").status_code == 200
-
-
-def test_broker_of_other_jobs_is_left_alone(
-    redis_url: str, set_broker: SetBroker, warnings: Callable[[], list[str]]
-) -> None:
-    """Who reads jobs elsewhere may have a broker without our middleware."""
-    set_broker(RedisBroker(url=NOWHERE))
-    assert start(configured(redis_url)).counts().queued == 0
-    assert warnings() == []
 
 
 def test_application_without_a_store_does_not_start(set_broker: SetBroker) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import redis
-from pyramid.config import Configurator
 from webtest import TestApp
 
 from pyramid_jobstate import Batch, JobState, JobStore
@@ -335,28 +334,6 @@ def test_store_that_goes_away(
     for _ in range(3):
         assert poll(app, uuid).json["job"]["usual"] is None
     assert len(begun) == 1 and not said()
-
-
-def test_client_with_a_connection_for_each_request(
-    store: JobStore, redis_url: str
-) -> None:
-    """A poll does not have to wait for that of the thread, or fail."""
-    put_runs(store)
-    uuids = [put(store), put(store)]
-    config = make_config(redis_url)
-    app = make_app(config)
-    pool = redis.ConnectionPool.from_url(redis_url, max_connections=1)
-    Configurator(registry=config.registry, autocommit=True).set_job_store(
-        JobStore(redis.Redis(connection_pool=pool))
-    )
-    with held() as (reached, released):
-        assert get(app, f"/job_state/{uuids[0]}", "alice").status_code == 200
-        assert reached.wait(30)
-        answer = get(app, f"/job_state/{uuids[1]}", "alice")
-        released.set()
-        settle()
-        assert answer.status_code == 200
-        assert [poll(app, uuid).json["job"]["usual"] for uuid in uuids] == [USUAL] * 2
 
 
 def test_thread_that_cannot_start(app: TestApp, store: JobStore) -> None:
