@@ -113,9 +113,7 @@ def made_config(redis_url: str | None, **options: Any) -> Configurator:
 
 
 def take_steps(config: Configurator, steps: str, **own: Callable[[], object]) -> Any:
-    """Take the named steps of an application's start, and return what the last one
-    returns. The test may add steps to "include", "commit" and "make".
-    """
+    """Take named steps of a start, or the test's own, and return the last's result."""
     known: dict[str, Callable[[], object]] = {
         "include": lambda: config.include("pyramid_jobstate"),
         "commit": config.commit,

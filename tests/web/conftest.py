@@ -48,9 +48,7 @@ def sqlite(tmp_path: Path) -> Iterator[SQL]:
 
 @pytest.fixture
 def config(redis_url: str) -> Configurator:
-    """The configurator of a finished application, with jobs at the default path and at
-    two others.
-    """
+    """The configurator of a finished application, with jobs at three places."""
     return made_config(redis_url, root_factory=mounted_root)
 
 

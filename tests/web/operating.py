@@ -66,9 +66,7 @@ def operated_app(
     call: Callable[[Request, Any, str], object] = lambda *asked: None,
     **options: Any,
 ) -> TestApp:
-    """Return an application with operators, whose jobs are at three places, and whose
-    policy calls a function.
-    """
+    """Return an application with operators, whose policy calls a function."""
     options = {"root_factory": operated_root, "security_policy": Asked(call), **options}
     return make_app(make_config(redis_url, **options))
 
@@ -148,9 +146,7 @@ class LockedDiary(JobState):
 
 
 def put(store: JobStore, *owners: Any, cls: Any = Letter, **options: Any) -> list[str]:
-    """Store a job of each owner, and return their uuids. Those that have failed can run
-    again, where `Marathons` are.
-    """
+    """Store a job of each owner, and return their uuids. The failed can run again."""
     usual = {"actor": "run_marathon", "params": {"miles": 26}, "status": "working"}
     options = {**usual, **options}
     if options["status"] == "error":
@@ -169,9 +165,7 @@ def uuids_of(items: Any) -> list[str]:
 
 
 def csrf_app(redis_url: str) -> TestApp:
-    """Return an application for operators that requires CSRF tokens, and gives them at
-    /token.
-    """
+    """Return an application that requires CSRF tokens, and gives them at /token."""
     config = make_config(redis_url, root_factory=operated_root)
     config.set_csrf_storage_policy(CookieCSRFStoragePolicy())
     config.set_default_csrf_options(require_csrf=True)

@@ -54,9 +54,7 @@ TRACEBACK = f"{OUTER}{OWN}{INNER}ValueError: wrong\n"
 
 
 def paged_config(redis_url: str | None, **options: Any) -> Configurator:
-    """Return the configurator of an application for operators that has included pages,
-    and not yet the package.
-    """
+    """Return the configurator of an application that includes pages alone so far."""
     options = {"root_factory": operated_root, **options}
     config = make_config(redis_url, **options)
     config.include("pyramid_jobstate.pages")
@@ -137,9 +135,7 @@ def put_batch(
     member: type[JobState] = RunMarathon,
     **options: Any,
 ) -> tuple[str, list[str]]:
-    """Store a batch of Alice's, and return its uuid and those of its members, which can
-    run again if they have failed.
-    """
+    """Store a batch of Alice's. Return its uuid and those of its members."""
     usual = {"job_state_class": member, "actor": "run_marathon", "params": MILES}
     wrong = {"error": JobError("ValueError", "wrong")}
     each = [{"status": m} if isinstance(m, str) else m for m in members]

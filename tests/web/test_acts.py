@@ -41,9 +41,7 @@ ALL: dict[str, Any] = {"all": 1, "everything": 1}
 
 
 def test_cancel_answers_the_new_state(app: TestApp, store: JobStore) -> None:
-    """A job that waits is cancelled at once, and one that runs is asked to end. A page
-    may have given its URL any query, as for a poll.
-    """
+    """A waiting job is cancelled at once, and a running one is asked to end."""
     for status in UNFINISHED:
         becomes = "cancelling" if status in ("working", "cancelling") else "cancelled"
         (job,) = put(store, "alice", cls=RunMarathon, status=status)
@@ -86,9 +84,7 @@ def test_job_or_store_that_goes_away_meanwhile(
     marathons: Marathons,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A record that expires during the request is a 404. A store that goes away is a
-    503, and is not taken for a fault of the broker.
-    """
+    """A record that expires amid the request is a 404; a store that goes is a 503."""
     app = operated_app(redis_url, lambda *asked: store.client.flushdb())
     for method, end in ACTS:
         for status in "success", "error", "working":
@@ -203,9 +199,7 @@ def test_owner_of_a_request_decides(redis_url: str, store: JobStore) -> None:
 
 
 def test_cursor_leads_to_the_other_jobs(operated: TestApp, store: JobStore) -> None:
-    """To those that were sent before, and only in the request that returned it, for the
-    same user.
-    """
+    """To those sent before, for the same user and in the same request alone."""
     jobs = put(store, *["alice"] * 3, *["bob"] * 3, cls=RunMarathon, status="queued")
     cancel = functools.partial(act, operated, "/job_state/cancel")
     first = cancel("alice", everything=1, limit=1).json
@@ -283,9 +277,7 @@ def test_acts_are_logged(
     marathons: Marathons,
     said: Callable[[], list[str]],
 ) -> None:
-    """What was done is logged with the user; what was refused is not. If a request acts
-    on many jobs, its filter has a line, too, on which line breaks stay.
-    """
+    """What was done is logged with the user and the filter; what was refused is not."""
     (job,) = put(store, "alice", cls=RunMarathon, status="error")
     (odd,) = put(store, "al\nice", status="queued")
     said()

@@ -406,9 +406,7 @@ def test_path_that_is_no_utf8() -> None:
 
 
 def test_response_may_be_replaced_until_its_first_byte() -> None:
-    """A WSGI application may make an error page of a response of which nothing has been
-    sent. Later, it gets its exception back, and so does one that starts none.
-    """
+    """An application may replace a response of which nothing has been sent yet."""
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", [])

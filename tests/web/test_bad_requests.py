@@ -114,9 +114,7 @@ Refused = Callable[..., None]
 
 @pytest.fixture
 def refused(operated: TestApp, store: JobStore, marathons: Marathons) -> Refused:
-    """Asserts that an application with a failed and a running job refuses a request
-    with a code, which changes nothing.
-    """
+    """Asserts that a request is refused with a code, and changes no job."""
     (job,) = put(store, OPERATOR, cls=RunMarathon, status="error")
     (run,) = put(store, OPERATOR, cls=RunMarathon)
 
@@ -252,9 +250,7 @@ def test_refused_request_is_not_read(operated: TestApp) -> None:
 
 
 def test_body_is_refused_unread(operated: TestApp, store: JobStore) -> None:
-    """A body's length and type suffice to refuse it; it is not read to its end. One
-    that has parameters is refused lest more jobs are acted on than were meant.
-    """
+    """Length and type suffice to refuse a body. Parameters belong in the query."""
     path = "/job_state/clear?all=1&everything=1"
     long = io.BytesIO(b"a" * 1_000_000)
     (job,) = put(store, "alice", status="success")

@@ -104,9 +104,7 @@ def desk(redis_url: str, client: redis.Redis, global_broker: Broker) -> BatchDes
 
 
 def test_batch_is_sent_when_the_transaction_commits(desk: BatchDesk) -> None:
-    """Its page can show it before, and its members are its owner's. One without members
-    is a success at once.
-    """
+    """It can be shown before. One without members is a success at once."""
     request = desk.begin()
     with request.job_states.batch(ImportAll) as batch:
         jobs = [batch.send(desk.actor, n) for n in range(3)]
@@ -129,10 +127,7 @@ def test_batch_is_sent_when_the_transaction_commits(desk: BatchDesk) -> None:
 
 
 def test_weights_and_pipelines(desk: BatchDesk, global_broker: Broker) -> None:
-    """Each message of a pipeline or a group is a member. A step that waits for its turn
-    is queued; the steps after one that fails are cancelled. A member of weight 10
-    counts as much as ten others.
-    """
+    """Each message of a pipeline or a group is a member, with its weight."""
 
     @job_actor(broker=global_broker, job_state=True, max_retries=0)
     def step(n: int, before: Any = None) -> int:
@@ -195,9 +190,7 @@ def test_abort_or_exception_in_the_block_sends_nothing(desk: BatchDesk) -> None:
 
 
 def test_savepoint_takes_back_what_came_after_it(desk: BatchDesk) -> None:
-    """The members that a batch was sent since, whose keys are free again, or the batch
-    itself, which then takes no more. After the block it takes nothing back.
-    """
+    """It takes back later members, whose keys are free again, or the batch itself."""
     request = desk.begin()
     with request.job_states.batch() as batch:
         batch.send(desk.actor, 1, key="a")
@@ -294,9 +287,7 @@ def test_title_of_one_batch(desk: BatchDesk) -> None:
 def test_what_cannot_be_a_member(
     desk: BatchDesk, global_broker: Broker, subtests: pytest.Subtests
 ) -> None:
-    """A wrong member is an error that says why; the rest of the batch is sent, and
-    neither again nor with the option of another batch.
-    """
+    """A wrong member is an error that says why; the rest of the batch is sent."""
     nothing: Any = dramatiq.actor(broker=StubBroker())(lambda: None)
     other = make_request(desk.config, "alice").job_states.batch()
     twice = group([desk.actor.message(2)] * 2)
@@ -375,9 +366,7 @@ def test_block_of_a_batch(desk: BatchDesk) -> None:
 def test_further_member_does_not_wait_for_the_commit(
     desk: BatchDesk, global_broker: Broker
 ) -> None:
-    """It leaves although the transaction of its sender aborts, unlike what the request
-    sends.
-    """
+    """It leaves although the transaction of its sender aborts."""
     global_broker.add_middleware(RequestMiddleware())
 
     @job_actor(broker=global_broker, max_retries=0, throws=ValueError)
@@ -453,10 +442,7 @@ def test_members_come_in_pages(desk: BatchDesk) -> None:
 
 @pytest.mark.promise("members-have-rights-of-their-own")
 def test_rights_of_members(desk: BatchDesk) -> None:
-    """Who may see the batch sees its bar, and of its members only those that they may
-    see. An unknown batch and a forbidden one look alike, also if the policy raises, and
-    also to who may see some of its members.
-    """
+    """Viewers of a batch see its bar, and those members that they may see."""
 
     def fail(request: Request, context: Any, permission: str) -> None:
         if permission == "view_job":

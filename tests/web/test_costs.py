@@ -102,9 +102,7 @@ def make_floor(store: JobStore) -> Iterator[Callable[..., Floor]]:
 def test_what_a_job_and_its_viewers_cost(
     make_floor: Callable[..., Floor], client: redis.Redis, paged: TestApp
 ) -> None:
-    """No more than ever, if its class captures nothing, nobody asks where it is, and
-    nobody has to find out how long such jobs run.
-    """
+    """No more than ever, if nobody uses anything beside them."""
     # The worker writes what somebody waits for.
     sender, floor = make_floor(), make_floor(interval=3600)
     held: list[Held] = []
@@ -154,9 +152,7 @@ def test_what_a_job_and_its_viewers_cost(
 def test_what_a_job_costs_that_runs_for_long(
     make_floor: Callable[..., Floor], client: redis.Redis, store: JobStore
 ) -> None:
-    """Its record, what lies beside it and its place in the lists are renewed, without a
-    script more.
-    """
+    """Its record and its place in the lists are renewed, without a script more."""
     brief = store.replace(active_expire_in=2)
     held = make_floor(own=brief, interval=3600).begin()
     assert held.job_state.flush(10)
@@ -191,9 +187,7 @@ def test_what_a_stream_costs(
 
 
 def test_what_a_view_asks_the_policy(redis_url: str, store: JobStore) -> None:
-    """Whether the viewer may see the job, and cancel it, and nothing of what operators
-    may do.
-    """
+    """Whether the viewer may see the job, and cancel it, and nothing else."""
     asked: list[str] = []
     app = operated_app(redis_url, lambda _, context, right: asked.append(right))
     uuid = put_job(store, Diary, owner="alice").uuid

@@ -34,9 +34,7 @@ class Sheet(JobState):
 def fail(
     store: JobStore, *texts: str, type_: str | None = "ValueError", **options: Any
 ) -> list[str]:
-    """Put a job of Alice's that failed with each of some texts, and return their uuids
-    with the newest first.
-    """
+    """Put a job that failed with each text, and return their uuids, newest first."""
     usual = {"cls": Sheet, "status": "error", **options}
     errors = [JobError(type_, text) for text in texts]
     return [put(store, "alice", error=error, **usual)[0] for error in errors][::-1]
@@ -57,9 +55,7 @@ def reasons(app: TestApp, query: str = "&all=1", user: str = OPERATOR) -> list[A
 
 @pytest.mark.promise("failures-are-grouped")
 def test_equal_failures_are_counted_together(paged: TestApp, store: JobStore) -> None:
-    """Groups have the class, the common text, and their jobs, and come in the order in
-    which their last jobs failed.
-    """
+    """Groups have the class, the common text and their jobs, the newest first."""
     first = fail(store, "Row 3 lacks a date")
     fail(store, "Row 4 lacks a name", "Row 4 lacks a date")
     fail(store, "Row 4 lacks a date", type_="myapp.BadRow")
@@ -106,9 +102,7 @@ def test_digits_and_quoted_parts_make_no_difference(
 
 
 def test_hostile_texts_take_no_time(paged: TestApp, store: JobStore) -> None:
-    """The longest texts that a class may return are grouped in linear time, also those
-    that take a careless pattern quadratic time.
-    """
+    """The longest texts that a class may return are grouped in linear time."""
     each = [*("'", " 'a", " b'", "'a", " b'a", "'a'b", '"', "“", "`", "1.", "1", "0x")]
     each.append("deadbeef-abcd-")
     for part in [*each, *(f" '{part}" for part in each)]:
@@ -121,9 +115,7 @@ def test_hostile_texts_take_no_time(paged: TestApp, store: JobStore) -> None:
 def test_exceptions_are_for_viewers_who_may_read_them(
     paged: TestApp, store: JobStore
 ) -> None:
-    """Others read the public reason. Jobs that nobody may view count for nobody, and
-    reasons without an exception have no type.
-    """
+    """Others read the public reason. Jobs that nobody may view count for nobody."""
     fail(store, "Row 3 is wrong by Bob", "Row 4 is wrong by Ann")
     for cls in Letter, LockedDiary:
         fail(store, "Row 3 is wrong by Bob", cls=cls)
@@ -168,9 +160,7 @@ def test_groups_are_those_of_the_list(paged: TestApp, store: JobStore) -> None:
 def test_only_the_newest_are_examined(
     paged: TestApp, store: JobStore, visit: Visiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thousand jobs are, in pages of two hundred. The answer says that older ones are
-    not.
-    """
+    """The newest thousand are, and the answer says that older ones are not."""
     fail(store, *["Row 3"] * 3)
     two = store.list(limit=2)
     asked = []
@@ -191,9 +181,7 @@ def test_only_the_newest_are_examined(
 
 
 def test_page_has_a_row_for_each_group(store: JobStore, visit: Visiting) -> None:
-    """A row says how many jobs failed, why and when, and leads to the newest one. The
-    page leads back to the list.
-    """
+    """A row says how many jobs failed, why and when, and leads to the newest one."""
     fail(store, *["Row 7 <b>lacks</b> a date"] * 3)
     (last,) = fail(store, "", type_="myapp.BadRow")
     put(store, "bob", cls=Diary, status="error")
@@ -233,9 +221,7 @@ def test_page_without_failures(store: JobStore, visit: Visiting) -> None:
 
 @pytest.mark.promise("failures-are-grouped")
 def test_group_is_run_again(store: JobStore, visit: Visiting) -> None:
-    """Its button has the URLs of those of its jobs that the viewer may run again: of no
-    batch, and of no job that only others may.
-    """
+    """Its button has the URLs of those of its jobs that the viewer may run again."""
     mine = fail(store, "Row 3", "Row 4", cls=Letter)
     put(store, "alice", cls=RunMarathon, status="error", error=JobError(None, "Row 3"))
     put_batch(store, "error", owner="alice")

@@ -140,9 +140,7 @@ def alices(config: Configurator) -> Any:
 
 
 def test_hook_with_a_request(config: Configurator, run_marathon: Any) -> None:
-    """Its request is that of an actor: in a transaction, for the owner of the job, with
-    URLs that begin as the job's do. A hook without one gets none.
-    """
+    """Its request is that of an actor. A hook without one gets none."""
     states = alices(config).job_states
     with working(run_marathon.broker):
         good = states.send_immediately(run_marathon)
@@ -182,9 +180,7 @@ def send_batch(config: Configurator, actor: Any, *errors: str) -> Batch:
 
 
 def test_batch_is_told(config: Configurator, run_marathon: Any) -> None:
-    """It is told when it ends, and again if it goes on and ends once more. One without
-    members is over at once, and told as soon as its transaction has committed.
-    """
+    """It is told whenever it ends. An empty one is told after its commit."""
     states = alices(config).job_states
     with working(run_marathon.broker):
         empty = send_batch(config, run_marathon)
@@ -207,9 +203,7 @@ def test_batch_is_told(config: Configurator, run_marathon: Any) -> None:
 def test_hook_of_a_batch_cannot_put_its_members_back(
     config: Configurator, run_marathon: Any
 ) -> None:
-    """Else each end of the batch would bring about the next one. Nor can the hook of a
-    member do so, since it is one of them.
-    """
+    """Else each end of the batch would bring about the next one."""
     store, broker = store_of(run_marathon.broker), run_marathon.broker
     found: list[str] = []
     left: list[int] = []
@@ -236,9 +230,7 @@ def test_hook_of_a_batch_cannot_put_its_members_back(
 def test_transaction_that_fails_tells_nothing(
     config: Configurator, run_marathon: Any
 ) -> None:
-    """However long databases vote, nothing is to be told, nor of an empty batch: the
-    transaction may still abort, and its process may die.
-    """
+    """However long databases vote, nothing is to be told, nor of an empty batch."""
     store, seen = store_of(run_marathon.broker), []
 
     def vote() -> None:
@@ -321,10 +313,7 @@ def test_jobs_in_a_test_run_their_hooks(run_marathon: Any) -> None:
 
 
 def test_hook_in_a_test_reads_the_end(config: Configurator, run_marathon: Any) -> None:
-    """As after a worker's, the times of the job and of the batch are known, the batch
-    has counted its members, and a job cannot be cancelled. The outbox shows the batch
-    so, too.
-    """
+    """As after a worker's end, times and counts are known, and no cancel is taken."""
     seen: list[Any] = []
 
     def see(self: JobState) -> None:
@@ -363,10 +352,7 @@ def test_hook_in_a_test_reads_the_end(config: Configurator, run_marathon: Any) -
 
 
 def test_one_hook_runs_in_a_test(config: Configurator, store: JobStore) -> None:
-    """It is told what the job says that was put, and commits only if the test says so:
-    without the environ of the test's transaction, a hook with a request is refused
-    before it runs. An application without transactions has nothing to commit.
-    """
+    """It is told what was put, and commits only if the test says so."""
     job = testing.put_job(store, Told, "success", owner="bob")
     with pytest.raises(
         TypeError, match=r"^run_hook\(\) without an environ would commit"
@@ -399,9 +385,7 @@ def test_one_hook_runs_in_a_test(config: Configurator, store: JobStore) -> None:
 
 @pytest.mark.usefixtures("no_broker")
 def test_queue_of_the_hooks_is_a_setting() -> None:
-    """It goes to the middleware that the setting jobstate.broker makes. An error names
-    the setting, and what to do without jobstate.broker.
-    """
+    """It goes to the middleware that the setting jobstate.broker makes."""
     queue, setting = "jobstate.hooks_queue", "jobstate.broker"
     for settings, error in (
         ({setting: NOWHERE, queue: "my mails"}, "'my mails' is not the name of"),

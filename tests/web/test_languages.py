@@ -72,9 +72,7 @@ def localizers(config: Configurator) -> set[str]:
 def test_words_are_in_the_language_of_the_request(
     redis_url: str, store: JobStore, tmp_path: Path
 ) -> None:
-    """A string with a default never reaches the browser as its message id. A catalog
-    for our domain translates what we say of an end.
-    """
+    """No browser gets a message id. A catalog for our domain translates our reasons."""
     ours = {
         "The job failed.": "Gescheitert.",
         "No worker knows the actor ${actor}.": "${actor}?",

@@ -35,9 +35,7 @@ def listed(app: TestApp, query: str = "", user: str = ADMIN) -> list[str]:
 def test_get_answers_the_callers_own_jobs(
     app: TestApp, store: JobStore, redis_url: str
 ) -> None:
-    """GET lists the user's own jobs, newest first, and ignores other parameters.
-    request.job_states.list() gives jobs whose parent is that container.
-    """
+    """GET, and list(), have the user's own jobs, newest first."""
     jobs = put(store, "alice", "alice", "alice", cls=RunMarathon)
     put(store, "bob", None)
     response = get(app, "/job_state", "alice")
@@ -61,9 +59,7 @@ def test_get_answers_the_callers_own_jobs(
 
 
 def test_list_jobs_lists_anyones(app: TestApp, store: JobStore) -> None:
-    """With list_jobs, a user lists anyone's jobs, but only those that they may see. A
-    batch stands for its members, unless the request asks for members.
-    """
+    """With list_jobs, a user lists all jobs that they may see, or those of anyone."""
     (diary,) = put(store, "alice", cls=LockedDiary)
     alices, bobs, nobodys = put(store, "alice", "bob", None)
     batch, members = put_batch(store, "queued", "error")
@@ -104,10 +100,7 @@ def test_get_filters_and_pages(app: TestApp, store: JobStore) -> None:
 def test_kind_tells_nothing_of_the_jobs_of_others(
     app: TestApp, store: JobStore
 ) -> None:
-    """The name of a class and of an actor is that of both, whoever has such jobs: the
-    answer about one owner's jobs is the same before and after others have some. Only
-    who asks for all jobs is told to choose.
-    """
+    """A name of a class and an actor means both, whoever has such jobs."""
     query = "?kind=RunMarathon"
     (job,) = put(store, "alice", cls=RunMarathon)
     (member,) = put_batch(store, "queued", member=RunMarathon)[1]
@@ -223,10 +216,7 @@ def test_page_of_large_jobs_ends_early(
 @pytest.mark.promise("answers-are-bounded")
 @pytest.mark.system
 def test_answer_about_large_jobs_ends_early(app: TestApp, store: JobStore) -> None:
-    """What it leaves out is neither a state nor null, and is asked for again. The first
-    job is there however large it is. A process that has read small jobs before, and one
-    that has read large ones, find the same.
-    """
+    """What it leaves out is neither a state nor null, and is asked for again."""
     small = put(store, *["alice"] * 60, cls=RunMarathon)
     large = put(store, *["alice"] * 20, cls=RunMarathon, metrics=LARGE)
     huge = put(store, *["alice"] * 2, cls=RunMarathon, params={"x": "x" * 5_000_000})

@@ -37,9 +37,7 @@ def texts(app: TestApp, path: str, user: str | None, **headers: str) -> list[str
 
 
 def test_operators_read_what_a_job_logged(operated: TestApp, logged: Log) -> None:
-    """With `inspect_job`: each line with its number, time, level and logger, and the
-    lines of append_log() without the last two.
-    """
+    """Each line has its number and time, and its level and logger if captured."""
     path = f"{logged()}/log"
     answer = get(operated, path, KEEPER)
     lines = answer.json["lines"]
@@ -76,9 +74,7 @@ def test_level_may_be_of_an_enum(operated: TestApp, logged: Log) -> None:
 def test_class_may_open_its_log(
     operated: TestApp, store: JobStore, logged: Log
 ) -> None:
-    """To everybody who may view the job, and to nobody else. Where its class is
-    unknown, that is not known to have done so.
-    """
+    """To everybody who may view the job, and to nobody else."""
     job = logged(OpenMinutes)
     path = f"{job}/log"
     for user in "alice", ADMIN:
@@ -92,9 +88,7 @@ def test_class_may_open_its_log(
 def test_log_that_is_not_there(
     operated: TestApp, store: JobStore, logged: Log, client: redis.Redis
 ) -> None:
-    """Of a job whose class captures nothing nobody asks the store; and a deleted job
-    has no log any more.
-    """
+    """If a class captures nothing, nobody asks. A deleted job has no log any more."""
     path = f"/job_state/{put_job(store, log=['plain']).uuid}"
     assert get(operated, path, OPERATOR).status_code == 200
     with counting_trips() as trips:
@@ -120,10 +114,7 @@ def test_bad_requests_for_a_log(operated: TestApp, store: JobStore) -> None:
 
 
 def test_page_shows_the_log(visit: Visiting, logged: Log, store: JobStore) -> None:
-    """Operators see all of it, with times and levels, in place of what the element
-    would show. Viewers see the last 20 lines that the actor appended, as of any job,
-    however much was captured beside them, unless the class opens its log.
-    """
+    """Operators see all of it, and viewers what the actor appended."""
     shown, element = "[data-jobstate=lines]", "job-state li"
     page = visit(logged(), KEEPER)
     numbers = [line["data-number"] for line in page.all(f"{shown} li")]

@@ -97,10 +97,7 @@ def test_inspect_tells_all_of_an_error(operated: TestApp, marathons: Marathons) 
 def test_inspect_names_the_actor_and_the_queue(
     operated: TestApp, store: JobStore, marathons: Marathons
 ) -> None:
-    """The queue is that of the message, also while that is delayed, and stays when the
-    job runs again. Only if that is not known, to the record or the broker, the job runs
-    again in that of its actor, and names it from then on. A batch has neither.
-    """
+    """The queue is that of the message, or if nobody knows it that of the actor."""
     broker = marathons.broker
 
     @job_actor(actor_name="mail", broker=broker, max_retries=0, queue_name="mails")
@@ -168,10 +165,7 @@ def test_inspect_says_why_a_job_cannot_run_again(
 def test_operators_read_who_works(
     redis_url: str, operated: TestApp, store: JobStore, visit: Visiting
 ) -> None:
-    """Who may list all jobs gets what the store knows, and who may inspect a job the
-    name of its worker, on its page, too. The page of all jobs says how many work, or
-    that nobody does, if jobs wait. Who sees only their own jobs reads nothing.
-    """
+    """Those who may list all jobs read of workers, in JSON and on pages."""
 
     def line(user: str = OPERATOR, query: str = "") -> list[str]:
         return visit(f"/job_state/{query}", user).texts(".jobstate-workers")
@@ -245,10 +239,7 @@ def test_page_of_all_jobs_says_how_late_they_are(
 def test_inspectors_ask_where_a_job_is(
     operated: TestApp, runs: Runs, visit: Visiting
 ) -> None:
-    """While it runs, its page has a button that asks. The answer stands on the page,
-    where frames of libraries are folded, beside all else that is theirs to read. What
-    another program has written may be anything.
-    """
+    """A button asks, and the answer stands on the page, whatever was written."""
     job = runs.start()
     path, where = f"/job_state/{job.uuid}/", "[data-jobstate=where]"
     page = visit(path, KEEPER)
@@ -295,9 +286,7 @@ def test_inspectors_ask_where_a_job_is(
 def test_page_says_that_nobody_answers(
     operated: TestApp, store: JobStore, visit: Visiting
 ) -> None:
-    """After five seconds a worker is not expected to answer any more. Of a job that has
-    begun again, or ended without an answer, nothing is said.
-    """
+    """After five seconds a worker is not expected to answer any more."""
     job = put_job(store)
     path = f"/job_state/{job.uuid}/"
     act(operated, f"{path}stack", KEEPER)
@@ -321,9 +310,7 @@ def test_page_says_that_nobody_answers(
 def test_job_that_cannot_run_is_not_asked(
     operated: TestApp, store: JobStore, visit: Visiting
 ) -> None:
-    """One that was never sent shows as stalled, but no worker runs it. A batch has no
-    place: its jobs have.
-    """
+    """Neither one that was never sent nor a batch is somewhere."""
     job = put_job(store, status="queued")
     write(store, job.uuid, status="sending")
     pass_time(store, 3600)

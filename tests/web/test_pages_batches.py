@@ -20,9 +20,7 @@ EACH = ("success", "error", "working", "queued", "retrying", "cancelled", "error
 
 
 def test_page_lists_the_members(paged: TestApp, store: JobStore) -> None:
-    """The page of a batch has a row for each member: first those that failed, then
-    those that run, then the others, each in the order of sending.
-    """
+    """First those that failed, then those that run, then the others, each as sent."""
     batch, sent = put_batch(store, *EACH)
     jobs = [sent[n] for n in (1, 6, 2, 0, 3, 4, 5)]
     put_job(store, RunMarathon, owner="alice")
@@ -73,10 +71,7 @@ def test_addresses(paged: TestApp, store: JobStore) -> None:
 
 
 def test_first_page_begins_with_what_matters(paged: TestApp, store: JobStore) -> None:
-    """Before the first fifty members stand up to twenty that failed and ten that run,
-    which are found at once in a batch of any size. Each is once on a page, and also in
-    its place on a later one. Links lead to the next fifty, and to the first.
-    """
+    """Failed and running members come first, found at once in a batch of any size."""
     put_batch(store, *["working"] * 3)
     small, _ = put_batch(store, "queued", "error", "working")
     each = [*["queued"] * 45, *["error", "working"] * 25, *["queued"] * 20]

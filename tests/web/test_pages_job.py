@@ -159,9 +159,7 @@ class SelfTimed(JobState):
 
 
 def told(course: str) -> dict[str, Any]:
-    """Return what a job's JSON tells of its course: its status, its attempt, and when
-    what happened, in milliseconds after START.
-    """
+    """Return what JSON tells of a course, with times in milliseconds after START."""
     status, attempt, *times = course.split()
     found: dict[str, Any] = {"status": status, "attempt": int(attempt)}
     found |= dict.fromkeys(["queued_at", "started_at", "finished_at", "due_at"])
@@ -180,9 +178,7 @@ def steps_of(page: Visit) -> list[str]:
 def test_timeline(
     store: JobStore, visit: Visiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The steps of a job, with the time between them, that of each failed try, and that
-    of all after several tries.
-    """
+    """The steps of a job, with the time between them, and that of each failed try."""
     (job,) = put(store, "alice", cls=SelfTimed, status="error")
     key, begin = f"{{jobstate:{job}}}:failure", int(START.timestamp() * 1000)
     # Courses of jobs, when each failed try began and ended, and the steps.
@@ -275,9 +271,7 @@ FAKE = f"wrong\n\nTraceback (most recent call last):\n{INNER}{OWN}Exception: x"
 
 @pytest.fixture
 def shown(store: JobStore, visit: Visiting) -> Callable[..., list[str]]:
-    """Returns the parts of a traceback on the page of its job: an open one as it is, a
-    folded one as its heading. Together, they are the traceback.
-    """
+    """Returns the parts of a traceback: open ones, and the headings of folded ones."""
 
     def show(text: str, message: str = "wrong") -> list[str]:
         error = JobError("ValueError", message)
@@ -300,9 +294,7 @@ def shown(store: JobStore, visit: Visiting) -> Callable[..., list[str]]:
 def test_traceback_opens_at_the_application_s_frames(
     shown: Callable[..., list[str]],
 ) -> None:
-    """Runs of frames of libraries are folded. What raised is seen, and each line of the
-    application's, with the headers between the exceptions of a chain or a group.
-    """
+    """Runs of frames of libraries are folded. The application's and errors are seen."""
     header, outer = OUTER[:35], "2 frames of dramatiq, pyramid_jobstate"
     inner, end = "1 frame of openpyxl", "ValueError: wrong\n"
     assert shown(TRACEBACK) == [header, outer, OWN, inner, end]
@@ -362,9 +354,7 @@ def test_libraries(shown: Callable[..., list[str]]) -> None:
 
 
 def test_what_is_no_frame_is_seen(shown: Callable[..., list[str]]) -> None:
-    """A message may look like a traceback, and the beginning may be cut off anywhere,
-    also in the message. Nothing is lost.
-    """
+    """A message may look like a traceback, and the beginning may be cut off."""
     for said in FAKE, f"very {8 * FAKE}":
         # As it is stored.
         message = said[:1000]
@@ -388,9 +378,7 @@ def test_what_is_no_frame_is_seen(shown: Callable[..., list[str]]) -> None:
 
 
 def test_traceback_of_a_cancelled_job(store: JobStore, visit: Visiting) -> None:
-    """A job that failed and was cancelled before its next try has the traceback of the
-    last one, and no exception. That it was cancelled says its status.
-    """
+    """It is that of the last try, without an exception."""
     error, end = JobError("ValueError", FAKE), f"{OWN}ValueError: {FAKE}\n"
     job = put_job(store, RunMarathon, "retrying", error=error, traceback=OUTER + end)
     assert load_job(store, job.uuid).cancel()

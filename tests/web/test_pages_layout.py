@@ -120,9 +120,7 @@ def test_templates_can_be_overridden(
 
 
 def test_wrong_layout_and_no_package_stop_the_start() -> None:
-    """The error names the setting of a wrong layout, or the package to include. Without
-    pages, a template need not exist.
-    """
+    """The error names the setting of a wrong layout, or the package to include."""
     for layout, message in (
         ("templates/jobs.jinja2", "is not a template such as myapp:templates/jobs"),
         ("", "is not a template"),

@@ -53,9 +53,7 @@ def put_each(store: JobStore) -> dict[str, str]:
 
 
 def test_rows_are_the_jobs_of_the_json(paged: TestApp, store: JobStore) -> None:
-    """The list has the jobs of its JSON, each once, and above them those that run. Who
-    may list all reads whose they are.
-    """
+    """The list has the jobs of its JSON, each once, and above them those that run."""
     put_each(store)
     put(store, "alice", cls=LockedDiary)
     put(store, 7, None, cls=Diary)
@@ -81,9 +79,7 @@ def test_rows_are_the_jobs_of_the_json(paged: TestApp, store: JobStore) -> None:
 
 
 def test_running_jobs_stand_above_the_others(store: JobStore, visit: Visiting) -> None:
-    """The first page of a list begins with the ten newest running jobs. Beside the
-    jobs of a batch, it has the batch alone.
-    """
+    """The ten newest running jobs come first. Of a batch, there is the batch alone."""
     batch, members = put_batch(store, "queued", "working", "error")
     running = put(store, *["alice"] * 11)[::-1]
     waiting = put(store, *["alice"] * 3, status="queued")[::-1]
@@ -101,9 +97,7 @@ def test_running_jobs_stand_above_the_others(store: JobStore, visit: Visiting) -
 def test_owners_are_named(
     redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The application names owners on pages: each once, as text. An owner whom it does
-    not name, or for whom it raises, is shown as they are. An outage is a 503.
-    """
+    """The application names owners, each once, as text. An outage is a 503."""
     asked: list[Any] = []
 
     def label(request: Request, owner: Any) -> Any:
@@ -143,9 +137,7 @@ def test_row_has_the_first_public_parameters(store: JobStore, visit: Visiting) -
 
 
 def test_owners_lead_to_their_jobs(store: JobStore, visit: Visiting) -> None:
-    """Whoever may list all jobs finds the others of an owner by a click on their name.
-    The link keeps the language.
-    """
+    """Whoever may list all jobs finds the others of an owner by their name."""
     put(store, "alice & co", 7, None)
     page = visit("/job_state?kind=Letter&_LOCALE_=de")
     links = [str(tag["href"]) for tag in page.all(".jobstate-whose a")]
@@ -171,9 +163,7 @@ def test_job_is_found_by_the_beginning_of_its_id(
 
 
 def test_operators_read_why_jobs_fail(store: JobStore, visit: Visiting) -> None:
-    """In a row, those who may inspect a job read its exception, and all others what the
-    class tells them.
-    """
+    """Those who may inspect a job read its exception, others what the class says."""
     put(store, "alice", status="error", error=JobError("ValueError", "x" * 500))
     page = visit("/job_state")
     assert page.texts(".jobstate-reason") == [f"ValueError: {'x' * 387}…"]
@@ -250,9 +240,7 @@ def test_form_keeps_what_is_filtered(redis_url: str, store: JobStore) -> None:
 
 
 def test_filter_tells_a_class_from_an_actor(store: JobStore, visit: Visiting) -> None:
-    """Actors without a class have options of their own. Two options of one name say
-    what each is, and lead to its jobs, with their counts and chart.
-    """
+    """Two options of one name say what each is, and lead to its jobs."""
     put(store, None, cls=Diary, status="success")
     for actor in "mow", "rake", "Diary":
         put(store, None, cls=JobState, status="success", actor=actor)
@@ -338,10 +326,7 @@ def test_row_tells_a_job_without_javascript(store: JobStore, visit: Visiting) ->
 def test_row_tells_the_progress_and_the_end(
     store: JobStore, runs: Runs, visit: Visiting
 ) -> None:
-    """A row says what the element says. Progress may have no total, or a phase, and is
-    rounded down. The last message is left out unless the job has succeeded, and so is a
-    reason that only repeats the status.
-    """
+    """A row says what the element says, with no total, a phase, or a reason."""
     half = Progress(1, 2)
     for status, progress, reason, text in (
         ("working", Progress(999.96, 1000), None, "99% · 999.96 of 1,000"),
@@ -458,9 +443,7 @@ def test_acts_need_their_permissions(redis_url: str, store: JobStore) -> None:
 def test_acts_of_a_policy_that_fails(
     redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the policy fails, jobs are shown without acts, and without their exceptions;
-    an outage is a 503.
-    """
+    """Jobs are shown without acts and without exceptions; an outage is a 503."""
     away, bug = StoreUnavailable(None), LookupError("no such shoes")
     errors: dict[bool, Exception | None] = {True: bug, False: bug}
 

@@ -63,10 +63,7 @@ FRAMES = ("Content-Security-Policy", "X-Frame-Options")
 
 @pytest.mark.promise("headers-forbid-caching")
 def test_headers_of_every_answer(paged: TestApp, store: JobStore) -> None:
-    """All answers at the URLs of jobs say that they depend on the header Accept. Only
-    their own origin may frame pages, among them redirects and error pages; JSON has
-    nothing to click. No cache keeps a page, which has no ETag.
-    """
+    """Answers vary by Accept. No cache keeps a page, and only its origin frames it."""
     (job,) = put(store, "alice")
     tag = get(paged, f"/job_state/{job}", OPERATOR).headers["ETag"]
     seen = set()
@@ -147,9 +144,7 @@ def test_what_has_no_page_is_json(paged: TestApp, store: JobStore) -> None:
 
 
 def test_error_pages_are_the_application_s(redis_url: str, store: JobStore) -> None:
-    """Browsers get the application's error pages, at paths that are nobody's and during
-    an outage, too, for which Pyramid has a plain one. Scripts get JSON.
-    """
+    """Browsers get the application's error pages, and scripts JSON."""
 
     def error_app(redis_url: str) -> TestApp:
         config = paged_config(redis_url)

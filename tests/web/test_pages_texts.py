@@ -114,9 +114,7 @@ def test_pages_are_in_the_requests_language(german: TestApp, store: JobStore) ->
 def test_page_without_a_catalog_is_english(
     redis_url: str, store: JobStore, tmp_path: Path
 ) -> None:
-    """Without a catalog for our domain, a page is English in its words, numbers, times
-    and durations, whatever a request, a setting or another catalog says.
-    """
+    """In its words, numbers, times and durations, whatever a request says."""
     job = put_job(store, RunMarathon, progress=Progress(1234.5, 5000, "m")).uuid
     write_catalog(tmp_path, "sports", "de", {"Cancel": "Abbrechen"})
     for default, name, lang, time in (
@@ -137,9 +135,7 @@ def test_page_without_a_catalog_is_english(
 
 
 def test_language_is_that_of_the_catalog(redis_url: str, tmp_path: Path) -> None:
-    """A page says the language of its words as HTML spells it. Words in a language that
-    Babel does not know are not used.
-    """
+    """A page says its language as HTML spells it, if Babel knows it."""
     langs = {
         "he": ("he", "rtl"),
         "pt_BR": ("pt-BR", "ltr"),
@@ -198,9 +194,7 @@ def test_bad_address_is_said_in_the_language_of_the_request(german: TestApp) -> 
 def test_numbers_have_forms_of_their_language(
     redis_url: str, store: JobStore, tmp_path: Path
 ) -> None:
-    """The form of a text for a number is that of its CLDR category, on the server and
-    in the script. It has one entry in a catalog.
-    """
+    """The form for a number is that of its CLDR category, also in the script."""
     job = put_job(store, RunMarathon, attempt=23).uuid
     text = "${number} earlier try", "${number} earlier tries"
     # The place of each category in the entry.
@@ -263,9 +257,7 @@ class Asking:
 
 
 def test_template_for_translators_has_all_texts(redis_url: str) -> None:
-    """The texts for which pages ask the localizer of their request are those of the
-    template that the package ships, as its tool writes it.
-    """
+    """The template that the package ships has the texts that pages ask for."""
     assert POT.read_bytes() == template()
     asking = Asking()
     config = paged_config(redis_url)

@@ -119,9 +119,7 @@ def app_of(policy: Any, redis_url: str, **settings: Any) -> TestApp:
 
 
 def rights(app: TestApp, job: str, **headers: str) -> tuple[bool, bool, bool, bool]:
-    """Return whether a user sees a job alone, in a batch and in a list, and may cancel
-    it.
-    """
+    """Return whether a user sees a job alone, in a batch, in a list, and may cancel."""
     path = f"/job_state/{job}"
     batch = get(app, f"/job_state?uuid={job}", **headers).json["jobs"]
     items = get(app, "/job_state", **headers).json["items"]
@@ -143,10 +141,7 @@ ALL, NONE = (True,) * 4, (False,) * 4
 
 @pytest.mark.promise("hand-written-policy-is-asked")
 def test_policy_decides(redis_url: str, store: JobStore) -> None:
-    """With principals such as `u:alice`, senders have their jobs. A policy may refuse
-    owners who are not Authenticated yet, or are left out by the ACL of a kind, or by a
-    table that it asks in place of ACLs.
-    """
+    """By principals such as `u:alice`, by a second factor, or by a table of roles."""
     job, stern = put(store), put(store, Stern)
     app = app_of(RolePolicy(), redis_url)
     assert rights(app, job, X_User='"alice"') == NONE
@@ -163,10 +158,7 @@ def test_policy_decides(redis_url: str, store: JobStore) -> None:
 def test_policy_may_raise_to_refuse(
     redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """HTTPForbidden is a denial: a viewer who may not cancel reads the job, owners
-    their lists, groups and pages, and nothing is logged. If one job is asked for, the
-    application's own view for the exception answers.
-    """
+    """HTTPForbidden is a denial, or if one job is asked for the answer."""
 
     class TwoFactors(HTTPForbidden):
         pass
@@ -192,9 +184,7 @@ def test_policy_may_raise_to_refuse(
 def test_code_of_the_application_may_raise_to_refuse(
     redis_url: str, store: JobStore, where: str
 ) -> None:
-    """HTTPForbidden is a denial from an `__acl__`, `jobstate.permits` and
-    `jobstate.owner` as well.
-    """
+    """HTTPForbidden is a denial from ACLs, `jobstate.permits` and `jobstate.owner`."""
 
     def refuse(*args: Any) -> Any:
         raise HTTPForbidden
@@ -237,10 +227,7 @@ def test_owners_ace_holds_in_no_other_request(redis_url: str, store: JobStore) -
 
 
 def test_owner_setting_lets_visitors_in(redis_url: str, store: JobStore) -> None:
-    """With `jobstate.owner`, visitors without a login see their own jobs. One who has
-    chosen the name of a system principal owns nothing, or all would own it. The
-    function is called once a request.
-    """
+    """Visitors see their own jobs. Nobody owns as a system principal."""
     asked = []
 
     def owner(request: Request) -> str | None:
@@ -293,9 +280,7 @@ class OpenRoot(Root):
 
 @pytest.fixture
 def sending(redis_url: str, set_broker: SetBroker) -> Callable[..., TestApp]:
-    """Makes an application with a view that sends a job of the actor in the path, or a
-    batch.
-    """
+    """Makes an application with views that send a job of an actor, or a batch."""
     broker = make_broker(redis_url)
     set_broker(broker)
     # Each is warned of once a process.
@@ -327,9 +312,7 @@ def sending(redis_url: str, set_broker: SetBroker) -> Callable[..., TestApp]:
 def test_job_that_its_sender_may_not_see_is_warned_of(
     sending: Callable[..., TestApp], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first such job of each actor, or batch of each class, is told, with the line
-    that changes it.
-    """
+    """The first of each actor or class is told, with the line that changes it."""
     app = sending()
     for name in "walk", "swim", "batch":
         for _ in range(2):
@@ -344,9 +327,7 @@ def test_job_that_its_sender_may_not_see_is_warned_of(
 def test_job_that_need_not_be_seen_is_not_warned_of(
     sending: Callable[..., TestApp], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job has an owner, or the view says that it has none; its class or the root lets
-    others in; or a script sends it.
-    """
+    """It has an owner, or none on purpose; others are let in; or a script sends it."""
     app = sending()
     for path, user in (
         ("run?owner=", None),
@@ -367,9 +348,7 @@ def test_job_that_need_not_be_seen_is_not_warned_of(
 def test_warning_of_a_policy_that_fails(
     sending: Callable[..., TestApp], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job is sent even if the policy fails for it, which is not told. A policy that
-    sends visitors to the login lets them see nothing.
-    """
+    """A job is sent even if the policy fails for it, which is not told."""
     errors = {
         "crawl": LookupError("no such right"),
         "dive": StoreUnavailable(None),

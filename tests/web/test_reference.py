@@ -95,9 +95,7 @@ def documented_requests() -> dict[str, str]:
 
 
 def test_permissions(redis_url: str, store: JobStore, marathons: Marathons) -> None:
-    """Each documented request asks first for its documented permission. Together they
-    ask for those of the table, on a job or on the container as it says.
-    """
+    """Each documented request asks for its documented permission, and no other."""
     asked: list[tuple[str, str]] = []
 
     def note(request: Request, context: Any, permission: str) -> None:
@@ -179,9 +177,7 @@ def test_routes(tmp_path: Path) -> None:
 
 
 def test_statuses(app: TestApp, store: JobStore, redis_url: str) -> None:
-    """The tables have each status, and say how it reads, also on pages, as does the
-    glossary.
-    """
+    """The tables and the glossary have each status, and say how it reads."""
     counted = get(app, "/job_state/counts", ADMIN).json["counts"]
     rows = table("reference/states", "``status``")
     assert names(rows) == [*counted]
@@ -239,9 +235,7 @@ def documented_types(rows: Rows) -> dict[str, set[str]]:
 
 @pytest.mark.promise("state-is-stable-json")
 def test_keys_of_the_json(app: TestApp, store: JobStore) -> None:
-    """The tables have each key of a state, with its types. A batch has those of the
-    second table as well.
-    """
+    """The tables have each key of a state, or of that of a batch, with its types."""
 
     def state(uuid: str) -> dict[str, Any]:
         found = get(app, f"/job_state/{uuid}", "alice").json
@@ -277,10 +271,7 @@ def test_keys_of_the_json(app: TestApp, store: JobStore) -> None:
 def test_keys_of_what_operators_read(
     redis_url: str, store: JobStore, marathons: Marathons
 ) -> None:
-    """The tables have each key of an inspection, before and after the job has said
-    where it is, of a worker, of counts, of a line of a log, and of a group of failed
-    jobs, with its types.
-    """
+    """The tables have each key of what only operators read, with its types."""
     app = operated_app(redis_url)
 
     def read(path: str) -> Any:

@@ -53,9 +53,7 @@ def events() -> Events:
 
 @pytest.fixture
 def config(broker: Broker, events: Events) -> Configurator:
-    """Override: a finished application whose root and transaction say what happens to
-    them.
-    """
+    """Override: an application whose root and transaction say what happens to them."""
     return make_app_config(events)
 
 
@@ -138,9 +136,7 @@ def test_actor_runs_in_a_request_with_a_root_and_a_transaction(
 def test_url_of_the_application_comes_from_the_setting_or_the_sender(
     broker: Broker, events: Events, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The setting wins over the URL under which the sender reached the application. A
-    plain send has none; one that cannot be a URL is logged and not used.
-    """
+    """The setting wins over the sender's URL. A wrong one is logged and not used."""
 
     @job_actor(broker=broker)
     def visit(*, request: Any, job_state: JobState) -> None:
@@ -169,9 +165,7 @@ def test_url_of_the_application_comes_from_the_setting_or_the_sender(
 def test_request_stands_for_the_owner_of_the_job(
     broker: Broker, config: Configurator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What an actor sends with its request belongs to the owner of its own job. One
-    that cannot be an owner is logged, and nobody's.
-    """
+    """What an actor sends belongs to the owner of its own job, if that can be one."""
     sent = []
 
     @job_actor(broker=broker)
@@ -203,10 +197,7 @@ def test_application_may_have_no_transactions(broker: Broker, events: Events) ->
 def test_job_is_a_success_only_if_its_transaction_has_committed(
     broker: Broker, config: Configurator, events: Events, store: JobStore
 ) -> None:
-    """An exception, an interrupt, a cancel, a database that refuses and a doom abort:
-    what was to be sent is neither sent nor recorded. An actor that has ended its
-    transaction fails as well.
-    """
+    """Whatever aborts it, what was to be sent is neither sent nor recorded."""
 
     def cancel(request: Any, job_state: JobState) -> None:
         request.job_states[job_state.uuid].cancel()
@@ -250,9 +241,7 @@ def test_trouble_after_the_end_is_logged(
     events: Events,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """An abort that fails does not hide the actor's error. If a finished callback
-    fails, the transaction has committed, so the job is a success; the others run.
-    """
+    """An abort or a finished callback that fails changes no end."""
 
     @job_actor(broker=broker, max_retries=0)
     def abort(*, request: Any, job_state: JobState) -> None:
@@ -276,9 +265,7 @@ def test_trouble_after_the_end_is_logged(
 def test_interrupts_leave_no_database_locked(
     broker: Broker, config: Configurator, events: Events
 ) -> None:
-    """If an interrupt strikes while databases take back a commit that another one broke
-    off, the rest still do.
-    """
+    """If an interrupt strikes while one takes back a commit, the others still do."""
 
     @job_actor(broker=broker, max_retries=0)
     def visit(*, request: Any, job_state: JobState) -> None:
@@ -315,9 +302,7 @@ def conflicting(
 def test_conflict_runs_the_job_again_at_once(
     broker: Broker, config: Configurator, events: Events
 ) -> None:
-    """Whatever pyramid_retry would retry runs again at once: a real attempt, whose
-    metrics start empty. So does an actor that has ended its transaction itself.
-    """
+    """What pyramid_retry would retry is a new attempt, whose metrics start empty."""
 
     @job_actor(broker=broker, min_backoff=HOUR)
     def commit(*, request: Any, job_state: JobState) -> None:
@@ -362,9 +347,7 @@ def test_transaction_says_what_is_a_conflict(
 def test_conflict_beyond_the_attempts_waits_like_any_failure(
     broker: Broker, events: Events
 ) -> None:
-    """Once retry.attempts is reached, Dramatiq's back-off applies, and the state names
-    the conflict. An actor that may not be retried ends with it.
-    """
+    """Beyond retry.attempts, Dramatiq waits, and the state names the conflict."""
     make_app_config(events, **{"retry.attempts": "2"})
     in_use = functools.partial(TransientError, "in use")
     actor = conflicting(broker, events, in_use)
@@ -381,9 +364,7 @@ def test_conflict_beyond_the_attempts_waits_like_any_failure(
 def test_actor_decides_about_conflicts(
     broker: Broker, config: Configurator, events: Events
 ) -> None:
-    """`retry_when` sees a Retry whose cause is the conflict. An exception that the
-    actor `throws` does not count as a conflict.
-    """
+    """`retry_when` sees a Retry caused by the conflict. What it `throws` is none."""
     seen: list[BaseException] = []
 
     def retry_when(retries: int, exception: BaseException) -> bool:
@@ -399,10 +380,7 @@ def test_actor_decides_about_conflicts(
 
 
 def test_use_of_the_parameter(broker: Broker, config: Configurator) -> None:
-    """An actor that cannot receive a request is refused: thread-locals do not follow
-    coroutines. A message cannot carry one. Called directly, an actor takes what it is
-    given.
-    """
+    """An actor that cannot receive a request is refused. A message carries none."""
 
     async def later(*, request: Any) -> None:
         await asyncio.sleep(0)
@@ -451,11 +429,7 @@ def test_request_comes_inside_whatever_the_order(
 def test_applications_that_share_a_broker_keep_their_jobs_apart(
     broker: Broker, events: Events
 ) -> None:
-    """A job's request belongs to the application that has sent the job. Applications of
-    one package and base URL, or without a URL of the same settings, count as one, and
-    the last one made runs its jobs. Where there were several, a job is refused that
-    names none, or one that was dropped.
-    """
+    """A job's request belongs to the application that sent it, or the job fails."""
     registries = []
 
     @job_actor(broker=broker, max_retries=0)
@@ -499,9 +473,7 @@ def test_applications_that_share_a_broker_keep_their_jobs_apart(
 def test_request_of_an_application_that_was_made_before_the_broker(
     redis_url: str, set_broker: Callable[[Any], None]
 ) -> None:
-    """It is the last one that has included the package. Without any, the error says how
-    to start a worker.
-    """
+    """It is the last one made. Without any, the error says how to start a worker."""
     registries = []
 
     def run_with_a_new_broker(status: str) -> JobState:
@@ -529,9 +501,7 @@ def test_request_of_an_application_that_was_made_before_the_broker(
 def test_job_in_the_caller_has_a_transaction_of_its_own(
     redis_url: str, set_broker: Callable[[Any], None], events: Events, store: JobStore
 ) -> None:
-    """With explicit managers, a job that runs in its sender's commit has its own. With
-    that of the thread it would end its sender's transaction, so it is refused.
-    """
+    """With explicit managers. It may not end that of its sender."""
     middleware = [JobStateMiddleware(url=redis_url), RequestMiddleware()]
     broker = InCallerBroker(middleware, tells_all=True)
     set_broker(broker)

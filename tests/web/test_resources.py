@@ -39,10 +39,7 @@ from tests.webapp import (
 
 
 def test_container_finds_jobs(config: Configurator, store: JobStore) -> None:
-    """A container is a mapping of uuids to instances of the jobs' classes, whose parent
-    it is, also for Pyramid's own functions. It belongs to its request, to which a test
-    may give its own.
-    """
+    """It is a mapping of uuids to jobs, whose parent it is, and of its request."""
     uuid = put(store)
     request = make_request(config)
     job_states = request.job_states
@@ -61,9 +58,7 @@ def test_container_finds_jobs(config: Configurator, store: JobStore) -> None:
 
 
 def test_anything_but_a_uuid_is_unknown() -> None:
-    """Anything but a uuid in its canonical form is unknown without asking the store, so
-    that no name leads to another key of it. A uuid asks it.
-    """
+    """No other name asks the store, and so none leads to another key of it."""
     job_states = make_request(made_config(NOWHERE)).job_states
     for name in "", "x", UUID.upper(), UUID + "\n", f"{{{UUID}}}", UUID[:-1], None, 5:
         assert job_states.find(name) is None, name
@@ -76,10 +71,7 @@ def test_anything_but_a_uuid_is_unknown() -> None:
 
 
 def test_root_that_fails_hides_no_rights(redis_url: str, store: JobStore) -> None:
-    """A root factory's AttributeError could pass for a job without a parent, whose ACL
-    alone would decide. Instead, the request fails. A container that is the root itself
-    has a plain root as its parent.
-    """
+    """Its AttributeError could pass for a missing parent, so the request fails."""
 
     def root(request: Request) -> Root:
         raise AttributeError("no site")
@@ -95,9 +87,7 @@ def test_root_that_fails_hides_no_rights(redis_url: str, store: JobStore) -> Non
 
 
 def test_mounted_container_has_the_jobs_of_all(redis_url: str, store: JobStore) -> None:
-    """A container has everybody's jobs wherever it is, so the ACL of a user's folder
-    above one gives that user the permissions on all of them.
-    """
+    """So the ACL of a user's folder above one gives permissions on all of them."""
 
     class Folder(Root):
         __name__, __acl__ = "folder", ((Allow, "alice", ALL_PERMISSIONS),)
@@ -120,11 +110,7 @@ def test_mounted_container_has_the_jobs_of_all(redis_url: str, store: JobStore) 
 def test_persistent_root(
     redis_url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The persistent root of the README serves jobs through a container that it makes
-    per request, and its ACL also applies to /job_state. A request that changes the root
-    stores its changes, but no container. One in the database stops the commit, and the
-    error says what to do.
-    """
+    """That of the documents serves jobs through a container that is never stored."""
     (snippet,) = [text for text in snippets("python") if "PersistentMapping" in text]
     # ZODB finds the class in a module.
     module = types.ModuleType("persistent_site")
@@ -185,9 +171,7 @@ def url_in(state: Any) -> str:
 
 @pytest.mark.promise("job-has-one-url")
 def test_urls_by_pyramids_functions(config: Configurator, store: JobStore) -> None:
-    """Containers and jobs have URLs; elements, a query and a route name work as for any
-    resource. A job loaded from the store itself has a URL at the default path.
-    """
+    """Containers and jobs have URLs as any resource, with elements and queries."""
     config.add_route("shown", "/shown*traverse")
     config.commit()
     request = make_request(config)
@@ -212,10 +196,7 @@ class OwnURLRequest(Request):
 
 @pytest.mark.promise("job-has-one-url")
 def test_state_has_the_url_that_pyramid_gives(redis_url: str, store: JobStore) -> None:
-    """Whatever URLs the application gives its jobs or makes, wherever it is mounted,
-    and whatever a view changes of its request, states have the URLs of
-    request.resource_url().
-    """
+    """Whatever URLs the application makes, states have those of resource_url()."""
     config = made_config(redis_url, root_factory=mounted_root)
     classes: list[type[JobState]] = [RunMarathon, RunMarathon, RunMarathon]
     jobs = [put(store, cls) for cls in (*classes, Elsewhere)]
@@ -240,9 +221,7 @@ def test_state_has_the_url_that_pyramid_gives(redis_url: str, store: JobStore) -
 
 
 def test_base_url_begins_the_urls_in_states(redis_url: str, store: JobStore) -> None:
-    """With jobstate.base_url, the URLs in states begin with it, whatever host a request
-    names, unless a class makes its own. Those of request.resource_url() do not.
-    """
+    """Whatever host a request names. Those of resource_url() do not begin so."""
     base = "https://example.com/shop"
     settings = {"jobstate.base_url": base}
     config = make_config(redis_url, settings=settings, root_factory=mounted_root)

@@ -60,9 +60,7 @@ USERS: dict[str | None, set[str]] = {
 
 
 class Roles(Root):
-    """A root that gives each user but Alice and Bob their rights. It gives everybody
-    what other resources need.
-    """
+    """A root that gives each user but Alice and Bob their rights, and no others."""
 
     __acl__ = (
         (Allow, Everyone, ("view", "edit", "read", "list", "cancel", "delete", "add")),
@@ -96,9 +94,7 @@ ON_ONE = [
 
 @pytest.mark.promise("owner-sees-own-jobs")
 def test_rights_on_one_job(roles: TestApp, store: JobStore) -> None:
-    """Each request for a job needs its own right, which no other includes. A refusal
-    depends on nothing else: not on the job's status, the header or the query.
-    """
+    """Each request needs its own right. A refusal depends on nothing else."""
     for method, end, status, right, code in ON_ONE:
         for user, may in USERS.items():
             (job,) = put(store, "alice", cls=RunMarathon, status=status)
@@ -117,9 +113,7 @@ def test_rights_on_one_job(roles: TestApp, store: JobStore) -> None:
 
 
 def test_act_shows_the_state_to_viewers(roles: TestApp, store: JobStore) -> None:
-    """The answer to an act is the state for those who may view the job. It has uuid and
-    status alone for the others, also if they ask again, and if the job is a batch.
-    """
+    """The others read uuid and status alone, also if they ask again."""
     for name, before, after, users in (
         ("cancel", "working", "cancelling", ("canceller", "alice", OPERATOR)),
         ("rerun", "error", "queued", ("runner", OPERATOR)),
@@ -151,10 +145,7 @@ ON_MANY = [
 
 
 def test_rights_on_the_jobs_of_others(roles: TestApp, store: JobStore) -> None:
-    """Whatever names others, or all, needs list_jobs, even of users whom each single
-    job would let do it. Whoever has list_jobs acts on those jobs that let them, and
-    reads how many do not.
-    """
+    """Whatever names others, or all, needs list_jobs, and then the right to each."""
     acted_on = {"/clear": "success", "/cancel": "queued", "/rerun": "error"}
     listers = {user for user, may in USERS.items() if "list_jobs" in may}
     for method, end, right in ON_MANY:
@@ -183,9 +174,7 @@ def test_rights_on_the_jobs_of_others(roles: TestApp, store: JobStore) -> None:
 
 @pytest.mark.promise("list-shows-what-may-be-seen")
 def test_lists_show_what_may_be_viewed(roles: TestApp, store: JobStore) -> None:
-    """A list, and a request for several jobs, have those jobs alone that the viewer may
-    view, and say of each whether the viewer may cancel it.
-    """
+    """Only those jobs, each with whether the viewer may cancel it."""
     put(store, "bob", None, cls=RunMarathon)
     (job,) = put(store, "alice", cls=RunMarathon)
     for user, may in USERS.items():
@@ -215,9 +204,7 @@ def test_page_of_a_job_offers_what_its_viewer_may_do(
 
 
 def test_list_tells_nothing_of_others(roles: TestApp, store: JobStore) -> None:
-    """Without list_jobs, a list neither counts nor names others' jobs, even visible
-    ones.
-    """
+    """Without list_jobs, a list neither counts nor names the jobs of others."""
     (job,) = put(store, "alice", cls=RunMarathon)
     for user, rights in USERS.items():
         if "list_jobs" in rights:
@@ -234,9 +221,7 @@ def test_list_tells_nothing_of_others(roles: TestApp, store: JobStore) -> None:
 def test_beginning_of_an_id_tells_nothing_of_others(
     roles: TestApp, store: JobStore
 ) -> None:
-    """The page neither leads to a job that the viewer may not see nor reveals that one
-    exists: neither another user's job, nor one of their own that its class hides.
-    """
+    """It neither leads to a hidden job nor reveals that one exists."""
     (hidden,) = put(store, "alice", cls=RunMarathon, status="error")
     (locked,) = put(store, "bob", cls=LockedDiary)
     for user, job, query in (
@@ -256,9 +241,7 @@ def test_beginning_of_an_id_tells_nothing_of_others(
 
 @pytest.mark.promise("forbidden-looks-like-missing")
 def test_others_learn_nothing(app: TestApp, store: JobStore) -> None:
-    """No path, query or method lets other users see or change anything, and no header
-    makes somebody Alice. To her, many of these requests do show the job.
-    """
+    """No path, query, method or header lets other users see or change anything."""
     hidden: Any = {"params": {"miles": SECRET}, "metrics": {"secret": SECRET}}
     (job,) = put(store, "alice", cls=RunMarathon, message=SECRET, **hidden)
     before = store.client.hgetall(key_of(store, job))
@@ -297,9 +280,7 @@ def test_others_learn_nothing(app: TestApp, store: JobStore) -> None:
 
 
 class Relay(JobState):
-    """A kind of job that the next runner may see and the coach may cancel. Its owner
-    may do neither.
-    """
+    """A kind that the next runner may see and the coach cancel, but not its owner."""
 
     def __acl__(self) -> list[tuple[str, Any, Any]]:
         return [
@@ -505,9 +486,7 @@ def answer_to(server: Server, accept: str, path: str, user: str | None) -> str:
 def test_each_path_tells_what_the_rights_are_for(
     server: Server, store: JobStore, voyage: Run, is_page: bool
 ) -> None:
-    """By no path does anybody learn of what they may not read, and by each operators
-    learn of what they may.
-    """
+    """By no path does anybody learn what they may not read, or miss what they may."""
     worker = f"{socket.gethostname()}:{os.getpid()}"
     failed = put_job(
         store,
@@ -571,9 +550,7 @@ def test_each_path_tells_what_the_rights_are_for(
 def test_what_operators_read_is_no_change_for_others(
     server: Server, store: JobStore, voyage: Run
 ) -> None:
-    """While a job is asked where it is, answers and logs, the ETags of others hold, and
-    their streams say nothing.
-    """
+    """While a job is asked and logs, ETags hold, and streams say nothing."""
     job = voyage.uuid
     paths = [
         f"/job_state{end}" for end in (f"/{job}", f"?uuid={job}", "", f"/{job}/log")
@@ -611,9 +588,7 @@ def sink(job_state: JobState) -> None:
 def test_job_that_becomes_an_alias_shows_nothing_of_the_job_of_another(
     redis_url: str, client: redis.Redis, store: JobStore, end: str
 ) -> None:
-    """If another's job wins the claim once the rights are known, no right on that job
-    was asked for.
-    """
+    """If another's job wins the claim meanwhile, no right on that was asked for."""
     theirs = take_minutes(redis_url, Logbook, sink)
     own = put_job(store, Logbook, owner="bob").uuid
     app = paged_app(

@@ -44,10 +44,7 @@ def checking_csrf(config: Configurator) -> Configurator:
 
 
 def test_paths_below_ours(redis_url: str, store: JobStore) -> None:
-    """Every other path below ours is our 404, for all users, whatever views the
-    application has elsewhere. No path to the container shows jobs that the user may not
-    see, and a job behind an odd path needs its permission.
-    """
+    """Every other path below ours is our 404, and none shows hidden jobs."""
     config = make_config(redis_url)
     for name in "", "login", "cancel", "edit", "find", "store":
         config.add_view(lambda c, r: Response("App"), name=name)
@@ -76,9 +73,7 @@ def test_paths_below_ours(redis_url: str, store: JobStore) -> None:
 
 
 def test_paths_beside_ours_are_the_applications(redis_url: str) -> None:
-    """Paths that only resemble ours belong to the application, also to fail as any of
-    its paths that is not UTF-8. Below our path that is a 400, for browsers as well.
-    """
+    """What is not UTF-8 is a 400 below our path, and elsewhere the application's."""
     config = make_config(redis_url)
     config.add_notfound_view(lambda e, r: Response("app 404", 404))
     app = make_app(config)
@@ -94,10 +89,7 @@ def test_paths_beside_ours_are_the_applications(redis_url: str) -> None:
 
 
 def test_other_methods_are_refused(redis_url: str, store: JobStore) -> None:
-    """Methods other than those of our views are refused and change nothing, for an
-    unknown job as a 404. Neither a CSRF check nor a default permission nor a header
-    prevents that.
-    """
+    """Whatever the application checks, and whatever method a header names."""
     config = checking_csrf(make_config(redis_url))
     config.set_default_permission("enter")
     app = make_app(config)
@@ -138,9 +130,7 @@ def test_other_methods_are_refused(redis_url: str, store: JobStore) -> None:
 def test_routes_and_views_of_the_application_do_not_answer_for_ours(
     redis_url: str, store: JobStore
 ) -> None:
-    """A catch-all route after the include, also one with global views, and a view
-    without a context do not answer for jobs, and the default permission is not asked.
-    """
+    """Neither a catch-all route, a view without a context nor a default permission."""
     job = put(store)
     config = make_config(redis_url)
     config.set_default_permission("enter")
@@ -185,10 +175,7 @@ def test_error_views_of_the_application_answer_for_its_pages_alone(
 
 @pytest.mark.promise("unsafe-requests-need-a-token")
 def test_refused_csrf_check_is_json(redis_url: str, store: JobStore) -> None:
-    """A request below our path that Pyramid's CSRF check refuses, by token or origin,
-    gets JSON, however specific the application's own view for that is. Elsewhere the
-    application answers.
-    """
+    """Below our path alone, by token or origin, whatever views the application has."""
     config = checking_csrf(make_config(redis_url, root_factory=mounted_root))
     config.add_view(lambda c, r: Response("posted"), name="post")
     for method in "POST", "DELETE":
@@ -223,10 +210,7 @@ def add_cors(config: Configurator) -> None:
 
 
 def test_preflight_is_the_applications() -> None:
-    """A CORS preflight reaches the application's route, wherever it stands, without
-    asking the store. Without CORS in the application, no other origin is allowed
-    anything.
-    """
+    """It reaches the application's route, if any, without asking the store."""
     ends = ["", f"/{UUID}", f"/{UUID}/cancel", "/x"]
     for includes in (add_cors, "pyramid_jobstate"), ("pyramid_jobstate", add_cors):
         config = make_config(NOWHERE)
@@ -244,10 +228,7 @@ def test_preflight_is_the_applications() -> None:
 
 
 def test_name_of_ours_stops_the_start() -> None:
-    """An application's own `request.job_states` is an error at the start, even after a
-    commit, where Pyramid's own detection ends, and as an attribute of its class of
-    requests. So is its own `registry.jobstate`, whenever it is set.
-    """
+    """An application's own `job_states` or `registry.jobstate` is an error."""
 
     class OwnRequest(Request):
         def job_states(self) -> str:

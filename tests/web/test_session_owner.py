@@ -20,16 +20,12 @@ AJAX = {"X-Requested-With": "XMLHttpRequest"}
 
 
 def cookies(timeout: int | None = None) -> Any:
-    """Return a factory of cookie sessions, which do not end by default. Each access
-    that would ever renew a session does so at once, with a new cookie.
-    """
+    """Return a factory of cookie sessions, each access to which renews the cookie."""
     return SignedCookieSessionFactory("s" * 64, timeout=timeout, reissue_time=-1)
 
 
 def make_visited(redis_url: str, broker: Broker) -> Configurator:
-    """Return the configurator of a finished application without a policy, whose
-    visitors send jobs.
-    """
+    """Return the configurator of an application whose visitors send jobs."""
     run_marathon = broker.get_actor("run_marathon")
     settings = {"jobstate.redis_url": redis_url, "jobstate.owner": "session"}
     config = Configurator(settings={**settings, **EXPLICIT}, root_factory=Root)
@@ -90,9 +86,7 @@ def owners(store: JobStore) -> set[Any]:
 
 @pytest.mark.parametrize("path", ["/send", "/now"])
 def test_send_makes_a_name(new_visitor: Visitors, store: JobStore, path: str) -> None:
-    """The first send gives the visitor a random name, kept in the session, which later
-    sends, and the batch and the jobs of one request, keep. Only the visitor owns them.
-    """
+    """The first send makes a random name, which the session keeps for later ones."""
     visitor, other = new_visitor(), new_visitor()
     uuid = visitor.post(path).json
     for each in visitor.post("/beside").json:
@@ -116,9 +110,7 @@ def test_send_makes_a_name(new_visitor: Visitors, store: JobStore, path: str) ->
 def test_invalidated_session_gets_a_new_name(
     new_visitor: Visitors, store: JobStore
 ) -> None:
-    """A view that invalidates the session, as a login does, between two sends gives the
-    new session a name: the old one would be lost, and the job a 403.
-    """
+    """After a login between two sends, the old name would be lost."""
     visitor = new_visitor()
     old, new = visitor.post("/between").json
     visitor.get(f"/job_state/{new}", status=200)
@@ -127,10 +119,7 @@ def test_invalidated_session_gets_a_new_name(
 
 
 def test_reading_sets_no_cookie(new_visitor: Visitors) -> None:
-    """A poll, a list, a page and a cancel neither make a name nor renew the session,
-    whether the visitor has one or not: their cookie could undo what another request
-    stored.
-    """
+    """Neither a poll nor a cancel does: it could undo what another request stored."""
     sender = new_visitor()
     uuid = sender.post("/send").json
     cookie = sender.cookies["session"]
@@ -157,9 +146,7 @@ def test_named_owner_makes_no_name(new_visitor: Visitors, store: JobStore) -> No
 def test_request_of_a_job_makes_no_name(
     config: Configurator, global_broker: Broker
 ) -> None:
-    """What a job sends belongs to the job's owner, if any, and to no session. It may
-    view its own.
-    """
+    """What a job sends belongs to the job's owner, if any, and to no session."""
     global_broker.add_middleware(RequestMiddleware())
     config.make_wsgi_app()
     run_marathon = global_broker.get_actor("run_marathon")

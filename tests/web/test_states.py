@@ -42,9 +42,7 @@ def job(store: JobStore) -> str:
 
 
 def test_get_answers_the_state(app: TestApp, store: JobStore, job: str) -> None:
-    """The response is the job's JSON, with or without a trailing slash. No cache keeps
-    it, and no browser renders it as a page. HEAD is the same without a body.
-    """
+    """It is the job's JSON, which no cache keeps, and no browser renders."""
     for end in "", "/":
         response = get(app, f"/job_state/{job}{end}", "alice", Range="bytes=0-9")
         assert response.status_code == 200
@@ -67,10 +65,7 @@ def test_get_answers_the_state(app: TestApp, store: JobStore, job: str) -> None:
 
 @pytest.mark.promise("poll-says-when-nothing-changed")
 def test_current_etag_is_a_304(app: TestApp, store: JobStore, job: str) -> None:
-    """A viewer who has the current state gets a 304, also if a proxy has weakened the
-    tag or the client names several. Whoever may not see the job gets a 403. After a
-    change, even by time alone, the former tag returns the new state.
-    """
+    """For those who may see the job, until something changes, even by time alone."""
     etag = get(app, f"/job_state/{job}", "alice").headers["ETag"]
     for form in "{}", "W/{}", '"other", {}':
         known = form.format(etag)
@@ -109,9 +104,7 @@ def test_state_in_an_answer_of_the_application(
 
 
 def test_error_is_told_as_far_as_the_class_says(app: TestApp, store: JobStore) -> None:
-    """The text and type of an exception are hidden from every viewer, but a class may
-    show the errors that it knows. Markup stays text, of a type that no browser renders.
-    """
+    """By default it is hidden from every viewer. Markup stays text."""
     error = JobError("myapp.SecretError", "password=hush")
     uuid = put(store, status="error", error=error)
     for user in "alice", ADMIN:
@@ -208,9 +201,7 @@ def test_speed_need_not_be_installed(
 def test_what_cannot_be_encoded_is_an_error(
     app: TestApp, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the application adds to the JSON is checked, and not written as null: no
-    object, circle, very deep list or NaN is JSON. A title or an error must be a text.
-    """
+    """What the application adds is checked, and not written as null."""
     circle: list[Any] = []
     circle.append(circle)
     deep: list[Any] = []
@@ -247,10 +238,7 @@ def millis(store: JobStore) -> int:
 def test_every_answer_tells_the_time(
     app: TestApp, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """States, batches, lists, acts, refusals and answers without a body tell the time
-    of the store, not that of the web process, wherever the jobs are. A bad query, for
-    which the store was not asked, does not.
-    """
+    """That of the store, but for a bad query, for which that was not asked."""
     job, ended = put(store), put(store, status="success")
     monkeypatch.setattr("time.time", lambda: 1_000_000.0)
     monkeypatch.setattr("time.time_ns", lambda: 10**15)

@@ -467,9 +467,7 @@ def test_connections_that_cannot_be_heard_poll(
 def test_client_may_have_any_options(
     redis_url: str, client: redis.Redis, runs: Runs
 ) -> None:
-    """Streams learn of changes whatever options the application's client has, whose
-    name and user they bear, and take no connection of a limited pool.
-    """
+    """Streams learn of changes with any client, as its user, outside its pool."""
     client.acl_setuser(
         "jobs", enabled=True, passwords=["+hunter2"], keys=["*"], commands=["+@all"]
     )

@@ -81,10 +81,7 @@ def test_max_streams_are_open(
 def test_streams_of_one_owner(
     redis_url: str, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An owner has 20 streams, which takes nothing away from others, not even those
-    that Python holds for equal. Requests without an owner count towards max_streams
-    only.
-    """
+    """An owner has 20, which takes nothing from others, or from those without one."""
     owners = {"1": 1, "1.0": 1.0, "text": "1"}
 
     def owner(request: Any) -> Any:
@@ -108,9 +105,7 @@ def test_streams_of_one_owner(
 def test_streams_of_many_hosts(
     redis_url: str, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A process renders for eight host names at a time, whoever asks. A host counts
-    while one of its streams is open, and a request under another one polls.
-    """
+    """A process renders for eight host names at a time, while their streams last."""
     with pushing(make_config(redis_url), rooms=30) as server:
         streams = [server.open(path, None, host=f"h{n}.example") for n in range(8)]
         for number, stream in enumerate(streams):
@@ -243,9 +238,7 @@ def test_stopped_reader_gets_the_newest_state(
 
 
 def test_first_events_of_many_jobs(pushed: Server, store: JobStore) -> None:
-    """A reader of many jobs, even ended ones, holds 64 KiB and gets all in the end. So
-    does one that stops meanwhile, in chunks of which only the last event has an id.
-    """
+    """A reader of many jobs holds 64 KiB and gets all in the end."""
     made, uuids = put_members(store, 30, 20_000)
     stream = pushed.open(batch(*uuids), is_reading=False)
     wait_for(stream.is_held)
@@ -347,9 +340,7 @@ def server(redis_url: str) -> Iterator[Server]:
 def failing(
     server: Server, number: int, error: BaseException
 ) -> Iterator[threading.Event]:
-    """Have the thread that feeds the streams of a server fail when it looks at the
-    clock for the `number`-th time. Give an event that is set then.
-    """
+    """Have the thread that feeds streams fail at its `number`-th look at the clock."""
     clock, left, failed = time.monotonic, [number], threading.Event()
 
     def fail() -> float:

@@ -98,10 +98,7 @@ def test_title_that_asks_its_request(
 def test_error_that_asks_its_request(
     pushed: Server, runs: Runs, said: Lines, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job whose error asks for more, or raises anything, or whose class can make
-    nothing of its record any more, is streamed until then: its page polls for it. The
-    others in its stream go on.
-    """
+    """A job is streamed until its class asks for more or raises, then polled."""
 
     def init(self: JobState, *arguments: Any) -> None:
         JobState.__init__(self, *arguments)
@@ -354,10 +351,7 @@ def test_stream_looks_at_the_members_of_a_silent_batch(
     store: JobStore,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The record of a member was lost: nobody polls its batch, and a stream finds it.
-    If it cannot look at once, because no thread can start or the store fails, it looks
-    a moment later. Meanwhile other streams go on.
-    """
+    """It finds that a member was lost, if not at once then a moment later."""
     made = put_batch(store, Batch, ["working"], owner="alice")
     (member,) = store.members(made.uuid).items
     gate = Gate()

@@ -153,9 +153,7 @@ def test_what_has_no_place_in_the_outbox_is_sent(
     monkeypatch: pytest.MonkeyPatch,
     is_tracking: bool,
 ) -> None:
-    """The broker gets the messages of untracked actors, of jobs that run again, and
-    what a middleware puts back.
-    """
+    """Untracked messages, jobs that run again, and what a middleware puts back."""
     broker = StubBroker()
     monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
     if is_tracking:
@@ -282,9 +280,7 @@ def test_detached_records_an_asynchronous_loop() -> None:
 
 
 def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
-    """Only a JobState that keeps its reports has a history, and only one of a job that
-    runs here can be cancelled.
-    """
+    """They are of a JobState that keeps its reports, and of a job that runs here."""
     wrongs: list[Any] = [testing.put_job(job_store), None]
     for wrong in wrongs:
         with pytest.raises(TypeError, match=f"^{wrong} was not created by detached"):

@@ -281,10 +281,7 @@ def test_manager_that_fails_leaves_nothing(
 def test_manager_that_fails_to_finish(
     tm_config: Configurator, client: redis.Redis, store: JobStore, key: str, status: str
 ) -> None:
-    """If another manager fails in its tpc_finish, contrary to its contract, before ours
-    has finished, nothing is sent and, as databases may have committed, the job says so.
-    After ours it changes nothing.
-    """
+    """If that is before ours, nothing is sent, and the job says so."""
 
     def view(request: Request) -> None:
         send(request)
@@ -441,9 +438,7 @@ def subrequest(request: Request, **options: Any) -> Any:
 def test_subrequest_shares_the_threads_transaction(
     implicit: Configurator, client: redis.Redis
 ) -> None:
-    """Its message leaves when the outer request commits, and not at all if that fails.
-    With tweens it begins anew, which aborts what the outer request has sent so far.
-    """
+    """Its message leaves with the outer request's, unless tweens begin anew."""
 
     def view(request: Request) -> None:
         send(request, 1)
@@ -474,10 +469,7 @@ def test_transaction_that_nobody_commits_is_told(
     sqlite: SQL,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A session used after the commit begins a transaction of the thread, which looks
-    like one that somebody will commit. When the request ends, the job that was never
-    sent is logged.
-    """
+    """A session that is used after the commit begins one. The job is logged."""
 
     def late(request: Request) -> None:
         request.dbsession.connection()

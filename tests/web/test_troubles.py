@@ -47,9 +47,7 @@ _numbers = itertools.count()
 
 
 def kind(name: str, **members: Any) -> tuple[type[JobState], Callable[[], None]]:
-    """Return a class of jobs that has never been in trouble, and what gives it some
-    members later, so that jobs can be stored before.
-    """
+    """Return a class of jobs without trouble, and what gives it some later."""
     cls = type(f"Trouble{next(_numbers)}", (JobState,), {"kind": f"{name}{_numbers}"})
 
     def spoil() -> None:
@@ -67,10 +65,7 @@ def fail(store: JobStore, *classes: type[JobState]) -> list[str]:
 def test_job_in_trouble_is_left_out(
     app: TestApp, store: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job in trouble is null among several and missing from lists, and does not
-    affect the others; for a single job, the exception is raised. One log line with a
-    traceback names the kind, however many jobs and requests it affects.
-    """
+    """It is null among several, missing in lists, and logged once a kind."""
     for name, members in TROUBLES.items():
         store.client.flushdb()
         caplog.clear()

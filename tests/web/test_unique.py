@@ -49,9 +49,7 @@ class UniqueDesk(Desk):
     def press(
         self, request: Request | None = None, key: Any = "nightly", **options: Any
     ) -> JobState:
-        """Send a unique job, in a request that commits unless one is given. `meanwhile`
-        is called with the job before its key is taken.
-        """
+        """Send a unique job. `meanwhile` is called before its key is taken."""
         own, meanwhile = request is None, options.pop("meanwhile", None)
         request = request or self.begin()
         actor, miles = options.pop("actor", self.actor), options.pop("miles", 26)
@@ -159,9 +157,7 @@ def nightly(global_broker: Broker) -> Any:
 
 @pytest.mark.promise("one-unique-job-at-a-time")
 def test_the_job_under_way_is_returned(desk: UniqueDesk) -> None:
-    """Other arguments change nothing. Nothing is sent or written. A delayed job is
-    under way even if it is due after a record of another job would have expired.
-    """
+    """Nothing is sent or written, whatever the arguments and however late it is due."""
     first = desk.press()
     keys = set(desk.client.keys())
     second = desk.press(miles=5)
@@ -218,10 +214,7 @@ def test_a_shared_job_belongs_to_everybody(desk: UniqueDesk, nightly: Any) -> No
 
 
 def test_what_cannot_be_unique(desk: UniqueDesk, global_broker: Broker) -> None:
-    """A job whose key is no short string, a job of nobody, since visitors without a
-    login must not be handed each other's, one that is shared without a key, that cannot
-    be followed, or that nobody commits. Its message cannot be sent otherwise.
-    """
+    """A job with a bad key, of nobody, that is not followed, or nobody commits."""
     for key, error, says in (
         (b"x", TypeError, "must be a string, not b'x'"),
         ("", ValueError, "1 to 200 characters, not 0"),
@@ -274,9 +267,7 @@ def test_a_double_click_shows_one_job_on_both_pages(desk: UniqueDesk) -> None:
 def test_acts_on_an_alias_reach_its_job(
     desk: UniqueDesk, said: Callable[[], list[str]]
 ) -> None:
-    """They need the rights to that, and say which one it was. The object that the loser
-    was given before anybody knew that it would lose cancels the job, too.
-    """
+    """They need the rights to that. The loser's own object cancels it, too."""
     loser, winner = desk.press_twice()
     path = f"/job_state/{loser.uuid}"
     assert act(desk.app, f"{path}/cancel", "bob").status_int == 403
@@ -327,10 +318,7 @@ def test_two_sends_of_a_transaction_become_one_job(desk: UniqueDesk) -> None:
 
 
 def test_what_is_taken_back_leaves_the_key_to_others(desk: UniqueDesk) -> None:
-    """A later send of the same key is not an alias of one that an abort or a veto took
-    back. The key is taken when nothing can abort any more: nobody is ever handed a job
-    that will not be.
-    """
+    """The key is taken when nothing can abort any more."""
     desk.press(request := desk.begin())
     request.tm.abort()
     request = desk.begin()
@@ -347,9 +335,7 @@ def test_what_is_taken_back_leaves_the_key_to_others(desk: UniqueDesk) -> None:
 def test_a_store_that_goes_away_before_the_key_is_taken_leaves_an_error(
     desk: UniqueDesk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is written once the store is back. The key is free. Before the commit, the
-    press is refused: nobody can say whether another one is under way.
-    """
+    """It is written once the store is back. Before the commit, a press is refused."""
     with away(desk.store), pytest.raises(StoreUnavailable):
         desk.press(desk.begin())
     with contextlib.ExitStack() as stack:
@@ -394,9 +380,7 @@ def test_a_job_whose_sender_died_loses_its_key_when_it_is_stalled(
 def test_a_sender_that_dies_before_it_takes_the_key_leaves_nothing_behind(
     desk: UniqueDesk,
 ) -> None:
-    """The next press is a new job. It cancels the other once that reads stalled. Should
-    the sender live after all, its job leads to the new one.
-    """
+    """The next press is a new job, to which the other leads should its sender live."""
 
     def meanwhile(dead: JobState) -> None:
         assert keys_without_end(desk.client) == []
@@ -419,9 +403,7 @@ def test_a_sender_that_dies_before_it_takes_the_key_leaves_nothing_behind(
 def test_a_press_may_come_at_any_moment_of_a_long_commit(
     desk: UniqueDesk, far: UniqueDesk, proxy: FaultyProxy
 ) -> None:
-    """Votes took longer than `stalled_after`, but taking the key is a sign of life: the
-    sender loses it only to a press that comes before. One message leaves.
-    """
+    """Only one that comes before the key is taken wins. One message leaves."""
 
     def grow_old(slow: JobState) -> None:
         desk.grow_old()

@@ -128,9 +128,7 @@ def test_working_job_says_what_is_usual(
 
 
 def test_all_processes_say_the_same(redis_url: str, store: JobStore) -> None:
-    """For as long as the attempt works, so that its ETag holds, and from their first
-    poll on. The next attempt says what is usual then.
-    """
+    """For as long as the attempt works, so that its ETag holds."""
     apps = [make_app(make_config(redis_url)) for _ in range(3)]
     put_runs(store)
     uuid = put(store)
@@ -157,9 +155,7 @@ def test_other_statuses_do_not_say_it(
 
 
 def test_next_attempt_asks_anew(app: TestApp, store: JobStore, redis_url: str) -> None:
-    """What was usual during an attempt is not said of the next, nor of a retry that
-    waits.
-    """
+    """What was usual is not said of the next attempt, nor of a retry that waits."""
     broker, gates = make_broker(redis_url), [Gate(), Gate()]
 
     @job_actor(broker=broker, min_backoff=1, max_backoff=1, max_retries=1)
@@ -181,9 +177,7 @@ def test_next_attempt_asks_anew(app: TestApp, store: JobStore, redis_url: str) -
 def test_kinds_of_which_nothing_is_known(
     app: TestApp, store: JobStore, begun: list[str]
 ) -> None:
-    """A process asks once a minute for them: new ones, and those with small jobs and
-    large ones.
-    """
+    """A process asks once a minute for them."""
     put_runs(store, [1, 2, 3, 400] * 10)
     put_runs(store, [5] * 19, cls=Diary)
     for uuid in put(store), put(store), put(store, Diary), put(store, Diary):
@@ -258,10 +252,7 @@ def test_lists_say_it(app: TestApp, store: JobStore, begun: list[str]) -> None:
 
 
 def test_what_is_not_said(app: TestApp, store: JobStore, begun: list[str]) -> None:
-    """Jobs of a kind that is unknown here: its class might keep it back. What other
-    programs write in place of what is usual. Who may not see a job learns nothing, and
-    asks for nothing.
-    """
+    """What is unknown here, nonsense, and what the viewer may not see."""
     put_runs(store)
     uuid = put(store)
     for path in f"/job_state/{uuid}", f"/job_state?uuid={uuid}", "/job_state":
