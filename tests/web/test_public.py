@@ -12,6 +12,7 @@ from dramatiq import Middleware
 
 import pyramid_jobstate
 from pyramid_jobstate import asgi, embedded, fixtures, pages, resources, testing
+from tests.esmodule import MODULE, make_module
 
 #: The public modules.
 MODULES = (pyramid_jobstate, asgi, embedded, fixtures, pages, resources, testing)
@@ -58,3 +59,8 @@ def test_what_users_are_handed_cannot_change(handed: Any) -> None:
         iter(found)
     assert not hasattr(found, "__dict__")
     assert copy.copy(found) == pickle.loads(pickle.dumps(found)) == found
+
+
+def test_module_is_made_of_the_script() -> None:
+    """It is what ``python -m tests.esmodule`` makes of job-state.js."""
+    assert MODULE.read_text("utf-8") == make_module()
