@@ -33,12 +33,7 @@ def take_minutes(
     cls: type[JobState] = Minutes,
     say: Callable[[Any], object] = say_three,
 ) -> str:
-    """Run a job of Alice's, and return its uuid.
-
-    Parameters:
-      url: The server of the broker and the store.
-      say: What the job does.
-    """
+    """Run a job of Alice's that does something, and return its uuid."""
     broker = make_broker(url)
 
     @job_actor(broker=broker, job_state=cls, max_retries=0)

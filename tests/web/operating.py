@@ -90,11 +90,7 @@ class Blister(Exception):
 
 class Marathons:
     """A broker with an actor that fails until the test mends it. Its worker only runs
-    while the test waits for a job.
-
-    Attributes:
-      is_mended: Whether the actor succeeds.
-      ran: The uuids of the jobs that have run, in order.
+    while the test waits for a job, and notes the uuids of the jobs that `ran`.
     """
 
     def __init__(self, url: str, store: JobStore | None = None) -> None:

@@ -120,12 +120,7 @@ def follow(server: Server, run: Run, n: int = 1) -> Exchange:
 
 
 class OwnPool(redis.ConnectionPool):
-    """A pool of the application's own.
-
-    Attributes:
-      lent: How many connections it lends.
-      lend: Called with each, and with the name of the thread that gets it.
-    """
+    """A pool of the application's own, which calls a function with what it lends."""
 
     lent = 0
     lend: Callable[[Any, str], object]

@@ -198,10 +198,8 @@ def send(
     method: str = "POST",
     **headers: str,
 ) -> Any:
-    """Return the response to a request whose body is a file.
-
-    Parameters:
-      length: What the request says of its length.
+    """Return the response to a request whose body is a file, of which it says the
+    length.
     """
     request = Request.blank(path, method=method)
     sent = {"X-Requested-With": "x", "X-User": user}

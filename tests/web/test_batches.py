@@ -153,8 +153,8 @@ def test_weights_and_pipelines(desk: BatchDesk, global_broker: Broker) -> None:
     assert desk.state(batch)["progress"]["fraction"] == 5 / 16
 
 
-def test_veto_takes_the_batch_back(desk: BatchDesk) -> None:
-    """If another database refuses to commit, the written batch is taken back."""
+def test_batch_that_is_not_committed_is_taken_back(desk: BatchDesk) -> None:
+    """After a veto, an abort, or an exception in its block that the view survives."""
     for count in 0, 3:
         request = desk.begin()
         request.tm.get().join(Manager("a", "tpc_vote", fail))
@@ -168,9 +168,6 @@ def test_veto_takes_the_batch_back(desk: BatchDesk) -> None:
         assert desk.store.list().items == []
         assert desk.store.load(batch.uuid) is None
 
-
-def test_abort_or_exception_in_the_block_sends_nothing(desk: BatchDesk) -> None:
-    """Neither an abort nor an exception that the view survives sends anything."""
     request = desk.begin()
     with request.job_states.batch() as batch:
         batch.send(desk.actor, 1)

@@ -27,13 +27,7 @@ from tests.worker.floors import Floor, Held
 
 
 class Cost(NamedTuple):
-    """What something costs.
-
-    Attributes:
-      trips: The round trips of all threads.
-      scripts: How many scripts the server runs.
-      commands: How many commands it runs, those in scripts included.
-    """
+    """The round trips of all threads, scripts, and commands, in scripts as well."""
 
     trips: int
     scripts: int

@@ -18,7 +18,7 @@ from webtest import TestApp
 
 from pyramid_jobstate import Batch, JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
-from tests.jobs import RunMarathon, job_actor, make_broker, working
+from tests.jobs import RunMarathon, make_broker, working
 from tests.running import Runs
 from tests.store.jobs import Diary
 from tests.support import STATUSES, key_of, wait_for, write
@@ -105,11 +105,7 @@ def test_inspect_names_the_actor_and_the_queue(
     operated: TestApp, store: JobStore, marathons: Marathons
 ) -> None:
     """The queue is that of the message, or if nobody knows it that of the actor."""
-    broker = marathons.broker
-
-    @job_actor(actor_name="mail", broker=broker, max_retries=0, queue_name="mails")
-    def mail(*, job_state: JobState) -> None:
-        raise Blister
+    broker, actor = marathons.broker, "run_marathon"
 
     def told(uuid: str) -> Any:
         found = get(operated, f"/job_state/{uuid}/inspect", OPERATOR).json
@@ -118,25 +114,18 @@ def test_inspect_names_the_actor_and_the_queue(
     assert told(put_batch(store, Batch, ["error"]).uuid) == (None, None)
     # Before a worker has run: it would consume what is declared after its end.
     broker.declare_queue("night")
-    for sent_to, forgotten, runs_in in (
-        ("night", None, "night"),
-        ("default", None, "default"),
-        ("mails", "by the record", "mails"),
-        ("night", "by the broker", "mails"),
-    ):
-        message = mail.message().copy(queue_name=sent_to)
+    for is_forgotten, runs_in in (False, "night"), (True, "default"):
+        message = marathons.run_marathon.message().copy(queue_name="night")
         uuid = message.message_id
         broker.enqueue(message, delay=100)
-        assert told(uuid) == ("mail", sent_to)
+        assert told(uuid) == (actor, "night")
         marathons.wait_for(uuid, "error")
-        if forgotten == "by the record":
+        if is_forgotten:
             store.client.hdel(key_of(store, uuid), "queue")
-            assert told(uuid) == ("mail", None)
-        elif forgotten:
-            broker.queues.remove(sent_to)
+            assert told(uuid) == (actor, None)
         act(operated, f"/job_state/{uuid}/rerun")
         assert [m.message_id for m in queued(broker.client, runs_in)] == [uuid]
-        assert told(uuid) == ("mail", runs_in)
+        assert told(uuid) == (actor, runs_in)
         marathons.wait_for(uuid, "error")
 
 

@@ -95,7 +95,7 @@ def test_headers_of_every_answer(paged: TestApp, store: JobStore) -> None:
 def test_application_chooses_who_may_frame_pages(
     redis_url: str, store: JobStore
 ) -> None:
-    """What a view, a tween or a subscriber sets stays, and replaces nothing else."""
+    """What a view or a subscriber sets stays, and replaces nothing else."""
     (job,) = put(store, "alice", cls=RunMarathon)
     own = "default-src 'self'; frame-ancestors https://partner.example"
 
@@ -110,7 +110,6 @@ def test_application_chooses_who_may_frame_pages(
     # A policy of ours would let this origin in: browsers heed that one alone.
     for name, set_up, frames in (
         ("view", lambda c: c.add_view(own_page, route_name=route, **view), "DENY"),
-        ("tween", lambda c: c.add_tween(f"{__name__}.deny_tween"), "DENY"),
         ("event", lambda c: c.add_subscriber(set_policy, NewResponse), "SAMEORIGIN"),
     ):
         config = paged_config(redis_url)
@@ -118,17 +117,6 @@ def test_application_chooses_who_may_frame_pages(
         page = browse(make_app(config), f"/job_state/{job}")
         found = [page.headers.get(header) for header in FRAMES]
         assert found == [own if name == "event" else None, frames], name
-
-
-def deny_tween(handler: Any, registry: Any) -> Any:
-    """A tween that forbids frames, as many applications do for all answers."""
-
-    def answer(request: Request) -> Response:
-        response = handler(request)
-        response.headers["X-Frame-Options"] = "DENY"
-        return response
-
-    return answer
 
 
 def test_what_has_no_page_is_json(paged: TestApp, store: JobStore) -> None:

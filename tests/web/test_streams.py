@@ -162,8 +162,8 @@ def test_what_a_poll_refuses_a_stream_refuses(pushed: Server, store: JobStore) -
 # Clients that come again
 
 
-def test_state_has_the_same_id_whenever_it_is_shown(pushed: Server, runs: Runs) -> None:
-    """Every state of a single job has an id, which stands for it."""
+def test_id_stands_for_what_was_shown(pushed: Server, runs: Runs) -> None:
+    """For the state of a job, or those of several in any order, and for no others."""
     run = runs.start(n=1)
     first = pushed.open(one(run.uuid)).at(0).id
     assert first is not None and len(first) == 16
@@ -175,10 +175,6 @@ def test_state_has_the_same_id_whenever_it_is_shown(pushed: Server, runs: Runs) 
     assert second.id not in (None, first)
     # Who has an outdated state gets the new one at once.
     assert pushed.open(one(run.uuid), last_event_id=first).at(0) == second
-
-
-def test_id_of_several_jobs_stands_for_all_of_them(pushed: Server, runs: Runs) -> None:
-    """The id after all states is current for them in any order, and for no others."""
     several = [runs.start() for _ in range(3)]
     uuids = [run.uuid for run in several]
     stream = pushed.open(batch(*uuids, UUID))
