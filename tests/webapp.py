@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import redis
 from dramatiq import Message, actor
 from dramatiq.brokers.redis import RedisBroker
 from pyramid.authorization import ACLHelper, Allow, Authenticated, Everyone
@@ -148,14 +147,14 @@ def ask(
     return app.request(path, method=method, headers=sent, expect_errors=True)
 
 
-def queued(client: redis.Redis, name: str = "default") -> list[Message[Any]]:
+def queued(client: Any, name: str = "default") -> list[Message[Any]]:
     """Return the messages in the broker's queue, oldest first."""
     ids = client.lrange(f"dramatiq:{name}", 0, -1)
     found: Any = [client.hget(f"dramatiq:{name}.msgs", i) for i in ids]
     return [Message.decode(message) for message in found]
 
 
-def make_alias(client: redis.Redis, key: str, target: str) -> None:
+def make_alias(client: Any, key: str, target: str) -> None:
     """Turn a record at once into an alias, which leads to another job."""
     with client.pipeline() as pipeline:
         pipeline.delete(key)

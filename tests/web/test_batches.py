@@ -21,10 +21,9 @@ from pyramid_jobstate.testing import away, outbox, pass_time, put_batch, run_job
 from tests.jobs import RunMarathon, job_actor, new_id, working
 from tests.support import wait_for
 from tests.web.databases import Manager, fail
-from tests.web.desks import Desk, make_desk
 from tests.web.operating import OPERATOR, act, operated_app, uuids_of
 from tests.web.reading import NOT_FOUND
-from tests.web.visits import NOT_SENT, Refusing, sent
+from tests.web.visits import NOT_SENT, Desk, Refusing, make_desk, sent
 from tests.webapp import ADMIN, get, make_app, make_request, make_tm_config, queued
 
 #: What is said of a batch that is sent elsewhere than in its block.
@@ -462,16 +461,6 @@ def test_rights_of_members(desk: BatchDesk) -> None:
         forbidden = act(app, "/job_state/rerun", "bob", batch=batch.uuid)
         assert unknown.status_int == forbidden.status_int == 200
         assert unknown.text == forbidden.text
-
-
-def test_poll_of_a_batch_costs_what_a_lone_jobs_does(desk: BatchDesk) -> None:
-    """A poll reads one record."""
-    batch = desk.put(*["queued"] * 50)
-    desk.client.config_resetstat()
-    desk.state(batch)
-    stats: Any = desk.client.info("commandstats")
-    assert set(stats) == {"cmdstat_hgetall", "cmdstat_config|resetstat"}
-    assert stats["cmdstat_hgetall"]["calls"] == 1
 
 
 def test_failed_members_run_again(desk: BatchDesk) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import logging
 import sys
@@ -17,7 +16,7 @@ from dramatiq import Broker
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import AsyncIO, Middleware, default_middleware
+from dramatiq.middleware import Middleware, default_middleware
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
 from webtest import TestApp
@@ -221,27 +220,6 @@ def test_function_that_goes_wrong_leaves_nothing_behind() -> None:
         return RedisBroker(url=NOWHERE)
 
     assert "has set a broker of its own" in refusal(set_another)
-
-
-def test_async_actors_run_in_workers_alone(redis_url: str) -> None:
-    """Wherever they are declared, and if AsyncIO is added after the include."""
-
-    async def run(miles: int, *, job_state: RunMarathon) -> None:
-        await asyncio.sleep(0)
-        job_state.set_progress_metric("miles_run", miles)
-
-    actors: list[Any] = [job_actor(actor_name="early")(run)]
-    config = included(redis_url)
-    broker = dramatiq.get_broker()
-    broker.add_middleware(AsyncIO())
-    actors.append(job_actor(actor_name="late")(run))
-    config.make_wsgi_app()
-    for actor in actors:
-        with pytest.raises(RuntimeError, match="event loop"):
-            actor(26)
-        with working(broker):
-            job = wait_until(broker, actor.send(26), "success", "error")
-        assert job.progress_metrics == {"miles_run": 26}
 
 
 def test_application_without_the_setting_runs_no_jobs_of_others(redis_url: str) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import dramatiq.broker
 import pytest
-import redis
 from dramatiq.brokers.stub import StubBroker
 from webtest import TestApp
 
@@ -383,9 +382,7 @@ def test_class_may_open_its_log(
     assert texts(operated, path, OPERATOR) == ["secret", "plain", "more"]
 
 
-def test_log_that_is_not_there(
-    operated: TestApp, store: JobStore, logged: Log, client: redis.Redis
-) -> None:
+def test_log_that_is_not_there(operated: TestApp, store: JobStore, logged: Log) -> None:
     """If a class captures nothing, nobody asks. A deleted job has no log any more."""
     path = f"/job_state/{put_job(store, log=['plain']).uuid}"
     assert get(operated, path, OPERATOR).status_code == 200
@@ -395,7 +392,7 @@ def test_log_that_is_not_there(
     job = logged()
     assert act(operated, job, OPERATOR, "DELETE").status_code == 204
     assert get(operated, f"{job}/log", OPERATOR).status_code == 404
-    assert client.keys("*:log") == []
+    assert store.client.keys("*:log") == []
 
 
 def test_bad_requests_for_a_log(operated: TestApp, store: JobStore) -> None:

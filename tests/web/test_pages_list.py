@@ -149,7 +149,7 @@ def test_owners_lead_to_their_jobs(store: JobStore, visit: Visiting) -> None:
 
 
 def test_job_is_found_by_the_beginning_of_its_id(
-    paged: TestApp, store: JobStore, visit: Visiting
+    store: JobStore, visit: Visiting
 ) -> None:
     """The form takes what a row shows of an id, if one job of the list begins so."""
     job, other = put(store, "alice", "bob")

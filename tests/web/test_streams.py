@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import redis
 from pyramid.authorization import Allow, Deny, Everyone
 from pyramid.config import Configurator
 from pyramid.events import NewResponse
@@ -68,13 +67,11 @@ def test_jobs_stream_wherever_they_are_polled(pushed: Server, store: JobStore) -
 # Aliases
 
 
-def test_alias_streams_its_job(
-    pushed: Server, client: redis.Redis, store: JobStore
-) -> None:
+def test_alias_streams_its_job(pushed: Server, store: JobStore) -> None:
     """An alias, also of an alias, shows the job that won, under its own uuid."""
     winner, second, first = (put(store, "queued") for _ in range(3))
-    make_alias(client, f"jobstate:{second}", winner)
-    make_alias(client, f"jobstate:{first}", second)
+    make_alias(store.client, f"jobstate:{second}", winner)
+    make_alias(store.client, f"jobstate:{first}", second)
     stream = pushed.open(one(first))
     assert stream.at(0).data.encode() == pushed.poll(one(first)).body
     both = pushed.open(batch(second, winner))
@@ -85,14 +82,12 @@ def test_alias_streams_its_job(
     both.wait()
 
 
-def test_job_that_becomes_an_alias_is_gone(
-    pushed: Server, client: redis.Redis, store: JobStore
-) -> None:
+def test_job_that_becomes_an_alias_is_gone(pushed: Server, store: JobStore) -> None:
     """Once a uuid leads to another job, perhaps of others, a poll decides anew."""
     loser, other = put(store, "queued"), put(store, "queued")
     winner = put(store, "queued", owner="bob")
     stream = pushed.watch(batch(loser, other), count=2)
-    make_alias(client, f"jobstate:{loser}", winner)
+    make_alias(store.client, f"jobstate:{loser}", winner)
     assert stream.at(2)[:2] == ("gone", loser)
     for uuid in winner, other:
         load_job(store, uuid).cancel()

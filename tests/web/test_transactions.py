@@ -102,7 +102,6 @@ def test_commit_sends_when_the_database_is_durable(
     tm_config: Configurator,
     global_broker: Broker,
     store: JobStore,
-    client: redis.Redis,
     database: Database,
 ) -> None:
     """The message leaves, and is recorded, once others see what the request wrote."""
@@ -114,13 +113,13 @@ def test_commit_sends_when_the_database_is_durable(
     def view(request: Request) -> str:
         write(request, database)
         uuid = send(request)
-        assert client.keys() == []
+        assert store.client.keys() == []
         return uuid
 
     moments: list[Any] = []
     global_broker.add_middleware(Watch())
     uuid = visit(tm_config, view).text
-    (message,) = queued(client)
+    (message,) = queued(store.client)
     assert (message.message_id, message.args) == (uuid, (26,))
     ((count, job_state),) = moments
     assert (count, job_state.status, job_state.owner) == (1, "queued", "alice")

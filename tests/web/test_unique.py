@@ -23,9 +23,8 @@ from tests.jobs import messages, working
 from tests.lost import keys_without_end
 from tests.support import load_job, wait_for
 from tests.web.databases import Manager, fail
-from tests.web.desks import Desk, make_desk
 from tests.web.operating import OPERATOR, act
-from tests.web.visits import NOT_SENT, Refusing
+from tests.web.visits import NOT_SENT, Desk, Refusing, make_desk
 from tests.webapp import (
     get,
     make_app,
