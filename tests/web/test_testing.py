@@ -33,6 +33,7 @@ from pyramid_jobstate import (
     rerun,
     testing,
 )
+from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.testing import Outbox, outbox, put_job, values
 from tests.jobs import RunMarathon, job_actor
 from tests.support import FINISHED, STATUSES, load_job
@@ -199,12 +200,16 @@ def test_error_of_a_job_reaches_the_test(
     ]
 
 
-@pytest.mark.xdist_group("job_store")
-@pytest.mark.parametrize("number", [1, 2])
-def test_job_store_is_empty(job_store: JobStore, number: int) -> None:
+@pytest.fixture
+def left_over(jobstate_server: EmbeddedServer) -> None:
+    """A job of the test before."""
+    put_job(JobStore(jobstate_server.url))
+
+
+@pytest.mark.usefixtures("left_over")
+def test_job_store_is_empty(job_store: JobStore) -> None:
     """A test finds no job of the test before."""
     assert job_store.list(members=True).items == []
-    put_job(job_store)
 
 
 @pytest.fixture
