@@ -123,8 +123,8 @@ def app_config(*includes: str) -> Configurator:
     return config
 
 
-def url_of(job: JobState, host: str = "shop.example") -> str:
-    return f"http://{host}/job_state/{job.uuid}/"
+def url_of(job: JobState) -> str:
+    return f"http://shop.example/job_state/{job.uuid}/"
 
 
 def told_of(job: JobState, status: str = "success", cls: str = "Told") -> Any:

@@ -458,18 +458,16 @@ Visitors = Callable[[], TestApp]
 AJAX = {"X-Requested-With": "XMLHttpRequest"}
 
 
-def cookies(timeout: int | None = None) -> Any:
-    """Return a factory of cookie sessions, each access to which renews the cookie."""
-    return SignedCookieSessionFactory("s" * 64, timeout=timeout, reissue_time=-1)
-
-
-def make_visited(redis_url: str, broker: Broker) -> Configurator:
-    """Return the configurator of an application whose visitors send jobs."""
-    run_marathon = broker.get_actor("run_marathon")
-    settings = {"jobstate.redis_url": redis_url, "jobstate.owner": "session"}
-    config = Configurator(settings={**settings, **EXPLICIT}, root_factory=Root)
-    config.set_session_factory(cookies())
-    config.include("pyramid_tm")
+@pytest.fixture
+def config(redis_url: str, global_broker: Broker) -> Configurator:
+    """Override: an application whose visitors send jobs, and in which each access to a
+    session that would ever renew it does so at once, with a new cookie.
+    """
+    run_marathon = global_broker.get_actor("run_marathon")
+    settings = {"jobstate.owner": "session", **EXPLICIT}
+    config = make_tm_config(redis_url, settings, security_policy=None)
+    session = SignedCookieSessionFactory("s" * 64, timeout=None, reissue_time=-1)
+    config.set_session_factory(session)
     config.include("pyramid_jobstate")
 
     def send(request: Request) -> Any:
@@ -505,12 +503,6 @@ def make_visited(redis_url: str, broker: Broker) -> Configurator:
         config.add_view(view, route_name=view.__name__, renderer="json")
     config.make_wsgi_app()
     return config
-
-
-@pytest.fixture
-def config(redis_url: str, global_broker: Broker) -> Configurator:
-    """Override: an application whose visitors send jobs."""
-    return make_visited(redis_url, global_broker)
 
 
 @pytest.fixture
