@@ -64,10 +64,7 @@ PLACES = ["/job_state", "/jobs", "/site/jobs"]
 
 
 def make_config(redis_url: str | None, **options: Any) -> Configurator:
-    """Return the configurator of an application that has included nothing yet.
-
-    The options are those of a Configurator, and override the usual ones here.
-    """
+    """Return a configurator that has included nothing yet. Options override ours."""
     settings = {"jobstate.redis_url": redis_url} if redis_url else {}
     settings.update(options.pop("settings", {}))
     usual = {"root_factory": Root, "security_policy": Policy()}
@@ -94,10 +91,7 @@ def make_app(config: Configurator) -> TestApp:
 
 
 def renewed(app: TestApp) -> TestApp:
-    """Return the application, for another test, with no cookies, and with nothing
-    remembered of the store. A test of what is logged once, or of a chart, makes its
-    own.
-    """
+    """Return the application with no cookies, and nothing remembered of the store."""
     registry = app.app.registry
     config = Configurator(registry=registry, autocommit=True)
     config.set_job_store(JobStore(registry.settings["jobstate.redis_url"]))
@@ -122,11 +116,9 @@ def take_steps(config: Configurator, steps: str, **own: Callable[[], object]) ->
     return [known[name]() for name in steps.split()][-1]
 
 
-def make_request(
-    config: Configurator, user: str | None = None, factory: type[Request] = Request
-) -> Request:
+def make_request(config: Configurator, user: str | None = None) -> Request:
     """Return a user's request to the finished application."""
-    request = factory.blank("/", headers={} if user is None else {"X-User": user})
+    request = Request.blank("/", headers={} if user is None else {"X-User": user})
     request.registry = config.registry
     apply_request_extensions(request)
     return request

@@ -29,9 +29,7 @@ def say_three(job_state: JobState) -> None:
 
 
 def take_minutes(
-    url: str,
-    cls: type[JobState] = Minutes,
-    say: Callable[[Any], object] = say_three,
+    url: str, cls: type[JobState] = Minutes, say: Callable[[Any], object] = say_three
 ) -> str:
     """Run a job of Alice's that does something, and return its uuid."""
     broker = make_broker(url)

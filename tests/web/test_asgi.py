@@ -190,16 +190,13 @@ def environ_of(**scope: Any) -> dict[str, Any]:
     return dict(json.loads(body_of(call(make_views(), **scope))))
 
 
-def test_cookies_of_http2_are_one_header() -> None:
+def test_environment_that_no_client_of_uvicorn_brings_about() -> None:
     """The cookies that HTTP/2 has split are one again. The scheme is the client's."""
     headers = [(b"cookie", b"a=1"), (b"x-a", b"1"), (b"cookie", b"b=2")]
     found = environ_of(scheme="https", headers=headers)
     assert found["HTTP_COOKIE"] == "a=1; b=2"
     assert found["wsgi.url_scheme"] == "https"
-
-
-def test_application_below_a_prefix() -> None:
-    """The prefix of an application is its SCRIPT_NAME, and not in its PATH_INFO."""
+    # The prefix of an application is its SCRIPT_NAME, and not in its PATH_INFO.
     for root, path, *expected in (
         # uvicorn's --root-path is part of the path
         ("/api", "/api/environ/a", "/api", "/environ/a"),

@@ -10,7 +10,6 @@ import transaction
 from dramatiq import Broker, get_broker
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
-from pyramid_retry import RetryableException
 
 from pyramid_jobstate import (
     Batch,
@@ -155,20 +154,6 @@ def test_hook_with_a_request(config: Configurator, run_marathon: Any) -> None:
         told_of(bad, "error"),
         told_of(good),
     ]
-
-
-def test_conflict_runs_the_hook_again(config: Configurator, run_marathon: Any) -> None:
-    """The job has ended, whatever its hook does."""
-
-    def conflict() -> None:
-        raise RetryableException
-
-    acts.append(conflict)
-    with working(run_marathon.broker):
-        job = alices(config).job_states.send_immediately(run_marathon)
-        wait_for(lambda: len(notes) == 2)
-    assert notes[0] == notes[1]
-    assert store_of(run_marathon.broker).load(job.uuid).is_success  # type: ignore[union-attr]
 
 
 def send_batch(config: Configurator, actor: Any, *errors: str) -> Batch:

@@ -271,11 +271,6 @@ def test_inspectors_ask_where_a_job_is(
     page = visit(path, KEEPER)
     assert "<script>alert" not in page.response.text
     assert "<script>alert(1)</script>" in page.one("[data-jobstate=stack]").get_text()
-    client.hdel(key, "stack")
-    assert visit(path, KEEPER).texts(where)
-    client.delete(key)
-    client.set(key, "text")
-    assert read() is None
 
 
 def test_page_says_that_nobody_answers(

@@ -13,17 +13,9 @@ from webtest import TestApp
 from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
-from tests.support import key_of, load_job
+from tests.support import key_of
 from tests.web.operating import KEEPER, Marathons, put
-from tests.web.paging import (
-    INNER,
-    OUTER,
-    OWN,
-    SITE,
-    TRACEBACK,
-    Visit,
-    Visiting,
-)
+from tests.web.paging import INNER, OUTER, OWN, SITE, TRACEBACK, Visit, Visiting
 from tests.webapp import get
 
 START = datetime.datetime(2027, 1, 15, tzinfo=datetime.UTC)
@@ -375,14 +367,3 @@ def test_what_is_no_frame_is_seen(shown: Callable[..., list[str]]) -> None:
     assert found[2:4] == [f"{OWN}{earlier}{OUTER[:35]}", found[1]]
     for text in "\n", "x", '  File "', f"{OWN}\n", "Traceback:\n  x\n":
         assert shown(text) == [text]
-
-
-def test_traceback_of_a_cancelled_job(store: JobStore, visit: Visiting) -> None:
-    """It is that of the last try, without an exception."""
-    error, end = JobError("ValueError", FAKE), f"{OWN}ValueError: {FAKE}\n"
-    job = put_job(store, RunMarathon, "retrying", error=error, traceback=OUTER + end)
-    assert load_job(store, job.uuid).cancel()
-    page = visit(f"/job_state/{job.uuid}")
-    assert page.texts("h2") == ["Traceback", "Timeline"]
-    assert page.all("pre")[-1].get_text() == end
-    assert page.texts(".jobstate-detail") == ["ValueError"]

@@ -35,14 +35,7 @@ from tests.web.operating import (
     put,
     uuids_of,
 )
-from tests.web.paging import (
-    Visit,
-    Visiting,
-    browse,
-    paged_app,
-    put_batch,
-    query_of,
-)
+from tests.web.paging import Visit, Visiting, browse, paged_app, put_batch, query_of
 from tests.webapp import ADMIN, Root, get
 
 

@@ -429,9 +429,8 @@ def test_broker_can_be_named(
     assert [message.args[0] for message in found] == [0, 1, 3, 4, 5, 6, 8] * 2
     assert {message.options["job_owner"] for message in found} == {"alice"}
 
-
-def test_actor_goes_through_its_own_broker(job_states: Any, other: RedisBroker) -> None:
-    """An actor's own broker is used, and its argument `broker` is an ordinary one."""
+    # An actor's own is used, and its argument `broker` is an ordinary one.
+    other.flush_all()
 
     @actor(broker=other, job_state=True)
     def insure(*, broker: str) -> None:

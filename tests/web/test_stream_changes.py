@@ -50,10 +50,7 @@ ALL_CHANGED = b">2\r\n$10\r\ninvalidate\r\n_\r\n"
 
 
 class TrackingRelay(Relay):
-    """A relay that leaves commands alone, and holds up, loses or falsifies the
-    connections on which clients are told of changes. What is refused before it is known
-    that a connection is one of those, `HELLO 3`, is refused on all.
-    """
+    """A relay that holds up, loses or falsifies connections that tell of changes."""
 
     def __init__(self, url: str) -> None:
         self._all_told: list[socket.socket] = []
@@ -361,10 +358,7 @@ def test_job_that_must_not_be_read_is_gone(
 
 
 def test_server_that_says_what_it_should_not(
-    far: Server,
-    relay: TrackingRelay,
-    runs: Runs,
-    caplog: pytest.LogCaptureFixture,
+    far: Server, relay: TrackingRelay, runs: Runs, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After a reply to no question there is a new connection. No secret is logged."""
     run = runs.start(n=0)
@@ -478,9 +472,8 @@ def test_client_may_have_any_options(
 
 
 def play(server: Server, relay: TrackingRelay, jobs: list[Run], seed: int) -> None:
-    """Have jobs report, clients come and go, and the connection be held up and lost, at
-    random. Check that no stream goes backwards, that none begins with a state that was
-    outdated when it was asked for, and that all have the last one.
+    """Have jobs report, clients come and go, and links fail, at random. Check that
+    no stream goes backwards or begins too early, and that all have the last state.
     """
     dice = random.Random(seed)
     written = dict.fromkeys(jobs, 0)

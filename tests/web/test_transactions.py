@@ -23,14 +23,7 @@ from pyramid_jobstate.testing import away, pass_time
 from tests.counters import SQL, Database, Zodb
 from tests.jobs import messages
 from tests.web.databases import Manager, fail
-from tests.web.visits import (
-    NOT_SENT,
-    add_view,
-    broker_that_is_away,
-    load,
-    sent,
-    visit,
-)
+from tests.web.visits import NOT_SENT, add_view, broker_that_is_away, load, sent, visit
 from tests.webapp import (
     EXPLICIT,
     get,
@@ -99,10 +92,7 @@ def send(request: Request, miles: int = 26, broker: Broker | None = None) -> str
 
 @pytest.mark.promise("sent-with-the-commit")
 def test_commit_sends_when_the_database_is_durable(
-    tm_config: Configurator,
-    global_broker: Broker,
-    store: JobStore,
-    database: Database,
+    tm_config: Configurator, global_broker: Broker, store: JobStore, database: Database
 ) -> None:
     """The message leaves, and is recorded, once others see what the request wrote."""
 
