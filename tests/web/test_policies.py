@@ -245,8 +245,10 @@ def test_owner_setting_lets_visitors_in(redis_url: str, store: JobStore) -> None
     assert rights(app, job, X_User='"v1"') == NONE
     assert rights(app, job, Cookie="visitor=v1") == ALL
     assert len(asked) == len(set(map(id, asked)))
+    config = made_config(NOWHERE)
     for name in Everyone, Authenticated:
         assert get(app, "/job_state", Cookie=f"visitor={name}").json["items"] == []
+        assert make_request(config, name).job_states.current_owner is None
 
 
 def test_owner_that_raises_shows_nothing(redis_url: str, store: JobStore) -> None:
