@@ -318,9 +318,8 @@ def pushing(
     store: JobStore | None = None,
     rooms: int | None = 6,
 ) -> Iterator[Server]:
-    """Serve the application of a configurator, with pyramid_jobstate included, and with
-    a WSGI application around it. It keeps its jobs in the store, if that is given. So
-    many streams may be open, if its settings do not say it. Its threads end with it.
+    """Serve the application of a configurator, with a WSGI application around it, and a
+    store and so many rooms for streams of its own. Its threads end with it.
     """
     if rooms is not None:
         config.get_settings().setdefault("jobstate.max_streams", rooms)

@@ -198,9 +198,7 @@ def send(
     method: str = "POST",
     **headers: str,
 ) -> Any:
-    """Return the response to a request whose body is a file, of which it says the
-    length.
-    """
+    """Return the response to a request whose body is a file of a length."""
     request = Request.blank(path, method=method)
     sent = {"X-Requested-With": "x", "X-User": user}
     sent |= {name.replace("_", "-"): value for name, value in headers.items()}

@@ -23,9 +23,7 @@ def listed(app: TestApp, query: str = "", user: str = ADMIN) -> list[str]:
     return uuids_of(get(app, f"/job_state{query}", user).json["items"])
 
 
-def test_get_answers_the_callers_own_jobs(
-    app: TestApp, store: JobStore, redis_url: str
-) -> None:
+def test_get_answers_the_callers_own_jobs(app: TestApp, store: JobStore) -> None:
     """GET, and list(), have the user's own jobs, newest first."""
     jobs = put(store, "alice", "alice", "alice", cls=RunMarathon)
     put(store, "bob", None)
@@ -43,7 +41,7 @@ def test_get_answers_the_callers_own_jobs(
     without_store = operated_app(NOWHERE)
     assert get(without_store, "/job_state").json == EMPTY
     assert get(without_store, "/job_state", "alice").status_code == 503
-    container = make_request(made_config(redis_url), "carol").job_states
+    container = make_request(app.app, "carol").job_states
     page = container.list("alice", kind="RunMarathon", params={"miles": 26}, limit=1)
     assert uuids_of(page.items) == jobs[2:] and page.cursor is not None
     assert page.items[0].__parent__ is container

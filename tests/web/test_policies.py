@@ -50,9 +50,7 @@ SetBroker = Callable[[Any], None]
 
 
 class TutorialPolicy:
-    """The policy of Pyramid's own tutorials: principals are not userids. It trusts the
-    header X-User, which is JSON.
-    """
+    """The policy of Pyramid's tutorials, which trusts the header X-User, in JSON."""
 
     def authenticated_userid(self, request: Request) -> Any:
         return json.loads(request.headers.get("X-User", "null"))
@@ -271,13 +269,6 @@ def test_owner_that_raises_shows_nothing(redis_url: str, store: JobStore) -> Non
             get(app, path, "alice")
 
 
-class Team(JobState):
-    """A kind of job whose class says who may see it."""
-
-    def __acl__(self) -> list[tuple[str, Any, Any]]:
-        return [(Allow, "team:red", "view_job")]
-
-
 class OpenRoot(Root):
     """A root that lets everyone see jobs."""
 
@@ -291,7 +282,7 @@ def sending(redis_url: str, set_broker: SetBroker) -> Callable[..., TestApp]:
     set_broker(broker)
     # Each is warned of once a process.
     for name in ("walk", "swim", "run", "row", "play", "crawl", "dive", "climb"):
-        cls = Team if name == "play" else JobState
+        cls = PublicRun if name == "play" else JobState
         declare = dramatiq.actor(actor_name=name, broker=broker, job_state=cls)
         declare(lambda *, job_state: None)
 
@@ -462,9 +453,7 @@ AJAX = {"X-Requested-With": "XMLHttpRequest"}
 
 @pytest.fixture
 def config(redis_url: str, global_broker: Broker) -> Configurator:
-    """Override: an application whose visitors send jobs, and in which each access to a
-    session that would ever renew it does so at once, with a new cookie.
-    """
+    """Override: an application whose visitors send jobs, and renew sessions often."""
     run_marathon = global_broker.get_actor("run_marathon")
     settings = {"jobstate.owner": "session", **EXPLICIT}
     config = make_tm_config(redis_url, settings, security_policy=None)

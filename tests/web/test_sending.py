@@ -292,15 +292,11 @@ def test_what_cannot_be_followed_is_refused(
         job_states.send_message(what)
     job_states.request.tm.commit()
     assert client.keys() == []
-
-
-def test_only_an_actor_is_sent_arguments(job_states: Any, run_marathon: Any) -> None:
-    """The error says what was passed in place of an actor."""
-    message = run_marathon.message(26)
-    for what in None, "run_marathon", message:
-        match = f"^actor must be a Dramatiq actor, not {re.escape(repr(what))}\\. Send"
+    # Only an actor is sent arguments.
+    for other in None, "run_marathon", message:
+        match = f"^actor must be a Dramatiq actor, not {re.escape(repr(other))}\\. Send"
         with pytest.raises(TypeError, match=match):
-            job_states.send(what)
+            job_states.send(other)
     with pytest.raises(TypeError, match="Only messages, pipelines and gro"):
         job_states.send_message(print)
     with pytest.raises(TypeError, match="Only an actor takes arguments"):

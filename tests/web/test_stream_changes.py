@@ -339,18 +339,11 @@ def test_busy_store_has_lost_nothing(
     assert told(stream) == [0, 1]
     relay.refuse({})
     wait_until([0, 1, 2], told, stream)
-
-
-def test_job_that_must_not_be_read_is_gone(
-    far: Server, relay: TrackingRelay, runs: Runs
-) -> None:
-    """If the server refuses to read a job, its page is to ask by a poll."""
-    run = runs.start(n=0)
-    stream = follow(far, run)
+    # If the server refuses to read the job, its page is to ask by a poll.
     relay.refuse({"HGETALL": "NOPERM this user has no permissions"})
-    run.report(n=2)
+    run.report(n=3)
     stream.wait()
-    assert (told(stream), names(stream)) == ([0, 1], ["gone"])
+    assert (told(stream), names(stream)) == ([0, 1, 2], ["away", "gone"])
     relay.refuse({})
 
 

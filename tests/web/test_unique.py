@@ -454,10 +454,7 @@ def test_a_job_runs_again_only_if_no_other_is_under_way(
 def test_a_press_may_come_at_any_moment_of_a_rerun(
     desk: UniqueDesk, far: UniqueDesk, proxy: FaultyProxy, crash: Any
 ) -> None:
-    """One message leaves, and the press shows its job. It waits for a job that is about
-    to run again, which has the key although it has ended. If the press comes first, the
-    failure stays as it was.
-    """
+    """One message leaves, and the press shows its job, whichever comes first."""
 
     def begin() -> None:
         press.start()
