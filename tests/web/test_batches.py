@@ -255,18 +255,14 @@ def test_keys_decide_the_ids_of_members(desk: BatchDesk) -> None:
     assert len(uuids) == 8
 
 
-def test_owner_of_a_batch(desk: BatchDesk) -> None:
-    """It is the owner of the members, unless one names another."""
+def test_owner_and_title_of_a_batch(desk: BatchDesk) -> None:
+    """Members may name another owner. A title replaces that of the class."""
     with desk.batch("bob", owner="alice") as batch:
         batch.send(desk.actor, 1)
         batch.send_with_options(desk.actor, (2,), job_owner="carol")
     assert desk.state(batch)["status"] == "queued"
     assert [job.owner for job in desk.members(batch)] == ["alice", "carol"]
     assert [job.owner for job in desk.members(desk.send(1, owner=None))] == [None]
-
-
-def test_title_of_one_batch(desk: BatchDesk) -> None:
-    """The title of one batch replaces that of its class."""
     titles: tuple[tuple[type[Batch], str | None, str], ...] = (
         (ImportAll, None, "Import"),
         (ImportAll, "Import of 3 files", "Import of 3 files"),

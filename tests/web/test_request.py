@@ -105,12 +105,7 @@ def wait_for_attempt(broker: Broker, message: Any, attempt: int) -> JobState:
 def test_actor_runs_in_a_request_with_a_root_and_a_transaction(
     broker: Broker, config: Configurator, events: Events
 ) -> None:
-    """The transaction begins before the root is made and commits after the actor; then
-    the finished callbacks run, and the job ends. Its note names the actor alone: the
-    arguments of a job do not enter the database's log. Nothing of it stays in the
-    thread. The router has not seen it: no subscriber hears of a new request, and it
-    makes no subrequests.
-    """
+    """It commits before callbacks and the end, and nothing stays in the thread."""
 
     @job_actor(broker=broker)
     def visit(miles: int, *, request: Any, job_state: JobState) -> None:

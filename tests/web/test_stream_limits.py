@@ -119,10 +119,7 @@ def test_streams_of_many_hosts(
         reached = "The limit of 8 host names (one with jobstate.base_url) is reached."
         (said,) = messages(caplog, "pyramid_jobstate")
         assert said == f"{reached} Further pages poll."
-
-
-def test_streams_of_many_hosts_with_a_base_url(redis_url: str, path: str) -> None:
-    """With jobstate.base_url, all hosts count as one, and get the same URLs."""
+    # With jobstate.base_url, all count as one, and get the same URLs.
     settings = {"jobstate.base_url": "https://example.com/shop/"}
     with pushing(make_config(redis_url, settings=settings), rooms=12) as server:
         for number in range(10):

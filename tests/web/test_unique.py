@@ -188,6 +188,18 @@ def test_the_next_one_is_sent_when_it_is_over(desk: UniqueDesk) -> None:
     assert desk.press().uuid not in (first.uuid, second.uuid)
 
 
+def test_claim_of_another_program(desk: UniqueDesk) -> None:
+    """It is none, and harms no job."""
+    first = desk.press()
+    (key,) = desk.client.scan_iter("*:unique*")
+    desk.client.set(key, "x")
+    second = desk.press()
+    assert second.uuid != first.uuid
+    for job in first, second:
+        desk.end(job)
+    assert desk.client.get(key) == b"x"
+
+
 def test_keys_actors_and_owners_are_told_apart(desk: UniqueDesk, nightly: Any) -> None:
     """Owners may differ in their type alone. A key may have 200 characters."""
     keys = [{"key": "é" * 200}, {"key": 'nightly","alice'}]
