@@ -15,7 +15,6 @@ import time
 import weakref
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
     Callable,
     Coroutine,
     Generator,
@@ -23,6 +22,7 @@ from collections.abc import (
 )
 from typing import Any
 
+import dramatiq
 import greenlet
 import pytest
 import redis
@@ -67,12 +67,44 @@ def calls(where: Whereabouts) -> list[str]:
     return re.findall(r'^  File "[^"]*/tests/.*, in (\w+)$', where.stack, re.MULTILINE)
 
 
+#: Where the jobs of these tests wait.
+gate = Gate()
+
+
+@pytest.fixture(autouse=True)
+def closed() -> None:
+    gate.reached.clear()
+    gate.opened.clear()
+
+
+#: Runs a function as a job until it has come to the gate, and returns where it is then.
+Found = Callable[[Callable[[], Any]], Whereabouts]
+
+
+@pytest.fixture
+def found(redis_url: str, store: JobStore) -> Found:
+    """The job has to succeed after that."""
+    broker = make_broker(redis_url, others=(AsyncIO(),))
+
+    def run(act: Callable[[], Any]) -> Whereabouts:
+        actor = dramatiq.actor(broker=broker, job_state=RunMarathon, max_retries=0)
+        with working(broker):
+            sent = actor(act).send()
+            gate.wait_for_job()
+            where = asked(store, sent.message_id)
+            gate.open()
+            wait_until(broker, sent, "success")
+        return where
+
+    return run
+
+
 @pytest.mark.promise("where-a-job-is")
 def test_job_says_where_it_is(redis_url: str, store: JobStore) -> None:
     """The answer has the stack, the innermost call last, and what runs it. It has no
     values, which may be secret.
     """
-    broker, gate = make_broker(redis_url), Gate()
+    broker = make_broker(redis_url)
 
     def run_far(word: str) -> None:
         gate.wait()
@@ -99,7 +131,6 @@ def test_job_says_where_it_is(redis_url: str, store: JobStore) -> None:
 def test_each_job_says_where_it_is_itself(redis_url: str, store: JobStore) -> None:
     """Others run in the same process, and report all the time."""
     broker = make_broker(redis_url)
-    gate = Gate()
 
     @job_actor(broker=broker)
     def run_marathon(step: str, *, job_state: RunMarathon) -> None:
@@ -159,7 +190,6 @@ def test_job_that_does_not_run_is_not_asked(redis_url: str, store: JobStore) -> 
 def test_answer_of_another_run_is_dropped(redis_url: str, store: JobStore) -> None:
     """A newer run of the job has begun elsewhere meanwhile."""
     broker = make_broker(redis_url, JobStateMiddleware(interval=0.5))
-    gate = Gate()
 
     @job_actor(broker=broker)
     def run_marathon(*, job_state: RunMarathon) -> None:
@@ -180,9 +210,8 @@ def test_answer_of_another_run_is_dropped(redis_url: str, store: JobStore) -> No
         gate.open()
 
 
-def test_deep_stack_is_cut(redis_url: str, store: JobStore) -> None:
-    """Its innermost frames stay, in 64 KiB."""
-    broker, gate = make_broker(redis_url), Gate()
+def test_deep_stack_is_cut(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its innermost frames stay, in 64 KiB, whatever Python shows of tracebacks."""
 
     def odd(depth: int) -> None:
         even(depth - 1)
@@ -193,35 +222,150 @@ def test_deep_stack_is_cut(redis_url: str, store: JobStore) -> None:
         else:
             gate.wait()
 
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: RunMarathon) -> None:
-        even(900)
+    monkeypatch.setattr(sys, "tracebacklimit", 1, raising=False)
+    where = found(lambda: even(900))
+    assert where.stack is not None
+    assert 60 * 1024 < len(where.stack.encode()) <= 64 * 1024
+    assert calls(where)[-3:] == ["odd", "even", "wait"]
 
-    with working(broker):
-        sent = run_marathon.send()
-        gate.wait_for_job()
-        where = asked(store, sent.message_id)
-        assert where.stack is not None and len(where.stack.encode()) <= 64 * 1024
-        assert len(where.stack) > 60 * 1024
-        assert calls(where)[-3:] == ["odd", "even", "wait"]
-        gate.open()
+
+async def stand() -> None:
+    gate.reached.set()
+    while not gate.opened.is_set():
+        await asyncio.sleep(0.01)
+
+
+async def block() -> None:
+    gate.wait()
+
+
+def run_loop() -> None:
+    asyncio.run(stand())
+
+
+def block_loop() -> None:
+    asyncio.run(block())
+
+
+def wait_for_thread() -> None:
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        pool.submit(gate.wait)
+
+
+class Wrapper:
+    """Awaits a coroutine, as the request of an HTTP client does."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self.coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self.coroutine.__await__()
+
+
+class Stranger(Wrapper):
+    """Is its own iterator, and has any attribute."""
+
+    def __await__(self) -> Any:
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return self.coroutine.send(None)
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+
+async def wait_for_stranger() -> None:
+    await Stranger(stand())
+
+
+async def wait_for_wrapped() -> None:
+    await Wrapper(stand())
+
+
+async def steps() -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await stand()
+
+
+async def wait_for_step() -> None:
+    async for _ in steps():
+        pass
+
+
+async def wait_for_any_step() -> None:
+    course = steps()
+    await anext(course)
+    await anext(course, None)
+
+
+async def wait_for_exit() -> None:
+    async with contextlib.asynccontextmanager(steps)():
+        pass
+
+
+async def wait_for_error() -> None:
+    with contextlib.suppress(KeyError):
+        async with contextlib.asynccontextmanager(steps)():
+            raise KeyError
+
+
+async def wait_for_close() -> None:
+    course = steps()
+    await anext(course)
+    await course.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("act", "inside"),
+    [
+        # Its coroutines cannot be asked, but its thread says what blocks it.
+        (block, ["wait"]),
+        (run_loop, ["stand"]),
+        (block_loop, ["block", "wait"]),
+        # A job's own thread waits for others.
+        (wait_for_thread, []),
+        # What is awaited may have any attribute, so it is not asked.
+        (wait_for_stranger, []),
+        (wait_for_wrapped, ["stand"]),
+        (wait_for_step, ["steps", "stand"]),
+        (wait_for_any_step, ["steps", "stand"]),
+        (wait_for_exit, ["steps", "stand"]),
+        (wait_for_error, ["steps", "stand"]),
+        (wait_for_close, ["steps", "stand"]),
+    ],
+)
+def test_whatever_a_job_waits_for_says_where_it_is(
+    found: Found, act: Callable[[], Any], inside: list[str]
+) -> None:
+    """Loops, threads, and all that a coroutine may await."""
+    assert calls(found(act)) == [act.__name__, *inside]
+
+
+@pytest.mark.parametrize(("act", "inside"), [(stand, "stand"), (block, "wait")])
+def test_loop_without_frames_says_where_it_is(
+    found: Found, act: Callable[[], Coroutine[Any, Any, None]], inside: str
+) -> None:
+    """Those of uvloop are compiled."""
+    uvloop = pytest.importorskip("uvloop")
+    names = [act.__name__, inside] if act is block else [inside]
+    assert calls(found(lambda: uvloop.run(act()))) == names
 
 
 def test_coroutine_says_where_it_is(redis_url: str, store: JobStore) -> None:
     """It is suspended, several calls deep, as others of the same actor are."""
     broker = make_broker(redis_url, others=(AsyncIO(),))
-    gate = Gate()
-
-    async def wait() -> None:
-        gate.reached.set()
-        while not gate.opened.is_set():
-            await asyncio.sleep(0.01)
 
     async def swim() -> None:
-        await wait()
+        await stand()
 
     async def run() -> None:
-        await wait()
+        await stand()
 
     @job_actor(broker=broker)
     async def run_marathon(is_wet: bool, *, job_state: RunMarathon) -> None:
@@ -233,54 +377,9 @@ def test_coroutine_says_where_it_is(redis_url: str, store: JobStore) -> None:
             sent = run_marathon.send(is_wet)
             gate.wait_for_job()
             where = asked(store, sent.message_id)
-            assert calls(where) == ["run_marathon", step, "wait"]
+            assert calls(where) == ["run_marathon", step, "stand"]
             assert where.stack is not None
             assert where.stack.endswith("return await future\n")
-        gate.open()
-
-
-def test_blocked_loop_says_what_blocks_it(redis_url: str, store: JobStore) -> None:
-    """Its coroutines cannot be asked. Its thread says where it is."""
-    broker = make_broker(redis_url, others=(AsyncIO(),))
-    gate = Gate()
-
-    def block() -> None:
-        gate.wait()
-
-    @job_actor(broker=broker)
-    async def run_marathon(*, job_state: RunMarathon) -> None:
-        block()
-
-    with working(broker):
-        sent = run_marathon.send()
-        gate.wait_for_job()
-        assert calls(asked(store, sent.message_id)) == ["run_marathon", "block", "wait"]
-        gate.open()
-
-
-@pytest.mark.parametrize("blocks", [False, True])
-def test_own_loop_says_where_it_is(
-    redis_url: str, store: JobStore, blocks: bool
-) -> None:
-    """A plain function runs a coroutine, which is suspended, or blocks."""
-    broker, gate = make_broker(redis_url), Gate()
-
-    async def swim() -> None:
-        if blocks:
-            gate.wait()
-        gate.reached.set()
-        while not gate.opened.is_set():
-            await asyncio.sleep(0.01)
-
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: RunMarathon) -> None:
-        asyncio.run(swim())
-
-    with working(broker):
-        sent = run_marathon.send()
-        gate.wait_for_job()
-        found = calls(asked(store, sent.message_id))
-        assert found == ["run_marathon", "swim", *(["wait"] if blocks else [])]
         gate.open()
 
 
@@ -406,53 +505,18 @@ def test_job_inside_a_job(redis_url: str) -> None:
     broker.emit_after("worker_shutdown", None)
 
 
-def test_threads_of_a_job_are_not_told(redis_url: str, store: JobStore) -> None:
-    """Its own thread waits for them."""
-    broker, gate = make_broker(redis_url), Gate()
-
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: RunMarathon) -> None:
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            pool.submit(gate.wait)
-
-    with working(broker):
-        sent = run_marathon.send()
-        gate.wait_for_job()
-        assert calls(asked(store, sent.message_id)) == ["run_marathon"]
-        gate.open()
-
-
-def test_source_and_names_may_be_anything(redis_url: str, store: JobStore) -> None:
-    """What UTF-8 cannot say is replaced."""
-    broker, gate = make_broker(redis_url), Gate()
+def test_source_and_names_may_be_anything(found: Found) -> None:
+    """What UTF-8 cannot say is replaced. A thread's name is cut to 200 characters."""
     names: dict[str, Any] = {"gate": gate}
     exec(compile("def run():\n    gate.wait()", "/tests/\udcff<b>", "exec"), names)
 
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: RunMarathon) -> None:
-        threading.current_thread().name = "\udcff<c>"
+    def run_marathon() -> None:
+        threading.current_thread().name = ("\udcff" + "ü" * 198 + "<c>") * 1000
         names["run"]()
 
-    with working(broker):
-        sent = run_marathon.send()
-        gate.wait_for_job()
-        where = asked(store, sent.message_id)
-        assert where.stack is not None and '"/tests/?<b>", line 2' in where.stack
-        assert where.thread == "?<c>"
-        gate.open()
-
-
-def test_name_of_a_thread_is_cut(redis_url: str, store: JobStore) -> None:
-    """Its first 200 characters are kept."""
-    with running(redis_url) as runs:
-        run = runs.start()
-        name = "ü" * 199 + "<d>"
-
-        def call_it(job_state: JobState) -> None:
-            threading.current_thread().name = name * 1000
-
-        run.do(call_it)
-        assert asked(store, run.uuid).thread == name[:200]
+    where = found(run_marathon)
+    assert where.stack is not None and '"/tests/?<b>", line 2' in where.stack
+    assert where.thread == "?" + "ü" * 198 + "<"
 
 
 @pytest.mark.parametrize("namespace", ["jobstate", "{jobstate}"])
@@ -486,7 +550,6 @@ def test_worker_whose_jobs_all_report_looks_once_a_second(
     # Dramatiq's own scripts use the same command.
     client = redis.Redis.from_url(server.url)
     broker = make_broker(redis_url, JobStateMiddleware(client=client))
-    gate = Gate()
 
     def looks() -> int:
         stats: Any = client.info("commandstats")
@@ -509,163 +572,18 @@ def test_worker_whose_jobs_all_report_looks_once_a_second(
         gate.open()
 
 
-class Wrapper:
-    """Awaits a coroutine, as the request of an HTTP client does."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        self.coroutine = coroutine
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return self.coroutine.__await__()
-
-
-class Stranger(Wrapper):
-    """Is its own iterator, and has any attribute."""
-
-    def __await__(self) -> Any:
-        return self
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        return self.coroutine.send(None)
-
-    def __getattr__(self, name: str) -> Any:
-        return self
-
-
-async def stand(gate: Gate) -> None:
-    gate.reached.set()
-    while not gate.opened.is_set():
-        await asyncio.sleep(0.01)
-
-
-async def steps(gate: Gate) -> AsyncIterator[None]:
-    try:
-        yield
-    finally:
-        await stand(gate)
-
-
-async def wait_for_wrapped(gate: Gate) -> None:
-    await Wrapper(stand(gate))
-
-
-async def wait_for_step(gate: Gate) -> None:
-    async for _ in steps(gate):
-        pass
-
-
-async def wait_for_any_step(gate: Gate) -> None:
-    course = steps(gate)
-    await anext(course)
-    await anext(course, None)
-
-
-async def wait_for_exit(gate: Gate) -> None:
-    async with contextlib.asynccontextmanager(steps)(gate):
-        pass
-
-
-async def wait_for_error(gate: Gate) -> None:
-    with contextlib.suppress(KeyError):
-        async with contextlib.asynccontextmanager(steps)(gate):
-            raise KeyError
-
-
-async def wait_for_close(gate: Gate) -> None:
-    course = steps(gate)
-    await anext(course)
-    await course.aclose()  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize(
-    "waiting",
-    [
-        wait_for_wrapped,
-        wait_for_step,
-        wait_for_any_step,
-        wait_for_exit,
-        wait_for_error,
-        wait_for_close,
-    ],
-)
-def test_coroutine_is_followed_through_all_that_it_awaits(
-    redis_url: str, store: JobStore, waiting: Callable[[Gate], Awaitable[None]]
-) -> None:
-    """That is a wrapper's iterator, or of an asynchronous generator."""
-    broker = make_broker(redis_url, others=(AsyncIO(),))
-    gate = Gate()
-
-    @job_actor(broker=broker)
-    async def run_marathon(*, job_state: RunMarathon) -> None:
-        await waiting(gate)
-
-    with working(broker):
-        sent = run_marathon.send()
-        gate.wait_for_job()
-        found = calls(asked(store, sent.message_id))
-        assert found[:2] == ["run_marathon", waiting.__name__]
-        assert found[2:] in (["stand"], ["steps", "stand"])
-        gate.open()
-
-
-def test_strangers_are_not_asked(redis_url: str, store: JobStore) -> None:
-    """What is awaited may have any attribute, itself for one. Its loop goes on."""
-    broker = make_broker(redis_url, others=(AsyncIO(),))
-    gate = Gate()
-
-    @job_actor(broker=broker)
-    async def run_marathon(*, job_state: RunMarathon) -> None:
-        await Stranger(stand(gate))
-
-    with working(broker):
-        sent = run_marathon.send()
-        gate.wait_for_job()
-        assert calls(asked(store, sent.message_id)) == ["run_marathon"]
-        gate.open()
-        wait_until(broker, sent, "success")
-
-
-@pytest.mark.parametrize("blocks", [False, True])
-def test_loop_without_frames_says_where_it_is(
-    redis_url: str, store: JobStore, blocks: bool
-) -> None:
-    """Those of uvloop are compiled."""
-    uvloop = pytest.importorskip("uvloop")
-    broker, gate = make_broker(redis_url), Gate()
-
-    async def swim() -> None:
-        if blocks:
-            gate.wait()
-        await stand(gate)
-
-    @job_actor(broker=broker)
-    def run_marathon(*, job_state: RunMarathon) -> None:
-        uvloop.run(swim())
-
-    with working(broker):
-        sent = run_marathon.send()
-        gate.wait_for_job()
-        found = calls(asked(store, sent.message_id))
-        assert found == ["run_marathon", "swim", "wait" if blocks else "stand"]
-        gate.open()
-
-
 def test_coroutine_that_was_asked_leaves_nothing(
     redis_url: str, store: JobStore
 ) -> None:
     """When it fails, its variables go without the garbage collector."""
     broker = make_broker(redis_url, others=(AsyncIO(),))
-    gate = Gate()
     left: list[weakref.ref[Gate]] = []
 
     @job_actor(broker=broker, throws=ValueError)
     async def run_marathon(*, job_state: RunMarathon) -> None:
         own = Gate()
         left.append(weakref.ref(own))
-        await stand(gate)
+        await stand()
         raise ValueError
 
     with working(broker):
@@ -681,21 +599,12 @@ def test_coroutine_that_was_asked_leaves_nothing(
             gc.enable()
 
 
-def test_limit_of_tracebacks_does_not_hold_for_stacks(
-    redis_url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would cut the innermost calls, or all."""
-    monkeypatch.setattr(sys, "tracebacklimit", 1, raising=False)
-    with running(redis_url) as runs:
-        assert calls(asked(store, runs.start().uuid))[-1] == "live"
-
-
 def test_jobs_of_a_blocked_loop_wait_for_it_once(
     redis_url: str, store: JobStore
 ) -> None:
     """If many of them are asked at once, all answer in time."""
     broker = make_broker(redis_url, others=(AsyncIO(),))
-    gate, blocker = Gate(), Gate()
+    blocker = Gate()
     begun: list[str] = []
 
     @job_actor(broker=broker)
@@ -703,7 +612,7 @@ def test_jobs_of_a_blocked_loop_wait_for_it_once(
         begun.append(job_state.uuid)
         if blocks:
             blocker.wait()
-        await stand(gate)
+        await stand()
 
     with working(broker, threads=13):
         for blocks in [False] * 12 + [True]:
@@ -776,12 +685,12 @@ def test_job_is_asked_again_as_it_has_answered(redis_url: str, store: JobStore) 
 def test_child_of_a_job_does_not_answer_for_it(redis_url: str, store: JobStore) -> None:
     """It runs a job of its own, and would say where that is."""
     broker = InCallerBroker([JobStateMiddleware(url=redis_url, interval=0.01)])
-    gate = multiprocessing.get_context("fork").Event()
+    begun = multiprocessing.get_context("fork").Event()
     found: list[Whereabouts] = []
 
     @job_actor(broker=broker)
     def swim(*, job_state: JobState) -> None:
-        gate.set()
+        begun.set()
         time.sleep(30)
 
     @job_actor(broker=broker)
@@ -790,7 +699,7 @@ def test_child_of_a_job_does_not_answer_for_it(redis_url: str, store: JobStore) 
         if not pid:
             swim.send()
         try:
-            assert gate.wait(30)
+            assert begun.wait(30)
             time.sleep(0.2)
             found.append(asked(store, job_state.uuid))
         finally:
