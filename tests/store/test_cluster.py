@@ -22,7 +22,6 @@ from tests.store.bed import Bed, counts_of
 from tests.store.jobs import make_desk, put, uuids_of
 from tests.support import STATUSES, frozen, key_of, load_job, wait_for, write
 from tests.trips import counting_trips, met
-from tests.webapp import make_app, make_tm_config
 
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("cluster")]
 
@@ -118,12 +117,10 @@ def test_lists_take_one_round_trip(cluster: Cluster, cluster_store: JobStore) ->
         assert len(set(ports)) == len(ports)
 
 
-def test_batches_on_a_cluster(cluster: Cluster, cluster_store: JobStore) -> None:
+def test_batches_on_a_cluster(cluster_store: JobStore) -> None:
     """The keys of a batch lie in one slot, and its members on any nodes."""
     store = cluster_store
-    config = make_tm_config(cluster.url)
-    make_app(config)
-    with Bed(config, store, 12) as bed:
+    with contextlib.closing(Bed(store, 12)) as bed:
         assert bed.counts() == {"queued": 12}
         for place in range(6):
             bed.end(place, "error" if place < 2 else "success")
@@ -139,7 +136,6 @@ def test_batches_on_a_cluster(cluster: Cluster, cluster_store: JobStore) -> None
         # A member whose record is lost does not run, and gets no other one.
         store.client.delete(key_of(store, bed.uuids[7]))
         bed.deliver(7)
-        bed.settle()
         assert store.load(bed.uuids[7]) is None
         assert store.clear(everything=True).done > 0
         assert store.load(bed.uuid) is None

@@ -8,7 +8,6 @@ import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
-from pyramid.config import Configurator
 from redis.sentinel import Sentinel
 
 from pyramid_jobstate import (
@@ -26,7 +25,7 @@ from tests.jobs import new_id
 from tests.store.jobs import create, make_desk, put, put_unsent, status_of
 from tests.support import FINISHED, UNFINISHED, load_job
 from tests.web.databases import Manager, fail
-from tests.webapp import make_request
+from tests.worker.floors import Floor
 
 
 @pytest.mark.promise("job-is-queued-when-sent")
@@ -172,19 +171,17 @@ def test_cancelled_job_outlives_its_message(brief: JobStore) -> None:
     assert_lasts(patient, job.uuid, 5000)
 
 
-def test_sender_forgets_only_its_own_record(
-    batch_config: Configurator, store: JobStore
-) -> None:
+def test_sender_forgets_only_its_own_record(store: JobStore) -> None:
     """A send that fails leaves the record of another one of the same message, which is
     under way.
     """
-    broker, run_marathon = make_desk(store)
-    message = run_marathon.message(26)
-    first, second = (make_request(batch_config, "alice") for _ in range(2))
+    floor = Floor(store)
+    message = floor.message()
+    first, second = floor.request(), floor.request()
 
     def fail_meanwhile() -> None:
         second.tm.begin()
-        second.job_states.send_message(message, broker=broker)
+        second.job_states.send_message(message, broker=floor.broker)
         refusal = Manager("a", "tpc_vote", lambda: fail(ZeroDivisionError))
         second.tm.get().join(refusal)
         with pytest.raises(ZeroDivisionError):
@@ -192,11 +189,11 @@ def test_sender_forgets_only_its_own_record(
         second.tm.abort()
 
     first.tm.begin()
-    first.job_states.send_message(message, broker=broker)
+    first.job_states.send_message(message, broker=floor.broker)
     first.tm.get().join(Manager("~", "tpc_vote", fail_meanwhile))
     first.tm.commit()
-    assert status_of(store, message.message_id) == "queued"
-    assert broker.queues["default"].qsize() == 1
+    assert floor.statuses(message) == ["queued"]
+    assert len(floor.waiting()) == 1
 
 
 @pytest.mark.promise("applications-are-apart")

@@ -129,6 +129,7 @@ class Floor:
       store: The store that viewers read.
       own: The store of the worker, if that is another object.
       threads: How many jobs run at once.
+      queues: The queues of the worker, if it does not take all.
       options: Those of the JobStateMiddleware.
 
     Attributes:
@@ -144,6 +145,7 @@ class Floor:
         own: JobStore | None = None,
         *,
         threads: int = 4,
+        queues: set[str] | None = None,
         **options: Any,
     ) -> None:
         self.store, self.own = store, own or store
@@ -156,22 +158,22 @@ class Floor:
         self._next: dict[str, Held] = {}
         self._settling = Settling()
         self.broker.add_middleware(self._settling)
-        self._threads = threads
+        self._options: Any = {"worker_threads": threads, "queues": queues}
         self._worker: dramatiq.Worker | None = None
         self._config: Configurator | None = None
 
         @job_actor(broker=self.broker, max_retries=0)
         def errand(name: str = "", *, job_state: Chore) -> object:
-            return self._run(name, job_state)
+            return self.run(name, job_state)
 
         @job_actor(broker=self.broker, max_retries=2, min_backoff=1, max_backoff=1)
         def stubborn(name: str = "", *, job_state: Chore) -> object:
-            return self._run(name, job_state)
+            return self.run(name, job_state)
 
         self.errand: Any = errand
         self.stubborn: Any = stubborn
 
-    def _run(self, name: str, job_state: Chore) -> object:
+    def run(self, name: str, job_state: Chore) -> object:
         self.ran[name] += 1
         if name in self._next:
             held = self._next.pop(name)
@@ -188,9 +190,7 @@ class Floor:
     # Workers.
 
     def new_worker(self) -> dramatiq.Worker:
-        worker = dramatiq.Worker(
-            self.broker, worker_timeout=20, worker_threads=self._threads
-        )
+        worker = dramatiq.Worker(self.broker, worker_timeout=20, **self._options)
         worker.start()
         return worker
 
