@@ -59,7 +59,7 @@ class Held:
     def uuid(self) -> str:
         return self.message.message_id
 
-    def run(self, job_state: Chore) -> object:
+    def run(self, job_state: JobState) -> object:
         self.job_state = job_state
         self.begun.set()
         assert self._opened.wait(60)
@@ -130,6 +130,7 @@ class Floor:
       own: The store of the worker, if that is another object.
       threads: How many jobs run at once.
       queues: The queues of the worker, if it does not take all.
+      cls: The class of the jobs.
       options: Those of the JobStateMiddleware.
 
     Attributes:
@@ -146,6 +147,7 @@ class Floor:
         *,
         threads: int = 4,
         queues: set[str] | None = None,
+        cls: type[JobState] = Chore,
         **options: Any,
     ) -> None:
         self.store, self.own = store, own or store
@@ -162,8 +164,8 @@ class Floor:
         self._worker: dramatiq.Worker | None = None
         self._config: Configurator | None = None
 
-        @job_actor(broker=self.broker, max_retries=0)
-        def errand(name: str = "", *, job_state: Chore) -> object:
+        @job_actor(broker=self.broker, job_state=cls, max_retries=0)
+        def errand(name: str = "", *, job_state: JobState) -> object:
             return self.run(name, job_state)
 
         @job_actor(broker=self.broker, max_retries=2, min_backoff=1, max_backoff=1)
@@ -173,7 +175,7 @@ class Floor:
         self.errand: Any = errand
         self.stubborn: Any = stubborn
 
-    def run(self, name: str, job_state: Chore) -> object:
+    def run(self, name: str, job_state: JobState) -> object:
         self.ran[name] += 1
         if name in self._next:
             held = self._next.pop(name)
