@@ -141,38 +141,23 @@ def test_step_cannot_wait_for_a_later_one(
     """
     seen: dict[str, Any] = {}
     waiting = declare(lambda job_state, found: seen.update({job_state.uuid: found}))
-    ignored: Any = {"pipe_ignore": True}
-    for place in 1, 2:
-        uuids = [new_id() for _ in range(3)]
-        steps = [
-            waiting.message(uuids[place]).copy(message_id=uuids[0]),
-            *(
-                waiting.message_with_options(args=(uuids[0],), **ignored).copy(
-                    message_id=uuid
-                )
-                for uuid in uuids[1:]
-            ),
-        ]
+    idle = idle_actor(broker)
+    for place in 3, 4:
+        uuids = [new_id() for _ in range(5)]
+        awaited = {1: uuids[0], 2: uuids[place]}
+        steps = []
+        for number, uuid in enumerate(uuids):
+            actor = waiting if number in awaited else idle
+            args = [awaited[number]] if number in awaited else []
+            step = actor.message_with_options(args=args, pipe_ignore=True)
+            steps.append(step.copy(message_id=uuid))
         jobs = alice.send_immediately(pipeline(steps, broker=broker))
         with working(broker):
             ends = store_of(broker).wait(*[job.uuid for job in jobs])
-        assert [job.status for job in ends] == ["error", "cancelled", "cancelled"]
-        assert "a later step" in str(seen[uuids[0]])
-
-
-def test_later_step_may_wait_for_an_earlier_one(
-    broker: RedisBroker, declare: Any, alice: JobStates
-) -> None:
-    """The earlier one has ended."""
-    seen: list[Any] = []
-    waiting = declare(lambda job_state, found: seen.append(found.uuid))
-    ignored: Any = {"pipe_ignore": True}
-    first = idle_actor(broker).message()
-    steps = [first, waiting.message_with_options(args=(first.message_id,), **ignored)]
-    *_, last = alice.send_immediately(pipeline(steps, broker=broker))
-    with working(broker):
-        assert store_of(broker).wait(last.uuid).is_success
-    assert seen == [first.message_id]
+        statuses = [job.status for job in ends]
+        assert statuses == ["success", "success", "error", "cancelled", "cancelled"]
+        assert seen[uuids[1]].uuid == uuids[0]
+        assert "a later step" in str(seen[uuids[2]])
 
 
 def test_task_may_outlive_its_actor(broker: RedisBroker) -> None:
