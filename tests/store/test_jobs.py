@@ -28,15 +28,6 @@ from tests.web.databases import Manager, fail
 from tests.worker.floors import Floor
 
 
-@pytest.mark.promise("job-is-queued-when-sent")
-def test_sent_job_is_queued(store: JobStore) -> None:
-    """A job that was sent has not been worked on."""
-    job = load_job(store, *create(store, 1))
-    assert (job.status, job.actor, job.attempt) == ("queued", "run_marathon", 0)
-    assert job.queued_at is not None and job.queued_at == job.updated_at
-    assert job.started_at is job.due_at is job.finished_at is None
-
-
 def test_job_that_was_never_sent_reads_stalled(store: JobStore) -> None:
     """A job whose sender died before it could send it reads stalled after a while. One
     whose message was accepted stays queued.
@@ -252,18 +243,6 @@ def test_replace_changes_only_what_is_given(redis_url: str) -> None:
     assert (other.namespace, other.expire_in, other.stalled_after) == ("other", 1, 3)
     assert other.active_expire_in == store.active_expire_in == 8 * 86400
     assert other.client is store.client
-
-
-def test_store_shows_what_applications_call(redis_url: str) -> None:
-    """What senders and workers do with it is apart, in its `records`."""
-    store = JobStore(redis_url)
-    shown = {name for name in dir(store) if not name.startswith("_")}
-    called = {name for name in shown if callable(getattr(store, name))}
-    assert called - {"client"} == {
-        *("load", "load_many", "list", "members", "counts", "kinds", "throughput"),
-        *("wait", "follow", "workers", "ask_where", "where", "durations", "log"),
-        *("failures", "clear", "cancel_all", "delete", "replace"),
-    }
 
 
 def test_middleware_shares_the_server_of_its_broker(redis_url: str) -> None:

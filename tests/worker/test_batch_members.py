@@ -240,10 +240,12 @@ def test_cancelled_batch_takes_no_members(make_floor: MakeFloor) -> None:
 # Trouble.
 
 
-def test_store_that_is_away_raises_in_the_actor(
+def test_member_that_cannot_be_sent_raises_in_the_actor(
     make_floor: MakeFloor, proxy: FaultyProxy
 ) -> None:
-    """The one call that does: nothing is sent, and the job can try again."""
+    """Nothing is sent while the store is away. A member that the broker refuses has
+    failed. Both are sent when the job tries again.
+    """
     floor = make_floor(JobStore(proxy.url), threads=1)
     batch, held = begin_batch(floor)
     proxy.judge = lambda request: "refuse"
@@ -253,25 +255,16 @@ def test_store_that_is_away_raises_in_the_actor(
     proxy.judge = lambda request: "pass"
     send(held, "x")
     assert floor.batch(batch.uuid).size == 2
-    held.end()
-    wait_for(lambda: floor.batch(batch.uuid).is_finished)
-    assert floor.ran == {"a": 1, "x": 1}
-
-
-def test_broker_that_refuses_a_member(make_floor: MakeFloor) -> None:
-    """It has failed, and is sent when the job tries again."""
-    floor = make_floor(threads=1)
-    batch, held = begin_batch(floor)
     error = ConnectionError("away")
     away = mock.patch.object(floor.broker, "enqueue", side_effect=error)
     with away, pytest.raises(ConnectionError, match="away"):
-        send(held, "x")
-    assert floor.counts(batch) == {"working": 1, "error": 1}
-    send(held, "x")
-    assert floor.counts(batch) == {"working": 1, "queued": 1}
+        send(held, "y")
+    assert floor.counts(batch) == {"working": 1, "queued": 1, "error": 1}
+    send(held, "y")
+    assert floor.counts(batch) == {"working": 1, "queued": 2}
     held.end()
-    wait_for(floor.is_idle)
-    assert floor.ran == {"a": 1, "x": 1}
+    wait_for(lambda: floor.batch(batch.uuid).is_finished)
+    assert floor.ran == {"a": 1, "x": 1, "y": 1}
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

@@ -71,19 +71,6 @@ def tries(held: Held) -> list[Any]:
     return list(held.floor.store.failures(held.uuid).tries)
 
 
-def test_retry_that_begins_elsewhere_first_does_no_harm(
-    make_floor: MakeFloor, slow: JobStore, relay: Relay, logged: Logged
-) -> None:
-    """The retry may begin before it is written that the first try has failed."""
-    first = make_floor(slow).begin(max_retries=1, min_backoff=3_600_000)
-    with relay.frozen():
-        second = make_floor().begin(first.message)
-        first.end(ValueError("a cramp"))
-    wait_for(lambda: tries(second))
-    assert second.load().status == "working"
-    assert not [m for m in logged() if "no longer records" in m]
-
-
 def test_failure_that_comes_with_a_late_report_is_among_the_tries(
     make_floor: MakeFloor, slow: JobStore, relay: Relay, logged: Logged
 ) -> None:

@@ -71,6 +71,7 @@ def test_params_leave_out_what_cannot_be_stored(stub: dramatiq.Broker) -> None:
 # Sending.
 
 
+@pytest.mark.promise("job-is-queued-when-sent")
 @pytest.mark.promise("plain-sends-are-tracked")
 def test_job_is_queued_before_its_message_is_visible(floor: Floor) -> None:
     """Its owner is the one that the send names."""
@@ -85,7 +86,10 @@ def test_job_is_queued_before_its_message_is_visible(floor: Floor) -> None:
     floor.post(job_owner="alice")
     assert [state.status for state in seen] == ["queued"] * 2
     assert [state.owner for state in seen] == [None, "alice"]
-    assert seen[0].attempt == 0 and seen[0].queued_at and seen[0].due_at is None
+    for state in seen:
+        assert (state.actor, state.attempt) == ("errand", 0)
+        assert state.queued_at is not None and state.queued_at == state.updated_at
+        assert state.started_at is state.due_at is state.finished_at is None
 
 
 def test_owner_that_cannot_be_one_owns_nothing(floor: Floor, logged: Logged) -> None:
@@ -155,17 +159,6 @@ def test_worker_that_is_faster_than_the_senders_hook_wins(floor: Floor) -> None:
     assert held.load().status == "working"
     held.end()
     assert held.load().status == "success"
-
-
-def test_job_that_the_broker_refuses_reads_stalled(floor: Floor) -> None:
-    """It does not read queued for ever. Others do for as long as they wait."""
-    accepted, refused = floor.post(), floor.message()
-    with refusing(floor), pytest.raises(ConnectionClosed):
-        floor.broker.enqueue(refused)
-    assert floor.statuses(refused) == ["queued"]
-    pass_time(floor.store, floor.store.stalled_after + 1)
-    assert floor.statuses(refused, accepted) == ["stalled", "queued"]
-    assert floor.load(refused.message_id).is_working
 
 
 def test_job_of_a_stub_broker_has_ended_after_its_joins(stub: dramatiq.Broker) -> None:

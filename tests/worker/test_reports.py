@@ -121,18 +121,6 @@ def test_all_jobs_are_written_together(
     assert all(held.load().message == "on we go" for held in jobs)
 
 
-def test_silent_job_is_not_written(make_floor: MakeFloor, proxy: FaultyProxy) -> None:
-    """Once all is stored, only its beats are. Whoever waits is released at once."""
-    floor = make_floor(JobStore(proxy.url), heartbeat=3600)
-    held = floor.begin()
-    held.job_state.set_progress(1, 2)
-    assert held.job_state.flush(10)
-    ear = Ear(proxy)
-    wait_for(lambda: len(ear.requests) > 20)
-    assert ear.about(held.uuid) == []
-    assert held.job_state.flush(10)
-
-
 @pytest.mark.promise("silent-job-is-stalled")
 def test_silent_job_reads_stalled_until_it_is_heard_of(
     make_floor: MakeFloor, store: JobStore
@@ -209,16 +197,6 @@ def test_job_that_runs_for_long_stays_listed(
 
 
 # Waiting for it.
-
-
-def test_flush_waits_for_what_was_set_before(make_floor: MakeFloor) -> None:
-    """It returns once all is stored, however rare the writes are."""
-    held = make_floor(interval=60).begin()
-    for text in "one", "two":
-        held.job_state.set_message(text)
-        held.job_state.append_log(text)
-        assert held.job_state.flush(10)
-        assert (held.load().message, held.load().log[-1]) == (text, text)
 
 
 def test_flush_waits_for_a_write_that_has_its_values(

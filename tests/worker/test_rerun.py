@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +32,7 @@ from pyramid_jobstate import (
 from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
 from tests.lost import disagreements
 from tests.support import STATUSES, UUID, wait_for
+from tests.trips import dying
 from tests.worker.conftest import Logged
 from tests.worker.floors import (
     Chore,
@@ -339,6 +342,51 @@ def test_operator_who_died_is_followed_by_another(floor: Floor) -> None:
     floor.work()
     assert floor.statuses(sent) == ["success"]
     assert floor.ran == {"a": 1}
+
+
+def test_running_again_while_a_worker_is_at_work(floor: Floor) -> None:
+    """Two operators run all failed jobs again: each runs once more."""
+    names = [str(number) for number in range(30)]
+    floor.scripts = dict.fromkeys(names, lambda _: fail(ValueError("x")))
+    sent = [floor.post(name) for name in names]
+    floor.work()
+    floor.scripts = {}
+
+    def operate() -> int:
+        return rerun_all(floor.store, floor.broker, kind="Chore").done
+
+    with floor.working(), concurrent.futures.ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(operate) for _ in range(2)]
+        assert sum(each.result() for each in found) == 30
+        wait_for(floor.is_idle)
+    assert {*floor.statuses(*sent)} == {"success"}
+    assert floor.ran == dict.fromkeys(names, 2)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("is_bulk", [False, True])
+def test_operator_who_dies_runs_a_job_once(
+    floor: Floor, is_bulk: bool, moment: str
+) -> None:
+    """The job runs once more, at the latest when another operator does it."""
+    for number in itertools.count(1):
+        (sent,) = failed(floor)
+        with dying(number, moment) as has_died:
+            if is_bulk:
+                rerun_all(floor.store, floor.broker, kind="Chore")
+            else:
+                rerun(floor.store, floor.broker, sent.message_id)
+        floor.work()
+        # If its message never left, it will read stalled.
+        pass_time(floor.store, 16)
+        if floor.statuses(sent) != ["success"]:
+            assert rerun(floor.store, floor.broker, sent.message_id), number
+            floor.work()
+        assert floor.statuses(sent) == ["success"], number
+        assert floor.ran == {"a": 1}, number
+        if not has_died():
+            break
+    assert number > 3
 
 
 # What cannot run again.

@@ -82,29 +82,25 @@ def test_ended_job_runs_again_if_no_other_is_under_way(floor: Floor, how: str) -
     assert floor.press() not in (first.uuid, second.uuid)
 
 
-def test_job_that_is_tried_again_is_under_way(floor: Floor) -> None:
-    """A unique job keeps its claim from a failed try to the end of the next one."""
+def test_job_that_is_tried_again_is_under_way(make_floor: MakeFloor) -> None:
+    """From a failed try to the end of the next one, and while its run is stalled, since
+    Dramatiq delivers its message again.
+    """
+    floor = make_floor(heartbeat=3600)
     held = press(floor, max_retries=1, min_backoff=1, max_backoff=1)
     again = floor.hold(held.message)
     floor.start()
-    held.wait().end(ValueError("a cramp"))
+    held.wait()
+    pass_time(floor.store, 16)
+    assert held.reads("stalled")
+    assert is_under_way(floor, held.uuid)
+    held.end(ValueError("a cramp"))
     again.wait()
     assert again.load().attempt == 2
     assert is_under_way(floor, held.uuid)
     again.end()
     assert again.load().status == "success"
     assert floor.press() != held.uuid
-
-
-def test_stalled_run_is_under_way(make_floor: MakeFloor) -> None:
-    """Dramatiq delivers its message again."""
-    floor = make_floor(heartbeat=3600)
-    held = press(floor)
-    floor.start()
-    held.wait()
-    pass_time(floor.store, 16)
-    assert held.reads("stalled")
-    assert is_under_way(floor, held.uuid)
 
 
 def test_late_run_is_stopped_if_another_job_is_under_way(

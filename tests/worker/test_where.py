@@ -160,11 +160,17 @@ def test_each_job_says_where_it_is_itself(redis_url: str, store: JobStore) -> No
         gate.open()
 
 
-def test_job_is_asked_once_a_second(redis_url: str, store: JobStore) -> None:
-    """Further requests get the same answer. It is kept for five minutes."""
+def test_job_is_asked_once_a_second(
+    redis_url: str, store: JobStore, client: redis.Redis
+) -> None:
+    """Further requests get the same answer, also those for an alias of the job. It is
+    kept for five minutes.
+    """
     with running(redis_url) as runs:
-        run = runs.start()
-        first = asked(store, run.uuid)
+        run, alias = runs.start(), new_id()
+        make_alias(client, key_of(store, alias), run.uuid)
+        first = asked(store, alias)
+        assert store.where(run.uuid) == first
         assert store.ask_where(run.uuid) and store.where(run.uuid) == first
         pass_time(store, 1)
         again = asked(store, run.uuid)
@@ -486,18 +492,6 @@ def test_job_is_asked_on_a_cluster(redis_url: str, namespace: str) -> None:
             store = JobStore(cluster, namespace=namespace)
             with running(redis_url, store=store) as runs:
                 assert calls(asked(store, runs.start().uuid))[-1] == "live"
-
-
-def test_alias_leads_to_the_job_that_is_asked(
-    redis_url: str, store: JobStore, client: redis.Redis
-) -> None:
-    """A unique job was sent once more while it was under way."""
-    with running(redis_url) as runs:
-        run, alias = runs.start(), new_id()
-        make_alias(client, key_of(store, alias), run.uuid)
-        assert store.ask_where(alias)
-        wait_for(lambda: answer(store, run.uuid))
-        assert store.where(alias) == store.where(run.uuid)
 
 
 def test_coroutine_that_was_asked_leaves_nothing(
