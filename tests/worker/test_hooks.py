@@ -30,7 +30,8 @@ from tests.jobs import (
     wait_until,
     working,
 )
-from tests.support import wait_for, write
+from tests.lost import keys_of, take_over
+from tests.support import key_of, wait_for, write
 from tests.worker.conftest import Logged
 
 #: What the hooks were told: their names, the jobs, and when these ended.
@@ -642,3 +643,56 @@ def test_end_that_cannot_be_sent_yet_does_no_harm(
         proxy.judge = lambda request: "pass"
         wait_for(lambda: told)
     assert not [each for each in caplog.records if each.levelno > logging.ERROR]
+
+
+def outbox(store: JobStore) -> list[str]:
+    """Return the keys of the sets of ends that are to be told."""
+    return [key for key in keys_of(store.client) if ":untold:" in key]
+
+
+def test_end_is_told_though_the_clock_was_set_back(
+    broker: RedisBroker, store: JobStore
+) -> None:
+    """A server has taken over whose clock is an hour behind."""
+    (uuid,) = cancel_late(make_actor(broker))
+    (key,) = outbox(store)
+    client: Any = store.client
+    client.zincrby(key, 3600 * 1_000_000, uuid)
+    with working(broker):
+        wait_for(lambda: told)
+        wait_for(lambda: not outbox(store))
+    assert hooks() == [("on_cancelled", uuid)]
+
+
+def test_outbox_of_another_program(
+    redis_url: str, store: JobStore, said: Callable[[], list[str]]
+) -> None:
+    """If another program has taken the keys of the outbox, nothing fails: the worker
+    that has written an end tells it, and says once what is wrong with each key.
+    """
+    broker = make_broker(redis_url, JobStateMiddleware(heartbeat=60))
+    run_marathon = make_actor(broker)
+    cancel_late(run_marathon)
+    (entries,) = outbox(store)
+    take_over(store.client, entries, "jobstate:untold")
+    with working(broker):
+        for number in (1, 2):
+            run_marathon.send()
+            wait_for(lambda: len(told) == number)  # noqa: B023
+    assert {hook for hook, _ in hooks()} == {"on_success"}
+    lines = [line for line in said() if "Another program" in line]
+    assert sorted("jobstate:untold:" in line for line in lines) == [False, True]
+    (uuid,) = cancel_late(run_marathon)
+    assert store.delete(uuid)
+    assert said() == []
+
+
+def test_record_of_another_program(broker: RedisBroker, store: JobStore) -> None:
+    """What another program has made of ended jobs holds up no others."""
+    uuids = cancel_late(make_actor(broker), 3)
+    take_over(store.client, key_of(store, uuids[0]))
+    store.client.hdel(key_of(store, uuids[1]), "status")
+    with working(broker):
+        wait_for(lambda: told)
+        wait_for(lambda: not outbox(store))
+    assert hooks() == [("on_cancelled", uuids[2])]
