@@ -31,7 +31,6 @@ from pyramid_jobstate.job.record import (
 )
 from pyramid_jobstate.store import UntoldEnd, records_of
 from pyramid_jobstate.testing import pass_time
-from tests.cluster import cluster_of_one
 from tests.jobs import new_id
 from tests.store.test_model import examples
 from tests.trips import met
@@ -603,23 +602,19 @@ paths = st.lists(parts, min_size=2, max_size=8).map(
 )
 
 
-@pytest.fixture(scope="module", params=["server", "cluster"])
-def course(redis_server: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def course(modelled: JobStore) -> Callable[[], Course]:
     """Begins a course in an empty database: on one server, and on a Cluster all of
     whose keys share a slot.
     """
-    with contextlib.ExitStack() as stack:
-        store = JobStore(redis.Redis.from_url(redis_server.url))
-        if request.param == "cluster":
-            port = stack.enter_context(cluster_of_one()).port
-            client = redis.RedisCluster(host="127.0.0.1", port=port)
-            store = JobStore(client, namespace="{a}:b")
+    is_cluster = isinstance(modelled.client, redis.RedisCluster)
+    store = modelled.replace(namespace="{a}:b") if is_cluster else modelled
 
-        def begin() -> Course:
-            store.client.flushall()
-            return Course(store)
+    def begin() -> Course:
+        store.client.flushall()
+        return Course(store)
 
-        yield begin
+    return begin
 
 
 def follow(course: Course, path: list[Step]) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,7 +27,6 @@ from pyramid_jobstate.job.record import (
 )
 from pyramid_jobstate.store import records_of
 from pyramid_jobstate.testing import pass_time
-from tests.cluster import cluster_of_one
 from tests.jobs import new_id
 from tests.lost import disagreements, keys_without_end
 from tests.support import key_of
@@ -749,22 +748,17 @@ def take(both: Both, step: tuple[Any, ...]) -> None:
         both.deliver(report)
 
 
-@pytest.fixture(scope="module", params=["server", "cluster"])
-def both(redis_server: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def both(modelled: JobStore) -> Callable[[], Both]:
     """Makes a job in an empty database, and its model: on one server, whose scripts
     write the lists as well, and on a Cluster.
     """
-    with contextlib.ExitStack() as stack:
-        store = JobStore(redis.Redis.from_url(redis_server.url))
-        if request.param == "cluster":
-            port = stack.enter_context(cluster_of_one()).port
-            store = JobStore(redis.RedisCluster(host="127.0.0.1", port=port))
 
-        def make() -> Both:
-            store.client.flushall()
-            return Both(Scripts(store))
+    def make() -> Both:
+        modelled.client.flushall()
+        return Both(Scripts(modelled))
 
-        yield make
+    return make
 
 
 def examples(count: int) -> settings:

@@ -140,24 +140,6 @@ def test_looks_are_frequent_while_something_moves(
     assert pauses.slept[-1] < 0.5
 
 
-def test_only_unended_jobs_are_asked_for_at_once(
-    store: JobStore, passing: Passing, proxy: FaultyProxy
-) -> None:
-    """A look is one round trip, and asks for the jobs that have not ended alone."""
-    uuids = [put(store, "working") for _ in range(50)]
-    asked: list[list[bool]] = []
-
-    def judge(request: bytes) -> str:
-        if b"HGETALL" in request:
-            asked.append([uuid.encode() in request for uuid in uuids])
-        return "pass"
-
-    proxy.judge = judge
-    passing(steps(lambda: finish(store, *uuids[:49]), lambda: finish(store, uuids[49])))
-    assert len(JobStore(proxy.url).wait(*uuids)) == 50
-    assert asked == [[True] * 50, [True] * 50, [False] * 49 + [True]]
-
-
 def test_unknown_job_is_a_key_error_at_once(store: JobStore, passing: Passing) -> None:
     """Nothing is waited for if a job is unknown at the first look, even if Redis could
     not be asked for its name.
@@ -458,39 +440,30 @@ def test_bad_arguments(store: JobStore) -> None:
 
 @pytest.mark.promise("wait-sees-the-end")
 def test_await_returns_the_ended_job(store: JobStore) -> None:
-    """`await` gives what wait() returns, and the loop goes on meanwhile."""
+    """`await` gives what wait() returns, and the loop goes on meanwhile. An async loop
+    gets each change.
+    """
     uuid, other = put(store, "working"), put(store, "working")
 
-    async def end() -> None:
-        for _ in range(10):
-            await asyncio.sleep(0.01)
-        finish(store, uuid, other)
-
-    async def work() -> Any:
-        jobs = store.follow(uuid)
-        one, _ = await asyncio.gather(last(jobs), end())
-        return one, await jobs, await store.follow(uuid, other)
-
-    one, again, both = asyncio.run(work())
-    assert (one.uuid, one.status) == (uuid, "success")
-    assert [job.uuid for job in both] == [uuid, other]
-    assert again is one
-
-
-def test_async_for_yields_each_change(store: JobStore) -> None:
-    """An async loop gets what a loop does."""
-    uuid = put(store, "working")
-
-    async def work() -> list[Any]:
+    async def changes() -> list[Any]:
         seen = []
         async for job in store.follow(uuid):
             seen.append((job.status, job.progress and job.progress.done))
             report(store, uuid, len(seen))
             if len(seen) == 2:
-                finish(store, uuid)
+                finish(store, uuid, other)
         return seen
 
-    assert asyncio.run(work()) == [("working", None), ("working", 1), ("success", 2)]
+    async def work() -> Any:
+        jobs = store.follow(uuid)
+        one, seen = await asyncio.gather(last(jobs), changes())
+        return one, seen, await jobs, await store.follow(uuid, other)
+
+    one, seen, again, both = asyncio.run(work())
+    assert seen == [("working", None), ("working", 1), ("success", 2)]
+    assert (one.uuid, one.status) == (uuid, "success")
+    assert [job.uuid for job in both] == [uuid, other]
+    assert again is one
 
 
 def test_async_errors(store: JobStore, proxy: FaultyProxy) -> None:

@@ -397,8 +397,3 @@ def records(client: redis.Redis) -> set[bytes]:
     """Return the keys of the jobs themselves."""
     found: Any = client.keys("jobstate:" + "-".join("?" * n for n in (8, 4, 4, 4, 12)))
     return set(found)
-
-
-def evict(client: redis.Redis) -> None:
-    """Have a full server drop all that it holds beside the jobs themselves."""
-    client.delete(*set(client.keys()) - records(client))
