@@ -1,5 +1,6 @@
 """`pjobs` for operators, run in this process."""
 
+import json
 import signal
 import sys
 import threading
@@ -49,6 +50,10 @@ class Ran(NamedTuple):
         """Return the output of a command that succeeds, and says nothing else."""
         assert (self.code, self.err) == (0, []), self
         return self.out
+
+    def values(self) -> list[Any]:
+        """Return the JSON of each line of such an output."""
+        return [json.loads(line) for line in self.printed()]
 
     def error(self, code: int) -> str:
         """Return the line with which a command fails that prints nothing else."""
