@@ -43,9 +43,7 @@ def in_thread(call: Callable[[], R]) -> R:
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_next_call_says_that_the_job_is_cancelled(
-    cancelled: JobState, name: str
-) -> None:
+def test_next_call_raises_the_cancel(cancelled: JobState, name: str) -> None:
     """It raises JobCancelled, and changes nothing. The one after it reports."""
     assert cancelled.cancel_requested
 
@@ -60,22 +58,9 @@ def test_next_call_says_that_the_job_is_cancelled(
     assert (seen() == before) is (name == "raise_if_cancelled")
 
 
-def test_loop_stops_at_its_next_step(job_state: JobState) -> None:
-    """The item that is under way counts no longer as done."""
-    steps = job_state.track(range(5))
-    next(steps)
-    cancel(job_state)
-    with pytest.raises(JobCancelled):
-        next(steps)
-    assert job_state.progress is not None and job_state.progress.done == 0
-
-
 def test_except_exception_lets_the_cancel_pass() -> None:
     """JobCancelled is an Interrupt, as Dramatiq's own are."""
     assert not issubclass(JobCancelled, Exception)
-
-
-# Threads and tasks.
 
 
 def test_own_thread_is_told_once(cancelled: JobState) -> None:

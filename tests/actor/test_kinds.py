@@ -17,27 +17,18 @@ def test_kind_is_the_name_of_the_class(store: JobStore) -> None:
     class Stroll(JobState):
         kind = "strolling"
 
-    class Hike(Stroll):
-        pass
+    class Hike(Stroll): ...
 
     assert (JobState.kind, Stroll.kind, Hike.kind) == ("JobState", "strolling", "Hike")
     for cls in (JobState, Stroll, Hike):
         assert type(load_job(store, put_job(store, cls).uuid)) is cls
 
 
-def test_kind_is_a_text() -> None:
-    """A class is refused if the kind that is stored would not lead back to it."""
-    for kind in (5, None, ""):
-        with pytest.raises(TypeError, match=r"Jog\.kind must be a str that is not emp"):
-            type("Jog", (JobState,), {"kind": kind})
-
-
 def test_kind_goes_to_the_class_of_a_reloaded_module(store: JobStore) -> None:
     """A class replaces an earlier one of the same module and name."""
 
     def declare() -> type[JobState]:
-        class Reloaded(JobState):
-            pass
+        class Reloaded(JobState): ...
 
         return Reloaded
 
@@ -49,55 +40,34 @@ def test_kind_goes_to_the_class_of_a_reloaded_module(store: JobStore) -> None:
 def test_two_classes_of_one_kind_are_refused(store: JobStore) -> None:
     """The error names both, and the first stays."""
 
-    class Trot(JobState):
-        pass
+    class Trot(JobState): ...
 
-    with pytest.raises(TypeError, match=r"'Trot'.*\.Trot and .*\.Canter. Give"):
-
-        class Canter(JobState):
-            kind = "Trot"
-
-    with pytest.raises(TypeError, match="'JobState'"):
-
-        class Other(JobState):
-            kind = "JobState"
-
-    for cls in (Trot, JobState):
+    for cls, error in (
+        (Trot, r"'Trot'.*\.Trot and .*\.Canter. Give"),
+        (JobState, "'JobState'"),
+    ):
+        with pytest.raises(TypeError, match=error):
+            type("Canter", (JobState,), {"kind": cls.kind})
         assert type(load_job(store, put_job(store, cls).uuid)) is cls
 
 
-def test_public_params_are_no_text() -> None:
-    """A lone string, for lack of a comma, is a TypeError."""
-    with pytest.raises(TypeError, match=r"Race.public_params .*'miles'.*comma"):
-
-        class Race(JobState):
-            public_params = "miles"
-
-
-@pytest.mark.parametrize(
-    ("level", "error"),
-    [
-        (True, r"Race\.log_level must be a level of logging, .* not True\.$"),
-        (["INFO"], r"Race\.log_level must be .* not \['INFO'\]\.$"),
-        ("info", r"Race\.log_level must be .* DEBUG.* not 'info'\.$"),
-        ("NOTSET", r"Race\.log_level must be .* above 0 .* not 'NOTSET'\.$"),
-        (0, r"Race\.log_level must be .* not 0\.$"),
-    ],
-)
-def test_log_level_is_one_of_logging(level: Any, error: str) -> None:
-    """Anything else is an error of the class that declares it."""
-    with pytest.raises((TypeError, ValueError), match=error):
-
-        class Race(JobState):
-            log_level = level
-
-
-def test_public_log_is_a_bool() -> None:
-    """Not a text, which would be true."""
-    with pytest.raises(TypeError, match=r"Race\.public_log must be .* not 'no'\.$"):
-
-        class Race(JobState):
-            public_log: Any = "no"
+def test_what_a_class_declares_is_checked() -> None:
+    """An attribute that is wrong is an error of the class that declares it."""
+    no_kind = "must be a str that is not emp"
+    for name, value, error in (
+        *(("kind", value, no_kind) for value in (5, None, "")),
+        # For lack of a comma.
+        ("public_params", "miles", ".*'miles'.*comma"),
+        ("public_log", "no", r"must be .* not 'no'\.$"),
+        ("log_level", True, r"must be a level of logging, .* not True\.$"),
+        ("log_level", ["INFO"], r"must be .* not \['INFO'\]\.$"),
+        ("log_level", "info", r"must be .* DEBUG.* not 'info'\.$"),
+        ("log_level", "NOTSET", r"must be .* above 0 .* not 'NOTSET'\.$"),
+        ("log_level", 0, r"must be .* not 0\.$"),
+    ):
+        expected = (TypeError, ValueError) if name == "log_level" else TypeError
+        with pytest.raises(expected, match=rf"Race\.{name} {error}"):
+            type("Race", (JobState,), {name: value})
 
 
 def on_success(self: Any, request: Any) -> None:
@@ -194,8 +164,7 @@ def test_init_that_forgets_its_parents_is_named(store: JobStore) -> None:
 def test_title_is_made_from_the_kind(store: JobStore) -> None:
     """It is the kind in words, or the class's own. A plain job has its actor's name."""
 
-    class Headlined(JobState):
-        pass
+    class Headlined(JobState): ...
 
     for kind, title in [
         ("RunMarathon", "Run marathon"),

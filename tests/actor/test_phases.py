@@ -75,44 +75,30 @@ def test_phases_in_phases(job_state: JobState, phase_in: Shown) -> None:
     assert phase_in(job_state) is None
 
 
-def test_loop_after_phases_fills_the_rest(job_state: JobState) -> None:
-    """What is reported outside phases lies between them."""
-    with job_state.phase("First", percent=20):
-        pass
-    shares = [share(job_state) for _ in job_state.track(range(4))]
-    assert [*shares, share(job_state)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
-
-
-def test_second_loop_takes_nothing_back(job_state: JobState, phase_in: Shown) -> None:
-    """In a phase, the bar waits for the second loop, whose numbers are its own."""
-    with job_state.phase("Reading", percent=50):
+def test_loops_in_and_after_phases(job_state: JobState, phase_in: Shown) -> None:
+    """In a phase, the bar waits for a second loop, whose numbers are its own. What is
+    reported outside phases lies between them.
+    """
+    with job_state.phase("Reading", percent=20):
         list(job_state.track(range(3)))
         loop = job_state.track(range(3), unit="rows")
-        assert share(job_state) == pytest.approx(0.5)
+        assert share(job_state) == pytest.approx(0.2)
         assert counted(job_state.progress) == (0, 3, "rows")
         assert phase_in(job_state)["fraction"] == 0
         list(loop)
-    assert share(job_state) == pytest.approx(0.5)
+    shares = [share(job_state) for _ in job_state.track(range(4))]
+    assert [*shares, share(job_state)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
 
 
 def test_bar_stays_where_it_is(job_state: JobState) -> None:
     """It waits until progress that goes back has come as far again. An exception
     leaves it, and what follows begins there.
     """
-    shares: list[float] = []
-
-    def read() -> None:
-        with job_state.phase("Reading", percent=50):
-            for done in (9, 1, 8, 4):
-                job_state.set_progress(done, 10)
-                shares.append(share(job_state))
-            job_state.set_progress(3)
-            shares.append(share(job_state))
-            raise LookupError
-
-    with pytest.raises(LookupError):
-        read()
-    assert shares == pytest.approx([0.45] * 5)
+    with contextlib.suppress(LookupError), job_state.phase("Reading", percent=50):
+        for done, total in (9, 10), (1, 10), (8, 10), (4, 10), (3, None):
+            job_state.set_progress(done, total)
+            assert share(job_state) == pytest.approx(0.45)
+        raise LookupError
     with job_state.phase("Repairing", percent=10):
         assert share(job_state) == pytest.approx(0.45)
     assert share(job_state) == pytest.approx(0.55)
@@ -139,15 +125,15 @@ def test_phase_of_another_thread_is_refused(job_state: JobState) -> None:
 
 def test_phase_in_an_asynchronous_actor(job_state: JobState) -> None:
     """The same `with` works in a coroutine, around an asynchronous loop."""
+    shares = []
 
-    async def run() -> list[float]:
-        shares = []
+    async def run() -> None:
         with job_state.phase("Reading", percent=40):
             async for _ in job_state.track(letters([]), total=2):
                 shares.append(share(job_state))
-        return [*shares, share(job_state)]
 
-    assert asyncio.run(run()) == pytest.approx([0, 0.2, 0.4])
+    asyncio.run(run())
+    assert [*shares, share(job_state)] == pytest.approx([0, 0.2, 0.4])
 
 
 def test_more_than_is_left_is_cut(caplog: pytest.LogCaptureFixture) -> None:
@@ -169,23 +155,21 @@ def test_more_than_is_left_is_cut(caplog: pytest.LogCaptureFixture) -> None:
         caplog.clear()
 
 
-def test_name_and_percentage_are_checked_at_the_call(
-    job_state: JobState, phase_in: Shown
-) -> None:
+def test_name_and_percentage_are_checked(job_state: JobState, phase_in: Shown) -> None:
     """A phase has a name, which is cut if it is too long, and a percentage above 0 and
     at most 100. Otherwise nothing is reported.
     """
-    wrong: Any = b"Parsing"
-    with pytest.raises(TypeError, match="The name of a phase must be a str"):
-        job_state.phase(wrong, 30)
-    with pytest.raises(ValueError, match="must not be empty"):
-        job_state.phase("", 30)
-    for wrong in ("30", None, True):
-        with pytest.raises(TypeError, match="'Parsing' must be a number, not"):
-            job_state.phase("Parsing", wrong)
-    for percent in (0, 100.0001, math.nan):
-        with pytest.raises(ValueError, match="'Parsing' must be above 0 and at most"):
-            job_state.phase("Parsing", percent)
+    no_number = "'Parsing' must be a number, not"
+    no_share = "'Parsing' must be above 0 and at most"
+    wrong: list[tuple[Any, Any, type[Exception], str]] = [
+        (b"Parsing", 30, TypeError, "The name of a phase must be a str"),
+        ("", 30, ValueError, "must not be empty"),
+        *(("Parsing", n, TypeError, no_number) for n in ("30", None, True)),
+        *(("Parsing", n, ValueError, no_share) for n in (0, 100.0001, math.nan)),
+    ]
+    for name, percent, error, text in wrong:
+        with pytest.raises(error, match=text):
+            job_state.phase(name, percent)
     assert job_state.progress is None
     with job_state.phase("x" * 300, 30):
         assert phase_in(job_state)["name"] == "x" * 200

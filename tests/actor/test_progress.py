@@ -34,9 +34,6 @@ def test_progress_is_set_with_its_message(job_state: JobState) -> None:
     assert job_state.message == "Reading"
 
 
-# Loops.
-
-
 def test_track_counts_the_items(job_state: JobState) -> None:
     """An item counts as done when the next one is asked for; the last when the loop
     ends. The total is what the loop has, and 0 is shown as soon as it is tracked.
@@ -125,42 +122,39 @@ def test_track_counts_the_items_of_async_for(job_state: JobState) -> None:
     assert (job_state.progress, job_state.message) == (Progress(3, 3), "Reading")
 
 
-def test_track_works_in_either_loop(job_state: JobState) -> None:
+def test_track_works_in_either_loop() -> None:
     """What is iterable in both ways is tracked in either."""
 
-    async def work() -> list[int]:
+    async def work(job_state: JobState) -> list[int]:
         return [item async for item in job_state.track(Either())]
 
-    assert asyncio.run(work()) == [1, 2, 3]
-    assert job_state.progress == Progress(3, 3)
-    job_state.set_progress(0)
-    either: Any = job_state.track(Either())
+    first, second = detached(JobState), detached(JobState)
+    assert asyncio.run(work(first)) == [1, 2, 3]
+    either: Any = second.track(Either())
     assert list(either) == [3, 2, 1]
-    assert job_state.progress == Progress(3, 3)
+    assert first.progress == second.progress == Progress(3, 3)
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_track_that_is_left_closes_an_async_generator(
-    job_state: JobState, fails: bool
-) -> None:
+def test_track_that_is_left_closes_a_generator(job_state: JobState) -> None:
     """A `break` or an exception closes it, and the current item is not done."""
-    log: list[str] = []
 
-    async def loop() -> None:
+    async def loop(log: list[str], fails: bool) -> None:
         async for _ in job_state.track(letters(log), 2):
             if fails:
                 raise KeyError
             break
 
     async def work() -> None:
-        with contextlib.suppress(KeyError):
-            await loop()
-        for _ in range(3):
-            await asyncio.sleep(0)
-        assert log == ["closed"]
+        for fails in False, True:
+            log: list[str] = []
+            with contextlib.suppress(KeyError):
+                await loop(log, fails)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert log == ["closed"]
+            assert job_state.progress == Progress(0, 2)
 
     asyncio.run(work())
-    assert job_state.progress == Progress(0, 2)
 
 
 def test_track_that_may_not_go_on_closes_the_generator_first() -> None:
@@ -180,3 +174,10 @@ def test_track_that_may_not_go_on_closes_the_generator_first() -> None:
         job_state = detached(JobState)
         asyncio.run(work(job_state, iterable))
         assert job_state.progress == Progress(0, 2)
+    job_state = detached(JobState)
+    steps = job_state.track(range(5))
+    next(steps)
+    cancel(job_state)
+    with pytest.raises(JobCancelled):
+        next(steps)
+    assert job_state.progress == Progress(0, 5)

@@ -35,16 +35,13 @@ def test_each_report_reaches_the_store(run_job: RunJob, store: JobStore) -> None
 
 
 def test_job_reads_what_it_has_set(job_state: JobState) -> None:
-    """The latest message counts, and None removes it."""
+    """The latest message counts, and None removes it. The log keeps the last 20 lines,
+    each of 200 characters.
+    """
     job_state.set_message("a")
-    job_state.append_log("line")
-    assert (job_state.message, job_state.log) == ("a", ["line"])
+    assert job_state.message == "a"
     job_state.set_message(None)
     assert job_state.message is None
-
-
-def test_log_keeps_the_last_lines(job_state: JobState) -> None:
-    """There are at most 20, each of 200 characters."""
     for i in range(25):
         job_state.append_log(f"{i:02}" + "ü" * 300)
     assert [line[:2] for line in job_state.log] == [f"{i:02}" for i in range(5, 25)]
@@ -85,8 +82,6 @@ def test_job_that_has_ended_takes_nothing(ended: JobState) -> None:
         for _ in range(2):
             with pytest.raises(RuntimeError, match=r"^The job has ended"):
                 call(ended)
-    with pytest.raises(RuntimeError, match=r"^The job has ended"):
-        ended.set_progress(2, 2, "rows")
     assert ended.progress_metrics == {"a": 5}
     assert counted(ended.progress) == (1, 2, "rows")
     assert (ended.message, ended.log) == (None, [])
