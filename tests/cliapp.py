@@ -140,9 +140,6 @@ class Folder:
         self.write_ini()
 
     def write_app(self, version: str) -> None:
-        self.module.write_text(APP.format(url=self.url, version=version))
-
-    def replace_app(self, version: str) -> None:
         """Write the application in one step, of which a watcher hears once."""
         new = self.path / "new"
         new.write_text(APP.format(url=self.url, version=version))

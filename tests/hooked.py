@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +53,13 @@ def note(job_state: Any, hook: str) -> None:
     """Write an end down, the status that others see then, and whether the job has been
     queued or has begun again.
     """
-    environ, status, is_newer = _environ(), None, False
-    if seen := JobStore(environ["STORE"]).load(job_state.uuid):
+    status, is_newer = None, False
+    if seen := JobStore(os.environ["STORE"]).load(job_state.uuid):
         status, ended = seen.status, job_state.finished_at
         since = [time for time in (seen.queued_at, seen.started_at) if time]
         is_newer = ended is not None and max(since) >= ended
     line = [hook, job_state.uuid, moment(job_state), status, is_newer]
-    _client(environ["JOURNAL"]).rpush("journal", json.dumps(line))
+    _client(os.environ["JOURNAL"]).rpush("journal", json.dumps(line))
     die("inside", job_state.uuid)
 
 
@@ -94,7 +93,7 @@ class Trap(Middleware):
 
 def die(place: str, uuid: str) -> None:
     """Die here if this worker was told to."""
-    if _environ().get("DEATH") == f"{place} {uuid}":
+    if os.environ.get("DEATH") == f"{place} {uuid}":
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -103,7 +102,7 @@ def declare(broker: dramatiq.Broker) -> dramatiq.Actor[..., Any]:
 
     @dramatiq.actor(broker=broker, max_retries=1)
     def cross(plan: str = "success", gate: str = "", *, job_state: Crossing) -> None:
-        journal = _client(_environ()["JOURNAL"])
+        journal = _client(os.environ["JOURNAL"])
         while gate and not journal.exists(gate):
             job_state.set_progress_metric("at", time.time())
             time.sleep(0.01)
@@ -170,23 +169,6 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def as_variable(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment variable that tells the hooks of a process its URLs."""
-    return {"HOOKED": json.dumps(environ)}
-
-
-@contextlib.contextmanager
-def hiring(folder: Path) -> Iterator[Workers]:
-    """Yield what starts worker processes, and kill them at last."""
-    with contextlib.closing(Workers(folder / "workers.log")) as workers:
-        yield workers
-
-
-def _environ() -> dict[str, str]:
-    found: dict[str, str] = json.loads(os.environ["HOOKED"])
-    return found
-
-
 @functools.cache
 def _client(url: str) -> Any:
     return redis.Redis.from_url(url)
@@ -194,7 +176,7 @@ def _client(url: str) -> Any:
 
 def _work(environ: dict[str, str]) -> None:
     """Work until killed."""
-    os.environ.update(as_variable(environ))
+    os.environ.update(environ)
     logging.basicConfig(level=logging.INFO)
     broker = make_hooked_broker(environ["BROKER"], environ["STORE"])
     broker.add_middleware(Trap())

@@ -21,12 +21,10 @@ sentinel failover-timeout jobs 3000
 """
 
 
-#: A server, its replica, and a client of the sentinels.
-Replicated = tuple[EmbeddedServer, EmbeddedServer, Sentinel]
-
-
 @contextlib.contextmanager
-def replicated(directory: Path) -> Iterator[Replicated]:
+def replicated(
+    directory: Path,
+) -> Iterator[tuple[EmbeddedServer, EmbeddedServer, Sentinel]]:
     """Run a server, its replica, and three sentinels that know both, and each other."""
     with contextlib.ExitStack() as stack:
         at_once = ["--repl-diskless-sync-delay", "0"]

@@ -125,9 +125,7 @@ def test_hook_may_be_switched_off() -> None:
     assert second.on_success is None  # type: ignore[attr-defined]
 
 
-def test_unknown_kind_has_no_rights(
-    store: JobStore, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unknown_kind_has_no_rights(store: JobStore, caplog: Any) -> None:
     """A job or batch of one can be read, grants nothing, and is told of once."""
     uuid = put_job(store, owner="alice", params={"miles": 26}).uuid
     write(store, uuid, kind="<b>PatDog")

@@ -236,9 +236,7 @@ def look(
         note()
 
 
-def test_viewers_read_the_bar_as_the_actor_does(
-    run_job: RunJob, store: JobStore, phase_in: Shown
-) -> None:
+def test_viewers_see_the_bar(run_job: RunJob, store: JobStore, phase_in: Shown) -> None:
     """The stored bar stands where the actor reads it, also where it waits."""
 
     def check(job_state: JobState, expected: float) -> None:

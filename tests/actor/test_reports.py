@@ -82,6 +82,8 @@ def test_job_that_has_ended_takes_nothing(ended: JobState) -> None:
         for _ in range(2):
             with pytest.raises(RuntimeError, match=r"^The job has ended"):
                 call(ended)
+    with pytest.raises(RuntimeError, match=r"^The job has ended"):
+        ended.set_progress(2, 2, "rows")
     assert ended.progress_metrics == {"a": 5}
     assert counted(ended.progress) == (1, 2, "rows")
     assert (ended.message, ended.log) == (None, [])

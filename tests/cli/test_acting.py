@@ -127,9 +127,7 @@ def test_dry_run_changes_nothing(pjobs: Operator, store: JobStore, said: Said) -
     assert said() == []
 
 
-def test_matching_jobs_are_cancelled(
-    pjobs: Operator, store: JobStore, said: Said
-) -> None:
+def test_filters_of_cancel(pjobs: Operator, store: JobStore, said: Said) -> None:
     """Unfinished jobs that match are cancelled; the log names them and the filter."""
     queued, working = put(store, "queued"), put(store)
     number, text = put(store, "queued", owner=7), put(store, "queued", owner="7")
@@ -168,9 +166,7 @@ def test_ended_jobs_are_deleted(pjobs: Operator, store: JobStore) -> None:
     assert store.counts() == Counts(queued=1)
 
 
-def test_calls_go_on_up_to_the_limit(
-    pjobs: Operator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_limit_spans_calls(pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls go on until all, or --limit, are done: with 1 if some were refused."""
     clear = ("clear", "--everything")
     limits = calls(monkeypatch, lambda n: BulkResult(n, 0, "more"))
@@ -200,9 +196,7 @@ def test_lost_reply_is_logged(pjobs: Operator, store: JobStore, said: Said) -> N
     )
 
 
-def test_signal_waits_for_the_call(
-    pjobs: Operator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_signals(pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal lets the current call end. A second one breaks it off."""
     for signum, code in SIGNALS:
 
@@ -275,9 +269,7 @@ def test_nobody_is_asked_without_need(pjobs: Operator, store: JobStore) -> None:
 
 
 @pytest.mark.promise("pjobs-reads-and-acts")
-def test_failed_jobs_run_again(
-    till: Operator, marathons: Marathons, store: JobStore
-) -> None:
+def test_rerun_by_id(till: Operator, store: JobStore, marathons: Marathons) -> None:
     """A job that failed is sent again under its id, and a worker runs it."""
     first, second = failed(store), failed(store)
     assert till.rerun(first.uuid) == (0, [f"{first.uuid} queued"], [])
@@ -317,9 +309,7 @@ def test_all_that_match_run_again(till: Operator, store: JobStore) -> None:
     assert statuses(store, *jobs) == ["queued", "error", "queued"]
 
 
-def test_failed_jobs_of_a_batch_run_again(
-    till: Operator, store: JobStore, marathons: Marathons
-) -> None:
+def test_rerun_batch(till: Operator, store: JobStore, marathons: Marathons) -> None:
     """`rerun --batch` runs the failed jobs of the batch again, and no others."""
     member = {"status": "error", "actor": "run_marathon", "error": WRONG}
     members: list[Any] = ["success", {**member, "owner": "bob"}, member]
@@ -378,9 +368,7 @@ def test_broker_that_is_away(shop: Any, store: JobStore, pjobs: Operator) -> Non
     assert statuses(store, job) == ["error"]
 
 
-def test_broker_that_refuses(
-    till: Operator, store: JobStore, marathons: Marathons
-) -> None:
+def test_broker_refuses(till: Operator, store: JobStore, marathons: Marathons) -> None:
     """The refusal of a broker is told without a password. The job stays failed."""
 
     class Full(dramatiq.Middleware):
@@ -395,9 +383,7 @@ def test_broker_that_refuses(
     assert statuses(store, job) == ["error"]
 
 
-def test_unsuitable_brokers_are_refused(
-    shop: Any, store: JobStore, pjobs: Operator
-) -> None:
+def test_unsuitable_brokers(shop: Any, store: JobStore, pjobs: Operator) -> None:
     """An unsuitable broker is refused before any job changes, with advice."""
     shop.store = store
     shop.stub = StubBroker()

@@ -99,9 +99,7 @@ def test_small_changes_are_told_every_ten_seconds(pjobs: Operator, runs: Runs) -
     ]
 
 
-def test_several_jobs_have_their_names_and_the_worst_code(
-    pjobs: Operator, store: JobStore
-) -> None:
+def test_several_jobs_have_the_worst_code(pjobs: Operator, store: JobStore) -> None:
     """Each line names its job, by eight letters or as many as it takes, and the exit
     code is that of the worst outcome.
     """
@@ -269,9 +267,7 @@ def test_patience_is_not_wasted(
         client.acl_deluser("ann")
 
 
-def test_watch_has_a_line_a_change(
-    pjobs: Operator, runs: Runs, store: JobStore
-) -> None:
+def test_watch_tells_each_change(pjobs: Operator, runs: Runs, store: JobStore) -> None:
     """Without a terminal, each change of a running job is a line with its id."""
     run = runs.start()
     put(store, "success")
@@ -381,9 +377,7 @@ def test_log_is_followed_to_the_end(pjobs: Operator, runs: Runs) -> None:
     assert pjobs("log", "--follow", run.uuid).out == ["one"]
 
 
-def test_new_lines_are_the_fewest_that_explain_a_log(
-    pjobs: Operator, store: JobStore
-) -> None:
+def test_new_lines_of_a_log_are_the_fewest(pjobs: Operator, store: JobStore) -> None:
     """If no line of a log is known any more, stderr says that some may be missing."""
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMN"
     for before, after, new, missed in (

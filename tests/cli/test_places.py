@@ -8,6 +8,7 @@ import contextlib
 import shlex
 import socket
 from pathlib import Path
+from unittest import mock
 
 import dramatiq.broker
 import pytest
@@ -147,11 +148,9 @@ def test_store_that_is_away(pjobs: Operator) -> None:
     """A store that does not answer is said in one line without the password: 1."""
     for words in ["info"], ["list"], ["show", UUID], ["watch"], ["cancel", UUID]:
         ran = pjobs.main("--url", "redis://:secret@127.0.0.1:1/3", *words)
-        assert ran.code == 1
-        assert ran.err == [
-            "pjobs: The store at 127.0.0.1:1/3 does not answer: Error 111 connecting "
-            "to 127.0.0.1:1. Connection refused."
-        ]
+        error = "Error 111 connecting to 127.0.0.1:1. Connection refused."
+        text = f"pjobs: The store at 127.0.0.1:1/3 does not answer: {error}"
+        assert (ran.code, ran.err) == (1, [text])
     line = pjobs.main("--url", "redis+cluster://:secret@127.0.0.1:1", "list").error(1)
     assert line.startswith("pjobs: --url: Redis Cluster cannot be connected.")
     assert "secret" not in line
@@ -183,33 +182,22 @@ def test_server_that_is_no_redis(pjobs: Operator) -> None:
         assert "\x1b" not in ran.err[-1]
 
 
-def test_error_of_ours_keeps_its_traceback(
-    pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_error_of_ours_keeps_its_traceback(pjobs: Operator, store: JobStore) -> None:
     """An exception that no server has caused is not hidden."""
-    job = put(store)
-
-    def fail(*args: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(JobStore, "failures", fail)
-    with pytest.raises(ZeroDivisionError):
-        pjobs("show", job.uuid)
-    monkeypatch.setattr(JobStore, "load_many", fail)
-    with pytest.raises(ZeroDivisionError):
-        pjobs.main("--url", NOWHERE, "show", UUID)
+    fail = mock.Mock(side_effect=ZeroDivisionError)
+    uuid = put(store).uuid
+    for url, name in (pjobs.url, "failures"), (NOWHERE, "load_many"):
+        with mock.patch.object(JobStore, name, fail), pytest.raises(ZeroDivisionError):
+            pjobs.main("--url", url, "show", uuid)
 
 
 KIND = """
-from pyramid_jobstate import JobState
-
 print("printed at import")
 log.info("logged at import")
 
 
 class Saunter(JobState):
     kind = "{kind}"
-    title = "A walk"
 
 
 class Hike(Saunter):
@@ -256,9 +244,7 @@ def test_application_of_an_ini(
     assert f"ops (pjobs) cancelled the job {job.uuid}." in log
 
 
-def test_jobs_stall_after_15_seconds_without_an_ini(
-    pjobs: Operator, folder: Folder, store: JobStore
-) -> None:
+def test_url_knows_no_setting(pjobs: Operator, folder: Folder, store: JobStore) -> None:
     """With --url, jobstate.stalled_after is unknown. With the ini it counts."""
     folder.write_ini(greeting="jobstate.stalled_after = 1m\ngreeting")
     put(store)
@@ -268,31 +254,25 @@ def test_jobs_stall_after_15_seconds_without_an_ini(
     assert "working" in with_ini(pjobs, folder, "list").printed()[0]
 
 
-def test_jobs_run_again_through_the_application(
-    pjobs: Operator, folder: Folder, store: JobStore
-) -> None:
+def test_rerun_with_an_ini(pjobs: Operator, folder: Folder, store: JobStore) -> None:
     """With an ini, jobs run again through the application's broker and no other."""
     job = put(store, "error", actor="mail", error=JobError("E", "x"))
-    ran = with_ini(pjobs, folder, "rerun", "--broker", "m:b", job.uuid)
-    assert ran.code == 2
-    assert ran.err[-1].startswith("pjobs: --broker needs --url")
+    line = with_ini(pjobs, folder, "rerun", "--broker", "m:b", job.uuid).error(2)
+    assert line.startswith("pjobs: --broker needs --url")
     ran = with_ini(pjobs, folder, "rerun", job.uuid)
-    assert (ran.code, ran.out) == (0, [f"{job.uuid} queued"])
+    assert ran == (0, [f"{job.uuid} queued"], [])
     folder.module.write_text(BROKERLESS)
-    ran = with_ini(pjobs, folder, "rerun", job.uuid)
-    assert ran.code == 2
-    assert ran.err[0].startswith("pjobs: The application has no broker.")
+    line = with_ini(pjobs, folder, "rerun", job.uuid).error(2)
+    assert line.startswith("pjobs: The application has no broker.")
     assert dramatiq.broker.global_broker is None
 
 
-def test_what_an_ini_logs_to_the_terminal(
-    pjobs: Operator, folder: Folder, store: JobStore
-) -> None:
+def test_log_to_the_terminal(pjobs: Operator, folder: Folder, store: JobStore) -> None:
     """Of what the ini logs to the terminal, errors remain, in one line each."""
     folder.write_ini(**{"level = WARNING": "level = DEBUG"})
-    more = "\nlog.warning('quiet')\nlog.error('first\\nsecond \\x1b[2J')\n"
-    more += "log.error('third', exc_info=ValueError('wrong'))\n"
-    folder.module.write_text(folder.module.read_text() + more)
+    with folder.module.open("a") as module:
+        print("log.warning('quiet'); log.error('first\\nsecond \\x1b[2J')", file=module)
+        print("log.error('third', exc_info=ValueError('wrong'))", file=module)
     ran = with_ini(pjobs, folder, "list")
     lines = ["pjobs: first second \\x1b[2J", "pjobs: third ValueError: wrong"]
     assert ran == (0, [], lines)
@@ -340,17 +320,13 @@ def make(loader, global_conf, **paths):
 """
 
 
-def test_applications_with_different_stores(
-    pjobs: Operator, folder: Folder, store: JobStore
-) -> None:
+def test_several_applications(pjobs: Operator, folder: Folder, store: JobStore) -> None:
     """If an ini makes applications with different stores, one must be named."""
     folder.module.write_text(BROKERLESS + MAKE)
     folder.ini.write_text(COMPOSITE.format(url=folder.url))
     job = put(store.replace(namespace="other"))
-    ran = with_ini(pjobs, folder, "list")
-    assert ran.code == 2
     text = "makes applications with different stores: <JobStore 'jobstate' at "
-    assert text in ran.err[-1]
+    assert text in with_ini(pjobs, folder, "list").error(2)
     folder.ini = Path(f"{folder.ini}#b")
     assert with_ini(pjobs, folder, "list").printed()[0].startswith(job.uuid)
 
@@ -367,6 +343,5 @@ def test_ini_that_is_wrong(pjobs: Operator, folder: Folder) -> None:
         assert error in line and "hush" not in line
     folder.module.write_text(BROKERLESS)
     folder.write_ini(**{"jobstate.redis_url": "jobstate.broker = stub\nx"})
-    ran = with_ini(pjobs, folder, "list")
-    assert ran.code == 2
-    assert "jobstate.broker is stub, whose jobs only" in ran.err[-1]
+    line = with_ini(pjobs, folder, "list").error(2)
+    assert "jobstate.broker is stub, whose jobs only" in line

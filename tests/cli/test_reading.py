@@ -81,13 +81,11 @@ def facts_of(pjobs: Operator, job: JobState, name: str) -> list[str]:
     return [text for each, _, text in facts if each == name]
 
 
-def test_workers_have_a_line_each(
-    pjobs: Operator, store: JobStore, redis_url: str
-) -> None:
+def test_workers_are_listed(pjobs: Operator, store: JobStore) -> None:
     """A line says who works where and how busily, or since when it is silent."""
     assert pjobs("workers").printed() == ["No worker has been heard of."]
     assert pjobs("workers", "--json").printed() == []
-    broker = make_broker(redis_url, JobStateMiddleware(heartbeat=3600))
+    broker = make_broker(pjobs.url, JobStateMiddleware(heartbeat=3600))
     idle_actor(broker)
     with working(broker):
         (worker,) = wait_for(store.workers)
@@ -164,9 +162,7 @@ def test_phases_have_their_names(pjobs: Operator, store: JobStore) -> None:
     assert value["phase"] == {"name": "C\x1b", "path": ["B", "C\x1b"], "fraction": 0.5}
 
 
-def test_list_filters_by_kind_status_and_owner(
-    pjobs: Operator, store: JobStore
-) -> None:
+def test_list_filters(pjobs: Operator, store: JobStore) -> None:
     """Jobs are filtered by kind, status and owner, whose type counts."""
     number = put(store, "error", owner=7).uuid
     text = put(store, "error", owner="7", cls=Titled).uuid
@@ -382,9 +378,7 @@ def test_beginning_of_an_id_is_enough(pjobs: Operator, store: JobStore) -> None:
     assert error == f"pjobs: The job {UUID} is unknown, or has expired."
 
 
-def test_ambiguous_beginning_lists_the_candidates(
-    pjobs: Operator, store: JobStore
-) -> None:
+def test_ambiguous_beginning_of_an_id(pjobs: Operator, store: JobStore) -> None:
     """The error names up to five jobs that begin so, and acts on none of them."""
     uuids = [put(store, "queued").uuid for _ in range(17)]
     ((digit, count),) = Counter(uuid[0] for uuid in uuids).most_common(1)
@@ -399,9 +393,7 @@ def test_ambiguous_beginning_lists_the_candidates(
 
 
 @pytest.mark.system
-def test_jobs_beyond_the_newest_thousand_need_their_full_id(
-    pjobs: Operator, store: JobStore
-) -> None:
+def test_old_jobs_need_their_full_id(pjobs: Operator, store: JobStore) -> None:
     """An old job is found by its full id only, and makes no beginning ambiguous."""
     old = put(store, "queued")
     put_batch(store, Haul, ["queued"] * 1000)
@@ -521,11 +513,9 @@ def test_batch_has_its_counts(pjobs: Operator, store: JobStore) -> None:
     assert "counts" not in by_uuid[member.uuid]
 
 
-def test_stack_says_where_a_job_is(
-    pjobs: Operator, store: JobStore, redis_url: str
-) -> None:
+def test_stack_of_a_job(pjobs: Operator, store: JobStore) -> None:
     """First what runs it, then the stack, the innermost call last."""
-    broker, gate = make_broker(redis_url), Gate()
+    broker, gate = make_broker(pjobs.url), Gate()
 
     @job_actor(broker=broker)
     def run_marathon(*, job_state: RunMarathon) -> None:

@@ -25,9 +25,7 @@ from tests.hooked import (
     PLACES,
     Convoy,
     Workers,
-    as_variable,
     declare,
-    hiring,
     kill,
     make_hooked_broker,
     moment,
@@ -156,7 +154,7 @@ class Harbour:
 
 @pytest.fixture
 def workers(tmp_path: Path) -> Iterator[Workers]:
-    with hiring(tmp_path) as workers:
+    with contextlib.closing(Workers(tmp_path / "workers.log")) as workers:
         yield workers
 
 
@@ -350,8 +348,8 @@ def test_failover_loses_no_end(
     """A worker tells the ends that the replica has, once that takes over."""
     with replicated(tmp_path) as (primary, replica, sentinel):
         store = JobStore(sentinel.master_for("jobs", socket_timeout=0.5))
-        variable = as_variable({"STORE": replica.url, "JOURNAL": redis_url})
-        monkeypatch.setenv(*variable.popitem())
+        monkeypatch.setenv("STORE", replica.url)
+        monkeypatch.setenv("JOURNAL", redis_url)
         broker = make_broker(redis_url, JobStateMiddleware(store, heartbeat=0.1))
         cross = declare(broker)
         for message in [cross.send_with_options(delay=60_000) for _ in range(3)]:

@@ -76,7 +76,7 @@ def test_watched_files_reload_the_application(folder: Folder, start: Start) -> N
     command = start()
     before = nap(folder).progress_metrics["pid"]
     # Dramatiq reloads on each event, and a second one during a reload kills jobs.
-    folder.replace_app("two, which is longer")
+    folder.write_app("two, which is longer")
     wait_for(lambda: not is_alive(before), PATIENCE)
     # Python takes bytecode for that of a source that is as long, and as old in seconds.
     version = nap(folder).progress_metrics["version"]
