@@ -118,32 +118,25 @@ def test_other_exceptions_keep_no_cancel_back(cancelled: JobState) -> None:
     assert handle() == 1
 
 
-def test_clean_up_may_use_tasks_and_threads(cancelled: JobState) -> None:
-    """They may report, such as those of `asyncio.wait_for` up to Python 3.11."""
-
-    async def clean_up(name: str) -> None:
-        cancelled.set_message(name)
-
-    async def work() -> None:
-        try:
-            cancelled.set_progress(1)
-        finally:
-            await asyncio.wait_for(clean_up("waited for"), 5)
-            await asyncio.gather(clean_up("one"), clean_up("two"))
-            await asyncio.to_thread(cancelled.set_message, "in a thread")
-
-    with pytest.raises(JobCancelled):
-        asyncio.run(work())
-    assert cancelled.message == "in a thread"
-
-
-def test_other_tasks_of_a_group_may_clean_up(cancelled: JobState) -> None:
-    """A task that is cancelled because another was told may report."""
+def test_tasks_may_clean_up(cancelled: JobState) -> None:
+    """A task that was told may report from tasks and threads, such as the tasks of
+    `asyncio.wait_for` up to Python 3.11. One that is cancelled for that may report.
+    """
     is_waiting = asyncio.Event()
+    done: list[str | None] = []
+
+    async def report(name: str) -> None:
+        cancelled.set_message(name)
 
     async def hear() -> None:
         await is_waiting.wait()
-        cancelled.set_progress(1)
+        try:
+            cancelled.set_progress(1)
+        finally:
+            await asyncio.wait_for(report("waited for"), 5)
+            await asyncio.gather(report("one"), report("two"))
+            await asyncio.to_thread(cancelled.set_message, "in a thread")
+            done.append(cancelled.message)
 
     async def wait() -> None:
         try:
@@ -151,6 +144,7 @@ def test_other_tasks_of_a_group_may_clean_up(cancelled: JobState) -> None:
             await asyncio.sleep(10)
         finally:
             cancelled.set_message("cleaned up")
+            done.append(cancelled.message)
 
     async def work() -> None:
         async with asyncio.TaskGroup() as group:
@@ -159,7 +153,7 @@ def test_other_tasks_of_a_group_may_clean_up(cancelled: JobState) -> None:
 
     with pytest.raises(BaseExceptionGroup):
         asyncio.run(work())
-    assert cancelled.message == "cleaned up"
+    assert done == ["in a thread", "cleaned up"]
 
 
 def test_callback_of_a_future_may_report(job_state: JobState) -> None:

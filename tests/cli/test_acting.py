@@ -347,15 +347,31 @@ def test_what_is_no_batch(pjobs: Operator, store: JobStore, till: Operator) -> N
     assert pjobs("cancel", "--batch", job).code == 2
 
 
-def test_broker_that_is_away(shop: Any, store: JobStore, pjobs: Operator) -> None:
-    """A broker that does not answer is said in one line, and the job stays failed."""
+class Full(dramatiq.Middleware):
+    """Has a broker refuse each message."""
+
+    def before_enqueue(self, *args: Any) -> None:
+        raise dramatiq.middleware.MiddlewareError("redis://me:secret@h/0 is full.")
+
+
+def test_broker_that_takes_nothing(shop: Any, store: JobStore, pjobs: Operator) -> None:
+    """A broker that does not answer, or refuses, is told in one line, without a
+    password, and the job stays failed.
+    """
     job = failed(store)
     address = NOWHERE.removeprefix("redis://")
-    for make_broker, scheme in ((RedisBroker, "redis"), (RabbitmqBroker, "amqp")):
-        broker = make_broker(url=f"{scheme}://me:secret@{address}")
-        broker.add_middleware(JobStateMiddleware(url=pjobs.url))
-        dramatiq.actor(broker=broker, actor_name="run_marathon", job_state=True)(print)
-        shop.broker = broker
+    away = "The broker does not answer: ConnectionClos"
+    for shop.broker, text in (
+        (RedisBroker(url=f"redis://me:secret@{address}"), away),
+        (RabbitmqBroker(url=f"amqp://me:secret@{address}"), away),
+        (
+            RedisBroker(url=pjobs.url, middleware=[Full()]),
+            "Sending failed: MiddlewareError: redis://…@h/0 is full.",
+        ),
+    ):
+        shop.broker.add_middleware(JobStateMiddleware(url=pjobs.url))
+        options = {"broker": shop.broker, "actor_name": "run_marathon"}
+        dramatiq.actor(job_state=True, **options)(print)
         for words, out in (
             ([job.uuid], []),
             (["--everything", "--yes"], ["at least 0 requeued, 0 refused, then sto"]),
@@ -363,23 +379,8 @@ def test_broker_that_is_away(shop: Any, store: JobStore, pjobs: Operator) -> Non
             ran = pjobs.rerun(*words)
             assert (ran.code, [line[:40] for line in ran.out]) == (1, out)
             (line,) = ran.err
-            assert line.startswith("pjobs: The broker does not answer: ConnectionClos")
+            assert line.startswith(f"pjobs: {text}")
             assert "secret" not in line
-    assert statuses(store, job) == ["error"]
-
-
-def test_broker_refuses(till: Operator, store: JobStore, marathons: Marathons) -> None:
-    """The refusal of a broker is told without a password. The job stays failed."""
-
-    class Full(dramatiq.Middleware):
-        def before_enqueue(self, *args: Any) -> None:
-            raise dramatiq.middleware.MiddlewareError("redis://me:secret@h/0 is full.")
-
-    job = failed(store)
-    marathons.broker.add_middleware(Full())
-    expected = ["pjobs: Sending failed: MiddlewareError: redis://…@h/0 is full."]
-    assert till.rerun(job.uuid) == (1, [], expected)
-    assert till.rerun("--everything", "--yes").err == expected
     assert statuses(store, job) == ["error"]
 
 

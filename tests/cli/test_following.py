@@ -50,28 +50,9 @@ def test_exit_code_is_the_outcome(pjobs: Operator, store: JobStore) -> None:
 
 
 def test_wait_has_a_line_a_change(pjobs: Operator, runs: Runs) -> None:
-    """A script sees each change of a job as it happens, and its end."""
-    run = runs.start()
-
-    def course() -> Iterator[None]:
-        run.do(lambda job: job.set_progress(2000, 20000, "rows"))
-        yield
-        run.do(lambda job: job.set_message(HOSTILE))
-        yield
-        yield
-        run.end()
-
-    *told, last = states(pjobs("wait", run.uuid[:13], course=course()).printed())
-    assert told == [
-        "working",
-        "working 10% 2,000 of 20,000 rows",
-        f"working 10% 2,000 of 20,000 rows: {HARMLESS}",
-    ]
-    assert re.fullmatch(r"success after \d+(\.\d)? s", last)
-
-
-def test_small_changes_are_told_every_ten_seconds(pjobs: Operator, runs: Runs) -> None:
-    """Progress within a percent, or without one, takes a line every ten seconds."""
+    """A script sees each change of a job as it happens, and its end. Progress within a
+    percent, or without one, takes a line every ten seconds.
+    """
     run = runs.start()
 
     def course() -> Iterator[None]:
@@ -87,16 +68,24 @@ def test_small_changes_are_told_every_ten_seconds(pjobs: Operator, runs: Runs) -
             run.do(operator.methodcaller("set_progress", done, total))
             pjobs.pass_time(seconds)
             yield
+        run.do(lambda job: job.set_progress(2000, 20000, "rows"))
+        yield
+        run.do(lambda job: job.set_message(HOSTILE))
+        yield
         run.end()
 
-    assert states(pjobs("wait", run.uuid, course=course()).out)[:-1] == [
+    *told, last = states(pjobs("wait", run.uuid[:13], course=course()).printed())
+    assert told == [
         "working",
         "working 0% 1 of 1,000",
         "working 0% 2 of 1,000",
         "working 1% 10 of 1,000",
         "working 5",
         "working 6",
+        "working 10% 2,000 of 20,000 rows",
+        f"working 10% 2,000 of 20,000 rows: {HARMLESS}",
     ]
+    assert re.fullmatch(r"success after \d+(\.\d)? s", last)
 
 
 def test_several_jobs_have_the_worst_code(pjobs: Operator, store: JobStore) -> None:
