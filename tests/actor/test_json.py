@@ -123,8 +123,8 @@ def test_success_leads_to_its_result(store: JobStore, viewer: Request) -> None:
 def test_result_is_on_the_web(
     store: JobStore, viewer: Request, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An http or https URL is passed on as it is. Anything else is logged once a kind,
-    with the class and the job, and the job has no result.
+    """An http or https URL is passed on as it is. Anything else, or an exception, is
+    logged once a kind, with the class and the job, and the job has no result.
     """
 
     class Website(JobState):
@@ -152,12 +152,6 @@ def test_result_is_on_the_web(
             f"kind {kind.kind!r} are not logged."
         )
         caplog.clear()
-
-
-def test_result_that_raises_is_logged(
-    store: JobStore, viewer: Request, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The traceback is there once a kind, and the job has no result."""
 
     class Broken(JobState):
         def result_url(self, request: Any) -> str:

@@ -56,8 +56,8 @@ def test_every_report_is_kept_for_tests() -> None:
     job_state.set_progress_metrics(b=None, c=2)
     job_state.increment_progress_metric("c")
     job_state.set_progress(1)
-    for done in (1, 1, 2):
-        job_state.set_progress(done, 3, "rows", "Reading")
+    for _ in range(2):
+        job_state.set_progress(1, 3, "rows", "Reading")
     job_state.set_message(None)
     job_state.append_log("line " + "ü" * 300)
     with job_state.phase("Reading", percent=30):
@@ -68,8 +68,8 @@ def test_every_report_is_kept_for_tests() -> None:
         *[("metric", "a", value) for value in [1, 2, 2, [4]]],
         *[("metric", "b", None), ("metric", "c", 2), ("metric", "c", 3)],
         ("progress", 1, None, None),
-        *[("progress", 1, 3, "rows"), message, ("progress", 1, 3, "rows"), message],
-        *[("progress", 2, 3, "rows"), message, ("message", None)],
+        *[("progress", 1, 3, "rows"), message] * 2,
+        ("message", None),
         ("log", "line " + "ü" * 195),
         ("phase", "Reading", 30),
         *[("progress", done, 2, "rows") for done in range(3)],

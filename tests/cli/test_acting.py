@@ -270,17 +270,12 @@ def test_nobody_is_asked_without_need(pjobs: Operator, store: JobStore) -> None:
 
 @pytest.mark.promise("pjobs-reads-and-acts")
 def test_rerun_by_id(till: Operator, store: JobStore, marathons: Marathons) -> None:
-    """A job that failed is sent again under its id, and a worker runs it."""
-    first, second = failed(store), failed(store)
+    """A job that failed is sent again under its id, and a worker runs it. Each job that
+    cannot has a line that says why; the others run: 1.
+    """
+    lost, kept, first = failed(store, actor=""), failed(store), failed(store)
     assert till.rerun(first.uuid) == (0, [f"{first.uuid} queued"], [])
-    assert statuses(store, first, second) == ["queued", "error"]
-    marathons.is_mended = True
-    assert marathons.wait_for(first.uuid, "success").uuid == first.uuid
-
-
-def test_jobs_that_cannot_run_again(till: Operator, store: JobStore) -> None:
-    """Each job that cannot has a line that says why; the others run: 1."""
-    lost, kept = failed(store, actor=""), failed(store)
+    assert statuses(store, first, kept) == ["queued", "error"]
     odd, done = failed(store, actor=HOSTILE), put(store, "success")
     for extra, line in (
         (["--dry-run"], f"{kept.uuid} would be requeued, is error"),
@@ -297,6 +292,8 @@ def test_jobs_that_cannot_run_again(till: Operator, store: JobStore) -> None:
         ]
         assert last.startswith(cannot(odd.uuid, ""))
         assert HARMLESS.partition(r"\n")[0] in last
+    marathons.is_mended = True
+    assert marathons.wait_for(first.uuid, "success").uuid == first.uuid
 
 
 def test_all_that_match_run_again(till: Operator, store: JobStore) -> None:
