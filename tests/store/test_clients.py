@@ -3,7 +3,9 @@
 import asyncio
 import concurrent.futures
 import functools
+import itertools
 import logging
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -309,3 +311,42 @@ def test_url_may_be_a_unix_socket(tmp_path: Path) -> None:
         store = JobStore(f"unix://{path}")
         assert store.load(put(store, "working")) is not None
         assert str(path) in repr(store)
+
+
+def test_interrupt_takes_no_connection(redis_url: str) -> None:
+    """Wherever it hits a call that waits for a connection, the next call gets it."""
+    store = JobStore(redis_url, max_connections=1)
+
+    def load(last: int) -> None:
+        """Load a job, and interrupt that at a line of the package, before redis-py has
+        found a connection. The thread is one that coverage no longer measures.
+        """
+        lines = itertools.count()
+
+        def trace(frame: Any, event: str, _: Any) -> Any:
+            module, code = frame.f_globals["__name__"], frame.f_code
+            if (module, code.co_name) == ("redis.connection", "get_connection"):
+                sys.settrace(None)
+            if not module.startswith("pyramid_jobstate."):
+                return None
+            if event == "line" and next(lines) == last:
+                raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            store.load(new_id())
+        finally:
+            sys.settrace(None)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        for last in itertools.count():
+            with crowded(store):
+                found = pool.submit(load, last)
+                concurrent.futures.wait([found], timeout=0.02)
+            try:
+                found.result(20)
+                break
+            except KeyboardInterrupt:
+                assert store.load(new_id()) is None, last
+    assert last > 20

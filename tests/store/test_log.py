@@ -303,20 +303,21 @@ def test_log_of_a_member_of_a_cancelled_batch(desk: Desk) -> None:
 
 @on_one_server
 def test_run_renews_its_log(make_desk: MakeDesk) -> None:
-    """A job that logs once, and then runs for longer than a record lives. An entry of
-    another program that is longer than a log is dropped.
+    """A job runs for longer than a record lives. What is kept of an earlier failure
+    lives on, too. An entry of another program that is longer than a log is dropped.
     """
     # From a heartbeat before half the life on, reports renew the log.
     desk = make_desk(heartbeat=ACTIVE / 2)
-    held = desk.begin()
-    held.job_state.append_log("a line")
-    wait_for(lambda: desk.texts(held.message))
+    held = desk.begin(desk.fail(max_retries=0))
+    failure = f"{{{key_of(desk.store, held.uuid)}}}:failure"
 
     def renewed(number: int) -> list[int]:
         desk.set_lives(held.message, 600_000)
+        desk.store.client.pexpire(failure, 600_000)
         held.job_state.set_progress_metric("number", number)
         wait_for(lambda: not 0 < desk.lives(held.message)[1] <= 600_000)
         wait_for(lambda: desk.lives(held.message)[0] > 600_000)
+        wait_for(lambda: desk.store.client.pttl(failure) > 600_000)
         return desk.lives(held.message)
 
     record, beside = renewed(1)

@@ -198,6 +198,23 @@ def test_owner_of_a_request_decides(redis_url: str, store: JobStore) -> None:
         assert statuses(store, *jobs[1:]) == ["queued"] * 4
 
 
+def test_acts_tell_a_class_from_an_actor(
+    operated: TestApp, store: JobStore, marathons: Marathons
+) -> None:
+    """A name that both have is refused. With what it is, an act takes no other jobs."""
+    for name, status in REQUESTS:
+        (job,) = put(store, "bob", cls=RunMarathon, status=status)
+        (alike,) = put(store, "bob", cls=JobState, status=status, actor="RunMarathon")
+        path = f"/job_state/{name}"
+        error = act(operated, path, kind="RunMarathon", all=1).json["error"]
+        assert error.endswith("Pass 'class:RunMarathon' or 'actor:RunMarathon'."), name
+        answer = act(operated, path, kind="class:RunMarathon", all=1)
+        assert answer.json == {"done": 1, "refused": 0, "cursor": None}, name
+        after = {"clear": None, "cancel": "cancelled", "rerun": "queued"}[name]
+        assert statuses(store, job, alike) == [after, status]
+        store.client.flushdb()
+
+
 def test_cursor_leads_to_the_other_jobs(operated: TestApp, store: JobStore) -> None:
     """To those sent before, for the same user and in the same request alone."""
     jobs = put(store, *["alice"] * 3, *["bob"] * 3, cls=RunMarathon, status="queued")

@@ -408,18 +408,29 @@ def test_name_of_an_actor_on_both_brokers_is_refused() -> None:
 
 
 def test_default_broker_without_pika_gives_its_actors(
-    monkeypatch: pytest.MonkeyPatch,
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its actors move, too."""
+    """Its actors move, too, unless it has connected: they may have sent messages."""
     monkeypatch.setitem(sys.modules, "dramatiq.brokers.rabbitmq", None)
     run = declare()
     default: Any = run.broker
     assert type(default) is RedisBroker
     assert "needs the package pika: pip install" in refusal(AMQP, redis_url=NOWHERE)
+    kwargs = default.client.connection_pool.connection_kwargs
+    place = redis.ConnectionPool.from_url(redis_url).connection_kwargs
+    before = {name: kwargs[name] for name in place if name in kwargs}
     broker = use("redis://127.0.0.1:1/7")
     assert dramatiq.get_broker() is broker is run.broker is not default
     assert is_tracked(run)
     assert not default.actors
+    release_broker()
+    default = run.broker
+    kwargs = default.client.connection_pool.connection_kwargs
+    kwargs.update(place)
+    default.client.ping()
+    kwargs.update({"host": "localhost", "port": 6379, "db": 0, **before})
+    assert "has already been connected to" in refusal("redis://127.0.0.1:1/7")
+    assert dramatiq.broker.global_broker is default is run.broker
 
 
 # Releasing.

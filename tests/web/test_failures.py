@@ -223,3 +223,20 @@ def test_group_is_run_again(store: JobStore, visit: Visiting) -> None:
     assert button.get_text() == "Run 2 jobs again"
     urls = page.data["groups"][int(str(button["data-group"]))]
     assert urls == [f"http://localhost/job_state/{uuid}/" for uuid in mine]
+
+
+class Clockless(JobState):
+    """A kind of job whose code fails."""
+
+    @property
+    def finished_at(self) -> Any:
+        raise LookupError("no clock")
+
+
+def test_job_whose_code_fails_leaves_the_others(
+    paged: TestApp, store: JobStore
+) -> None:
+    """It is missing from the groups."""
+    fail(store, "Row 3", "Row 4")
+    fail(store, "Row 5", cls=Clockless)
+    assert reasons(paged) == [("ValueError", "Row …", 2)]

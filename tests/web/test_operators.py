@@ -17,7 +17,7 @@ from webtest import TestApp
 
 from pyramid_jobstate import Batch, JobState, JobStateMiddleware, JobStore
 from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
-from tests.jobs import RunMarathon, make_broker, working
+from tests.jobs import RunMarathon, job_actor, make_broker, wait_until, working
 from tests.running import Runs
 from tests.store.jobs import Diary
 from tests.support import STATUSES, key_of, wait_for, write
@@ -431,6 +431,31 @@ def test_page_shows_the_log(visit: Visiting, logged: Log, store: JobStore) -> No
     empty = put_job(store, Minutes).uuid
     page = visit(f"/job_state/{empty}", KEEPER)
     assert page.one("[data-jobstate=log]").has_attr("hidden")
+
+
+def test_job_that_was_sent_by_a_newer_version(redis_url: str, visit: Visiting) -> None:
+    """Its class captures now, which its worker does not know yet: the lines that the
+    job appends are shown as before.
+    """
+
+    def version(level: str | None) -> Any:
+        class Rolled(JobState):
+            log_level = level
+
+        @job_actor(broker=make_broker(redis_url), job_state=Rolled)
+        def roll(*, job_state: JobState) -> None:
+            job_state.append_log("plain")
+
+        return roll
+
+    newer, older = version("INFO"), version(None)
+    message = newer.send()
+    with working(older.broker):
+        wait_until(older.broker, message, "success")
+    page = visit(f"/job_state/{message.message_id}", KEEPER)
+    assert page.one("job-state").has_attr("log")
+    assert page.texts("job-state li") == ["plain"]
+    assert not page.has("[data-jobstate=lines]")
 
 
 def test_hostile_lines_stay_text(visit: Visiting, logged: Log) -> None:

@@ -179,12 +179,30 @@ def test_urls_by_pyramids_functions(config: Configurator, store: JobStore) -> No
     assert request.resource_url(store.load(uuid)) == f"http://localhost{path}"
 
 
+class InTenants(JobState):
+    """A kind of job for which the application has an adapter."""
+
+    kind = "tests.web.test_resources.InTenants"
+
+
+class TenantURL:
+    def __init__(self, resource: JobState, request: Request) -> None:
+        self.virtual_path = self.physical_path = f"/tenants/7/{resource.uuid}"
+        self.virtual_path_tuple = tuple(self.virtual_path.split("/"))
+        self.physical_path_tuple = self.virtual_path_tuple
+
+
 @pytest.mark.promise("job-has-one-url")
 def test_state_has_the_url_that_pyramid_gives(redis_url: str, store: JobStore) -> None:
-    """Whatever URLs the application makes, states have those of resource_url()."""
+    """Whatever URLs the application gives its jobs or makes, wherever it is mounted,
+    and whatever a view changes of its request, states have the URLs of
+    request.resource_url().
+    """
     config = made_config(redis_url, root_factory=mounted_root)
+    config.add_resource_url_adapter(TenantURL, InTenants)
+    config.commit()
     classes: list[type[JobState]] = [RunMarathon, RunMarathon, RunMarathon]
-    jobs = [put(store, cls) for cls in (*classes, Elsewhere)]
+    jobs = [put(store, cls) for cls in (*classes, Elsewhere, InTenants)]
     environs: list[dict[str, Any]] = [
         {},
         {"SCRIPT_NAME": "/a b"},

@@ -10,8 +10,10 @@ import pytest
 from pyramid.config import Configurator
 from pyramid.csrf import CookieCSRFStoragePolicy
 from pyramid.exceptions import BadCSRFToken, ConfigurationError, URLDecodeError
+from pyramid.httpexceptions import HTTPNotFound
 from pyramid.request import Request
 from pyramid.response import Response
+from pyramid.traversal import ResourceTreeTraverser
 from webtest import TestApp
 
 from pyramid_jobstate import JobState, JobStore
@@ -389,3 +391,25 @@ def test_pages_below_a_prefix(redis_url: str, store: JobStore) -> None:
     assert len(urls) > 20
     for url in urls:
         assert url.startswith("http://localhost/shop/team/jobs/"), url
+
+
+def test_traverser_of_the_application_enters_its_root(
+    redis_url: str, store: JobStore
+) -> None:
+    """A traverser for all resources is called with the application's root, which it may
+    announce, whatever it finds there. The job is found in any case.
+    """
+
+    class Announcing(ResourceTreeTraverser):
+        def __call__(self, request: Request) -> Any:
+            seen.append((type(self.root), request.matchdict))
+            raise HTTPNotFound(request.path)
+
+    seen: list[Any] = []
+    config = make_config(redis_url)
+    config.add_traverser(Announcing)
+    assert (
+        get(make_app(config), f"/job_state/{reading.put(store)}", "alice").status_code
+        == 200
+    )
+    assert seen == [(Root, {"traverse": "/"})]

@@ -514,3 +514,24 @@ def test_no_stream_goes_backwards(relay: TrackingRelay, runs: Runs, count: int) 
             play(server, relay, jobs, seed)
             for run in jobs:
                 run.succeed()
+
+
+@pytest.mark.system
+def test_server_that_reads_nothing_is_given_up(
+    relay: TrackingRelay, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that reads nothing for half a second counts as lost."""
+    store = JobStore(relay.url, namespace="n" * 200_000)
+    jobs = [put(store, "queued") for _ in range(50)]
+    settings = {"jobstate.namespace": store.namespace}
+    with pushing(make_config(relay.url, settings=settings)) as server:
+        stream = server.watch(batch(*jobs), count=50)
+        wait_for(lambda: relay.asked.count(b"HGETALL") == 50)
+        # What the relay does not read is not to fit into a buffer that has grown.
+        for sock in relay.told:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        with relay.frozen():
+            relay.say(ALL_CHANGED)
+            wait_for(lambda: "TimeoutError: The server does not read." in caplog.text)
+        load_job(store, jobs[0]).cancel()
+        assert stream.at(50).state["job"]["status"] == "cancelled"

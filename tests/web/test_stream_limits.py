@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -421,3 +424,29 @@ def test_forked_child_has_streams_of_its_own(
         assert in_child(look) == "False (2, 2) ['queued', 'cancelled']"
         report(run, 5, stream, other)
         wait_for(lambda: len(flagged(client, *others)) == 1)
+
+
+@pytest.mark.system
+def test_streams_that_come_and_go_leave_nothing(
+    server: Server, runs: Runs, store: JobStore
+) -> None:
+    """Memory does not grow with the number of jobs that were shown."""
+    stream = follow(server, runs.start(n=0))
+
+    def come_and_go() -> int:
+        with serving(server.app) as other:
+            for _ in range(40):
+                other.watch(one(put(store))).go().wait()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    come_and_go()
+    tracemalloc.start()
+    try:
+        # Dictionaries grow with the most jobs at a time. A leak grows in each round.
+        sizes = [come_and_go() for _ in range(5)]
+    finally:
+        tracemalloc.stop()
+    # A job that is kept takes some thousand bytes.
+    assert min(after - before for before, after in pairwise(sizes)) < 40 * 800
+    assert not stream.is_done

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -388,3 +390,36 @@ def test_memory_is_bounded_while_the_store_is_away(
     assert floor.store.load(sent[0].message_id) is None
     wait_for(lambda: running.reads("working"))
     assert len(logged(logging.ERROR)) == 1
+
+
+@pytest.mark.system
+def test_numbers_that_are_kept_count_as_what_they_take(
+    make_floor: MakeFloor, own: JobStore, logged: Logged
+) -> None:
+    """Ends with thousands of numbers are kept as far as they fit, in memory, into 64
+    MiB. Writing them takes little more.
+    """
+
+    def fill(job_state: Any) -> None:
+        job_state.set_progress_metrics({f"n{i}": i * 1.5 for i in range(3000)})
+
+    floor = make_floor(own, threads=1)
+    floor.scripts["numbers"] = fill
+    sent = [floor.message("numbers") for _ in range(230)]
+    with contextlib.ExitStack() as stack:
+        with away(own):
+            for message in sent:
+                floor.deliver(message)
+            floor.start()
+            wait_for(floor.is_idle, 60)
+            (said,) = wait_for(lambda: logged(logging.ERROR))
+            assert "are lost, beginning with job" in said
+            tracemalloc.start()
+            stack.callback(tracemalloc.stop)
+        wait_for(lambda: floor.store.load(sent[-1].message_id), 60)
+        _, peak = tracemalloc.get_traced_memory()
+    assert peak < 60 * 1024 * 1024
+    wait_for(lambda: floor.statuses(sent[-1]) == ["success"])
+    found = floor.store.load_many([message.message_id for message in sent])
+    # In memory, one takes from 330 to 620 kB.
+    assert 80 < len([job for job in found if job]) < 210

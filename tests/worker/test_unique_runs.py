@@ -169,3 +169,14 @@ def test_lost_claim_is_taken_again(
     client.delete(*set(client.keys()) - records(client))
     wait_for(lambda: floor.last() == first.uuid)
     assert is_under_way(floor, first.uuid)
+
+
+def test_stalled_run_is_under_way(make_floor: MakeFloor) -> None:
+    """Dramatiq delivers its message again."""
+    floor = make_floor(heartbeat=3600)
+    held = press(floor)
+    floor.start()
+    held.wait()
+    pass_time(floor.store, 16)
+    assert held.reads("stalled")
+    assert is_under_way(floor, held.uuid)
