@@ -134,7 +134,6 @@ class Folder:
         self.use(url)
 
     def use(self, url: str) -> None:
-        """Have the application use a Redis server."""
         self.url = url
         self.write_app("one")
         self.write_ini()

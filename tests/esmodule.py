@@ -26,7 +26,6 @@ export const {
 
 
 def make_module() -> str:
-    """Return the source of the module."""
     script = (STATIC / "job-state.js").read_text("utf-8")
     head, address, tail = script.partition(ADDRESS)
     if not address or ADDRESS in tail:

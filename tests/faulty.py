@@ -33,7 +33,6 @@ class FaultyProxy(Relay):
         super().__init__(url)
 
     def lose_replies(self, word: str) -> None:
-        """Lose the replies to all requests that contain a word."""
         self.judge = lambda request: "lose" if word.encode() in request else "pass"
 
     def _pass(

@@ -175,7 +175,6 @@ def _client(url: str) -> Any:
 
 
 def _work(environ: dict[str, str]) -> None:
-    """Work until killed."""
     os.environ.update(environ)
     logging.basicConfig(level=logging.INFO)
     broker = make_hooked_broker(environ["BROKER"], environ["STORE"])

@@ -42,7 +42,6 @@ class Relay:
         return cleared(self._takes)
 
     def cut(self) -> None:
-        """Cut all connections."""
         sockets, self._sockets = self._sockets, []
         shut(*sockets)
 
@@ -108,7 +107,6 @@ class Relay:
 
 @contextlib.contextmanager
 def cleared(event: threading.Event) -> Iterator[None]:
-    """Clear an event during the block."""
     event.clear()
     try:
         yield

@@ -51,20 +51,6 @@ def run_job(redis_url: str) -> Iterator[RunJob]:
     broker.emit_after("worker_shutdown", None)
 
 
-@pytest.fixture
-def ended(run_job: RunJob) -> JobState:
-    """What the actor of a job that has ended has received."""
-    received: list[JobState] = []
-
-    def run(job_state: JobState) -> None:
-        job_state.set_progress_metric("a", 5)
-        job_state.set_progress(1, 2, "rows")
-        received.append(job_state)
-
-    run_job(run)
-    return received[0]
-
-
 @pytest.fixture(scope="session")
 def viewer() -> Request:
     """The request of somebody who may see no job."""

@@ -76,8 +76,17 @@ def test_every_report_is_kept_for_tests() -> None:
     ]
 
 
-def test_job_that_has_ended_takes_nothing(ended: JobState) -> None:
+def test_job_that_has_ended_takes_nothing(run_job: RunJob) -> None:
     """A thread that outlives it is told so at each call. Viewers see no change."""
+    received: list[JobState] = []
+
+    def run(job_state: JobState) -> None:
+        job_state.set_progress_metric("a", 5)
+        job_state.set_progress(1, 2, "rows")
+        received.append(job_state)
+
+    run_job(run)
+    (ended,) = received
     for call in REPORTS.values():
         for _ in range(2):
             with pytest.raises(RuntimeError, match=r"^The job has ended"):
