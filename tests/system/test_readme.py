@@ -22,6 +22,7 @@ from webtest import TestApp
 
 import pyramid_jobstate
 from pyramid_jobstate import JobStore, Progress, testing
+from tests.catalogs import write_catalog
 from tests.jobs import RunMarathon
 from tests.pollserver import Answer, PollServer, error, success, working
 from tests.processes import Process, run_python
@@ -762,37 +763,13 @@ def test_script_of_the_readme_runs(
     assert console_errors == []
 
 
-def test_button_of_the_readme_asks_for_permission(
-    page: Page, console_errors: list[str]
-) -> None:
-    """The button goes when the viewer agrees, and stays when they do not."""
-    (script,) = [text for text in snippets("js") if "askToNotify" in text]
-    with contextlib.closing(PollServer()) as server:
-        page.goto(server.url + "/empty")
-        page.add_script_tag(url="/job-state.js")
-    page.evaluate(
-        """() => {
-            document.body.innerHTML = "<button class=tell-me>Tell me</button>";
-            [window.answer, window.asked] = ["denied", 0];
-            Notification.requestPermission = async () => (asked += 1, answer);
-        }"""
-    )
-    page.add_script_tag(content=script)
-    button = page.locator(".tell-me")
-    button.click()
-    wait_for(lambda: page.evaluate("asked") == 1)
-    assert button.is_visible()
-    page.evaluate("answer = 'granted'")
-    button.click()
-    expect(button).to_be_hidden()
-    assert console_errors == []
-
-
 def test_elements_of_the_documents_show_a_job(
     page: Page, console_errors: list[str], myapp: MyApp
 ) -> None:
-    """The templates show metrics, cancel with a token, and set colours and parts."""
-    with myapp.serving() as (address, _):
+    """The templates show metrics, cancel with a token, and set colours and parts. Under
+    a policy with a nonce, an element and a page for people are styled.
+    """
+    with myapp.serving() as (address, job_uuid):
         page.goto(f"{address}/element/")
         expect(page.locator("job-state b")).to_have_text("26")
         expect(page.locator("[data-job=run]")).to_have_text("40,000")
@@ -805,14 +782,6 @@ def test_elements_of_the_documents_show_a_job(
         expect(title).to_have_css("text-transform", "uppercase")
         expect(bar).to_have_css("height", "12px")
         expect(bar).to_have_css("border-radius", "0px")
-    assert console_errors == []
-
-
-def test_nonce_of_the_documents_fits_the_policy(
-    page: Page, console_errors: list[str], myapp: MyApp
-) -> None:
-    """Under a policy with a nonce, an element and a page for people are styled."""
-    with myapp.serving() as (address, job_uuid):
         for path in "/", f"/team/job_state/{job_uuid}":
             response = page.goto(f"{address}/nonce{path}")
             assert response
@@ -824,40 +793,42 @@ def test_nonce_of_the_documents_fits_the_policy(
     assert console_errors == []
 
 
-@pytest.mark.parametrize("style", ["'none'", "'nonce-n'"])
 def test_sheet_of_an_element_needs_no_style_source(
-    page: Page, console_errors: list[str], style: str
+    page: Page, console_errors: list[str]
 ) -> None:
     """The script hands its style sheet to elements past the policy for styles, unless
     it cannot fetch it. Then their link needs the origin, as it has no nonce.
     """
-    rest = f"default-src 'none'; script-src 'nonce-n'; style-src {style}"
     tag = "<script nonce=n src=/job-state.js></script>"
     with contextlib.closing(PollServer()) as server:
         server.answer("job", success())
         server.pages["/page"] = f"<!doctype html>{tag}<job-state src=/job_state/job>"
-        for policy, height in (
-            (f"{rest}; connect-src 'self'", "6px"),
-            (rest, "0px"),
-            (f"{rest} 'self'", "6px"),
+        for sources, height in (
+            ("connect-src 'self'; style-src 'none'", "6px"),
+            ("connect-src 'self'; style-src 'nonce-n'", "6px"),
+            ("style-src 'none'", "0px"),
+            ("style-src 'nonce-n'", "0px"),
+            ("style-src 'self'", "6px"),
+            ("style-src 'nonce-n' 'self'", "6px"),
         ):
-            console_errors.clear()
-            server.policy = policy.replace("'none' 'self'", "'self'")
+            server.policy = f"default-src 'none'; script-src 'nonce-n'; {sources}"
             page.goto(f"{server.url}/page")
             expect(page.locator("job-state[state]")).to_be_attached()
             page.wait_for_load_state("networkidle")
             expect(page.locator("[part=bar]")).to_have_css("height", height)
-            assert bool(console_errors) == ("connect-src" not in policy)
-    console_errors.clear()
+            assert bool(console_errors) == ("connect-src" not in sources)
+            console_errors.clear()
 
 
 def test_scripts_of_the_documents_hear_and_cancel(
     page: Page, console_errors: list[str]
 ) -> None:
-    """A listener goes on to the result, a handle cancels, and labels are German."""
-    to_result, to_cancel, to_german = (
+    """A listener goes on to the result, a handle cancels, and labels are German. The
+    button that asks whether to notify goes when the viewer agrees.
+    """
+    to_result, to_cancel, to_german, to_ask = (
         next(text for text in snippets("js") if word in text)
-        for word in ("event.detail", "handle.done", "setLabels")
+        for word in ("event.detail", "handle.done", "setLabels", "askToNotify")
     )
     made = json.loads(success().body)
     done = json.loads(error().body)
@@ -887,6 +858,20 @@ def test_scripts_of_the_documents_hear_and_cancel(
         expect(page.locator("button")).to_have_text("cancelled")
         (asked,) = server.seen("job/cancel", "POST")
         assert asked.headers["x-csrf-token"] == "token"
+        page.evaluate(
+            """() => {
+                document.body.innerHTML = "<button class=tell-me>Tell me</button>";
+                [window.answer, window.asked] = ["denied", 0];
+                Notification.requestPermission = async () => (asked += 1, answer);
+            }"""
+        )
+        page.add_script_tag(content=to_ask)
+        page.locator(".tell-me").click()
+        wait_for(lambda: page.evaluate("asked") == 1)
+        expect(page.locator(".tell-me")).to_be_visible()
+        page.evaluate("answer = 'granted'")
+        page.locator(".tell-me").click()
+        expect(page.locator(".tell-me")).to_be_hidden()
         page.add_script_tag(content=to_result)
         page.evaluate("html => document.body.innerHTML = html", element % "made")
         page.wait_for_url("**/empty?made")
@@ -915,12 +900,9 @@ def test_catalog_of_the_documents_translates(myapp: MyApp) -> None:
         assert ids in text
         text = re.sub(rf"{re.escape(ids)}(?:msgstr.*\n)+", f"{entry}\n", text)
     po.write_text(text, "utf-8")
-    header = text[: text.index("\n\n")]
-    own = (
-        f'{header}\n\nmsgid "Race over ${{miles}} miles"\nmsgstr "${{miles}} Meilen"\n'
-    )
-    po.with_name("myapp.po").write_text(own, "utf-8")
-    run(compile_ + compile_.replace("pyramid_jobstate", "myapp"))
+    run(compile_)
+    own = {"Race over ${miles} miles": "${miles} Meilen"}
+    write_catalog(myapp.folder / "myapp/locale", "myapp", "de", own)
     myapp.run("""
 from pyramid_jobstate import JobError
 from myapp.races import Race
