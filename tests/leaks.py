@@ -1,7 +1,5 @@
 """Fails a test that leaves sockets or threads behind. A plugin of pytest."""
 
-from __future__ import annotations
-
 import gc
 import os
 import threading

@@ -1,7 +1,5 @@
 """What actors call, and with what."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """JobStates as actors receive them, and the request of somebody who looks at one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import pytest

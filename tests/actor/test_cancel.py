@@ -43,7 +43,7 @@ def in_thread(call: Callable[[], R]) -> R:
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_next_call_raises_the_cancel(cancelled: JobState, name: str) -> None:
+def test_next_call_raises_the_cancel(cancelled, name):
     """It raises JobCancelled, and changes nothing. The one after it reports."""
     assert cancelled.cancel_requested
 
@@ -58,19 +58,19 @@ def test_next_call_raises_the_cancel(cancelled: JobState, name: str) -> None:
     assert (seen() == before) is (name == "raise_if_cancelled")
 
 
-def test_except_exception_lets_the_cancel_pass() -> None:
+def test_except_exception_lets_the_cancel_pass():
     """JobCancelled is an Interrupt, as Dramatiq's own are."""
     assert not issubclass(JobCancelled, Exception)
 
 
-def test_own_thread_is_told_once(cancelled: JobState) -> None:
+def test_own_thread_is_told_once(cancelled):
     """The job's own thread is told once. Other threads are told at every call."""
     assert in_thread(lambda: count_cancels(cancelled)) == 3
     assert count_cancels(cancelled) == 1
     assert in_thread(lambda: count_cancels(cancelled)) == 3
 
 
-def test_each_task_is_told_once(cancelled: JobState) -> None:
+def test_each_task_is_told_once(cancelled):
     """In whatever thread it runs. A thread it hands work to is told at every call."""
 
     async def count() -> int:
@@ -85,7 +85,7 @@ def test_each_task_is_told_once(cancelled: JobState) -> None:
 
 
 @pytest.mark.parametrize("is_own", [True, False])
-def test_clean_up_may_report(cancelled: JobState, is_own: bool) -> None:
+def test_clean_up_may_report(cancelled, is_own):
     """No call raises again in a handler, whichever thread noticed the cancel first."""
     with pytest.raises(JobCancelled) as raised:
         in_thread(lambda: cancelled.set_message("noticed elsewhere"))
@@ -105,7 +105,7 @@ def test_clean_up_may_report(cancelled: JobState, is_own: bool) -> None:
     assert count_cancels(cancelled) == (0 if is_own else 1)
 
 
-def test_other_exceptions_keep_no_cancel_back(cancelled: JobState) -> None:
+def test_other_exceptions_keep_no_cancel_back(cancelled):
     """A call in the handler of something else is told."""
 
     def handle() -> int:
@@ -118,7 +118,7 @@ def test_other_exceptions_keep_no_cancel_back(cancelled: JobState) -> None:
     assert handle() == 1
 
 
-def test_tasks_may_clean_up(cancelled: JobState) -> None:
+def test_tasks_may_clean_up(cancelled):
     """A task that was told may report from tasks and threads, such as the tasks of
     `asyncio.wait_for` up to Python 3.11. One that is cancelled for that may report.
     """
@@ -156,7 +156,7 @@ def test_tasks_may_clean_up(cancelled: JobState) -> None:
     assert done == ["in a thread", "cleaned up"]
 
 
-def test_callback_of_a_future_may_report(job_state: JobState) -> None:
+def test_callback_of_a_future_may_report(job_state):
     """An exception would end a thread of the pool, and no other future be done."""
     called: list[Future[None]] = []
 
@@ -174,7 +174,7 @@ def test_callback_of_a_future_may_report(job_state: JobState) -> None:
     assert len(called) == 5
 
 
-def test_pool_stops(cancelled: JobState) -> None:
+def test_pool_stops(cancelled):
     """A pool's threads do not go on with the rest of the work, and the caller who waits
     for it is told. In threads of multiprocessing's pool JobCancelled is an Exception,
     too, since nothing else reaches the caller.

@@ -1,13 +1,11 @@
 """A job as viewers see it: its JSON, and the link to what it has made."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
 from pyramid.request import Request
 
-from pyramid_jobstate import JobError, JobState, JobStore
+from pyramid_jobstate import JobError, JobState
 from pyramid_jobstate.testing import put_job
 from tests.support import STATUSES, load_job, write
 
@@ -33,7 +31,7 @@ def iso(time: Any) -> str:
     return text.replace("+00:00", "Z")
 
 
-def test_json_shows_a_job(store: JobStore, viewer: Request) -> None:
+def test_json_shows_a_job(store, viewer):
     """Metrics are at the top, all else is in `job`, and times are as in JavaScript."""
     uuid = put_job(
         store,
@@ -78,7 +76,7 @@ def test_json_shows_a_job(store: JobStore, viewer: Request) -> None:
     assert viewer.resource_url(state) == f"http://localhost/job_state/{uuid}/"
 
 
-def test_json_hides_exceptions_and_params(store: JobStore, viewer: Request) -> None:
+def test_json_hides_exceptions_and_params(store, viewer):
     """Both are hidden by default. Reasons that no exception gave are shown."""
     for status, error, text in (
         ("error", JobError("ValueError", "too far"), "The job failed."),
@@ -92,7 +90,7 @@ def test_json_hides_exceptions_and_params(store: JobStore, viewer: Request) -> N
         assert "too far" not in str(shown)
 
 
-def test_json_has_the_coarse_state(store: JobStore, viewer: Request) -> None:
+def test_json_has_the_coarse_state(store, viewer):
     """Pages rely on one of three. Only a success has a result."""
     for status in STATUSES:
         job = put_job(store, Pageant, status, metrics={"file": "a.csv"})
@@ -111,7 +109,7 @@ def result(state: JobState, viewer: Request) -> Any:
 
 
 @pytest.mark.promise("results-are-shown")
-def test_success_leads_to_its_result(store: JobStore, viewer: Request) -> None:
+def test_success_leads_to_its_result(store, viewer):
     """The class makes a URL of the request and the metrics, or by default none."""
     made = put_job(store, Pageant, "success", metrics={"file": "a.csv"})
     assert result(made, viewer) == {"url": "http://localhost/reports/a.csv"}
@@ -120,9 +118,7 @@ def test_success_leads_to_its_result(store: JobStore, viewer: Request) -> None:
 
 
 @pytest.mark.promise("results-are-shown")
-def test_result_is_on_the_web(
-    store: JobStore, viewer: Request, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_result_is_on_the_web(store, viewer, caplog):
     """An http or https URL is passed on as it is. Anything else, or an exception, is
     logged once a kind, with the class and the job, and the job has no result.
     """

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 from pyramid.authorization import Allow
 
-from pyramid_jobstate import Batch, JobState, JobStore
+from pyramid_jobstate import Batch, JobState
 from pyramid_jobstate.testing import detached, put_batch, put_job
 from tests.jobs import RunMarathon, messages
 from tests.support import load_job, write
 
 
-def test_kind_is_the_name_of_the_class(store: JobStore) -> None:
+def test_kind_is_the_name_of_the_class(store):
     """A class may set another one, which its subclasses do not inherit."""
 
     class Stroll(JobState):
@@ -24,7 +24,7 @@ def test_kind_is_the_name_of_the_class(store: JobStore) -> None:
         assert type(load_job(store, put_job(store, cls).uuid)) is cls
 
 
-def test_kind_goes_to_the_class_of_a_reloaded_module(store: JobStore) -> None:
+def test_kind_goes_to_the_class_of_a_reloaded_module(store):
     """A class replaces an earlier one of the same module and name."""
 
     def declare() -> type[JobState]:
@@ -37,7 +37,7 @@ def test_kind_goes_to_the_class_of_a_reloaded_module(store: JobStore) -> None:
     assert type(load_job(store, uuid)) is newest
 
 
-def test_two_classes_of_one_kind_are_refused(store: JobStore) -> None:
+def test_two_classes_of_one_kind_are_refused(store):
     """The error names both, and the first stays."""
 
     class Trot(JobState): ...
@@ -51,7 +51,7 @@ def test_two_classes_of_one_kind_are_refused(store: JobStore) -> None:
         assert type(load_job(store, put_job(store, cls).uuid)) is cls
 
 
-def test_what_a_class_declares_is_checked() -> None:
+def test_what_a_class_declares_is_checked():
     """An attribute that is wrong is an error of the class that declares it."""
     no_kind = "must be a str that is not emp"
     for name, value, error in (
@@ -106,7 +106,7 @@ class Called:
         (lambda: None, "has no parameter self"),
     ],
 )
-def test_hook_is_a_plain_method(hook: Any, error: str) -> None:
+def test_hook_is_a_plain_method(hook, error):
     """Another is refused where its class is made, even if a mixin has it."""
     mixin = type("Mixin", (), {"on_error": hook})
     for base in (JobState, Batch):
@@ -116,7 +116,7 @@ def test_hook_is_a_plain_method(hook: Any, error: str) -> None:
             type("Climb", (mixin, base), {})
 
 
-def test_hook_may_be_switched_off() -> None:
+def test_hook_may_be_switched_off():
     """A subclass that sets it to None has none."""
     first = type("Rise", (JobState,), {"on_success": on_success})
     second = type("Fall", (first,), {"on_success": None})
@@ -125,7 +125,7 @@ def test_hook_may_be_switched_off() -> None:
     assert second.on_success is None  # type: ignore[attr-defined]
 
 
-def test_unknown_kind_has_no_rights(store: JobStore, caplog: Any) -> None:
+def test_unknown_kind_has_no_rights(store, caplog):
     """A job or batch of one can be read, grants nothing, and is told of once."""
     uuid = put_job(store, owner="alice", params={"miles": 26}).uuid
     write(store, uuid, kind="<b>PatDog")
@@ -143,7 +143,7 @@ def test_unknown_kind_has_no_rights(store: JobStore, caplog: Any) -> None:
     assert (batch.__acl__(), batch.kind, batch.owner) == ([], "Pack of dogs", "alice")
 
 
-def test_init_that_forgets_its_parents_is_named(store: JobStore) -> None:
+def test_init_that_forgets_its_parents_is_named(store):
     """A class that overrides `__init__()` has to call that of JobState."""
 
     class Forgetful(JobState):
@@ -159,7 +159,7 @@ def test_init_that_forgets_its_parents_is_named(store: JobStore) -> None:
         store.load(uuid)
 
 
-def test_title_is_made_from_the_kind(store: JobStore) -> None:
+def test_title_is_made_from_the_kind(store):
     """It is the kind in words, or the class's own. A plain job has its actor's name."""
 
     class Headlined(JobState): ...
@@ -183,7 +183,7 @@ def test_title_is_made_from_the_kind(store: JobStore) -> None:
     assert put_job(store, actor="run_marathon").title == "Run marathon"
 
 
-def test_owner_may_view_and_cancel(store: JobStore) -> None:
+def test_owner_may_view_and_cancel(store):
     """The lineage decides everything else, and all about a job of nobody."""
     state = put_job(store, RunMarathon, owner="alice")
     assert state.__acl__() == [(Allow, "alice", ("view_job", "cancel_job"))]

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from pyramid_jobstate import JobState
 from tests.actor.calls import JOB, NAN, VALUE
 
 
-def test_metrics_are_set_at_once(job_state: JobState) -> None:
+def test_metrics_are_set_at_once(job_state):
     """Several are set in one call, with whatever names; the keyword wins."""
     job_state.set_progress_metrics({"a": 1}, self=2, mapping=3, a=4)
     assert job_state.progress_metrics == {"a": 4, "self": 2, "mapping": 3}
@@ -20,7 +19,7 @@ def test_metrics_are_set_at_once(job_state: JobState) -> None:
 
 
 @pytest.mark.promise("values-of-one-call-appear-together")
-def test_metrics_are_set_together_or_not_at_all(job_state: JobState) -> None:
+def test_metrics_are_set_together_or_not_at_all(job_state):
     """If one of several is refused, none changes, and viewers see none of them."""
     job_state.set_progress_metrics(a=1, c="text")
     for bad in (
@@ -35,7 +34,7 @@ def test_metrics_are_set_together_or_not_at_all(job_state: JobState) -> None:
         assert job_state.progress_metrics == {"a": 1, "c": "text"}
 
 
-def test_counters_count_from_zero(job_state: JobState) -> None:
+def test_counters_count_from_zero(job_state):
     """A counter starts at 0 and stays exact, also where floats and Lua are not."""
     job_state.increment_progress_metric("a", 2)
     job_state.increment_progress_metric("a", 0.5)
@@ -64,7 +63,7 @@ class Patient(int):
 
 
 @pytest.mark.promise("counters-are-exact")
-def test_counters_are_exact_among_threads(job_state: JobState) -> None:
+def test_counters_are_exact_among_threads(job_state):
     """What two threads add at the same time is added twice."""
 
     def come_in() -> None:
@@ -79,7 +78,7 @@ def test_counters_are_exact_among_threads(job_state: JobState) -> None:
     assert job_state.get_progress_metric("a") == 2
 
 
-def test_counters_refuse_what_they_cannot_add(job_state: JobState) -> None:
+def test_counters_refuse_what_they_cannot_add(job_state):
     """The error names the metric, and nothing changes."""
     wrong: Any
     for wrong in ("text", None, True, [1]):
@@ -98,7 +97,7 @@ def test_counters_refuse_what_they_cannot_add(job_state: JobState) -> None:
 
 
 @pytest.mark.promise("values-are-bounded")
-def test_metrics_of_a_job_take_256_kib(job_state: JobState) -> None:
+def test_metrics_of_a_job_take_256_kib(job_state):
     """Names and JSON count, and not a byte more fits. A replaced value counts once."""
     metrics = {str(i): "a" * (VALUE - 2) for i in range(JOB // VALUE - 1)}
     room = JOB - sum(len(name) + VALUE for name in metrics)

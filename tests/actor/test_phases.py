@@ -1,7 +1,5 @@
 """Phases: shares of the bar that never take it back."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging
@@ -14,10 +12,9 @@ from typing import Any
 import pytest
 from pyramid.request import Request
 
-from pyramid_jobstate import JobCancelled, JobState, JobStore
+from pyramid_jobstate import JobCancelled, JobState
 from pyramid_jobstate.testing import cancel, detached, put_job
 from tests.actor.calls import letters
-from tests.actor.conftest import RunJob
 from tests.support import counted, load_job, write
 
 #: Returns what viewers read of the phase that a job is in.
@@ -35,7 +32,7 @@ def share(job: JobState) -> float:
     return job.progress.fraction
 
 
-def test_phase_rescales_what_is_reported_in_it(job_state: JobState) -> None:
+def test_phase_rescales_what_is_reported_in_it(job_state):
     """What called functions report fills the share of the phase."""
 
     def write_all() -> None:
@@ -57,7 +54,7 @@ def test_phase_rescales_what_is_reported_in_it(job_state: JobState) -> None:
     assert share(job_state) == 1
 
 
-def test_phases_in_phases(job_state: JobState, phase_in: Shown) -> None:
+def test_phases_in_phases(job_state, phase_in):
     """A percentage is one of the part around it, and viewers read the path."""
     assert phase_in(job_state) is None
     outer = {"name": "Writing", "path": ["Writing"], "fraction": None}
@@ -75,7 +72,7 @@ def test_phases_in_phases(job_state: JobState, phase_in: Shown) -> None:
     assert phase_in(job_state) is None
 
 
-def test_loops_in_and_after_phases(job_state: JobState, phase_in: Shown) -> None:
+def test_loops_in_and_after_phases(job_state, phase_in):
     """In a phase, the bar waits for a second loop, whose numbers are its own. What is
     reported outside phases lies between them.
     """
@@ -90,7 +87,7 @@ def test_loops_in_and_after_phases(job_state: JobState, phase_in: Shown) -> None
     assert [*shares, share(job_state)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
 
 
-def test_bar_stays_where_it_is(job_state: JobState) -> None:
+def test_bar_stays_where_it_is(job_state):
     """It waits until progress that goes back has come as far again. An exception
     leaves it, and what follows begins there.
     """
@@ -104,7 +101,7 @@ def test_bar_stays_where_it_is(job_state: JobState) -> None:
     assert share(job_state) == pytest.approx(0.55)
 
 
-def test_phase_of_another_thread_is_refused(job_state: JobState) -> None:
+def test_phase_of_another_thread_is_refused(job_state):
     """While a phase is open, no other thread can begin one. Others may report."""
 
     def begin() -> None:
@@ -123,7 +120,7 @@ def test_phase_of_another_thread_is_refused(job_state: JobState) -> None:
         assert share(job_state) == pytest.approx(0.5)
 
 
-def test_phase_in_an_asynchronous_actor(job_state: JobState) -> None:
+def test_phase_in_an_asynchronous_actor(job_state):
     """The same `with` works in a coroutine, around an asynchronous loop."""
     shares = []
 
@@ -136,7 +133,7 @@ def test_phase_in_an_asynchronous_actor(job_state: JobState) -> None:
     assert [*shares, share(job_state)] == pytest.approx([0, 0.2, 0.4])
 
 
-def test_more_than_is_left_is_cut(caplog: pytest.LogCaptureFixture) -> None:
+def test_more_than_is_left_is_cut(caplog):
     """It is cut with one warning a job. Rounding errors cause none."""
     for percents in ([60, 60], [16.7] * 5 + [16.6], [100, 1], [10] * 10, [0.1] * 1000):
         job_state = detached(JobState)
@@ -155,7 +152,7 @@ def test_more_than_is_left_is_cut(caplog: pytest.LogCaptureFixture) -> None:
         caplog.clear()
 
 
-def test_name_and_percentage_are_checked(job_state: JobState, phase_in: Shown) -> None:
+def test_name_and_percentage_are_checked(job_state, phase_in):
     """A phase has a name, which is cut if it is too long, and a percentage above 0 and
     at most 100. Otherwise nothing is reported.
     """
@@ -175,7 +172,7 @@ def test_name_and_percentage_are_checked(job_state: JobState, phase_in: Shown) -
         assert phase_in(job_state)["name"] == "x" * 200
 
 
-def test_phase_of_a_cancelled_job(job_state: JobState) -> None:
+def test_phase_of_a_cancelled_job(job_state):
     """A cancelled job does not begin a phase; leaving one does not raise anew."""
 
     def read() -> None:
@@ -192,7 +189,7 @@ def test_phase_of_a_cancelled_job(job_state: JobState) -> None:
 
 
 @pytest.mark.promise("phases-share-a-bar")
-def test_random_nestings_never_go_back(caplog: pytest.LogCaptureFixture) -> None:
+def test_random_nestings_never_go_back(caplog):
     """The bar never goes back or beyond its end, whether each report is kept or not."""
     caplog.set_level(logging.ERROR)
     chance = random.Random(26)
@@ -236,7 +233,7 @@ def look(
         note()
 
 
-def test_viewers_see_the_bar(run_job: RunJob, store: JobStore, phase_in: Shown) -> None:
+def test_viewers_see_the_bar(run_job, store, phase_in):
     """The stored bar stands where the actor reads it, also where it waits."""
 
     def check(job_state: JobState, expected: float) -> None:
@@ -260,7 +257,7 @@ def test_viewers_see_the_bar(run_job: RunJob, store: JobStore, phase_in: Shown) 
     assert share(run_job(run)) == 1
 
 
-def test_time_left_is_that_of_the_whole_job(run_job: RunJob, store: JobStore) -> None:
+def test_time_left_is_that_of_the_whole_job(run_job, store):
     """At the end of a short phase, the rest of the job is still to come."""
 
     def run(job_state: JobState) -> None:
@@ -275,7 +272,7 @@ def test_time_left_is_that_of_the_whole_job(run_job: RunJob, store: JobStore) ->
     run_job(run)
 
 
-def test_stored_phase_is_read_tolerantly(store: JobStore, phase_in: Shown) -> None:
+def test_stored_phase_is_read_tolerantly(store, phase_in):
     """An invalid phase that another program has written is left out."""
     for text, names in [
         ('[0.25,0.5,["A","B"]]', ["A", "B"]),

@@ -12,7 +12,7 @@ from pyramid_jobstate.testing import cancel, detached
 from tests.actor.calls import letters
 
 
-def test_fraction_is_the_share_that_is_done() -> None:
+def test_fraction_is_the_share_that_is_done():
     """It is between 0 and 1: 1 if there is nothing to do, None without a total."""
     for done, total, fraction in [
         (13, 26, 0.5),
@@ -24,7 +24,7 @@ def test_fraction_is_the_share_that_is_done() -> None:
         assert Progress(done, total).fraction == fraction
 
 
-def test_progress_is_set_with_its_message(job_state: JobState) -> None:
+def test_progress_is_set_with_its_message(job_state):
     """Total, unit and message are optional. A message stays until another comes."""
     assert job_state.progress is None
     job_state.set_progress(3, 7.5, "rows", "Reading")
@@ -34,7 +34,7 @@ def test_progress_is_set_with_its_message(job_state: JobState) -> None:
     assert job_state.message == "Reading"
 
 
-def test_track_counts_the_items(job_state: JobState) -> None:
+def test_track_counts_the_items(job_state):
     """An item counts as done when the next one is asked for; the last when the loop
     ends. The total is what the loop has, and 0 is shown as soon as it is tracked.
     """
@@ -46,7 +46,7 @@ def test_track_counts_the_items(job_state: JobState) -> None:
     assert job_state.progress == Progress(2, 2, "letters")
 
 
-def test_track_finds_the_total(job_state: JobState) -> None:
+def test_track_finds_the_total(job_state):
     """A given total precedes the length, which iterators and long ranges lack."""
     next(job_state.track([1, 2], 5))
     assert job_state.progress == Progress(0, 5)
@@ -56,7 +56,7 @@ def test_track_finds_the_total(job_state: JobState) -> None:
     assert job_state.progress == Progress(0)
 
 
-def test_track_that_is_left_stays_where_it_was(job_state: JobState) -> None:
+def test_track_that_is_left_stays_where_it_was(job_state):
     """The item at which a loop breaks off does not count as done."""
     for item in job_state.track(range(5)):
         if item == 3:
@@ -65,7 +65,7 @@ def test_track_that_is_left_stays_where_it_was(job_state: JobState) -> None:
 
 
 @pytest.mark.promise("progress-is-tracked")
-def test_track_takes_what_a_loop_does(job_state: JobState) -> None:
+def test_track_takes_what_a_loop_does(job_state):
     """Anything else is refused at the call."""
     wrong: Any
     for wrong in (3, None, letters):
@@ -101,7 +101,7 @@ class Either(Sized):
 
 
 @pytest.mark.promise("progress-is-tracked")
-def test_track_counts_the_items_of_async_for(job_state: JobState) -> None:
+def test_track_counts_the_items_of_async_for(job_state):
     """It works as in a plain loop, and the total is the len() of the iterable."""
 
     async def work() -> None:
@@ -122,7 +122,7 @@ def test_track_counts_the_items_of_async_for(job_state: JobState) -> None:
     assert (job_state.progress, job_state.message) == (Progress(3, 3), "Reading")
 
 
-def test_track_works_in_either_loop() -> None:
+def test_track_works_in_either_loop():
     """What is iterable in both ways is tracked in either."""
 
     async def work(job_state: JobState) -> list[int]:
@@ -135,7 +135,7 @@ def test_track_works_in_either_loop() -> None:
     assert first.progress == second.progress == Progress(3, 3)
 
 
-def test_track_that_is_left_closes_a_generator(job_state: JobState) -> None:
+def test_track_that_is_left_closes_a_generator(job_state):
     """A `break` or an exception closes it, and the current item is not done."""
 
     async def loop(log: list[str], fails: bool) -> None:
@@ -157,7 +157,7 @@ def test_track_that_is_left_closes_a_generator(job_state: JobState) -> None:
     asyncio.run(work())
 
 
-def test_track_that_may_not_go_on_closes_the_generator_first() -> None:
+def test_track_that_may_not_go_on_closes_the_generator_first():
     """JobCancelled follows, and no more items. Other iterators need not be closed."""
     log: list[str] = []
 

@@ -25,7 +25,7 @@ def read(store: JobStore, field: str, name: str, text: str) -> Any:
     return getattr(load_job(store, uuid), name)
 
 
-def test_job_reads_as_it_was_stored(store: JobStore) -> None:
+def test_job_reads_as_it_was_stored(store):
     """Each attribute has its value; one metric or parameter can be had by its name."""
     given: dict[str, Any] = {
         "actor": "run_marathon",
@@ -57,7 +57,7 @@ def test_job_reads_as_it_was_stored(store: JobStore) -> None:
     assert repr(state) == f"<RunMarathon {state.uuid} error>"
 
 
-def test_job_is_working_until_it_has_ended(store: JobStore) -> None:
+def test_job_is_working_until_it_has_ended(store):
     """Then it is a success or an error, which has failed or was cancelled."""
     for status in STATUSES:
         state = put_job(store, status=status)
@@ -70,7 +70,7 @@ def test_job_is_working_until_it_has_ended(store: JobStore) -> None:
         assert state.is_cancelled is (status == "cancelled")
 
 
-def test_silent_job_reads_stalled(store: JobStore) -> None:
+def test_silent_job_reads_stalled(store):
     """A running job does. Any other keeps its status for any length of time."""
     statuses = ["queued", "working", "retrying", "cancelling", *FINISHED]
     uuids = [put_job(store, status=status).uuid for status in statuses]
@@ -83,7 +83,7 @@ def test_silent_job_reads_stalled(store: JobStore) -> None:
     assert [load_job(store, uuid).status for uuid in uuids] == silent
 
 
-def test_foreign_status_reads_stalled(store: JobStore) -> None:
+def test_foreign_status_reads_stalled(store):
     """A job with a status that nobody knows may be in any state. One whose last sign of
     life has an invalid time reads working.
     """
@@ -97,7 +97,7 @@ def test_foreign_status_reads_stalled(store: JobStore) -> None:
         assert load_job(store, uuid).status == "working", seen
 
 
-def test_broken_json_reads_as_absent(store: JobStore) -> None:
+def test_broken_json_reads_as_absent(store):
     """A field that is not JSON, that JSON cannot express, or that is missing, hides no
     other field.
     """
@@ -116,7 +116,7 @@ def test_broken_json_reads_as_absent(store: JobStore) -> None:
         assert times == (None, None, None, None)
 
 
-def test_foreign_owner_owns_nothing(store: JobStore) -> None:
+def test_foreign_owner_owns_nothing(store):
     """An owner is a string or a number and keeps its type: "7" is not 7, nor True 1."""
     for text in "null", "true", "false", "[]", "[1]", '["alice"]', "{}", '{"a":1}':
         assert read(store, "owner", "owner", text) is None, text
@@ -125,7 +125,7 @@ def test_foreign_owner_owns_nothing(store: JobStore) -> None:
         assert repr(found) == repr(owner)
 
 
-def test_foreign_values_read_as_absent(store: JobStore) -> None:
+def test_foreign_values_read_as_absent(store):
     """What is JSON, but not of the form that a worker writes, is left out."""
     for field, name, absent, texts in (
         ("attempt", "attempt", 0, ["", "-1", "1.0", "two", "١", HUGE]),
@@ -145,7 +145,7 @@ def test_foreign_values_read_as_absent(store: JobStore) -> None:
             assert read(store, field, name, text) == absent, (field, text)
 
 
-def test_loaded_job_knows_of_its_cancel(store: JobStore) -> None:
+def test_loaded_job_knows_of_its_cancel(store):
     """It shows whether somebody has asked for it, whatever became of that. A job that
     was skipped was cancelled though nobody asked.
     """

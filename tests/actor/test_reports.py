@@ -2,21 +2,18 @@
 and after the end of its job no longer does.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
 
-from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate import JobState
 from pyramid_jobstate.testing import detached, history, put_job, values
 from tests.actor.calls import CALLS, REPORTS
-from tests.actor.conftest import RunJob
 from tests.jobs import RunMarathon
 from tests.support import counted, load_job, wait_for
 
 
-def test_each_report_reaches_the_store(run_job: RunJob, store: JobStore) -> None:
+def test_each_report_reaches_the_store(run_job, store):
     """Viewers see it a moment later, whichever call makes it, first and again."""
 
     def run(job_state: JobState) -> None:
@@ -34,7 +31,7 @@ def test_each_report_reaches_the_store(run_job: RunJob, store: JobStore) -> None
     run_job(run)
 
 
-def test_job_reads_what_it_has_set(job_state: JobState) -> None:
+def test_job_reads_what_it_has_set(job_state):
     """The latest message counts, and None removes it. The log keeps the last 20 lines,
     each of 200 characters.
     """
@@ -48,7 +45,7 @@ def test_job_reads_what_it_has_set(job_state: JobState) -> None:
     assert {len(line) for line in job_state.log} == {200}
 
 
-def test_every_report_is_kept_for_tests() -> None:
+def test_every_report_is_kept_for_tests():
     """A detached JobState keeps all in order, repeats too, and log lines as shown."""
     job_state = detached(JobState)
     for value in [1, 2, 2, [4]]:
@@ -76,7 +73,7 @@ def test_every_report_is_kept_for_tests() -> None:
     ]
 
 
-def test_job_that_has_ended_takes_nothing(run_job: RunJob) -> None:
+def test_job_that_has_ended_takes_nothing(run_job):
     """A thread that outlives it is told so at each call. Viewers see no change."""
     received: list[JobState] = []
 
@@ -100,7 +97,7 @@ def test_job_that_has_ended_takes_nothing(run_job: RunJob) -> None:
 
 
 @pytest.mark.promise("only-the-running-job-reports")
-def test_job_that_was_loaded_takes_nothing(store: JobStore) -> None:
+def test_job_that_was_loaded_takes_nothing(store):
     """Each call says so. Nor does it run again by itself, since it knows no broker."""
     state = put_job(store, RunMarathon, metrics={"miles_run": 12}, message="Running")
     for call in [*REPORTS.values(), lambda job_state: job_state.flush()]:
@@ -112,7 +109,7 @@ def test_job_that_was_loaded_takes_nothing(store: JobStore) -> None:
         state.rerun()
 
 
-def test_running_job_cannot_cancel_or_delete_itself(job_state: JobState) -> None:
+def test_running_job_cannot_cancel_or_delete_itself(job_state):
     """Only who has loaded a job can: a running one ends with an exception."""
     for call in (job_state.cancel, job_state.delete):
         with pytest.raises(RuntimeError, match="Only a JobState loaded from a store"):

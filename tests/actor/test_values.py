@@ -13,7 +13,6 @@ import pytest
 
 from pyramid_jobstate import JobState, Progress
 from tests.actor.calls import NAN, VALUE
-from tests.actor.conftest import RunJob
 
 ID = uuid.UUID("7d444840-9dc0-11d1-b245-5ffdce74fad2")
 
@@ -102,7 +101,7 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
 
 
 @pytest.mark.promise("values-are-json")
-def test_values_have_their_natural_form(run_job: RunJob) -> None:
+def test_values_have_their_natural_form(run_job):
     """The actor and viewers read its JSON form, also where a number stood before."""
 
     def run(job_state: JobState) -> None:
@@ -118,7 +117,7 @@ def test_values_have_their_natural_form(run_job: RunJob) -> None:
 
 
 @pytest.mark.promise("values-are-json")
-def test_values_without_a_json_form_are_refused(job_state: JobState) -> None:
+def test_values_without_a_json_form_are_refused(job_state):
     """The error names the metric and what is wrong, and the metric stays as it was."""
     job_state.set_progress_metrics(number=1, text="one")
     for value, error, text in REFUSED:
@@ -131,7 +130,7 @@ def test_values_without_a_json_form_are_refused(job_state: JobState) -> None:
     assert job_state.progress_metrics == {"number": 1, "text": "one"}
 
 
-def test_values_that_never_end_are_refused(job_state: JobState) -> None:
+def test_values_that_never_end_are_refused(job_state):
     """A list that contains itself, or 100,000 others, is a ValueError."""
     value: list[Any] = []
     value.append([{"a": value}])
@@ -148,7 +147,7 @@ def test_values_that_never_end_are_refused(job_state: JobState) -> None:
 
 
 @pytest.mark.promise("values-are-bounded")
-def test_value_takes_16_kib(job_state: JobState) -> None:
+def test_value_takes_16_kib(job_state):
     """The limit counts the bytes of the JSON, not characters: not one more is taken."""
     for character, size in ("a", 1), ("€", 3), ("😀", 4), ("\udcff", 6):
         count, rest = divmod(VALUE - 2, size)
@@ -159,7 +158,7 @@ def test_value_takes_16_kib(job_state: JobState) -> None:
         assert job_state.get_progress_metric("a") == value
 
 
-def test_mutable_values_are_copied(job_state: JobState) -> None:
+def test_mutable_values_are_copied(job_state):
     """Later changes to a value, or to one that was read, have no effect."""
     value = {"a": [1]}
     job_state.set_progress_metric("x", value)
@@ -172,7 +171,7 @@ def test_mutable_values_are_copied(job_state: JobState) -> None:
     assert job_state.log == ["line"]
 
 
-def test_any_text_is_a_name(job_state: JobState) -> None:
+def test_any_text_is_a_name(job_state):
     """A metric may have a name that is special elsewhere, or a member of an enum."""
     names = ["__proto__", "m:a", " ", "Äpfel 😀", "\x00", Mood.GOOD]
     for name in names:
@@ -182,7 +181,7 @@ def test_any_text_is_a_name(job_state: JobState) -> None:
     assert job_state.progress_metrics == dict.fromkeys(names, 2) | {"good": 3}
 
 
-def test_bad_names_are_refused(job_state: JobState) -> None:
+def test_bad_names_are_refused(job_state):
     """Every call that names a metric refuses a name that viewers could not be shown."""
     bad: list[tuple[Any, type[Exception], str]] = [
         ("", ValueError, "must not be empty"),
@@ -203,7 +202,7 @@ def test_bad_names_are_refused(job_state: JobState) -> None:
     assert job_state.progress_metrics == {"a": 1}
 
 
-def test_amounts_are_plain_numbers(job_state: JobState) -> None:
+def test_amounts_are_plain_numbers(job_state):
     """Any real number of 0 or more is an amount, which reads as an int or a float."""
     largest = sys.float_info.max
     for value, amount in [
@@ -220,7 +219,7 @@ def test_amounts_are_plain_numbers(job_state: JobState) -> None:
         assert repr(progress.done) == repr(progress.total) == repr(amount)
 
 
-def test_bad_amounts_are_refused(job_state: JobState) -> None:
+def test_bad_amounts_are_refused(job_state):
     """The error says which amount is wrong, and the progress stays as it was."""
     job_state.set_progress(1, 2)
     before = job_state.progress
@@ -241,7 +240,7 @@ def test_bad_amounts_are_refused(job_state: JobState) -> None:
     assert job_state.progress == before
 
 
-def test_bad_texts_are_refused(job_state: JobState) -> None:
+def test_bad_texts_are_refused(job_state):
     """A unit, a message or a line is a string, the first two of at most 16 KiB. What
     one call sets is set as a whole or not at all.
     """

@@ -1,7 +1,5 @@
 """The data of batches of jobs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from tests.browser.staging import at, data, progress

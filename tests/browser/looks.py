@@ -1,7 +1,5 @@
 """What elements look like: the pixels and contrasts of their bars."""
 
-from __future__ import annotations
-
 import base64
 import functools
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Pages of a real application and a real store, in a real browser."""
 
-from __future__ import annotations
-
 import contextlib
 import queue
 from collections.abc import Callable

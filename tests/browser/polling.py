@@ -1,7 +1,5 @@
 """A page whose pollers a test starts and watches."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

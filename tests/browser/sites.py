@@ -1,7 +1,5 @@
 """Serves applications to a page, and watches what the page asks and complains of."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from socketserver import ThreadingMixIn

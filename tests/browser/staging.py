@@ -1,7 +1,5 @@
 """Elements on a page in a real Chromium, and the data that they show."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any

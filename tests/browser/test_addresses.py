@@ -2,13 +2,10 @@
 how it is called, in a real Chromium.
 """
 
-from __future__ import annotations
-
 import itertools
 from urllib.parse import urlsplit
 
-from tests.browser.polling import Polling
-from tests.pollserver import STATIC, Answer, PollServer, success, working
+from tests.pollserver import STATIC, Answer, success, working
 from tests.support import wait_for
 
 SOURCE = (STATIC / "job-state.js").read_text("utf-8")
@@ -24,7 +21,7 @@ def tag(attributes: str) -> str:
 # Where jobs are
 
 
-def test_base_url_says_where_jobs_are(polling: Polling) -> None:
+def test_base_url_says_where_jobs_are(polling):
     """The script's tag has the base URL of bare uuids, which the option overrides. A
     URL is asked for as it is, with its slash and query, relative to the page.
     """
@@ -50,7 +47,7 @@ SCRIPTS = {
 }
 
 
-def test_jobs_are_looked_up_where_the_script_lies(polling: Polling) -> None:
+def test_jobs_are_looked_up_where_the_script_lies(polling):
     """Without data-base-url, the script's own URL says where the jobs are."""
     for path, below in SCRIPTS.items():
         polling.server.pages[urlsplit(path).path] = SOURCE
@@ -70,7 +67,7 @@ SHEETS = {
 }
 
 
-def test_address_of_the_style_sheet(polling: Polling) -> None:
+def test_address_of_the_style_sheet(polling):
     """It has the script's query, or is the one of data-styles, relative to the base."""
     for attributes, sheet in SHEETS.items():
         path = urlsplit(sheet).path[1:]
@@ -83,7 +80,7 @@ def test_address_of_the_style_sheet(polling: Polling) -> None:
         assert asked == sheet, attributes
 
 
-def test_script_without_an_address_uses_the_usual_ones(polling: Polling) -> None:
+def test_script_without_an_address_uses_the_usual_ones(polling):
     """An inline script finds jobs and styles. It defines one name."""
     polling.server.answer("static/job-state.css", Answer())
     polling.server.answer("job", success())
@@ -108,7 +105,7 @@ IMPORT = """async (url) => {
 }"""
 
 
-def test_script_and_module_share_what_a_page_has(polling: Polling) -> None:
+def test_script_and_module_share_what_a_page_has(polling):
     """A page may load both, in any order and more than once. The first one defines the
     element and the global, which the others use.
     """
@@ -124,9 +121,7 @@ def test_script_and_module_share_what_a_page_has(polling: Polling) -> None:
 # Other sites
 
 
-def test_script_from_elsewhere_asks_the_site_of_the_page(
-    polling: Polling, elsewhere: PollServer
-) -> None:
+def test_script_from_elsewhere_asks_the_site_of_the_page(polling, elsewhere):
     """The styles of a script or module come from where it lies, and its jobs from the
     page's own site.
     """
@@ -151,9 +146,7 @@ def test_script_from_elsewhere_asks_the_site_of_the_page(
     assert len(polling.server.seen("job")) == 2
 
 
-def test_base_of_another_site_is_not_followed(
-    polling: Polling, elsewhere: PollServer
-) -> None:
+def test_base_of_another_site_is_not_followed(polling, elsewhere):
     """With <base> pointing elsewhere, jobs and tokens still go to the page's site, also
     if another origin were allowed. That of the same site is followed.
     """
@@ -189,9 +182,7 @@ FORGED = (
 )
 
 
-def test_nothing_but_its_own_tag_says_where_a_script_lies(
-    polling: Polling, elsewhere: PollServer
-) -> None:
+def test_nothing_but_its_own_tag_says_where_a_script_lies(polling, elsewhere):
     """Neither elements of a name nor a <base> changes the base URL or the styles. The
     tag of a module changes nothing, either.
     """
@@ -229,7 +220,7 @@ NAMES = (
 )
 
 
-def test_script_minds_no_element_of_a_name(timed: Polling) -> None:
+def test_script_minds_no_element_of_a_name(timed):
     """Those named as what it uses neither shadow that nor keep a hidden tab awake."""
     timed.server.offers = True
     element = "<job-state id=shown src=/job_state/shown></job-state>"
@@ -285,7 +276,7 @@ CATCH = """() => {{
 }}"""
 
 
-def test_wrong_arguments_are_type_errors(polling: Polling) -> None:
+def test_wrong_arguments_are_type_errors(polling):
     """They name the call. A base URL of another origin in the tag raises one, too."""
     found = {o: polling.page.evaluate(CATCH.format(o)) for o in WRONG}
     assert found == {o: f"JobState.follow: {w}" for o, w in WRONG.items()}

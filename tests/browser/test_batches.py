@@ -1,7 +1,5 @@
 """A batch of jobs, as the element shows it in a real Chromium."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterator
@@ -84,7 +82,7 @@ def stage(tab: Page, poll_server: PollServer) -> Iterator[Batches]:
 # Words
 
 
-def test_batch_is_told_in_words(stage: Batches) -> None:
+def test_batch_is_told_in_words(stage):
     """The element says how many jobs are over and failed, and what all of them are, in
     the order of the bar and without zeros. The text of the bar says the same.
     """
@@ -109,7 +107,7 @@ def test_batch_is_told_in_words(stage: Batches) -> None:
     assert seen["details"] == "· 120 of 120 \u2068jobs\u2069, 2 failed · took 2 min"
 
 
-def test_lone_job_has_no_counts(stage: Batches) -> None:
+def test_lone_job_has_no_counts(stage):
     """Nothing of a batch stays. An empty batch has a full bar and no counts."""
     stage.open()
     stage.set_root(COLOURS)
@@ -132,7 +130,7 @@ GERMAN = {
 }
 
 
-def test_words_of_batches_are_labels(stage: Batches) -> None:
+def test_words_of_batches_are_labels(stage):
     """Each word of a batch is translated, with the numbers of the language. Attributes
     change those of one element, which stay text, but not the unit of an application.
     """
@@ -158,7 +156,7 @@ def test_words_of_batches_are_labels(stage: Batches) -> None:
 # The bar
 
 
-def test_bar_is_parted_by_how_members_ended(stage: Batches) -> None:
+def test_bar_is_parted_by_how_members_ended(stage):
     """The shares have the size of the counts and the colours of the states, the rest of
     what is done that of work. The page shows between them, and a dot marks the end.
     """
@@ -186,7 +184,7 @@ SHARES: tuple[tuple[dict[str, Any], list[float]], ...] = (
 )
 
 
-def test_shares_fill_what_is_done(stage: Batches) -> None:
+def test_shares_fill_what_is_done(stage):
     """They never reach beyond the fraction. Without a fraction, the bar moves."""
     stage.open()
     for state, edges in SHARES:
@@ -199,7 +197,7 @@ def test_shares_fill_what_is_done(stage: Batches) -> None:
     expect(stage.page.locator("[part=fill]")).to_have_css("animation-name", "slide")
 
 
-def test_few_failures_are_seen(stage: Batches) -> None:
+def test_few_failures_are_seen(stage):
     """One failure of many jobs has a visible share, even at the end of a bar."""
     stage.open()
     stage.set_root(COLOURS)
@@ -212,7 +210,7 @@ def test_few_failures_are_seen(stage: Batches) -> None:
 # The compact form
 
 
-def test_compact_batch_is_short(stage: Batches) -> None:
+def test_compact_batch_is_short(stage):
     """In one line, as high as any, the unit and the line of counts are left out, as are
     the log and the result of a job. The attribute may come and go.
     """
@@ -236,7 +234,7 @@ def test_compact_batch_is_short(stage: Batches) -> None:
 # Screen readers
 
 
-def test_counts_are_not_announced(stage: Batches) -> None:
+def test_counts_are_not_announced(stage):
     """Of a batch, only the start, quarters, and the end with failures are announced."""
     stage.open()
     stage.listen()
@@ -253,7 +251,7 @@ def test_counts_are_not_announced(stage: Batches) -> None:
 # Following
 
 
-def test_element_follows_a_batch_to_its_end(stage: Batches) -> None:
+def test_element_follows_a_batch_to_its_end(stage):
     """The events have what the server says of a batch."""
     running, ended = batch(success=1, working=1), batch("error", success=1, error=1)
     stage.server.answer("job", *map(answered, (running, ended)))

@@ -6,9 +6,7 @@ from typing import Any
 from pyramid.response import Response
 from webtest import TestApp
 
-from pyramid_jobstate import JobStore
 from pyramid_jobstate.testing import put_job
-from tests.browser.sites import Site
 from tests.jobs import RunMarathon
 from tests.readme import snippets
 from tests.support import UUID, load_job, wait_for
@@ -40,7 +38,7 @@ def allowed(response: Any) -> Any:
     return response.headers.get("Access-Control-Allow-Origin")
 
 
-def test_every_answer_may_be_read(redis_url: str, store: JobStore) -> None:
+def test_every_answer_may_be_read(redis_url, store):
     """An allowed origin may read states, refusals, errors, when to retry a 503, and the
     answer to a preflight, which has no user.
     """
@@ -85,9 +83,7 @@ FOLLOW = """([jobUuid, baseUrl]) => {
 }"""
 
 
-def test_page_of_another_origin_follows_and_cancels(
-    redis_url: str, store: JobStore, site: Site
-) -> None:
+def test_page_of_another_origin_follows_and_cancels(redis_url, store, site):
     """In a browser, the script of an allowed page polls a job, cancels it, and knows
     the store's time.
     """

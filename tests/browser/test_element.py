@@ -2,8 +2,6 @@
 how it follows its job.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator
@@ -32,7 +30,7 @@ FOLLOWING = "<job-state id=job src=/job_state/job period=50 {}></job-state>"
 # What it shows
 
 
-def test_element_shows_a_working_job(stage: Stage) -> None:
+def test_element_shows_a_working_job(stage):
     """A job shows title, percentage, status, amount, rate, time left and message. The
     bar has a name, a value and a text, and is filled as far as the job is, from the
     right in right-to-left pages. Without a total it moves, and has no value.
@@ -81,7 +79,7 @@ WORDS = {
 
 
 @pytest.mark.promise("element-shows-each-status")
-def test_each_status_has_its_word(stage: Stage) -> None:
+def test_each_status_has_its_word(stage):
     """Each status has its own word; success, failure, trouble and work each differ in
     both icon and colour. Success fills the bar, a failure leaves it where it was.
     """
@@ -98,7 +96,7 @@ def test_each_status_has_its_word(stage: Stage) -> None:
         assert stage.show(data(status, progress=progress(12, 26)))["now"] == now
 
 
-def test_end_leaves_out_what_is_over(stage: Stage) -> None:
+def test_end_leaves_out_what_is_over(stage):
     """A job that failed, was cancelled or is lost shows no message, since the work does
     not go on, and no bar without progress. A reason that says no more than "Cancelled",
     in any language, is neither shown nor announced.
@@ -149,7 +147,7 @@ AMOUNTS: tuple[tuple[float, float | None, str], ...] = (
 )
 
 
-def test_nothing_is_whole_before_it_is(stage: Stage) -> None:
+def test_nothing_is_whole_before_it_is(stage):
     """The percentage is truncated rather than rounded, and 29 of 100 are 29 %. An
     amount has the decimals that tell it from the total, and the total from 0.
     """
@@ -161,7 +159,7 @@ def test_nothing_is_whole_before_it_is(stage: Stage) -> None:
         assert stage.show(job)["details"] == f"· {amount} \u2068GB\u2069"
 
 
-def test_phase_is_told(stage: Stage) -> None:
+def test_phase_is_told(stage):
     """The element names the phase, with what its loop counts, and gives no rate."""
     stage.open()
     rows = {**progress(12, 26, unit="rows"), "fraction": 0.14}
@@ -178,7 +176,7 @@ RESULTS: tuple[Any, ...] = (
 )
 
 
-def test_success_leads_to_its_result(stage: Stage) -> None:
+def test_success_leads_to_its_result(stage):
     """A link that the keyboard reaches leads there, if it is a URL of the web."""
     stage.open()
     link = stage.page.locator("[part=result]")
@@ -200,7 +198,7 @@ TOOK = {5400: "1.5 hr", 4.26: "4.3 sec", 9.97: "10 sec", 59.6: "1 min", -1: "0 s
 LEFT = {0.2: "1 sec", 41: "45 sec", 59.9: "1 min", 7000: "1.9 hr"}
 
 
-def test_times_are_told(stage: Stage) -> None:
+def test_times_are_told(stage):
     """What a job took is exact, the time left rough. A retry says when it is due."""
     stage.open()
     end = datetime.now(UTC)
@@ -216,7 +214,7 @@ def test_times_are_told(stage: Stage) -> None:
     assert re.search(r"attempt 1 · next try at \d+:\d\d:\d\d\s[AP]M", details)
 
 
-def test_log_is_shown_on_request(stage: Stage) -> None:
+def test_log_is_shown_on_request(stage):
     """The attribute log shows the last lines as they arrive."""
     stage.open()
     lines = [f"line {n}" for n in range(25)]
@@ -229,7 +227,7 @@ def test_log_is_shown_on_request(stage: Stage) -> None:
 # The content of the element, and metrics
 
 
-def test_content_stands_until_the_first_answer(stage: Stage) -> None:
+def test_content_stands_until_the_first_answer(stage):
     """The element shows its content until the first answer arrives, then the state. An
     element without ``src`` keeps its content.
     """
@@ -255,7 +253,7 @@ NUMBERS = {
 }
 
 
-def test_metrics_are_shown(stage: Stage) -> None:
+def test_metrics_are_shown(stage):
     """Descendants with data-metric show them in the page's language, and so does what
     names the element elsewhere. Once one is gone, the text that stood there is back.
     """
@@ -279,7 +277,7 @@ def test_metrics_are_shown(stage: Stage) -> None:
     assert [stage.text("#o"), stage.text("#i")] == ["0", ""]
 
 
-def test_metrics_of_another_job_go(stage: Stage) -> None:
+def test_metrics_of_another_job_go(stage):
     """Another src clears them and the data at once, and stops polling the old job."""
     second = held(json.dumps(data(title="Two")))
     stage.server.answer("job", answer(metrics={"n": 111}))
@@ -300,7 +298,7 @@ def test_metrics_of_another_job_go(stage: Stage) -> None:
 # Text from the server
 
 
-def test_texts_of_the_server_stay_inside(stage: Stage) -> None:
+def test_texts_of_the_server_stay_inside(stage):
     """Nothing from the server is markup, a name of JavaScript's or of another type than
     expected; control characters are dropped, long texts wrap and are cut.
     """
@@ -333,7 +331,7 @@ def test_texts_of_the_server_stay_inside(stage: Stage) -> None:
 # Following
 
 
-def test_element_follows_its_job_to_the_end(stage: Stage) -> None:
+def test_element_follows_its_job_to_the_end(stage):
     """Events for updates and the end bubble out of every shadow root. Put back, a
     finished element asks nothing: only another src makes it ask and fire again.
     """
@@ -370,7 +368,7 @@ def test_element_follows_its_job_to_the_end(stage: Stage) -> None:
     assert len(stage.server.seen("job")) == 2
 
 
-def test_lost_job_says_why(stage: Stage) -> None:
+def test_lost_job_says_why(stage):
     """It fires an event, too. Another origin is not asked without cross-origin."""
     reasons = {
         401: "You are not signed in.",
@@ -402,7 +400,7 @@ def test_lost_job_says_why(stage: Stage) -> None:
     stage.problems.clear()
 
 
-def test_outage_is_shown_and_over(stage: Stage) -> None:
+def test_outage_is_shown_and_over(stage):
     """While the server is away, the last data stays, and the status says so."""
     stage.server.answer("job", answer(progress=progress(1, 2)), Answer(503))
     stage.open(FOLLOWING.format(""))
@@ -421,7 +419,7 @@ def timed(page: Page, poll_server: PollServer) -> Iterator[Stage]:
         yield stage
 
 
-def test_removed_element_stops_asking_and_goes_on_later(timed: Stage) -> None:
+def test_removed_element_stops_asking_and_goes_on_later(timed):
     """It goes on when it is put back. One that is moved does not ask anew."""
     first = held(json.dumps(data()))
     timed.server.answer("job", first, answer())
@@ -443,7 +441,7 @@ def test_removed_element_stops_asking_and_goes_on_later(timed: Stage) -> None:
     wait_for(lambda: timed.page.evaluate("1") and len(timed.asked) > count)
 
 
-def test_attributes_and_properties_are_in_step(stage: Stage) -> None:
+def test_attributes_and_properties_are_in_step(stage):
     """Each property reads and writes its attribute. A senseless period is a second."""
     stage.open("<job-state id=job period=250 log></job-state>")
     read = "[job.src, job.period, job.cancellable, job.log, job.data, job.state]"
@@ -467,7 +465,7 @@ def open_cancellable(stage: Stage, cancel: Answer, attributes: str = "") -> None
 
 
 @pytest.mark.promise("cancel-button-cancels")
-def test_cancel_by_keyboard(stage: Stage) -> None:
+def test_cancel_by_keyboard(stage):
     """Who may cancel gets a button that shows its focus and sends the token once."""
     stage.open()
     assert stage.show(data())["cancel"] is None
@@ -493,7 +491,7 @@ def test_cancel_by_keyboard(stage: Stage) -> None:
     assert len(stage.server.seen("job/cancel", "POST")) == 1
 
 
-def test_cancel_that_is_refused_says_why(stage: Stage) -> None:
+def test_cancel_that_is_refused_says_why(stage):
     """The button comes back, and the element says why, until the job has ended."""
     open_cancellable(stage, Answer(403))
     stage.page.locator("[part=cancel]").click()
@@ -508,7 +506,7 @@ def test_cancel_that_is_refused_says_why(stage: Stage) -> None:
 
 
 @pytest.mark.promise("element-speaks-languages")
-def test_labels_replace_the_words(stage: Stage) -> None:
+def test_labels_replace_the_words(stage):
     """Attributes change those of one element, even later; labels, numbers and times
     follow its language; JobState.labels is for the rest. A wrong language does no harm.
     """
@@ -542,7 +540,7 @@ LANGUAGES = """() => Object.fromEntries(
 """
 
 
-def test_english_words_say_that_they_are_english(stage: Stage) -> None:
+def test_english_words_say_that_they_are_english(stage):
     """On a page of a language without labels, the words of the element are marked as
     English. What the application says is in the language of the page, as numbers are.
     """
@@ -570,7 +568,7 @@ def test_english_words_say_that_they_are_english(stage: Stage) -> None:
 # Announcements
 
 
-def test_announcements_are_few(stage: Stage) -> None:
+def test_announcements_are_few(stage):
     """Only the start, each quarter of an attempt and the end are announced, in the
     language of the words, and not of jobs that had ended before.
     """

@@ -2,12 +2,9 @@
 forced colours, on paper, and to a screen reader's tools.
 """
 
-from __future__ import annotations
-
 import gzip
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
@@ -19,7 +16,6 @@ from tests.browser.staging import (
     ELEMENT,
     HEAD,
     STATES,
-    Stage,
     answer,
     data,
     progress,
@@ -48,7 +44,7 @@ SEEN = """() => {
 }"""
 
 
-def test_page_can_style_the_element(stage: Stage) -> None:
+def test_page_can_style_the_element(stage):
     """Custom properties set the colours and the bar's height and corners; otherwise
     colours and sizes follow the page's text. Each part can be styled.
     """
@@ -90,7 +86,7 @@ def test_page_can_style_the_element(stage: Stage) -> None:
     assert stage.page.evaluate(unstyled, parts) == []
 
 
-def test_motion_is_not_forced_on_anybody(stage: Stage) -> None:
+def test_motion_is_not_forced_on_anybody(stage):
     """Nothing moves for users who prefer that. Bars of very many elements jump."""
     stage.open()
     stage.show(STATES["unknown"])
@@ -108,7 +104,7 @@ def test_motion_is_not_forced_on_anybody(stage: Stage) -> None:
 
 
 @pytest.mark.promise("content-security-policy-holds")
-def test_style_sheet_is_linked_where_none_can_be_constructed(stage: Stage) -> None:
+def test_style_sheet_is_linked_where_none_can_be_constructed(stage):
     """In a browser that cannot construct a sheet, the element links job-state.css."""
     stage.server.answer("job", answer())
     stage.server.pages["/older.js"] = (
@@ -157,9 +153,7 @@ SHARES = (0.2, 0.5, 0.65, 0.75)
 @pytest.mark.promise("element-shows-each-status")
 @pytest.mark.system
 @pytest.mark.parametrize("theme", THEMES)
-def test_everybody_can_read_it_on_any_page(
-    stage: Stage, node_modules: Path, theme: str
-) -> None:
+def test_everybody_can_read_it_on_any_page(stage, node_modules, theme):
     """In each state all text has 4.5:1 against its background, and axe-core finds
     nothing else. The bar has 3:1: its fill against the page and against what follows
     it, the shares of a batch, and the end, which shows how much there is to do.
@@ -195,7 +189,7 @@ def test_everybody_can_read_it_on_any_page(
 
 
 @pytest.mark.system
-def test_script_is_light_and_of_2018(node_modules: Path) -> None:
+def test_script_is_light_and_of_2018(node_modules):
     """Without comments it compresses to 16 KiB at most, and ES2018 can parse it."""
     script = STATIC / "job-state.js"
     source = re.sub(r"/\*.*?\*/", "", script.read_text("utf-8"), flags=re.S)

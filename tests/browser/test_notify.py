@@ -2,15 +2,12 @@
 recorded, not shown: see test_windows.py.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Page
 
-from tests.browser.polling import Polling
 from tests.browser.staging import Stage, answer, data
 from tests.pollserver import Answer, PollServer, success, uuid_of, working
 from tests.support import wait_for
@@ -113,7 +110,7 @@ def away(page: Page, poll_server: PollServer) -> Iterator[Away]:
 
 
 @pytest.mark.promise("hidden-page-asks-less")
-def test_hidden_page_asks_once_a_minute(timed: Polling) -> None:
+def test_hidden_page_asks_once_a_minute(timed):
     """A hidden page asks for the jobs of interest alone, learns of their ends, and asks
     for the others when it shows. While the server fails, it asks no more often.
     """
@@ -153,7 +150,7 @@ def test_hidden_page_asks_once_a_minute(timed: Polling) -> None:
     wait_for(lambda: asked(two) > hidden)
 
 
-def test_hidden_page_closes_its_streams(away: Away) -> None:
+def test_hidden_page_closes_its_streams(away):
     """A hidden page has no stream: it polls, and streams again when it shows."""
     away.server.offers = True
     away.begin(element(1), element(2, ""))
@@ -172,7 +169,7 @@ def test_hidden_page_closes_its_streams(away: Away) -> None:
 # The title
 
 
-def test_title_is_marked_until_the_page_shows(away: Away) -> None:
+def test_title_is_marked_until_the_page_shows(away):
     """Any ends mark it once, even without permission to notify. Then it is restored."""
     away.page.add_init_script("Notification.permission = 'default'")
     away.begin(*map(element, range(1, 6)), "<img name=title>")
@@ -188,7 +185,7 @@ def test_title_is_marked_until_the_page_shows(away: Away) -> None:
     assert away.page.evaluate("prompts") == 0
 
 
-def test_end_that_is_seen_or_no_news_is_not_told(away: Away) -> None:
+def test_end_that_is_seen_or_no_news_is_not_told(away):
     """Nor is that of an element without the attribute, or of a script's poller."""
     away.begin(element(1), element(2, ""))
     script = "url => void JobState.startPolling({ url, whileHidden: true })"
@@ -213,7 +210,7 @@ def test_end_that_is_seen_or_no_news_is_not_told(away: Away) -> None:
 # Notifications
 
 
-def test_notification_says_what_became_of_the_job(away: Away) -> None:
+def test_notification_says_what_became_of_the_job(away):
     """The application's own text tells of a success, and of nothing else. What
     templates write for an attribute without a value does not count as a text.
     """
@@ -237,7 +234,7 @@ def test_notification_says_what_became_of_the_job(away: Away) -> None:
 
 
 @pytest.mark.promise("callbacks-are-called-once")
-def test_end_is_told_once(away: Away) -> None:
+def test_end_is_told_once(away):
     """One notification a job, however many elements show it. A second end is news."""
     away.begin(element(), element().replace("id=job1", "id=twin"))
     away.hide()
@@ -269,7 +266,7 @@ REFUSING = (
 )
 
 
-def test_browser_may_lack_notifications(away: Away) -> None:
+def test_browser_may_lack_notifications(away):
     """A browser that cannot notify from a page still marks the title. askToNotify()
     prompts, and resolves to whether the viewer agrees; it never fails.
     """

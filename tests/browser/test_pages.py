@@ -1,15 +1,12 @@
 """The pages in a real Chromium: live rows, new jobs, acts and their results."""
 
-from __future__ import annotations
-
 import logging
 import re
 from datetime import timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import expect
 
 from pyramid_jobstate import Batch, Counts, JobError, JobState, JobStore, Progress
 from pyramid_jobstate.asgi import asgi_app
@@ -21,7 +18,7 @@ from tests.browser.sites import protected
 from tests.catalogs import Texts, write_catalog
 from tests.jobs import RunMarathon
 from tests.support import key_of, load_job, wait_for, write
-from tests.web.operating import OPERATOR, Marathons
+from tests.web.operating import OPERATOR
 from tests.web.paging import TRACEBACK, paged_config
 from tests.webapp import Root
 
@@ -42,7 +39,7 @@ def button(pages: Pages, name: str) -> Any:
 # The list
 
 
-def test_rows_are_live(pages: Pages, store: JobStore, runner: Runner) -> None:
+def test_rows_are_live(pages, store, runner):
     """A row follows its job's state, attempt and end, and what can be done with it. A
     batch has no attempts.
     """
@@ -67,7 +64,7 @@ def test_rows_are_live(pages: Pages, store: JobStore, runner: Runner) -> None:
     pages.expect_uuids(job, batch, other)
 
 
-def test_rows_are_streamed(page: Page, redis_url: str, runner: Runner) -> None:
+def test_rows_are_streamed(page, redis_url, runner):
     """Under ASGI, the rows join a stream."""
     job = runner.start()
     config = paged_config(redis_url)
@@ -82,7 +79,7 @@ def test_rows_are_streamed(page: Page, redis_url: str, runner: Runner) -> None:
         page.goto("about:blank")
 
 
-def test_new_jobs_wait_until_they_are_asked_for(pages: Pages, store: JobStore) -> None:
+def test_new_jobs_wait_until_they_are_asked_for(pages, store):
     """The page says how many there are, and counts them. Until they are asked for, its
     rows stay where they are.
     """
@@ -102,7 +99,7 @@ def test_new_jobs_wait_until_they_are_asked_for(pages: Pages, store: JobStore) -
     assert set(pages.uuids) == {*old, *new}
 
 
-def test_jobs_that_move_up_are_not_new(pages: Pages, store: JobStore) -> None:
+def test_jobs_that_move_up_are_not_new(pages, store):
     """If waiting jobs are cancelled, those of the next page come before a running one,
     which the page shows above them.
     """
@@ -118,7 +115,7 @@ def test_jobs_that_move_up_are_not_new(pages: Pages, store: JobStore) -> None:
     expect(pages.one("new")).to_be_hidden()
 
 
-def test_row_drops_the_reason_of_an_earlier_try(pages: Pages, store: JobStore) -> None:
+def test_row_drops_the_reason_of_an_earlier_try(pages, store):
     """A job that is tried again may have failed again when the page looks."""
     first, second = (
         put_job(
@@ -144,7 +141,7 @@ def test_row_drops_the_reason_of_an_earlier_try(pages: Pages, store: JobStore) -
 # Acts on jobs of a list
 
 
-def test_selected_jobs_are_deleted(pages: Pages, store: JobStore) -> None:
+def test_selected_jobs_are_deleted(pages, store):
     """A click with Shift selects a range. The question says how many, and Esc answers
     no. Then the rows are gone, and the page says how many, and has the focus there.
     """
@@ -173,7 +170,7 @@ def test_selected_jobs_are_deleted(pages: Pages, store: JobStore) -> None:
     assert store.load(jobs[1]) is None
 
 
-def test_hasty_click_does_not_confirm(pages: Pages, store: JobStore) -> None:
+def test_hasty_click_does_not_confirm(pages, store):
     """A double click on the button that asks may end on the one that confirms, which
     takes a single click, half a second after the question at the earliest.
     """
@@ -203,9 +200,7 @@ def test_hasty_click_does_not_confirm(pages: Pages, store: JobStore) -> None:
     wait_for(lambda: store.load(job) is None)
 
 
-def test_act_is_for_the_jobs_that_it_fits(
-    pages: Pages, store: JobStore, marathons: Marathons
-) -> None:
+def test_act_is_for_the_jobs_that_it_fits(pages, store, marathons):
     """Others selected do not count. The dialog says what was refused, and why."""
     failed = marathons.fail("alice", "bob")
     put(store, "error", "queued", "working", "success")
@@ -238,7 +233,7 @@ REFUSALS = {
 }
 
 
-def test_failures_are_said(pages: Pages, store: JobStore) -> None:
+def test_failures_are_said(pages, store):
     """The dialog says why, in words, and nothing more is sent that would be in vain."""
     put(store, "success", "success")
     pages.visit()
@@ -257,7 +252,7 @@ def test_failures_are_said(pages: Pages, store: JobStore) -> None:
 
 
 @pytest.mark.system
-def test_all_that_match_are_cancelled(pages: Pages, store: JobStore) -> None:
+def test_all_that_match_are_cancelled(pages, store):
     """Those on other pages are, by the thousand, but not those of another status."""
     put(store, *["queued"] * 1020)
     (done,) = put(store, "success")
@@ -269,9 +264,7 @@ def test_all_that_match_are_cancelled(pages: Pages, store: JobStore) -> None:
     assert load_job(store, done).status == "success"
 
 
-def test_question_is_about_what_matches_by_then(
-    pages: Pages, store: JobStore, runner: Runner
-) -> None:
+def test_question_is_about_what_matches_by_then(pages, store, runner):
     """The question counts the jobs anew. What ends, or is sent, after it stays."""
     running = runner.start()
     put(store, "success")
@@ -288,9 +281,7 @@ def test_question_is_about_what_matches_by_then(
     assert set(pages.uuids) == {later, running}
 
 
-def test_acts_follow_what_is_permitted(
-    pages: Pages, redis_url: str, runner: Runner
-) -> None:
+def test_acts_follow_what_is_permitted(pages, redis_url, runner):
     """When a job ends, the page offers what a viewer may do then, and nothing else."""
 
     class Keepers(Root):
@@ -311,7 +302,7 @@ def test_acts_follow_what_is_permitted(
 
 
 @pytest.mark.promise("unsafe-requests-need-a-token")
-def test_acts_pass_csrf_checks(pages: Pages, redis_url: str, store: JobStore) -> None:
+def test_acts_pass_csrf_checks(pages, redis_url, store):
     """The token goes into the application's header or, without one, into a field."""
     headers: tuple[str | None, ...] = ("X-Own", None)
     for header in headers:
@@ -332,9 +323,7 @@ def test_acts_pass_csrf_checks(pages: Pages, redis_url: str, store: JobStore) ->
 # The groups of failed jobs
 
 
-def test_group_runs_exactly_its_jobs_again(
-    pages: Pages, store: JobStore, marathons: Marathons
-) -> None:
+def test_group_runs_exactly_its_jobs_again(pages, store, marathons):
     """They are those that the page has counted, one after another: none of another
     group, and none that failed later. The page says what was refused, and loads anew.
     """
@@ -365,7 +354,7 @@ def test_group_runs_exactly_its_jobs_again(
 # The page of a job
 
 
-def test_job_runs_again(pages: Pages, marathons: Marathons) -> None:
+def test_job_runs_again(pages, marathons):
     """A job that failed runs again from its page, which shows how it ends."""
     (job,) = marathons.fail("alice")
     pages.visit(f"/job_state/{job}")
@@ -380,7 +369,7 @@ def test_job_runs_again(pages: Pages, marathons: Marathons) -> None:
     expect(pages.one("no")).to_have_text("Keep it")
 
 
-def test_end_of_the_job_is_announced(pages: Pages, runner: Runner) -> None:
+def test_end_of_the_job_is_announced(pages, runner):
     """The page shows what can be done with a job that has ended, and stays: its
     element says the end, and the focus goes where it can. A question is not swept away.
     """
@@ -402,7 +391,7 @@ def test_end_of_the_job_is_announced(pages: Pages, runner: Runner) -> None:
     expect(button(pages, "Delete")).to_be_visible()
 
 
-def test_timeline_follows_the_tries(pages: Pages, runner: Runner) -> None:
+def test_timeline_follows_the_tries(pages, runner):
     """A try that failed appears with its failure, which is not written anew while it is
     read, and the page is not loaded again. Metrics come, and go with their try.
     """
@@ -434,7 +423,7 @@ def test_timeline_follows_the_tries(pages: Pages, runner: Runner) -> None:
     assert pages.page.evaluate("window.isTheSame")
 
 
-def test_worker_is_asked_where_the_job_is(pages: Pages, runner: Runner) -> None:
+def test_worker_is_asked_where_the_job_is(pages, runner):
     """The page shows the answer when it comes, and each later one. The button goes with
     the job, and leaves the focus where it is of use.
     """
@@ -458,7 +447,7 @@ def test_worker_is_asked_where_the_job_is(pages: Pages, runner: Runner) -> None:
     assert pages.changes == [("POST", f"/job_state/{job}/stack")] * 2
 
 
-def test_worker_may_not_answer(pages: Pages, store: JobStore) -> None:
+def test_worker_may_not_answer(pages, store):
     """The page waits for it for a while, also after a reload, unless the job has ended
     its try meanwhile.
     """
@@ -485,7 +474,7 @@ class Sheets(JobState):
     log_level = "WARNING"
 
 
-def test_log_is_followed(pages: Pages, redis_url: str) -> None:
+def test_log_is_followed(pages, redis_url):
     """New lines come as text, each once, though the record says nothing new. The box
     stays at its end, unless the viewer reads above; and the end of the job brings the
     last line. A moment without a network does no harm.
@@ -537,7 +526,7 @@ TAMED = (
 )
 
 
-def test_traceback_is_read_and_copied(pages: Pages, store: JobStore) -> None:
+def test_traceback_is_read_and_copied(pages, store):
     """The keyboard opens what is folded. The button and the viewer's own keys copy the
     whole, and what may act on a terminal as `pjobs` shows it.
     """
@@ -571,9 +560,7 @@ def test_traceback_is_read_and_copied(pages: Pages, store: JobStore) -> None:
 # Beside them
 
 
-def test_times_are_the_viewer_s(
-    browser: Browser, redis_url: str, store: JobStore
-) -> None:
+def test_times_are_the_viewer_s(browser, redis_url, store):
     """Times of today are shown in the viewer's zone, and others with their date."""
     (job,) = put(store, "queued")
     sent = load_job(store, job).queued_at
@@ -598,9 +585,7 @@ def test_times_are_the_viewer_s(
         expect(node).to_have_attribute("title", re.compile(title))
 
 
-def test_script_speaks_the_language_of_the_words(
-    browser: Browser, redis_url: str, store: JobStore, tmp_path: Path
-) -> None:
+def test_script_speaks_the_language_of_the_words(browser, redis_url, store, tmp_path):
     """Times, numbers and plurals are in the language of the words, whatever that of the
     browser is, and English without a catalog.
     """
@@ -645,9 +630,7 @@ def test_script_speaks_the_language_of_the_words(
 
 
 @pytest.mark.promise("pages-need-no-script")
-def test_pages_are_plain_without_javascript(
-    browser: Browser, redis_url: str, store: JobStore
-) -> None:
+def test_pages_are_plain_without_javascript(browser, redis_url, store):
     """Without JavaScript the pages are read, and followed by links. They say what needs
     JavaScript, and show no button that does nothing.
     """

@@ -1,19 +1,14 @@
 """The page of a batch in a real Chromium: live counts, rows, and acts."""
 
-from __future__ import annotations
-
-from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import expect
 
-from pyramid_jobstate import JobStore
 from tests.accessible import complaints
-from tests.browser.paged import IS_WIDER, Pages, Runner
+from tests.browser.paged import IS_WIDER, Pages
 from tests.jobs import working
 from tests.support import STATUSES, load_job, wait_for
-from tests.web.operating import Marathons
 from tests.web.paging import put_batch
 
 TABS = ".jobstate-tabs a"
@@ -27,7 +22,7 @@ def rerun_button(pages: Pages) -> Any:
     return pages.page.locator("[data-act=rerun]")
 
 
-def test_batch_is_live(pages: Pages, runner: Runner) -> None:
+def test_batch_is_live(pages, runner):
     """The bar, the counts and the rows follow the members to the end of the batch, and
     the button comes with the first failure. No row moves.
     """
@@ -55,7 +50,7 @@ def test_batch_is_live(pages: Pages, runner: Runner) -> None:
     assert pages.uuids == members
 
 
-def test_page_asks_for_all_of_its_jobs_at_once(pages: Pages, store: JobStore) -> None:
+def test_page_asks_for_all_of_its_jobs_at_once(pages, store):
     """One request polls the batch and its rows."""
     batch, members = put_batch(store, *["queued"] * 49, "success")
     with pages.page.expect_request(lambda r: r.url.count("uuid=") == 50):
@@ -66,9 +61,7 @@ def test_page_asks_for_all_of_its_jobs_at_once(pages: Pages, store: JobStore) ->
     expect(tab_of(pages, "Cancelled")).to_have_text("Cancelled 1")
 
 
-def test_failed_jobs_run_again(
-    pages: Pages, store: JobStore, marathons: Marathons
-) -> None:
+def test_failed_jobs_run_again(pages, store, marathons):
     """After a question they do, no others. The page says how many, and how they end."""
     batch, members = put_batch(store, "success", "error", "error")
     other = marathons.fail("alice")[0]
@@ -98,7 +91,7 @@ def test_failed_jobs_run_again(
 
 
 @pytest.mark.usefixtures("marathons")
-def test_owner_runs_their_failed_jobs_again(pages: Pages, store: JobStore) -> None:
+def test_owner_runs_their_failed_jobs_again(pages, store):
     """Who may not list all jobs runs those again that they own, and may. The question
     has the number of all, unless the counts cannot be read by then.
     """
@@ -119,7 +112,7 @@ def test_owner_runs_their_failed_jobs_again(pages: Pages, store: JobStore) -> No
     pages.forgive("status of 503")
 
 
-def test_batch_is_cancelled(pages: Pages, store: JobStore) -> None:
+def test_batch_is_cancelled(pages, store):
     """A cancel of the batch is one of all its jobs that are not over."""
     batch, members = put_batch(store, "success", "queued", "queued")
     pages.visit(f"/job_state/{batch}")
@@ -132,9 +125,7 @@ def test_batch_is_cancelled(pages: Pages, store: JobStore) -> None:
 
 @pytest.mark.system
 @pytest.mark.parametrize("width", [1280, 390])
-def test_page_is_accessible(
-    pages: Pages, store: JobStore, node_modules: Path, width: int
-) -> None:
+def test_page_is_accessible(pages, store, node_modules, width):
     """The pages of a batch and of a member fit the window, and are accessible."""
     pages.page.set_viewport_size({"width": width, "height": 900})
     batch, members = put_batch(store, *STATUSES, *STATUSES, *["queued"] * 50)

@@ -1,14 +1,12 @@
 """Texts that try to be more than text, on the pages in Chromium."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
 import pytest
 from playwright.sync_api import expect
 
-from pyramid_jobstate import JobError, JobState, JobStore
+from pyramid_jobstate import JobError, JobState
 from pyramid_jobstate.testing import put_job
 from tests.browser.paged import Pages
 
@@ -101,7 +99,7 @@ def check_harm(pages: Pages, rows: int) -> None:
 
 
 @pytest.mark.promise("texts-are-inert")
-def test_hostile_texts_stay_text(pages: Pages, store: JobStore) -> None:
+def test_hostile_texts_stay_text(pages, store):
     """Titles, owners, messages, errors, kinds, parameters, metrics and log lines are
     text on both pages, and do nothing. So is what a page says after an act, whoever has
     left it to be said.

@@ -1,18 +1,15 @@
 """What the pages look like in Chromium, and whether everybody can use them."""
 
-from __future__ import annotations
-
 import importlib
 import re
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from pyramid_jobstate import JobError, JobStore
+from pyramid_jobstate import JobError
 from pyramid_jobstate.testing import put_job
 from tests.accessible import SCHEMES, complaints
-from tests.browser.paged import IS_WIDER, ImportSheet, Pages, fill
+from tests.browser.paged import IS_WIDER, ImportSheet, fill
 from tests.catalogs import write_catalog
 from tests.jobs import RunMarathon
 from tests.web.paging import TRACEBACK, paged_config
@@ -81,9 +78,7 @@ def press(page: Page, *keys: str) -> str:
 @pytest.mark.system
 @pytest.mark.usefixtures("marathons")
 @pytest.mark.parametrize("width", [1280, 390])
-def test_pages_are_accessible(
-    pages: Pages, store: JobStore, node_modules: Path, width: int
-) -> None:
+def test_pages_are_accessible(pages, store, node_modules, width):
     """axe-core finds nothing to complain about on a list, groups, a job or a dialog,
     light or dark, and no page is wider than its window. Pictures of them are kept.
     """
@@ -139,7 +134,7 @@ def test_pages_are_accessible(
 
 
 @pytest.mark.system
-def test_pages_can_be_printed(pages: Pages, store: JobStore) -> None:
+def test_pages_can_be_printed(pages, store):
     """On paper the pages are light, have all lines of a log and of a traceback, and
     nothing to press.
     """
@@ -170,7 +165,7 @@ def test_pages_can_be_printed(pages: Pages, store: JobStore) -> None:
     assert log.evaluate("log => log.scrollHeight - log.clientHeight") == 0
 
 
-def test_phone_shows_jobs_first(pages: Pages, store: JobStore) -> None:
+def test_phone_shows_jobs_first(pages, store):
     """On a phone, a job is seen without scrolling: the filters and the chart are
     folded. Filters that are set are open, and so is everything on a wide page.
     """
@@ -202,9 +197,7 @@ def test_phone_shows_jobs_first(pages: Pages, store: JobStore) -> None:
     expect(page.locator("summary").first).to_be_hidden()
 
 
-def test_long_words_from_right_to_left_fit_a_phone(
-    pages: Pages, redis_url: str, store: JobStore, tmp_path: Path
-) -> None:
+def test_long_words_from_right_to_left_fit_a_phone(pages, redis_url, store, tmp_path):
     """A button that is longer than its line wraps. A value or message of another
     direction stands on the page's side.
     """
@@ -224,7 +217,7 @@ def test_long_words_from_right_to_left_fit_a_phone(
     assert ends == pytest.approx([ends[0]] * 3, abs=1)
 
 
-def test_everything_is_done_by_keyboard(pages: Pages, store: JobStore) -> None:
+def test_everything_is_done_by_keyboard(pages, store):
     """Each control of a list is reached with Tab, in the order of reading, and each act
     can be asked for, declined and confirmed. The focus returns to the button that
     asked, and goes to the result.
@@ -263,12 +256,8 @@ def test_everything_is_done_by_keyboard(pages: Pages, store: JobStore) -> None:
 
 @pytest.mark.system
 def test_layout_of_the_application_is_left_alone(
-    pages: Pages,
-    redis_url: str,
-    store: JobStore,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    pages, redis_url, store, tmp_path, monkeypatch
+):
     """Only the pages' content is styled, and takes the layout's font and colours."""
     name = f"layout_of_{tmp_path.name.replace('-', '_')}"
     (tmp_path / name).mkdir()
@@ -317,9 +306,7 @@ SHEETS = {
 
 @pytest.mark.system
 @pytest.mark.parametrize("name", SHEETS)
-def test_texts_stand_out_in_any_layout(
-    pages: Pages, store: JobStore, node_modules: Path, name: str
-) -> None:
+def test_texts_stand_out_in_any_layout(pages, store, node_modules, name):
     """Those of a list, a question, a timeline and a failure do."""
     page = pages.page
     page.emulate_media(reduced_motion="reduce")
@@ -354,7 +341,7 @@ COLOURS = {
 }
 
 
-def test_colours_of_a_layout_win(pages: Pages, redis_url: str, store: JobStore) -> None:
+def test_colours_of_a_layout_win(pages, redis_url, store):
     """A layout sets each colour with a custom property, of pages and elements alike."""
     # Another test's application may remember its chart.
     pages.serve(paged_config(redis_url))

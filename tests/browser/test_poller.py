@@ -2,14 +2,12 @@
 answers.
 """
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 
 import pytest
 
-from tests.browser.polling import HOUR, Polling
+from tests.browser.polling import HOUR
 from tests.pollserver import (
     Answer,
     Request,
@@ -35,7 +33,7 @@ def pauses(requests: list[Request]) -> list[float]:
 
 
 @pytest.mark.promise("callbacks-are-called-once")
-def test_poller_follows_its_job_to_the_end(polling: Polling) -> None:
+def test_poller_follows_its_job_to_the_end(polling):
     """Each answer reaches update unchanged; the end calls success or error once, and
     resolves done. An ended job costs the server nothing.
     """
@@ -55,7 +53,7 @@ def test_poller_follows_its_job_to_the_end(polling: Polling) -> None:
     assert len(polling.server.seen("two")) == 1
 
 
-def test_poller_sends_cookies_and_asks_for_json(polling: Polling) -> None:
+def test_poller_sends_cookies_and_asks_for_json(polling):
     """The first request does, at once. A metric named __proto__ is a plain property."""
     body = state("success").replace("{", '{"__proto__": {"polluted": true}, ', 1)
     polling.follow("job", Answer(body=body), pollingPeriod=HOUR)
@@ -71,7 +69,7 @@ def test_poller_sends_cookies_and_asks_for_json(polling: Polling) -> None:
     )
 
 
-def test_poller_waits_a_period_after_each_answer(polling: Polling) -> None:
+def test_poller_waits_a_period_after_each_answer(polling):
     """Requests do not overlap if the server is slow; a tiny period is raised to 50 ms,
     and one that is too long for the browser's timers does not become zero.
     """
@@ -91,7 +89,7 @@ def test_poller_waits_a_period_after_each_answer(polling: Polling) -> None:
 # Unchanged data
 
 
-def test_poller_sends_the_last_etag(polling: Polling) -> None:
+def test_poller_sends_the_last_etag(polling):
     """The ETag of the last data is the next If-None-Match. A 304 calls update only to
     end an outage, and is final if there was no data.
     """
@@ -128,7 +126,7 @@ PASSING = {
 }
 
 
-def test_passing_trouble_is_told_once_and_survived(polling: Polling) -> None:
+def test_passing_trouble_is_told_once_and_survived(polling):
     """An outage calls lost once; update is called again after it."""
     for name, (trouble, _, _) in PASSING.items():
         answers = [working(), trouble, trouble, working(), success()]
@@ -146,7 +144,7 @@ def test_passing_trouble_is_told_once_and_survived(polling: Polling) -> None:
 
 
 @pytest.mark.promise("script-survives-outages")
-def test_pauses_double_until_the_outage_is_over(paused: Polling) -> None:
+def test_pauses_double_until_the_outage_is_over(paused):
     """Each failure doubles the pause, which chance shortens by up to a half, to half a
     minute at most and the period at least. The next outage begins anew, and is told.
     """
@@ -184,7 +182,7 @@ RETRY_AFTER: dict[str, tuple[str, int, int]] = {
 }
 
 
-def test_retry_after_is_honoured_with_care(polling: Polling) -> None:
+def test_retry_after_is_honoured_with_care(polling):
     """The poller waits as long as the server asks, even if the tab is shown. Dates are
     read by the server's clock and limited, and nonsense is ignored.
     """
@@ -206,7 +204,7 @@ def test_retry_after_is_honoured_with_care(polling: Polling) -> None:
     assert pauses(polling.server.seen("job"))[0] >= 0.998
 
 
-def test_hanging_request_counts_as_an_outage(timed: Polling) -> None:
+def test_hanging_request_counts_as_an_outage(timed):
     """A request without an answer is given up after 30 seconds, and repeated."""
     timed.follow("job", held(), success())
     timed.wait_for_requests("job", 1)
@@ -231,7 +229,7 @@ FINAL = {
 }
 
 
-def test_final_trouble_ends_the_poller(polling: Polling) -> None:
+def test_final_trouble_ends_the_poller(polling):
     """It calls lost with a final reason, also after trouble that would have passed."""
     polling.server.answer("", success(), below="/login")
     polling.follow_apart(
@@ -253,9 +251,7 @@ def test_final_trouble_ends_the_poller(polling: Polling) -> None:
     assert [r["final"] for r in polling.told("outage", "lost")] == [False, True]
 
 
-def test_final_trouble_that_nobody_hears_is_written_to_the_console(
-    polling: Polling,
-) -> None:
+def test_final_trouble_that_nobody_hears_is_written_to_the_console(polling):
     """Without a lost callback, the console explains why the page stands still."""
     polling.follow("job", Answer(404), harness={"callbacks": ["update"]})
     outcome = polling.wait("job", "done")
@@ -263,7 +259,7 @@ def test_final_trouble_that_nobody_hears_is_written_to_the_console(
     assert polling.warnings("warning") == [f"JobState: {outcome['reason']['message']}"]
 
 
-def test_throwing_callback_does_not_stop_the_poller(polling: Polling) -> None:
+def test_throwing_callback_does_not_stop_the_poller(polling):
     """What callbacks throw is logged to the console, and the poller goes on."""
     throwing = ["update", "lost", "success"]
     harness = {"throwing": throwing}
@@ -278,7 +274,7 @@ def test_throwing_callback_does_not_stop_the_poller(polling: Polling) -> None:
 # Stopping
 
 
-def test_stop_is_the_last_word(polling: Polling) -> None:
+def test_stop_is_the_last_word(polling):
     """No request or callback follows, not even that of an end that is being told."""
     polling.follow("job", working(n=1))
     polling.wait("job", "update")
@@ -295,7 +291,7 @@ def test_stop_is_the_last_word(polling: Polling) -> None:
     assert len(polling.server.seen("job")) <= asked + 1
 
 
-def test_poller_is_stopped_whatever_it_waits_for(polling: Polling) -> None:
+def test_poller_is_stopped_whatever_it_waits_for(polling):
     """stop() and the signal abort the request. With an aborted signal, none is sent."""
     failed: list[str] = []
 
@@ -323,7 +319,7 @@ def test_poller_is_stopped_whatever_it_waits_for(polling: Polling) -> None:
 ACCEPTED = Answer(202, "{}")
 
 
-def test_cancel_says_whether_the_job_will(polling: Polling) -> None:
+def test_cancel_says_whether_the_job_will(polling):
     """True for a 202, false for a job that has ended. A stopped poller asks no more."""
     polling.server.answer("one/cancel", ACCEPTED, method="POST")
     polling.server.answer("two/cancel", Answer(409, "{}"), method="POST")
@@ -341,7 +337,7 @@ def test_cancel_says_whether_the_job_will(polling: Polling) -> None:
     assert len(polling.server.seen("two")) == asked
 
 
-def test_cancel_is_followed_by_a_poll_at_once(polling: Polling) -> None:
+def test_cancel_is_followed_by_a_poll_at_once(polling):
     """It is, without waiting a period, and after an answer that was on its way."""
     early = held()
     cases = {"quick": [working(), error()], "late": [early, error()]}
@@ -359,7 +355,7 @@ def test_cancel_is_followed_by_a_poll_at_once(polling: Polling) -> None:
         polling.wait(name, "error")
 
 
-def test_cancel_sends_the_csrf_token_in_the_header_asked_for(polling: Polling) -> None:
+def test_cancel_sends_the_csrf_token_in_the_header_asked_for(polling):
     """The option csrfHeader replaces the usual header, unless it is empty."""
     cases = {"own": "X-XSRF-TOKEN", "empty": "", "none": None}
     for name, header in cases.items():
@@ -382,7 +378,7 @@ REFUSED = {
 }
 
 
-def test_cancel_rejects_when_refused(polling: Polling) -> None:
+def test_cancel_rejects_when_refused(polling):
     """A cancel that fails rejects with a readable Error; the poller goes on."""
     for name, (answer, code, status, words) in REFUSED.items():
         polling.server.answer(f"{name}/cancel", answer, method="POST")
@@ -398,7 +394,7 @@ def test_cancel_rejects_when_refused(polling: Polling) -> None:
 # Hidden, left and offline pages
 
 
-def test_hidden_tab_sleeps_and_asks_when_shown(timed: Polling) -> None:
+def test_hidden_tab_sleeps_and_asks_when_shown(timed):
     """No timer runs in a hidden tab, also if it was never shown; showing it asks at
     once. A laptop that slept asks once, however long that was.
     """
@@ -422,7 +418,7 @@ def test_hidden_tab_sleeps_and_asks_when_shown(timed: Polling) -> None:
     assert timed.asks("job") == 4
 
 
-def test_returning_page_asks_at_once(polling: Polling) -> None:
+def test_returning_page_asks_at_once(polling):
     """It returns from the cache or goes online. A widget's pagehide changes nothing."""
     polling.follow("job", working(), pollingPeriod=HOUR)
     hide = "new Event('pagehide', { bubbles: true })"

@@ -2,8 +2,6 @@
 Chromium.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 
@@ -45,7 +43,7 @@ def alone_requests(polling: Polling, below: str = "/job_state") -> list[Request]
 # Together
 
 
-def test_jobs_of_one_page_share_the_requests(polling: Polling) -> None:
+def test_jobs_of_one_page_share_the_requests(polling):
     """A period costs one request for up to a hundred jobs, and two for 150."""
     for count, a_period in (20, 1), (150, 2):
         names = [uuid_of(1000 * count + n) for n in range(count)]
@@ -61,7 +59,7 @@ def test_jobs_of_one_page_share_the_requests(polling: Polling) -> None:
         assert [d["n"] for d in polling.told(names[-1], "success")] == [count - 1]
 
 
-def test_jobs_take_turns_where_answers_are_slow(polling: Polling) -> None:
+def test_jobs_take_turns_where_answers_are_slow(polling):
     """Each has its turn when the requests for all take longer than the period."""
     names = [uuid_of(n) for n in range(250)]
     follow_all(polling, names, Answer(body=state(), delay=0.06), pollingPeriod=50)
@@ -71,7 +69,7 @@ def test_jobs_take_turns_where_answers_are_slow(polling: Polling) -> None:
     assert max(counts) <= 2 * min(counts)
 
 
-def test_jobs_for_which_an_answer_has_no_room(polling: Polling) -> None:
+def test_jobs_for_which_an_answer_has_no_room(polling):
     """They are asked for before the others have their next turn, and all have as many
     turns. Once there is room again, requests have an ETag.
     """
@@ -93,7 +91,7 @@ def test_jobs_for_which_an_answer_has_no_room(polling: Polling) -> None:
     wait_for(lambda: requests()[-1].headers.get("if-none-match") == '"a"')
 
 
-def test_requests_of_one_base_url_never_overlap(polling: Polling) -> None:
+def test_requests_of_one_base_url_never_overlap(polling):
     """A job that is added during a request waits for its answer."""
     first = held()
     polling.follow("one", first, working())
@@ -108,7 +106,7 @@ def test_requests_of_one_base_url_never_overlap(polling: Polling) -> None:
     assert two.began >= one.ended
 
 
-def test_urls_of_jobs_are_batched_below_their_base(polling: Polling) -> None:
+def test_urls_of_jobs_are_batched_below_their_base(polling):
     """URLs that end in uuids, as resource URLs do, are split into base URL and uuid."""
     uuids = [uuid_of(n) for n in range(2)]
     for uuid in uuids:
@@ -133,7 +131,7 @@ WHY = {
 }
 
 
-def test_null_in_a_batch_is_asked_about_alone(polling: Polling) -> None:
+def test_null_in_a_batch_is_asked_about_alone(polling):
     """The job's own URL tells why a batch does not show it. Many cost one request each,
     one after another, and the others go on. An invalid state ends its job alone.
     """
@@ -158,9 +156,7 @@ def test_null_in_a_batch_is_asked_about_alone(polling: Polling) -> None:
     assert polling.told("one", "lost") == []
 
 
-def test_outage_after_which_a_batch_is_empty_is_asked_about_once(
-    polling: Polling,
-) -> None:
+def test_outage_after_which_a_batch_is_empty_is_asked_about_once(polling):
     """If a batch shows none of the jobs that the one before has shown, and that of one
     cannot be answered, all wait for the same pause.
     """
@@ -178,7 +174,7 @@ def test_outage_after_which_a_batch_is_empty_is_asked_about_once(
 # Data that has not changed
 
 
-def test_batch_that_has_not_changed(polling: Polling) -> None:
+def test_batch_that_has_not_changed(polling):
     """A request for several jobs sends the last ETag, and accepts a 304."""
     follow_all(polling, BOTH, working('"a"'), success())
     polling.wait("two", "update")
@@ -190,7 +186,7 @@ def test_batch_that_has_not_changed(polling: Polling) -> None:
     assert polling.told("one") == ["update", "update", "success", "done"]
 
 
-def test_etag_is_that_of_the_data(polling: Polling) -> None:
+def test_etag_is_that_of_the_data(polling):
     """It is not sent for other jobs, and confirms none that its batch left out."""
     polling.follow("one", working('"a"'), pollingPeriod=200)
     polling.wait("one", "update")
@@ -211,7 +207,7 @@ def test_etag_is_that_of_the_data(polling: Polling) -> None:
 # Servers that refuse batches
 
 
-def test_batch_that_is_too_large_is_halved(polling: Polling) -> None:
+def test_batch_that_is_too_large_is_halved(polling):
     """Later ones stay smaller. A server without batches is asked for each job."""
     cases = [(Answer(400), [8, 4, 4]), (Answer(404), [8, *[0] * 16])]
     for number, (answer, asked) in enumerate(cases):
@@ -233,7 +229,7 @@ REFUSALS = {
 }
 
 
-def test_batch_that_is_refused_ends_its_jobs(polling: Polling) -> None:
+def test_batch_that_is_refused_ends_its_jobs(polling):
     """A page whose viewer has lost a right or a login asks once, not once a job."""
     for number, (refusal, code, status) in enumerate(REFUSALS.values()):
         names = [uuid_of(100 * number + n) for n in range(8)]
@@ -248,7 +244,7 @@ def test_batch_that_is_refused_ends_its_jobs(polling: Polling) -> None:
         assert len(polling.server.requests(below=below)) == 1
 
 
-def test_jobs_that_disappear_together_are_asked_about_once(polling: Polling) -> None:
+def test_jobs_that_disappear_together_are_asked_about_once(polling):
     """If a batch shows none of the jobs that the one before has shown, and the URL of
     one says that the viewer has lost a right or a login, all are lost. Jobs that are
     only gone are asked for one by one.
@@ -268,7 +264,7 @@ def test_jobs_that_disappear_together_are_asked_about_once(polling: Polling) -> 
         assert len(alone) == (8 if status == 404 else 1), (code, status)
 
 
-def test_outage_is_told_to_all_jobs_and_asked_about_once(polling: Polling) -> None:
+def test_outage_is_told_to_all_jobs_and_asked_about_once(polling):
     """All jobs of a batch report an outage; one request checks whether it is over."""
     names = ["one", "two", "three"]
     polling.server.answer_batches(Answer(503), Answer(503))

@@ -1,18 +1,15 @@
 """The script and its types in a real Pyramid application and a real Chromium."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import expect
 from pyramid.config import Configurator
 
-from pyramid_jobstate import JobStore, Progress
+from pyramid_jobstate import Progress
 from pyramid_jobstate.testing import put_job
 from tests.browser.sites import Site
 from tests.jobs import RunMarathon
@@ -38,9 +35,7 @@ def show(site: Site, job: str, config: Configurator, prefix: str | None = None) 
     expect(site.page.locator("job-state[state=working]")).to_be_attached()
 
 
-def test_page_below_a_prefix_has_nothing_to_configure(
-    site: Site, redis_url: str, store: JobStore
-) -> None:
+def test_page_below_a_prefix_has_nothing_to_configure(site, redis_url, store):
     """A bare uuid is found and the element styled, wherever the package is mounted."""
     job = put_job(store, RunMarathon, owner="alice").uuid
     settings = {"jobstate.path": "static"}
@@ -77,9 +72,7 @@ def declarations() -> dict[str, str]:
     return {re.split(r"\W+", part, maxsplit=2)[1]: part for part in parts}
 
 
-def test_types_are_those_of_the_script(
-    site: Site, redis_url: str, store: JobStore
-) -> None:
+def test_types_are_those_of_the_script(site, redis_url, store):
     """job-state.d.ts declares the names that the script and the JSON of a job have, and
     the element's attributes, parts and custom properties.
     """
@@ -120,7 +113,7 @@ def test_types_are_those_of_the_script(
     assert properties == {*re.findall(r"--job-state-[\w-]+", sheet)}
 
 
-def test_module_exports_what_the_global_has(site: Site, redis_url: str) -> None:
+def test_module_exports_what_the_global_has(site, redis_url):
     """It exports each by its name, but for `labels`, which importers could not set, and
     all by default. So do its types, which have all types, too.
     """
@@ -171,7 +164,7 @@ new JobStateElement().addEventListener("job-state:lost", ({ detail }) => detail.
 
 @pytest.mark.system
 @pytest.mark.parametrize("resolution", ["nodenext", "bundler"])
-def test_types_compile(node_modules: Path, tmp_path: Path, resolution: str) -> None:
+def test_types_compile(node_modules, tmp_path, resolution):
     """TypeScript knows the global and the exports, and refuses what is not there."""
     for path in STATIC.glob("job-state.d.*"):
         shutil.copy(path, tmp_path)

@@ -1,7 +1,5 @@
 """Streams in a real Chromium, against a server whose streams the test writes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -9,7 +7,6 @@ import pytest
 from tests.browser.polling import HOUR, Polling, about, follow_all
 from tests.pollserver import (
     Answer,
-    PollServer,
     Stream,
     error,
     held,
@@ -110,7 +107,7 @@ def beat(polling: Polling, stream: Stream) -> None:
 # From the poll to the stream
 
 
-def test_job_is_polled_once_and_then_streamed(streams: Polling) -> None:
+def test_job_is_polled_once_and_then_streamed(streams):
     """A stream takes the place of all polls but the first, at the same URL, as the
     poller says. The end of its last job closes it, and nothing follows.
     """
@@ -132,7 +129,7 @@ def test_job_is_polled_once_and_then_streamed(streams: Polling) -> None:
     assert "last-event-id" not in stream.headers
 
 
-def test_page_without_an_offer_polls(streams: Polling) -> None:
+def test_page_without_an_offer_polls(streams):
     """The header must be 1, the job must run, and the browser must have EventSource."""
     streams.follow("over", success())
     streams.wait("over", "done")
@@ -151,7 +148,7 @@ def test_page_without_an_offer_polls(streams: Polling) -> None:
 
 
 @pytest.mark.promise("pages-share-a-connection")
-def test_jobs_share_a_stream(streams: Polling) -> None:
+def test_jobs_share_a_stream(streams):
     """It has them in the order followed, and goes on if one ends or is stopped."""
     stream = follow_streamed(streams, "two", "one", "three")
     assert stream.path == "/job_state?uuid=two&uuid=one&uuid=three"
@@ -169,7 +166,7 @@ def test_jobs_share_a_stream(streams: Polling) -> None:
     assert len(streams.server.requests()) == 1
 
 
-def test_jobs_beyond_three_hundred_are_polled(still: Polling) -> None:
+def test_jobs_beyond_three_hundred_are_polled(still):
     """Three streams bring a hundred each. Where streamed jobs end, others join."""
     names = [uuid_of(n) for n in range(310)]
     follow_all(still, names, working(n=0), pollingPeriod=10_000)
@@ -192,7 +189,7 @@ def test_jobs_beyond_three_hundred_are_polled(still: Polling) -> None:
     wait_for(lambda: streamed(still) == names[8:308])
 
 
-def test_stream_of_too_many_jobs_is_split(still: Polling) -> None:
+def test_stream_of_too_many_jobs_is_split(still):
     """Streams are smaller from then on, which rules out no later ones."""
     still.server.max_uuids = 16
     names = [uuid_of(n) for n in range(20)]
@@ -221,7 +218,7 @@ def test_stream_of_too_many_jobs_is_split(still: Polling) -> None:
 # Jobs that come and go
 
 
-def test_jobs_followed_later_join(streams: Polling) -> None:
+def test_jobs_followed_later_join(streams):
     """Later jobs are polled once, and then one stream of all replaces the first."""
     first = follow_streamed(streams, "one")
     names = [f"job{n}" for n in range(10)]
@@ -239,7 +236,7 @@ def test_jobs_followed_later_join(streams: Polling) -> None:
     assert all(name in poll.path for name in names)
 
 
-def test_stream_that_nobody_watches_is_closed(streams: Polling) -> None:
+def test_stream_that_nobody_watches_is_closed(streams):
     """stop() or the signal closes it, even if the server has not answered yet."""
     stream = follow_streamed(streams, "job")
     streams.page.evaluate("pollers.job.stop()")
@@ -254,7 +251,7 @@ def test_stream_that_nobody_watches_is_closed(streams: Polling) -> None:
     assert polls(streams, "signalled") == 1
 
 
-def test_second_poller_of_a_job_shares_its_stream(streams: Polling) -> None:
+def test_second_poller_of_a_job_shares_its_stream(streams):
     """It gets the last state without a request, and then what arrives."""
     stream = follow_streamed(streams, "job")
     streams.follow("again", jobUuid="job")
@@ -271,7 +268,7 @@ def test_second_poller_of_a_job_shares_its_stream(streams: Polling) -> None:
 # gone, away and beat
 
 
-def test_job_that_is_gone_is_asked_for_once(streams: Polling) -> None:
+def test_job_that_is_gone_is_asked_for_once(streams):
     """That poll shows why, or how it ended. The stream counts as healthy."""
     ends = {"hidden": Answer(403), "over": success(n=2)}
     streams.follow_apart({name: [working(n=0), ends[name]] for name in ends})
@@ -289,7 +286,7 @@ def test_job_that_is_gone_is_asked_for_once(streams: Polling) -> None:
     follow_streamed(streams, "next")
 
 
-def test_job_that_cannot_be_streamed_goes_on_by_polls(streams: Polling) -> None:
+def test_job_that_cannot_be_streamed_goes_on_by_polls(streams):
     """If the poll after a gone succeeds, the job is polled from then on, also when it
     is followed again. The stream goes on with the others.
     """
@@ -311,7 +308,7 @@ def test_job_that_cannot_be_streamed_goes_on_by_polls(streams: Polling) -> None:
     assert "lost" not in streams.told("again")
 
 
-def test_away_is_an_outage_told_once(streams: Polling) -> None:
+def test_away_is_an_outage_told_once(streams):
     """If the store is away, lost is called once, and the next state is the recovery.
     Polls that take over during an outage do not tell it again.
     """
@@ -335,7 +332,7 @@ def test_away_is_an_outage_told_once(streams: Polling) -> None:
     assert len(streams.told("two", "lost")) == 1
 
 
-def test_silent_stream_is_given_up_after_fifty_seconds(still: Polling) -> None:
+def test_silent_stream_is_given_up_after_fifty_seconds(still):
     """Beats keep a stream open, and tell nobody anything. After 50 s of silence the
     page polls at once, and streams again 15 s later.
     """
@@ -365,7 +362,7 @@ def test_silent_stream_is_given_up_after_fifty_seconds(still: Polling) -> None:
 REFUSALS = {"json": Answer(200, state()), "204": Answer(204), "503": Answer(503)}
 
 
-def test_refused_stream_leaves_the_page_to_polls(still: Polling) -> None:
+def test_refused_stream_leaves_the_page_to_polls(still):
     """It polls at once, and tries no stream again, not even for later jobs."""
     for count, (name, refusal) in enumerate(REFUSALS.items(), 1):
         still.server.refusals = [refusal]
@@ -383,7 +380,7 @@ def test_refused_stream_leaves_the_page_to_polls(still: Polling) -> None:
     assert not any("lost" in still.told(name) for name in REFUSALS)
 
 
-def test_stream_without_an_event_is_given_up_after_five_seconds(still: Polling) -> None:
+def test_stream_without_an_event_is_given_up_after_five_seconds(still):
     """A proxy may hold back the events, or all; the browser may fail to connect again
     and again. The page then polls, and never streams again.
     """
@@ -409,7 +406,7 @@ def test_stream_without_an_event_is_given_up_after_five_seconds(still: Polling) 
     assert "lost" not in still.told("job")
 
 
-def test_event_that_is_not_a_job_ends_the_stream(still: Polling) -> None:
+def test_event_that_is_not_a_job_ends_the_stream(still):
     """The page polls at once."""
     stream = open_first(still)
     still.advance(100)
@@ -419,7 +416,7 @@ def test_event_that_is_not_a_job_ends_the_stream(still: Polling) -> None:
     assert "lost" not in still.told("job")
 
 
-def test_poll_after_a_stream_sends_no_older_etag(streams: Polling) -> None:
+def test_poll_after_a_stream_sends_no_older_etag(streams):
     """A 304 would confirm what the stream has shown since the last poll."""
     streams.follow("job", working('"a"', n=0))
     stream = stream_of(streams)
@@ -435,7 +432,7 @@ def test_poll_after_a_stream_sends_no_older_etag(streams: Polling) -> None:
 # Streams that the browser opens again
 
 
-def test_stream_that_ends_goes_on_with_its_last_id(streams: Polling) -> None:
+def test_stream_that_ends_goes_on_with_its_last_id(streams):
     """The browser reconnects with Last-Event-ID, and nobody is told. A restart of the
     server is survived so. After a 204, one poll brings the end.
     """
@@ -465,7 +462,7 @@ def test_stream_that_ends_goes_on_with_its_last_id(streams: Polling) -> None:
 # Hidden and left pages
 
 
-def test_hidden_tab_closes_its_stream(streams: Polling) -> None:
+def test_hidden_tab_closes_its_stream(streams):
     """Shown, it polls, and then streams: at most one, however often it is shown."""
     stream = follow_streamed(streams, "job")
     streams.hide()
@@ -493,7 +490,7 @@ def test_hidden_tab_closes_its_stream(streams: Polling) -> None:
 # What else a page does
 
 
-def test_live_stream_brings_what_a_cancel_does(streams: Polling) -> None:
+def test_live_stream_brings_what_a_cancel_does(streams):
     """A cancel polls only without a stream."""
     streams.server.answer("job/cancel", Answer(202, "{}"), method="POST")
     stream = follow_streamed(streams, "job", pollingPeriod=HOUR)
@@ -505,9 +502,7 @@ def test_live_stream_brings_what_a_cancel_does(streams: Polling) -> None:
     streams.wait("job", "error")
 
 
-def test_page_of_another_origin_streams_if_it_sees_the_offer(
-    streams: Polling, elsewhere: PollServer
-) -> None:
+def test_page_of_another_origin_streams_if_it_sees_the_offer(streams, elsewhere):
     """The offer must be exposed by CORS; otherwise the page polls."""
     headers = {"Access-Control-Allow-Origin": streams.server.url}
     headers["Access-Control-Allow-Credentials"] = "true"

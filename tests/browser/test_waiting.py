@@ -2,8 +2,6 @@
 element says it in a real Chromium.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator
@@ -122,7 +120,7 @@ def timed(browser: Browser, poll_server: PollServer) -> Iterator[Timed]:
 # How long, and until when
 
 
-def test_wait_is_counted_by_the_clock_of_the_store(timed: Timed) -> None:
+def test_wait_is_counted_by_the_clock_of_the_store(timed):
     """The browser's may be wrong. It counts only if the header is not a number of
     milliseconds, as from an older server.
     """
@@ -135,7 +133,7 @@ def test_wait_is_counted_by_the_clock_of_the_store(timed: Timed) -> None:
         assert timed.status == "Waiting for 42 sec", value
 
 
-def test_start_is_told_in_the_zone_and_language_of_the_viewer(timed: Timed) -> None:
+def test_start_is_told_in_the_zone_and_language_of_the_viewer(timed):
     """The date is told if it is another one by the store's clock."""
     for off in 50 * MINUTE, -50 * MINUTE:
         soon = waiting(due_at=iso(NOON + 5 * MINUTE))
@@ -149,7 +147,7 @@ def test_start_is_told_in_the_zone_and_language_of_the_viewer(timed: Timed) -> N
     assert timed.status == "Beginnt 17:00"
 
 
-def test_wait_ticks_without_a_request(timed: Timed) -> None:
+def test_wait_ticks_without_a_request(timed):
     """The text does, but not the live region or the text of the bar."""
     timed.follow(told(waiting(waited=40 * SECOND)))
     timed.passes(SECOND)
@@ -168,7 +166,7 @@ def test_wait_ticks_without_a_request(timed: Timed) -> None:
 WAITED = {90: "1 min", 3599: "59 min", 5400: "1.5 hr", 86399: "23.9 hr", 86400: "1 day"}
 
 
-def test_wait_is_not_rounded_up(timed: Timed) -> None:
+def test_wait_is_not_rounded_up(timed):
     """It is never negative, nor counted from an invalid time. A job that was put back
     waits from then on. The words can be replaced.
     """
@@ -186,7 +184,7 @@ def test_wait_is_not_rounded_up(timed: Timed) -> None:
     assert timed.wait_so(5 * SECOND) == "5 sec so far"
 
 
-def test_job_whose_time_has_come_waits_from_then(timed: Timed) -> None:
+def test_job_whose_time_has_come_waits_from_then(timed):
     """A delayed job waits once it is due. A retry says when, and never in the past."""
     due = waiting(waited=HOUR, due_at=iso(NOON + 10 * SECOND))
     timed.follow(told(due))
@@ -211,7 +209,7 @@ def test_job_whose_time_has_come_waits_from_then(timed: Timed) -> None:
 # The clock of the store
 
 
-def test_not_modified_sets_the_clock(timed: Timed) -> None:
+def test_not_modified_sets_the_clock(timed):
     """A 304 tells the time, too: the clock of a viewer may be set meanwhile."""
     first = told(waiting(waited=40 * SECOND))
     first.headers["ETag"] = '"1"'
@@ -220,7 +218,7 @@ def test_not_modified_sets_the_clock(timed: Timed) -> None:
     timed.wait_for_words("Waiting for 1 hr")
 
 
-def test_streams_set_the_clock(timed: Timed) -> None:
+def test_streams_set_the_clock(timed):
     """The first event of a stream, and each beat, tell the time as a poll does."""
     timed.server.offers = True
     timed.follow(told(waiting(waited=40 * SECOND), None))
@@ -258,7 +256,7 @@ RANGES = {
 }
 
 
-def test_usual_duration_is_told_until_it_is_over(timed: Timed) -> None:
+def test_usual_duration_is_told_until_it_is_over(timed):
     """By the store's clock, and without a request. Then the job takes longer."""
     timed.follow(told(running(), NOON), clock=NOON - HOUR)
     seen = timed.look()
@@ -272,7 +270,7 @@ def test_usual_duration_is_told_until_it_is_over(timed: Timed) -> None:
     assert timed.asked_for == asked
 
 
-def test_usual_duration_is_a_range(timed: Timed) -> None:
+def test_usual_duration_is_a_range(timed):
     """The unit is named once if both ends have it, and one end if they read alike."""
     timed.begin()
     for (low, high), words in RANGES.items():
@@ -283,7 +281,7 @@ def test_usual_duration_is_a_range(timed: Timed) -> None:
     assert timed.give(running())["left"] == "meist 2 bis 3 Min."
 
 
-def test_time_left_is_told_in_place_of_it(timed: Timed) -> None:
+def test_time_left_is_told_in_place_of_it(timed):
     """As soon as the job can say that. Nor does a job say it that does not work."""
     timed.begin()
     for job in (

@@ -1,16 +1,13 @@
 """Pages that are really hidden, left and collected, in a Chromium with windows."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
-from playwright.sync_api import Browser
 
 from tests import chromium
 from tests.browser.polling import about
 from tests.browser.staging import ELEMENT, HEAD, answer, data
-from tests.pollserver import PollServer, working
+from tests.pollserver import working
 from tests.support import wait_for
 from tests.tabs import opened
 
@@ -32,9 +29,7 @@ MAKE = """(async (data) => {
 })"""
 
 
-def test_elements_removed_while_hidden_are_forgotten(
-    windowed: Browser, poll_server: PollServer
-) -> None:
+def test_elements_removed_while_hidden_are_forgotten(windowed, poll_server):
     """A hidden tab keeps none of a thousand elements that were added and removed."""
     poll_server.answer("job", answer())
     poll_server.pages["/element"] = HEAD.format(lang="en", body=ELEMENT)
@@ -52,9 +47,7 @@ def test_elements_removed_while_hidden_are_forgotten(
 
 
 @pytest.mark.promise("hidden-page-asks-less")
-def test_tab_that_is_really_hidden_closes_its_stream(
-    windowed: Browser, poll_server: PollServer
-) -> None:
+def test_tab_that_is_really_hidden_closes_its_stream(windowed, poll_server):
     """A tab in a minimized window has no stream until it is shown again."""
     poll_server.offers = True
     poll_server.answer("job", working(n=0))
@@ -71,9 +64,7 @@ def test_tab_that_is_really_hidden_closes_its_stream(
         assert len(poll_server.seen("job")) == 2
 
 
-def test_page_from_the_back_forward_cache_streams_again(
-    browser: Browser, poll_server: PollServer
-) -> None:
+def test_page_from_the_back_forward_cache_streams_again(browser, poll_server):
     """In the cache, a page has no stream; back from there it polls and streams."""
     poll_server.offers = True
     poll_server.answer("job", working(n=0))

@@ -1,7 +1,5 @@
 """A page in Chromium, and what a test hears of it."""
 
-from __future__ import annotations
-
 from typing import Any, Self
 
 from playwright.sync_api import ConsoleMessage, Error, Page, Request

@@ -1,14 +1,11 @@
 """`pjobs cancel`, `clear` and `rerun`: by ids and by filters."""
 
-from __future__ import annotations
-
 import getpass
 import json
 import os
 import re
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import dramatiq
@@ -28,7 +25,7 @@ from pyramid_jobstate import (
 from pyramid_jobstate.testing import pass_time, put_batch
 from tests.faulty import faulty
 from tests.jobs import working
-from tests.operated import HARMLESS, HOSTILE, SIGNALS, Haul, Operator, Said, put
+from tests.operated import HARMLESS, HOSTILE, SIGNALS, Haul, Operator, put
 from tests.support import UUID, load_job, wait_for
 from tests.terminal import Terminal
 from tests.web.operating import Marathons
@@ -75,9 +72,7 @@ def till(pjobs: Operator, shop: Any, marathons: Marathons) -> Operator:
 
 
 @pytest.mark.promise("pjobs-reads-and-acts")
-def test_jobs_are_cancelled(
-    pjobs: Operator, store: JobStore, said: Said, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jobs_are_cancelled(pjobs, store, said, monkeypatch):
     """A queued job is cancelled at once, a running one stops. The log has by whom."""
     queued, working = put(store, "queued"), put(store)
     ran = pjobs("cancel", queued.uuid[:13], working.uuid)
@@ -96,7 +91,7 @@ def test_jobs_are_cancelled(
     assert said() == [f"pjobs cancelled the job {other.uuid}."]
 
 
-def test_jobs_that_cannot_be_cancelled(pjobs: Operator, store: JobStore) -> None:
+def test_jobs_that_cannot_be_cancelled(pjobs, store):
     """A job that cannot be cancelled has a line on stderr; the others are cancelled."""
     done, queued, other = put(store, "success"), put(store, "queued"), put(store)
     names = (done.uuid, UUID, queued.uuid, queued.uuid[:13], done.uuid[:13])
@@ -112,7 +107,7 @@ def test_jobs_that_cannot_be_cancelled(pjobs: Operator, store: JobStore) -> None
     ]
 
 
-def test_dry_run_changes_nothing(pjobs: Operator, store: JobStore, said: Said) -> None:
+def test_dry_run_changes_nothing(pjobs, store, said):
     """--dry-run says what would be done, and what could not, and needs no --yes."""
     queued, done = put(store, "queued"), put(store, "success")
     ran = pjobs("cancel", "--dry-run", queued.uuid, done.uuid)
@@ -127,7 +122,7 @@ def test_dry_run_changes_nothing(pjobs: Operator, store: JobStore, said: Said) -
     assert said() == []
 
 
-def test_filters_of_cancel(pjobs: Operator, store: JobStore, said: Said) -> None:
+def test_filters_of_cancel(pjobs, store, said):
     """Unfinished jobs that match are cancelled; the log names them and the filter."""
     queued, working = put(store, "queued"), put(store)
     number, text = put(store, "queued", owner=7), put(store, "queued", owner="7")
@@ -150,7 +145,7 @@ def test_filters_of_cancel(pjobs: Operator, store: JobStore, said: Said) -> None
     assert said()[-1].endswith(r"of the jobs with {'kind': 'a\nb'}.")
 
 
-def test_ended_jobs_are_deleted(pjobs: Operator, store: JobStore) -> None:
+def test_ended_jobs_are_deleted(pjobs, store):
     """Ended jobs that match are deleted, by status, by age, or all."""
     old = put(store, "error")
     pass_time(store, 3600)
@@ -166,7 +161,7 @@ def test_ended_jobs_are_deleted(pjobs: Operator, store: JobStore) -> None:
     assert store.counts() == Counts(queued=1)
 
 
-def test_limit_spans_calls(pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_spans_calls(pjobs, monkeypatch):
     """Calls go on until all, or --limit, are done: with 1 if some were refused."""
     clear = ("clear", "--everything")
     limits = calls(monkeypatch, lambda n: BulkResult(n, 0, "more"))
@@ -181,7 +176,7 @@ def test_limit_spans_calls(pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> 
     assert (ran.code, *map(json.loads, ran.out)) == (1, expected)
 
 
-def test_lost_reply_is_logged(pjobs: Operator, store: JobStore, said: Said) -> None:
+def test_lost_reply_is_logged(pjobs, store, said):
     """If the store's reply is lost, the log has the jobs that may have been deleted."""
     job = put(store, "success")
     pjobs("clear", "--kind=Dash", "--yes")
@@ -196,7 +191,7 @@ def test_lost_reply_is_logged(pjobs: Operator, store: JobStore, said: Said) -> N
     )
 
 
-def test_signals(pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals(pjobs, monkeypatch):
     """A signal lets the current call end. A second one breaks it off."""
     for signum, code in SIGNALS:
 
@@ -221,7 +216,7 @@ def test_signals(pjobs: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_person_is_asked(pjobs: Operator, store: JobStore) -> None:
+def test_person_is_asked(pjobs, store):
     """The question says how many jobs match. A yes is about these, not later ones."""
     jobs = [put(store, "queued") for _ in range(3)]
     later = []
@@ -237,7 +232,7 @@ def test_person_is_asked(pjobs: Operator, store: JobStore) -> None:
     assert statuses(store, *jobs, *later) == ["cancelled"] * 3 + ["queued"]
 
 
-def test_only_a_yes_goes_on(pjobs: Operator, store: JobStore) -> None:
+def test_only_a_yes_goes_on(pjobs, store):
     """Any other answer, Ctrl-D and Ctrl-C leave all jobs as they are."""
     jobs = [put(store, "queued") for _ in range(2)]
     for keys, code in ("\n", 1), ("yes please\n", 1), ("\x04", 1), ("", 130):
@@ -255,7 +250,7 @@ def test_only_a_yes_goes_on(pjobs: Operator, store: JobStore) -> None:
     assert statuses(store, *jobs) == ["queued"] * 2
 
 
-def test_nobody_is_asked_without_need(pjobs: Operator, store: JobStore) -> None:
+def test_nobody_is_asked_without_need(pjobs, store):
     """Without jobs, or with --yes, nobody is asked. Without a terminal it is needed."""
     shown = pjobs.draw("clear", "--everything")
     assert shown.lines() == ["0 deleted, 0 refused"]
@@ -269,7 +264,7 @@ def test_nobody_is_asked_without_need(pjobs: Operator, store: JobStore) -> None:
 
 
 @pytest.mark.promise("pjobs-reads-and-acts")
-def test_rerun_by_id(till: Operator, store: JobStore, marathons: Marathons) -> None:
+def test_rerun_by_id(till, store, marathons):
     """A job that failed is sent again under its id, and a worker runs it. Each job that
     cannot has a line that says why; the others run: 1.
     """
@@ -296,7 +291,7 @@ def test_rerun_by_id(till: Operator, store: JobStore, marathons: Marathons) -> N
     assert marathons.wait_for(first.uuid, "success").uuid == first.uuid
 
 
-def test_all_that_match_run_again(till: Operator, store: JobStore) -> None:
+def test_all_that_match_run_again(till, store):
     """By a filter, failed jobs run again; those that cannot are counted: 1."""
     jobs = [failed(store), failed(store, actor=""), failed(store)]
     assert till.rerun("--everything", "--dry-run").out == ["3 would be requeued"]
@@ -306,7 +301,7 @@ def test_all_that_match_run_again(till: Operator, store: JobStore) -> None:
     assert statuses(store, *jobs) == ["queued", "error", "queued"]
 
 
-def test_rerun_batch(till: Operator, store: JobStore, marathons: Marathons) -> None:
+def test_rerun_batch(till, store, marathons):
     """`rerun --batch` runs the failed jobs of the batch again, and no others."""
     member = {"status": "error", "actor": "run_marathon", "error": WRONG}
     members: list[Any] = ["success", {**member, "owner": "bob"}, member]
@@ -331,7 +326,7 @@ def test_rerun_batch(till: Operator, store: JobStore, marathons: Marathons) -> N
     assert statuses(store, other) == ["error"]
 
 
-def test_what_is_no_batch(pjobs: Operator, store: JobStore, till: Operator) -> None:
+def test_what_is_no_batch(pjobs, store, till):
     """A typing error is not taken for a batch without failed jobs."""
     job = put(store, "error").uuid
     for words, code, reason in (
@@ -351,7 +346,7 @@ class Full(dramatiq.Middleware):
         raise dramatiq.middleware.MiddlewareError("redis://me:secret@h/0 is full.")
 
 
-def test_broker_that_takes_nothing(shop: Any, store: JobStore, pjobs: Operator) -> None:
+def test_broker_that_takes_nothing(shop, store, pjobs):
     """A broker that does not answer, or refuses, is told in one line, without a
     password, and the job stays failed.
     """
@@ -381,7 +376,7 @@ def test_broker_that_takes_nothing(shop: Any, store: JobStore, pjobs: Operator) 
     assert statuses(store, job) == ["error"]
 
 
-def test_unsuitable_brokers(shop: Any, store: JobStore, pjobs: Operator) -> None:
+def test_unsuitable_brokers(shop, store, pjobs):
     """An unsuitable broker is refused before any job changes, with advice."""
     shop.store = store
     shop.stub = StubBroker()
@@ -416,13 +411,7 @@ job_actor(broker=broker, actor_name="run_marathon", job_state=True)(print)
 """
 
 
-def test_module_in_the_current_folder(
-    shop: Any,
-    store: JobStore,
-    pjobs: Operator,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_module_in_the_current_folder(shop, store, pjobs, tmp_path, monkeypatch):
     """The module is imported from the current folder, and its own output stays off
     stdout. If the import fails, the error hides passwords.
     """

@@ -1,7 +1,5 @@
 """`pjobs wait`, `watch` and `log -f`: a line a change, and exit codes for scripts."""
 
-from __future__ import annotations
-
 import functools
 import json
 import logging
@@ -17,8 +15,7 @@ import redis
 from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import put_batch
 from tests.faulty import faulty
-from tests.operated import HARMLESS, HOSTILE, SIGNALS, Haul, Operator, put, steps
-from tests.running import Runs
+from tests.operated import HARMLESS, HOSTILE, SIGNALS, Haul, put, steps
 from tests.support import UUID, key_of, load_job, write
 
 CLOCK = r"\d\d:\d\d:\d\d "
@@ -31,7 +28,7 @@ def states(lines: list[str]) -> list[str]:
 
 
 @pytest.mark.promise("pjobs-reads-and-acts")
-def test_exit_code_is_the_outcome(pjobs: Operator, store: JobStore) -> None:
+def test_exit_code_is_the_outcome(pjobs, store):
     """Success is 0, a failure 3, a cancelled job 4, each after one line."""
     error = JobError("ValueError", HOSTILE)
     failed = rf" after 0\.\d s: ValueError: {re.escape(HARMLESS)}"
@@ -49,7 +46,7 @@ def test_exit_code_is_the_outcome(pjobs: Operator, store: JobStore) -> None:
     assert (value["uuid"], value["status"]) == (job.uuid, "cancelled")
 
 
-def test_wait_has_a_line_a_change(pjobs: Operator, runs: Runs) -> None:
+def test_wait_has_a_line_a_change(pjobs, runs):
     """A script sees each change of a job as it happens, and its end. Progress within a
     percent, or without one, takes a line every ten seconds.
     """
@@ -88,7 +85,7 @@ def test_wait_has_a_line_a_change(pjobs: Operator, runs: Runs) -> None:
     assert re.fullmatch(r"success after \d+(\.\d)? s", last)
 
 
-def test_several_jobs_have_the_worst_code(pjobs: Operator, store: JobStore) -> None:
+def test_several_jobs_have_the_worst_code(pjobs, store):
     """Each line names its job, by eight letters or as many as it takes, and the exit
     code is that of the worst outcome.
     """
@@ -110,7 +107,7 @@ def test_several_jobs_have_the_worst_code(pjobs: Operator, store: JobStore) -> N
     assert [line.split()[0] for line in told_apart] == ["12345678-12", "12345678-13"]
 
 
-def test_what_else_ends_a_wait(pjobs: Operator, store: JobStore) -> None:
+def test_what_else_ends_a_wait(pjobs, store):
     """A job that has stalled for longer than --stalled: 5. --timeout: 124, unless a job
     failed. No job is cancelled.
     """
@@ -129,7 +126,7 @@ def test_what_else_ends_a_wait(pjobs: Operator, store: JobStore) -> None:
     assert pjobs("wait", job.uuid, failed.uuid, "--timeout=0.1").code == 3
 
 
-def test_record_that_is_gone(pjobs: Operator, store: JobStore) -> None:
+def test_record_that_is_gone(pjobs, store):
     """An unknown job is told at once. A record that its worker does not write again in
     time ends the wait. Both with 1.
     """
@@ -150,7 +147,7 @@ def test_record_that_is_gone(pjobs: Operator, store: JobStore) -> None:
 
 
 @pytest.mark.promise("pjobs-ends-quietly")
-def test_signals_end_a_command_quietly(pjobs: Operator, store: JobStore) -> None:
+def test_signals_end_a_command_quietly(pjobs, store):
     """A signal ends a command quietly, and cancels no job. Under nohup, it goes on."""
     job = put(store, "queued")
 
@@ -164,9 +161,7 @@ def test_signals_end_a_command_quietly(pjobs: Operator, store: JobStore) -> None
     assert pjobs("wait", job.uuid, course=course).code == 4
 
 
-def test_store_may_be_away_for_a_while(
-    pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_store_may_be_away_for_a_while(pjobs, store, monkeypatch):
     """A store that is away for less than --stalled does not end a command, nor a `wait`
     at its start; stderr says when it goes and when it comes. One that refuses commands
     while somebody's script runs is away, too.
@@ -207,7 +202,7 @@ def test_store_may_be_away_for_a_while(
         assert len(states(ran.out)) == 2
 
 
-def test_store_that_stays_away_ends_the_wait(pjobs: Operator, store: JobStore) -> None:
+def test_store_that_stays_away_ends_the_wait(pjobs, store):
     """A store that is away for longer than --stalled, or --timeout, ends the wait. What
     is known of other jobs by then decides.
     """
@@ -234,9 +229,7 @@ def test_store_that_stays_away_ends_the_wait(pjobs: Operator, store: JobStore) -
         assert re.search(r"does not answer: .*, for (0\.\d|1) s\.$", ran.err[-1])
 
 
-def test_patience_is_not_wasted(
-    pjobs: Operator, store: JobStore, client: redis.Redis
-) -> None:
+def test_patience_is_not_wasted(pjobs, store, client):
     """What asking again does not cure is said at once: a refusal, a wrong password."""
     job = put(store)
     client.acl_setuser("ann", enabled=True, nopass=True, categories=["+@all"])
@@ -256,7 +249,7 @@ def test_patience_is_not_wasted(
         client.acl_deluser("ann")
 
 
-def test_watch_tells_each_change(pjobs: Operator, runs: Runs, store: JobStore) -> None:
+def test_watch_tells_each_change(pjobs, runs, store):
     """Without a terminal, each change of a running job is a line with its id."""
     run = runs.start()
     put(store, "success")
@@ -282,7 +275,7 @@ def test_watch_tells_each_change(pjobs: Operator, runs: Runs, store: JobStore) -
     assert re.fullmatch(rf"{run.uuid} error after [\d.]+ s: ValueError: wrong", last)
 
 
-def test_given_jobs_are_watched_to_their_end(pjobs: Operator, store: JobStore) -> None:
+def test_given_jobs_are_watched_to_their_end(pjobs, store):
     """`watch ID…` watches these jobs, whatever their status, until they have ended."""
     done = put(store, "error", error=JobError("ValueError", HOSTILE))
     queued = put(store, "queued")
@@ -297,7 +290,7 @@ def test_given_jobs_are_watched_to_their_end(pjobs: Operator, store: JobStore) -
     assert f'"uuid": "{done.uuid}"' in pjobs("watch", done.uuid, "--json").out[0]
 
 
-def test_given_job_whose_record_is_gone(pjobs: Operator, store: JobStore) -> None:
+def test_given_job_whose_record_is_gone(pjobs, store):
     """A job whose record is gone is given up, unless its worker writes it again. The
     time of an outage does not count. A job that ended and runs again is shown.
     """
@@ -341,7 +334,7 @@ def test_given_job_whose_record_is_gone(pjobs: Operator, store: JobStore) -> Non
     ]
 
 
-def test_log_is_followed_to_the_end(pjobs: Operator, runs: Runs) -> None:
+def test_log_is_followed_to_the_end(pjobs, runs):
     """`log -f` prints the lines so far, each new one once, those of the next attempt
     too, and ends with the job.
     """
@@ -366,7 +359,7 @@ def test_log_is_followed_to_the_end(pjobs: Operator, runs: Runs) -> None:
     assert pjobs("log", "--follow", run.uuid).out == ["one"]
 
 
-def test_new_lines_of_a_log_are_the_fewest(pjobs: Operator, store: JobStore) -> None:
+def test_new_lines_of_a_log_are_the_fewest(pjobs, store):
     """If no line of a log is known any more, stderr says that some may be missing."""
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMN"
     for before, after, new, missed in (
@@ -388,7 +381,7 @@ def test_new_lines_of_a_log_are_the_fewest(pjobs: Operator, store: JobStore) -> 
         assert ran.err == error * missed, (before, after)
 
 
-def test_failures_of_a_batch_are_told_at_once(pjobs: Operator, store: JobStore) -> None:
+def test_failures_of_a_batch_are_told_at_once(pjobs, store):
     """A failure or a cancel has a line, however little it moves the bar of a batch."""
     members: list[Any] = ["error", "queued", {"status": "queued", "weight": 9999}]
     batch = put_batch(store, Haul, members)
@@ -419,7 +412,7 @@ def without_times(lines: list[str]) -> list[str]:
     return [line.split(" ", 2)[2] for line in lines]
 
 
-def test_captured_log_is_followed_to_the_end(pjobs: Operator, runs: Runs) -> None:
+def test_captured_log_is_followed_to_the_end(pjobs, runs):
     """`log -f` prints each line once as it comes, whatever the record says meanwhile,
     also after an outage. Where some were not kept, stderr says so.
     """
@@ -459,7 +452,7 @@ def test_captured_log_is_followed_to_the_end(pjobs: Operator, runs: Runs) -> Non
     assert missing == f"pjobs: Lines of {run.uuid} are missing here."
 
 
-def test_log_may_begin_at_a_level(pjobs: Operator, runs: Runs) -> None:
+def test_log_may_begin_at_a_level(pjobs, runs):
     """`--level` leaves out what was logged below it, and what was only appended. JSON
     has all that is known of a line.
     """

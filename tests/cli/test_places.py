@@ -2,8 +2,6 @@
 and an exit code.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shlex
 import socket
@@ -15,8 +13,8 @@ import pytest
 
 from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import pass_time
-from tests.cliapp import BROKERLESS, Folder
-from tests.operated import Operator, put, with_ini
+from tests.cliapp import BROKERLESS
+from tests.operated import put, with_ini
 from tests.relay import Relay
 from tests.support import UUID
 from tests.webapp import NOWHERE
@@ -24,7 +22,7 @@ from tests.webapp import NOWHERE
 COMMANDS = ("info", "list", "show", "log", "watch", "wait", "cancel", "rerun", "clear")
 
 
-def test_each_command_has_its_help(pjobs: Operator) -> None:
+def test_each_command_has_its_help(pjobs):
     """Each help has its flags and the exit codes. That of `pjobs` has the commands."""
     for command in COMMANDS:
         text = "\n".join(pjobs(command, "--help").printed())
@@ -35,7 +33,7 @@ def test_each_command_has_its_help(pjobs: Operator) -> None:
     assert all(f"\n  {name} " in text for name in (*COMMANDS, "work", "dev"))
 
 
-def test_mistakes_are_usage_errors(pjobs: Operator, store: JobStore) -> None:
+def test_mistakes_are_usage_errors(pjobs, store):
     """A mistake in the command line is named in one line: exit code 2."""
     aim = "Give ids, filters, or --everything to cancel all unfinished"
     either = "Give either ids, or filters with or without --limit."
@@ -63,7 +61,7 @@ def test_mistakes_are_usage_errors(pjobs: Operator, store: JobStore) -> None:
         assert error in pjobs(*arguments.split()).error(2)
 
 
-def test_values_are_checked(pjobs: Operator, store: JobStore) -> None:
+def test_values_are_checked(pjobs, store):
     """Owners are JSON, limits numbers, durations those of settings, ids hexadecimal."""
     no_owner = " is neither a text nor a number"
     no_limit = " is not a positive whole number"
@@ -83,7 +81,7 @@ def test_values_are_checked(pjobs: Operator, store: JobStore) -> None:
         assert pjobs("clear", "--older-than", name, "--dry-run").code == 0
 
 
-def test_places_that_are_none(pjobs: Operator) -> None:
+def test_places_that_are_none(pjobs):
     """A place that cannot be one is a usage error which shows no password."""
     for arguments, error in (
         (["--url"], "argument --url: expected one argument"),
@@ -110,9 +108,7 @@ def test_places_that_are_none(pjobs: Operator) -> None:
         assert "secret" not in line
 
 
-def test_command_before_the_ini_is_told_the_order(
-    pjobs: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_before_the_ini_is_told_the_order(pjobs, tmp_path, monkeypatch):
     """The error says that the ini comes first, and shows the right command line, even
     beside a folder with the name of the command.
     """
@@ -133,7 +129,7 @@ def test_command_before_the_ini_is_told_the_order(
         )
 
 
-def test_url_may_follow_the_command(pjobs: Operator, store: JobStore) -> None:
+def test_url_may_follow_the_command(pjobs, store):
     """--url may follow the command. --namespace is the prefix of the keys."""
     job, other = put(store), put(store.replace(namespace="shop"))
     ran = pjobs.main("list", f"--url={pjobs.url}", "--json")
@@ -142,7 +138,7 @@ def test_url_may_follow_the_command(pjobs: Operator, store: JobStore) -> None:
     assert line.startswith(other.uuid)
 
 
-def test_store_that_is_away(pjobs: Operator) -> None:
+def test_store_that_is_away(pjobs):
     """A store that does not answer is said in one line without the password: 1."""
     for words in ["info"], ["list"], ["show", UUID], ["watch"], ["cancel", UUID]:
         ran = pjobs.main("--url", "redis://:secret@127.0.0.1:1/3", *words)
@@ -163,7 +159,7 @@ class Impostor(Relay):
         return self.answer
 
 
-def test_server_that_is_no_redis(pjobs: Operator) -> None:
+def test_server_that_is_no_redis(pjobs):
     """The error says that a server is not Redis, or that it is a node of a Cluster."""
     add = "add +cluster to the scheme of its URL, as in redis+cluster://."
     for answer, words, error in (
@@ -180,7 +176,7 @@ def test_server_that_is_no_redis(pjobs: Operator) -> None:
         assert "\x1b" not in ran.err[-1]
 
 
-def test_error_of_ours_keeps_its_traceback(pjobs: Operator, store: JobStore) -> None:
+def test_error_of_ours_keeps_its_traceback(pjobs, store):
     """An exception that no server has caused is not hidden."""
     fail = mock.Mock(side_effect=ZeroDivisionError)
     uuid = put(store).uuid
@@ -209,9 +205,7 @@ class Saunter(JobState):
     kind = "Saunter of the tests"
 
 
-def test_application_of_an_ini(
-    pjobs: Operator, folder: Folder, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_application_of_an_ini(pjobs, folder, store, monkeypatch):
     """With an ini, the store, kinds and log are the application's, and stdout ours."""
     monkeypatch.setenv("LOGNAME", "ops")
     source = folder.module.read_text() + KIND.format(kind=folder.path)
@@ -242,7 +236,7 @@ def test_application_of_an_ini(
     assert f"ops (pjobs) cancelled the job {job.uuid}." in log
 
 
-def test_url_knows_no_setting(pjobs: Operator, folder: Folder, store: JobStore) -> None:
+def test_url_knows_no_setting(pjobs, folder, store):
     """With --url, jobstate.stalled_after is unknown. With the ini it counts."""
     folder.write_ini(greeting="jobstate.stalled_after = 1m\ngreeting")
     put(store)
@@ -252,7 +246,7 @@ def test_url_knows_no_setting(pjobs: Operator, folder: Folder, store: JobStore) 
     assert "working" in with_ini(pjobs, folder, "list").printed()[0]
 
 
-def test_rerun_with_an_ini(pjobs: Operator, folder: Folder, store: JobStore) -> None:
+def test_rerun_with_an_ini(pjobs, folder, store):
     """With an ini, jobs run again through the application's broker and no other."""
     job = put(store, "error", actor="mail", error=JobError("E", "x"))
     line = with_ini(pjobs, folder, "rerun", "--broker", "m:b", job.uuid).error(2)
@@ -265,7 +259,7 @@ def test_rerun_with_an_ini(pjobs: Operator, folder: Folder, store: JobStore) -> 
     assert dramatiq.broker.global_broker is None
 
 
-def test_log_to_the_terminal(pjobs: Operator, folder: Folder, store: JobStore) -> None:
+def test_log_to_the_terminal(pjobs, folder, store):
     """Of what the ini logs to the terminal, errors remain, in one line each."""
     folder.write_ini(**{"level = WARNING": "level = DEBUG"})
     with folder.module.open("a") as module:
@@ -276,7 +270,7 @@ def test_log_to_the_terminal(pjobs: Operator, folder: Folder, store: JobStore) -
     assert ran == (0, [], lines)
 
 
-def test_application_that_does_not_start(pjobs: Operator, folder: Folder) -> None:
+def test_application_that_does_not_start(pjobs, folder):
     """An application that fails is told in one line, without a secret: 1."""
     view = 'config.add_view(send, route_name="send")'
     source = folder.module.read_text().replace(view, "")
@@ -318,7 +312,7 @@ def make(loader, global_conf, **paths):
 """
 
 
-def test_several_applications(pjobs: Operator, folder: Folder, store: JobStore) -> None:
+def test_several_applications(pjobs, folder, store):
     """If an ini makes applications with different stores, one must be named."""
     folder.module.write_text(BROKERLESS + MAKE)
     folder.ini.write_text(COMPOSITE.format(url=folder.url))
@@ -329,7 +323,7 @@ def test_several_applications(pjobs: Operator, folder: Folder, store: JobStore) 
     assert with_ini(pjobs, folder, "list").printed()[0].startswith(job.uuid)
 
 
-def test_ini_that_is_wrong(pjobs: Operator, folder: Folder) -> None:
+def test_ini_that_is_wrong(pjobs, folder):
     """A wrong setting, or a broker whose jobs no other process sees, is an error."""
     for settings, code, error in (
         ("jobstate.stalled = 3", 1, "The setting jobstate.stalled is unknown."),

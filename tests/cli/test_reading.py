@@ -1,7 +1,5 @@
 """What `pjobs list`, `show`, `log` and `info` say of jobs."""
 
-from __future__ import annotations
-
 import datetime
 import functools
 import importlib.metadata
@@ -17,12 +15,11 @@ import dramatiq
 import pytest
 from pyramid.i18n import TranslationString
 
-from pyramid_jobstate import JobError, JobState, JobStateMiddleware, JobStore, Progress
+from pyramid_jobstate import JobError, JobState, JobStateMiddleware, Progress
 from pyramid_jobstate.testing import pass_time, put_batch
 from tests.durations import LIKE, put_runs
 from tests.jobs import Gate, RunMarathon, job_actor, make_broker, working
 from tests.operated import HARMLESS, HOSTILE, Course, Haul, Operator, put, steps
-from tests.running import Runs
 from tests.support import STATUSES, UUID, key_of, load_job, wait_for, write
 from tests.worker.floors import idle_actor
 
@@ -75,7 +72,7 @@ def facts_of(pjobs: Operator, job: JobState, name: str) -> list[str]:
     return [text for each, _, text in facts if each == name]
 
 
-def test_workers_are_listed(pjobs: Operator, store: JobStore) -> None:
+def test_workers_are_listed(pjobs, store):
     """A line says who works where and how busily, or since when it is silent."""
     assert pjobs("workers").printed() == ["No worker has been heard of."]
     assert pjobs("workers", "--json").printed() == []
@@ -96,7 +93,7 @@ def test_workers_are_listed(pjobs: Operator, store: JobStore) -> None:
 
 
 @pytest.mark.promise("pjobs-reads-and-acts")
-def test_list_has_a_line_a_job(pjobs: Operator, store: JobStore) -> None:
+def test_list_has_a_line_a_job(pjobs, store):
     """A line has the id, time, kind, owner and state. What a record lacks is a dash."""
     lost = put(store, "cancelled")
     store.client.delete(key_of(store, lost.uuid))
@@ -114,7 +111,7 @@ def test_list_has_a_line_a_job(pjobs: Operator, store: JobStore) -> None:
     assert third == f"{lost.uuid} - - - cancelled"
 
 
-def test_each_status_has_its_words(pjobs: Operator, store: JobStore) -> None:
+def test_each_status_has_its_words(pjobs, store):
     """The state says what belongs to a status, and nothing else. Numbers have
     separators and at most two decimals, and 100% is for the end.
     """
@@ -143,7 +140,7 @@ def test_each_status_has_its_words(pjobs: Operator, store: JobStore) -> None:
         assert re.fullmatch(text, state), (status, options)
 
 
-def test_phases_have_their_names(pjobs: Operator, store: JobStore) -> None:
+def test_phases_have_their_names(pjobs, store):
     """Within phases, the percentage is the job's, and the innermost phase is named."""
     job = put(store)
     for progress, text in (
@@ -156,7 +153,7 @@ def test_phases_have_their_names(pjobs: Operator, store: JobStore) -> None:
     assert value["phase"] == {"name": "C\x1b", "path": ["B", "C\x1b"], "fraction": 0.5}
 
 
-def test_list_filters(pjobs: Operator, store: JobStore) -> None:
+def test_list_filters(pjobs, store):
     """Jobs are filtered by kind, status and owner, whose type counts."""
     number = put(store, "error", owner=7).uuid
     text = put(store, "error", owner="7", cls=Titled).uuid
@@ -172,7 +169,7 @@ def test_list_filters(pjobs: Operator, store: JobStore) -> None:
         assert listed(pjobs, *arguments.split()) == jobs, arguments
 
 
-def test_kind_is_a_class_or_an_actor(pjobs: Operator, store: JobStore) -> None:
+def test_kind_is_a_class_or_an_actor(pjobs, store):
     """Jobs of an actor without a class go by the actor, wherever kinds are shown or
     taken. Each name says what it is if a class and an actor share it.
     """
@@ -195,7 +192,7 @@ def test_kind_is_a_class_or_an_actor(pjobs: Operator, store: JobStore) -> None:
         assert "Pass 'class:Stroll' or 'actor:Stroll'." in error
 
 
-def test_limits_reach_beyond_a_page(pjobs: Operator, store: JobStore) -> None:
+def test_limits_reach_beyond_a_page(pjobs, store):
     """By default 50 jobs are listed. A limit may exceed a page of the store's."""
     put_batch(store, Haul, ["queued"] * 210)
     newest = store.list(limit=50, members=True).items
@@ -205,7 +202,7 @@ def test_limits_reach_beyond_a_page(pjobs: Operator, store: JobStore) -> None:
     assert len(listed(pjobs)) == 1
 
 
-def test_show_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
+def test_show_has_all_that_is_known(pjobs, store):
     """Each fact that matters is a line. With --json, a job is one line of ASCII with
     everything in its record. A title may be a translation string. If it fails, the kind
     takes its place.
@@ -275,7 +272,7 @@ def test_show_has_all_that_is_known(pjobs: Operator, store: JobStore) -> None:
         assert facts_of(pjobs, job, "title") == [title]
 
 
-def test_characters_that_may_act_are_escaped(pjobs: Operator, store: JobStore) -> None:
+def test_characters_that_may_act_are_escaped(pjobs, store):
     """Whatever Unicode calls a control, a surrogate, a separator of lines, a format
     that cannot be seen or no character at all is escaped as Python writes it. What can
     be seen stays, and so do the joiners of scripts and emojis.
@@ -306,7 +303,7 @@ def test_characters_that_may_act_are_escaped(pjobs: Operator, store: JobStore) -
         assert f"param {' '.join(texts)}: 1" in pjobs("show", job.uuid).out
 
 
-def test_show_has_the_failures(pjobs: Operator, runs: Runs, store: JobStore) -> None:
+def test_show_has_the_failures(pjobs, runs, store):
     """`show` has the tries, the traceback, and why the job cannot run again."""
     run = runs.start()
     run.end(ValueError("wrong"))
@@ -329,9 +326,7 @@ def test_show_has_the_failures(pjobs: Operator, runs: Runs, store: JobStore) -> 
     assert facts_of(pjobs, job, "traceback") == HARMLESS.split(r"\n")
 
 
-def test_times_are_local(
-    pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_times_are_local(pjobs, store, monkeypatch):
     """A time is shown in the local time zone, unless that has no such time."""
     job = put(store)
     moment = datetime.datetime(2026, 7, 1, 12, 0, 1, tzinfo=datetime.UTC)
@@ -350,7 +345,7 @@ def test_times_are_local(
         time.tzset()
 
 
-def test_beginning_of_an_id_is_enough(pjobs: Operator, store: JobStore) -> None:
+def test_beginning_of_an_id_is_enough(pjobs, store):
     """A beginning that only one job has names it, and so does the id of a page that
     lost a double click. What no job has is an error: 1.
     """
@@ -366,7 +361,7 @@ def test_beginning_of_an_id_is_enough(pjobs: Operator, store: JobStore) -> None:
     assert error == f"pjobs: The job {UUID} is unknown, or has expired."
 
 
-def test_ambiguous_beginning_of_an_id(pjobs: Operator, store: JobStore) -> None:
+def test_ambiguous_beginning_of_an_id(pjobs, store):
     """The error names up to five jobs that begin so, and acts on none of them."""
     uuids = [put(store, "queued").uuid for _ in range(17)]
     ((digit, count),) = Counter(uuid[0] for uuid in uuids).most_common(1)
@@ -381,7 +376,7 @@ def test_ambiguous_beginning_of_an_id(pjobs: Operator, store: JobStore) -> None:
 
 
 @pytest.mark.system
-def test_old_jobs_need_their_full_id(pjobs: Operator, store: JobStore) -> None:
+def test_old_jobs_need_their_full_id(pjobs, store):
     """An old job is found by its full id only, and makes no beginning ambiguous."""
     old = put(store, "queued")
     put_batch(store, Haul, ["queued"] * 1000)
@@ -390,7 +385,7 @@ def test_old_jobs_need_their_full_id(pjobs: Operator, store: JobStore) -> None:
     assert f"id: {old.uuid}" in pjobs("show", old.uuid).out
 
 
-def test_log_has_the_lines_of_a_job(pjobs: Operator, store: JobStore) -> None:
+def test_log_has_the_lines_of_a_job(pjobs, store):
     """Each line is printed as it is, but harmless; JSON keeps it."""
     job = put(store, log=["one", HOSTILE])
     assert pjobs("log", job.uuid) == (0, ["one", HARMLESS], [])
@@ -400,7 +395,7 @@ def test_log_has_the_lines_of_a_job(pjobs: Operator, store: JobStore) -> None:
     assert pjobs("log", put(store, "queued").uuid) == (0, [], [])
 
 
-def test_info_counts_jobs(pjobs: Operator, store: JobStore) -> None:
+def test_info_counts_jobs(pjobs, store):
     """The totals have a line, and each known kind its own, the busiest first. Both say
     how late jobs are, if that is a second or more.
     """
@@ -453,7 +448,7 @@ def test_info_counts_jobs(pjobs: Operator, store: JobStore) -> None:
         assert 120 <= waits["oldest_wait"] < 150
 
 
-def test_info_tells_how_long_jobs_run(pjobs: Operator, store: JobStore) -> None:
+def test_info_tells_how_long_jobs_run(pjobs, store):
     """Those of a kind of which enough is known."""
     put_runs(store)
     put_runs(store, LIKE[:19], cls=Stroll)
@@ -466,7 +461,7 @@ def test_info_tells_how_long_jobs_run(pjobs: Operator, store: JobStore) -> None:
     assert kinds["class:Stroll"]["durations"] == {"p50": None, "p95": None}
 
 
-def test_batch_has_its_counts(pjobs: Operator, store: JobStore) -> None:
+def test_batch_has_its_counts(pjobs, store):
     """A batch says how many jobs are over, failed or were cancelled, and has the
     numbers of all statuses. A member names its batch.
     """
@@ -497,7 +492,7 @@ def test_batch_has_its_counts(pjobs: Operator, store: JobStore) -> None:
     assert "counts" not in by_uuid[member.uuid]
 
 
-def test_stack_of_a_job(pjobs: Operator, store: JobStore) -> None:
+def test_stack_of_a_job(pjobs, store):
     """First what runs it, then the stack, the innermost call last."""
     broker, gate = make_broker(pjobs.url), Gate()
 
@@ -524,7 +519,7 @@ def test_stack_of_a_job(pjobs: Operator, store: JobStore) -> None:
         gate.open()
 
 
-def test_stack_needs_an_answer(pjobs: Operator, store: JobStore, runs: Runs) -> None:
+def test_stack_needs_an_answer(pjobs, store, runs):
     """A job that does not run has none, nor has one whose worker says nothing for five
     seconds. One that ends meanwhile, or is to be tried again, is not waited for.
     """

@@ -1,7 +1,5 @@
 """What the commands draw on a terminal, and what they do without one that can."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os
@@ -11,15 +9,13 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import redis
 
-from pyramid_jobstate import JobError, JobState, JobStore, Progress
+from pyramid_jobstate import JobError, JobState, Progress
 from pyramid_jobstate.testing import put_batch
 from tests.faulty import faulty
 from tests.jobs import RunMarathon
-from tests.operated import HARMLESS, HOSTILE, Haul, Operator, put
-from tests.running import Runs
+from tests.operated import HARMLESS, HOSTILE, Haul, put
 from tests.support import key_of, write
 from tests.terminal import Terminal
 from tests.webapp import NOWHERE
@@ -31,7 +27,7 @@ class Amble(JobState):
     """A kind that is busier than marathons."""
 
 
-def test_list_is_a_table(pjobs: Operator, store: JobStore) -> None:
+def test_list_is_a_table(pjobs, store):
     """The jobs are rows of a table. Control characters and rich's markup are shown as
     text. A last line says when there are more jobs, a job queued on another day shows
     its date, and NO_COLOR removes the colours.
@@ -58,7 +54,7 @@ def test_list_is_a_table(pjobs: Operator, store: JobStore) -> None:
     assert f"\n{working.uuid[:8]}  -  " in shown.text()
 
 
-def test_show_is_a_card(pjobs: Operator, store: JobStore) -> None:
+def test_show_is_a_card(pjobs, store):
     """`show` is a card with a bar, which is full after a success."""
     metrics = {"[b]x[/b]": HOSTILE}
     job = put(store, progress=Progress(1, 4, "rows"), metrics=metrics, log=["1", "2"])
@@ -74,7 +70,7 @@ def test_show_is_a_card(pjobs: Operator, store: JobStore) -> None:
     assert len(BAR) * "━" in shown.text()
 
 
-def test_info_has_bars(pjobs: Operator, store: JobStore) -> None:
+def test_info_has_bars(pjobs, store):
     """Bars show which kinds run most. Without jobs the totals remain."""
     shown = pjobs.draw("info", rows=300, columns=40)
     assert shown.lines()[:2] == [
@@ -96,7 +92,7 @@ def test_info_has_bars(pjobs: Operator, store: JobStore) -> None:
     )
 
 
-def test_watch_has_bars_that_move(pjobs: Operator, runs: Runs, store: JobStore) -> None:
+def test_watch_has_bars_that_move(pjobs, runs, store):
     """Each running job has a bar, also one that starts later; texts are harmless and
     markup is text; an ended job stays for five seconds, a lost one does not. Ctrl-C
     restores the terminal, with the last state below, and ends with 130.
@@ -152,7 +148,7 @@ def test_watch_has_bars_that_move(pjobs: Operator, runs: Runs, store: JobStore) 
         assert character not in shown.output
 
 
-def test_watch_without_jobs(pjobs: Operator, store: JobStore) -> None:
+def test_watch_without_jobs(pjobs, store):
     """Without running jobs the screen says so. SIGTERM and SIGHUP show the cursor and
     the former screen again. Variables that tell rich that this is no terminal do not
     count.
@@ -172,7 +168,7 @@ def test_watch_without_jobs(pjobs: Operator, store: JobStore) -> None:
         assert not shown.is_alternate and shown.has_cursor
 
 
-def test_many_jobs_on_a_small_terminal(pjobs: Operator, store: JobStore) -> None:
+def test_many_jobs_on_a_small_terminal(pjobs, store):
     """Jobs fill any terminal, stalled ones first. The last line counts the others."""
     member = {
         "status": "working",
@@ -204,7 +200,7 @@ def test_many_jobs_on_a_small_terminal(pjobs: Operator, store: JobStore) -> None
     pjobs.draw("watch", "--members", course=course, code=130)
 
 
-def test_watch_survives_an_outage(pjobs: Operator, store: JobStore) -> None:
+def test_watch_survives_an_outage(pjobs, store):
     """While the store is away, the last states stay with a line that says so; once it
     is back, the line is gone. An error that does not pass ends the command, with the
     terminal restored.
@@ -239,7 +235,7 @@ def test_watch_survives_an_outage(pjobs: Operator, store: JobStore) -> None:
     assert re.search(r", for [56] s\.", shown.output)
 
 
-def test_watch_draws_the_bar_of_a_batch(pjobs: Operator, store: JobStore) -> None:
+def test_watch_draws_the_bar_of_a_batch(pjobs, store):
     """The bar of a batch goes by the weights of its jobs, and has their counts."""
     members: list[Any] = ["working", "error", {"status": "success", "weight": 6}]
     batch = put_batch(store, Haul, members)
@@ -254,9 +250,7 @@ def test_watch_draws_the_bar_of_a_batch(pjobs: Operator, store: JobStore) -> Non
     pjobs.draw("watch", batch.uuid, course=course, code=130, columns=150)
 
 
-def test_rich_is_named_where_it_is_missing(
-    pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rich_is_named_where_it_is_missing(pjobs, store, monkeypatch):
     """On a terminal without rich, a command that draws says how to install it."""
     put(store)
     monkeypatch.setitem(sys.modules, "rich", None)
@@ -275,9 +269,7 @@ def test_rich_is_named_where_it_is_missing(
     )
 
 
-def test_streams_that_take_less(
-    pjobs: Operator, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_streams_that_take_less(pjobs, store, monkeypatch):
     """What the encoding of stdout lacks is escaped, if it has one. A reader that has
     gone, a full disk and a closed stdout have exit codes and at most one line; a closed
     stderr changes no exit code.

@@ -2,8 +2,6 @@
 processes.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.metadata
 import os
@@ -113,7 +111,7 @@ def boot(
     return boot
 
 
-def test_help_of_the_processes(pjobs: Operator, folder: Folder) -> None:
+def test_help_of_the_processes(pjobs, folder):
     """`work` and `dev` have their own help, and `work` every flag of Dramatiq's."""
     words = ("cli.ini", "x=1", "word=hi")
     text = "\n".join(pjobs.main(*words, "work", "--help").printed())
@@ -126,7 +124,7 @@ def test_help_of_the_processes(pjobs: Operator, folder: Folder) -> None:
     assert "pserve --reload" in text
 
 
-def test_mistakes_in_flags_are_named(pjobs: Operator, folder: Folder) -> None:
+def test_mistakes_in_flags_are_named(pjobs, folder):
     """A mistake in the command line ends it with exit code 2 and at most two lines."""
     from_1 = "is not a whole number from 1 to"
     for arguments, message in (
@@ -142,7 +140,7 @@ def test_mistakes_in_flags_are_named(pjobs: Operator, folder: Folder) -> None:
         assert message in ran.err[-1]
 
 
-def test_command_line_wins_over_the_ini(folder: Folder, become: Become) -> None:
+def test_command_line_wins_over_the_ini(folder, become):
     """A flag, in its long or short form, replaces the ini's; the others stay. A
     variable of its name hides a setting: neither becomes a flag.
     """
@@ -158,7 +156,7 @@ def test_command_line_wins_over_the_ini(folder: Folder, become: Become) -> None:
     assert become(*given[:2], "threads=3", "work").flags == ["--processes", "1"]
 
 
-def test_values_of_the_ini_become_flags(folder: Folder, become: Become) -> None:
+def test_values_of_the_ini_become_flags(folder, become):
     """Each kind of value becomes arguments. Python's files are watched by default."""
     given = (str(folder.ini), "word=hi", "work")
     for setting, flags in (
@@ -180,7 +178,7 @@ def test_values_of_the_ini_become_flags(folder: Folder, become: Become) -> None:
     assert become(*given, *watching).flags == [*watching, "--threads", "2"]
 
 
-def test_mistakes_in_the_ini_name_the_setting(pjobs: Operator, folder: Folder) -> None:
+def test_mistakes_in_the_ini_name_the_setting(pjobs, folder):
     """A wrong name or value is an error that names it, its section and the file."""
     for setting, message in (
         ("procesess = 2", "'procesess' in [pjobs] is not a long flag of Dramatiq's. "),
@@ -197,9 +195,7 @@ def test_mistakes_in_the_ini_name_the_setting(pjobs: Operator, folder: Folder) -
             assert message in line
 
 
-def test_script_is_beside_python_or_on_the_path(
-    pjobs: Operator, folder: Folder, become: Become, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_script_is_beside_python_or_on_the_path(pjobs, folder, become, monkeypatch):
     """The environment's own script wins. It may have flags that are unknown here."""
     given = (str(folder.ini), "word=hi", "work", "-p1")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
@@ -219,12 +215,8 @@ def test_script_is_beside_python_or_on_the_path(
 
 
 def test_worker_process_finds_the_ini(
-    folder: Folder,
-    become: Become,
-    boot: Boot,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    folder, become, boot, tmp_path_factory, monkeypatch
+):
     """A worker makes the application of the ini, in any folder, with its variables."""
     folder.module.write_text(APP.format("dramatiq.set_broker(dramatiq.Broker())"))
     values = "url = redis://%(host)s\nplace = %(here)s\nname = %(__script__)s\n"
@@ -243,7 +235,7 @@ def test_worker_process_finds_the_ini(
     assert found == (2, ["pjobs: Start this with `pjobs INI work`."])
 
 
-def test_application_is_checked(folder: Folder, become: Become, boot: Boot) -> None:
+def test_application_is_checked(folder, become, boot):
     """The exit code and stderr tell what the application raises, and at which line. A
     worker does not start without a broker, or with one that is out of reach or in the
     memory of one process. Passwords stay out of the reason. What the application says
@@ -277,7 +269,7 @@ def test_application_is_checked(folder: Folder, become: Become, boot: Boot) -> N
         assert ("Traceback" in output) == (code == 1)
 
 
-def test_wrong_configuration(folder: Folder, become: Become, boot: Boot) -> None:
+def test_wrong_configuration(folder, become, boot):
     """A setting that is wrong, misspelt or missing is told in one line, and so is what
     the application configures wrongly, with its place. No other cause is suspected.
     """
@@ -301,7 +293,7 @@ def test_wrong_configuration(folder: Folder, become: Become, boot: Boot) -> None
         assert lines[0].startswith(f"pjobs: {text}"), setting
 
 
-def test_ini_that_cannot_be_read(pjobs: Operator, folder: Folder) -> None:
+def test_ini_that_cannot_be_read(pjobs, folder):
     """The error names what is missing, what the system says of the file, or the place
     in it. It does not quote values, which may be passwords.
     """
@@ -363,9 +355,7 @@ def wanted(
     return wanted
 
 
-def test_servers_start_at_local_urls_only(
-    wanted: Wanted, redis_url: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_servers_start_at_local_urls_only(wanted, redis_url, capfd):
     """A server starts at each local URL without a password where nothing answers."""
     local, near = "127.0.0.1", "redis://localhost:{}".format
     cases: list[tuple[str, str | None, list[tuple[str, int, int]]]] = [
@@ -387,7 +377,7 @@ def test_servers_start_at_local_urls_only(
     assert "The ini sets neither jobstate.broker nor" in capfd.readouterr().err
 
 
-def test_settings_are_the_applications(wanted: Wanted, folder: Folder) -> None:
+def test_settings_are_the_applications(wanted, folder):
     """The settings are those of the applications, however they are composed."""
     setting = "jobstate.redis_url = redis://localhost:{}\n".format
     base = f"[app:main]\nuse = config:./cli.ini#y\n{setting(7)}"

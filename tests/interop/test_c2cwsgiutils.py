@@ -21,14 +21,14 @@ def site(interop_broker: Any) -> Site:
 
 
 class TestC2cwsgiutils(Contract):
-    def test_own_urls_work_as_before(self, site: Site) -> None:
+    def test_own_urls_work_as_before(self, site):
         """Errors of the application are JSON in the format of c2cwsgiutils."""
         response = site.get("/nowhere")
         assert response.status_code == 404
         assert response.json["status"] == 404
         assert site.get("/c2c").status_code == 200
 
-    def test_requests_refused_keep_our_form(self, site: Site) -> None:
+    def test_requests_refused_keep_our_form(self, site):
         """An invalid request for jobs gets our answer rather than c2cwsgiutils' own."""
         response = site.get("/job_state?limit=many", "alice")
         assert response.status_code == 400

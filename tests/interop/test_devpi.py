@@ -53,7 +53,7 @@ def site(
 
 
 class TestDevpi(Contract):
-    def test_own_urls_work_as_before(self, site: Site) -> None:
+    def test_own_urls_work_as_before(self, site):
         """Users, indexes and files of devpi are served and protected as before."""
         alice, bob = site.headers["alice"], site.headers["bob"]
         app = site.app
@@ -72,7 +72,7 @@ class TestDevpi(Contract):
         assert site.get("/nobody").status_code == 404
         assert site.get("/+api").json["type"] == "apiconfig"
 
-    def test_user_called_as_our_path_would_be(self, site: Site) -> None:
+    def test_user_called_as_our_path_would_be(self, site):
         """A user may still be called job_state."""
         site.app.put_json("/job_state", {"password": "hush"}, status=201)
         assert site.get("/job_state").json["result"]["username"] == "job_state"

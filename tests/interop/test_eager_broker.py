@@ -25,7 +25,7 @@ def eager_app(interop_broker: Any) -> TestApp:
 
 
 @pytest.mark.parametrize("fail_fast", [True, False])
-def test_job_ends(eager_app: TestApp, interop_broker: Any, fail_fast: bool) -> None:
+def test_job_ends(eager_app, interop_broker, fail_fast):
     """A job that has run reads `success`, with its last values, or `error`, whether or
     not the exception reaches its sender. It is protected like any other. A job goes on
     reporting after another that it has sent.

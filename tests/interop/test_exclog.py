@@ -8,7 +8,6 @@ import pytest
 from pyramid.config import Configurator
 from webtest import TestApp
 
-from pyramid_jobstate.embedded import EmbeddedServer
 from tests.interop.contract import Contract
 from tests.interop.support import Site, away, need
 from tests.jobs import messages
@@ -41,9 +40,7 @@ def site(interop_broker: Any) -> Site:
 
 
 class TestExclog(Contract):
-    def test_what_is_logged(
-        self, site: Site, interop_server: EmbeddedServer, caplog: Any
-    ) -> None:
+    def test_what_is_logged(self, site, interop_server, caplog):
         """What the application's own views raise is logged as before, refusals are not,
         and twenty polls while the store is away log one line.
         """
@@ -62,8 +59,8 @@ class TestExclog(Contract):
         assert len(messages(caplog, "pyramid_jobstate")) == 1
 
     def test_outage_in_a_view_of_the_application(
-        self, interop_broker: Any, interop_server: EmbeddedServer, caplog: Any
-    ) -> None:
+        self, interop_broker, interop_server, caplog
+    ):
         """StoreUnavailable in a view is logged, but not with the README's setting."""
         (value,) = re.findall(r"^  exclog\.ignore =\n((?: {6}.*\n)+)", DOCUMENTS, re.M)
         for settings, count in ({}, 1), ({"exclog.ignore": value}, 0):

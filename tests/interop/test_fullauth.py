@@ -44,7 +44,7 @@ def site(interop_broker: Any, tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 class TestFullauth(Contract):
-    def test_own_urls_work_as_before(self, site: Site) -> None:
+    def test_own_urls_work_as_before(self, site):
         """The forms of pyramid_fullauth are shown; logged-in users are redirected."""
         assert "password" in site.get("/login").text
         alice = site.headers["alice"]

@@ -44,7 +44,7 @@ def site(interop_broker: Any) -> Site:
 
 
 class TestKinto(Contract):
-    def test_users_of_another_policy_are_others(self, site: Site) -> None:
+    def test_users_of_another_policy_are_others(self, site):
         """A user who logs in as alice without an account is not Alice."""
         job = site.send("alice")
         assert site.get("/v1/", "guest").json["user"]["id"].startswith("basicauth:")
@@ -53,7 +53,7 @@ class TestKinto(Contract):
         assert site.get(f"{site.jobs}/{theirs}", "guest").status_code == 200
         assert site.get(f"{site.jobs}/{theirs}", "alice").status_code == 403
 
-    def test_own_urls_work_as_before(self, site: Site) -> None:
+    def test_own_urls_work_as_before(self, site):
         """Kinto's own resources, errors and redirects work as before."""
         alice = site.headers["alice"]
         record = {"data": {"colour": "green"}}
@@ -70,7 +70,7 @@ class TestKinto(Contract):
         assert site.get("/v1/__heartbeat__").status_code == 200
         assert site.get("/buckets").headers["Location"].endswith("/v1/buckets")
 
-    def test_batch_asks_for_jobs(self, site: Site) -> None:
+    def test_batch_asks_for_jobs(self, site):
         """Kinto's batch endpoint passes on requests for jobs with the user's rights."""
         job = site.send("alice")
         requests = [{"path": f"/v1/job_state/{job}"}, {"path": "/v1/job_state"}]

@@ -27,7 +27,7 @@ def code_of(module: str) -> list[str]:
     return [line for line in lines if line.strip() and line.strip()[0] != "#"]
 
 
-def test_few_lines_are_needed() -> None:
+def test_few_lines_are_needed():
     """The README lists exactly the applications tested here. A plugin's lines count in
     full, and so does the one that enables it; the others need only the include.
     """

@@ -54,7 +54,7 @@ def site(interop_broker: Any, tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 class TestPyAMS(Contract):
-    def test_own_urls_work_as_before(self, site: Site) -> None:
+    def test_own_urls_work_as_before(self, site):
         """PyAMS's own traversal and routes work as before."""
         assert site.get("/api/rest/monitor", "admin").json["status"] == "UP"
         for path in ("/nowhere", "/++etc++site/nowhere", "/++nope++jobs"):

@@ -6,7 +6,6 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import redis
 
 from pyramid_jobstate import (
     Batch,
@@ -57,7 +56,7 @@ def members_of(store: JobStore, uuid: str, **wanted: Any) -> list[str]:
     return uuids_of(store.members(uuid, **wanted).items)
 
 
-def test_status_follows_from_the_members(store: JobStore) -> None:
+def test_status_follows_from_the_members(store):
     """A batch that has ended has failed if a member has, unless it allows that, else it
     is cancelled if one was. Its reason says whose doing it was.
     """
@@ -78,7 +77,7 @@ def test_status_follows_from_the_members(store: JobStore) -> None:
         assert batch.is_finished == (batch.finished_at is not None)
 
 
-def test_bar_follows_from_the_members(store: JobStore) -> None:
+def test_bar_follows_from_the_members(store):
     """The bar has the shares of its members by their weights, fractions as well. A
     member that is over counts whole, however it ended.
     """
@@ -95,7 +94,7 @@ def test_bar_follows_from_the_members(store: JobStore) -> None:
         assert progress.fraction == pytest.approx(fraction, abs=1e-4), members
 
 
-def test_members_are_listed_in_order(store: JobStore) -> None:
+def test_members_are_listed_in_order(store):
     """The members of a batch are listed as they were sent, page by page, of all
     statuses or one. Those whose records are gone are left out.
     """
@@ -113,7 +112,7 @@ def test_members_are_listed_in_order(store: JobStore) -> None:
     assert store.members(uuids[0]) == Page([], None)
 
 
-def test_members_are_not_among_their_owners_jobs(store: JobStore) -> None:
+def test_members_are_not_among_their_owners_jobs(store):
     """In the list of one's own jobs, a batch stands for its members. The others have
     both: members by their own kinds, and batches by theirs.
     """
@@ -140,7 +139,7 @@ def test_members_are_not_among_their_owners_jobs(store: JobStore) -> None:
     assert store.kinds() == ["class:Import", "class:JobState"]
 
 
-def test_failed_member_runs_again(bed: Bed) -> None:
+def test_failed_member_runs_again(bed):
     """A member that runs again is no failed one any more, and its batch goes on, also
     after its end: it is at once listed so, and its bar starts anew. If the broker
     refuses the message, the batch has failed as before.
@@ -160,7 +159,7 @@ def test_failed_member_runs_again(bed: Bed) -> None:
     assert bed.fraction() == 2 / 3
 
 
-def test_time_left_follows_from_the_pace(make_bed: MakeBed) -> None:
+def test_time_left_follows_from_the_pace(make_bed):
     """The rest of a batch is expected to take as long as what is done did."""
     bed = make_bed(4)
     bed.run(0)
@@ -171,7 +170,7 @@ def test_time_left_follows_from_the_pace(make_bed: MakeBed) -> None:
 
 
 @pytest.mark.promise("batch-bar-does-not-go-back")
-def test_bar_does_not_go_back(make_bed: MakeBed) -> None:
+def test_bar_does_not_go_back(make_bed):
     """A member that is tried again, or begins again, takes work back: the bar waits
     until that is done again. New members start it anew.
     """
@@ -190,7 +189,7 @@ def test_bar_does_not_go_back(make_bed: MakeBed) -> None:
 
 
 @pytest.mark.promise("batch-cancels-its-members")
-def test_cancel_of_a_batch_that_waits(store: JobStore) -> None:
+def test_cancel_of_a_batch_that_waits(store):
     """A batch none of whose members runs is cancelled at once, with those that wait:
     they read so wherever they are read, and are not cancelled again.
     """
@@ -213,7 +212,7 @@ def test_cancel_of_a_batch_that_waits(store: JobStore) -> None:
     assert counts_of(store, batch.uuid) == {"success": 1, "cancelled": 2}
 
 
-def test_cancel_of_a_batch_is_one_command(store: JobStore, client: redis.Redis) -> None:
+def test_cancel_of_a_batch_is_one_command(store, client):
     """It touches none of the members, however many there are."""
     # The first one loads the script.
     put(store, "q").cancel()
@@ -227,7 +226,7 @@ def test_cancel_of_a_batch_is_one_command(store: JobStore, client: redis.Redis) 
     assert sum(each["calls"] for each in stats.values()) < 50
 
 
-def test_cancel_of_a_batch_that_runs(bed: Bed) -> None:
+def test_cancel_of_a_batch_that_runs(bed):
     """A batch is being cancelled while members run, which hear of it; what waits, or is
     over, never runs, however late its message comes.
     """
@@ -257,7 +256,7 @@ def test_cancel_of_a_batch_that_runs(bed: Bed) -> None:
     assert counts == Counts(cancelled=2, success=1)
 
 
-def test_cancelled_batch_of_dead_workers_ends(store: JobStore) -> None:
+def test_cancelled_batch_of_dead_workers_ends(store):
     """A second cancel ends a batch whose running members are silent: those read
     cancelled, too.
     """
@@ -276,7 +275,7 @@ def test_cancelled_batch_of_dead_workers_ends(store: JobStore) -> None:
 
 
 @pytest.mark.promise("batch-cancels-its-members")
-def test_cancelled_batch_stays_cancelled(make_bed: MakeBed) -> None:
+def test_cancelled_batch_stays_cancelled(make_bed):
     """A cancelled batch that has ended stays so, whatever a run does that turns out to
     be alive: pages have acted on it.
     """
@@ -294,7 +293,7 @@ def test_cancelled_batch_stays_cancelled(make_bed: MakeBed) -> None:
     assert sum(getattr(counts, status) for status in STATUSES) == 2
 
 
-def test_deleted_batch_leaves_its_members(make_bed: MakeBed) -> None:
+def test_deleted_batch_leaves_its_members(make_bed):
     """The members of a deleted batch stay, and one that runs again is a job of its
     own. Those of one that was cancelled never run.
     """
@@ -317,7 +316,7 @@ def test_deleted_batch_leaves_its_members(make_bed: MakeBed) -> None:
     assert (stopped.member(0).status, stopped.member(0).attempt) == ("cancelled", 0)
 
 
-def test_deleted_members_keep_their_counts(store: JobStore) -> None:
+def test_deleted_members_keep_their_counts(store):
     """A batch counts its members whose records were deleted as they had ended."""
     batch = put(store, "qse")
     assert store.clear(everything=True).done == 2
@@ -330,7 +329,7 @@ def test_deleted_members_keep_their_counts(store: JobStore) -> None:
     assert counts_of(store, batch.uuid) == {"success": 1, "error": 1, "cancelled": 1}
 
 
-def test_silent_batch(store: JobStore) -> None:
+def test_silent_batch(store):
     """A silent batch is stalled if a member runs, else retrying if one is to be tried
     again, else queued. What it knows was right, so a look changes nothing.
     """
@@ -350,7 +349,7 @@ def test_silent_batch(store: JobStore) -> None:
         assert counts_of(store, batch.uuid) == before
 
 
-def test_batch_whose_sender_died_is_stalled(make_bed: MakeBed) -> None:
+def test_batch_whose_sender_died_is_stalled(make_bed):
     """A batch of which some members were never sent is stalled until somebody cancels
     it. Those that were sent run.
     """
@@ -370,7 +369,7 @@ def test_batch_whose_sender_died_is_stalled(make_bed: MakeBed) -> None:
 
 
 @pytest.mark.promise("batch-counts-exactly")
-def test_look_finds_what_the_batch_was_not_told(make_bed: MakeBed) -> None:
+def test_look_finds_what_the_batch_was_not_told(make_bed):
     """A silent batch looks at its members, whose ends may not have reached it, also if
     they were deleted since. What it finds is as old as they are.
     """
@@ -387,7 +386,7 @@ def test_look_finds_what_the_batch_was_not_told(make_bed: MakeBed) -> None:
     assert bed.load().status == "stalled"
 
 
-def test_look_finds_members_that_were_lost(make_bed: MakeBed) -> None:
+def test_look_finds_members_that_were_lost(make_bed):
     """A member without a record, or with another program's, has failed, unless it had
     ended. If it runs after all, that counts.
     """
@@ -403,7 +402,7 @@ def test_look_finds_members_that_were_lost(make_bed: MakeBed) -> None:
     assert bed.counts() == {"success": 2, "error": 2}
 
 
-def test_look_leaves_unsent_members_to_their_sender(bed: Bed) -> None:
+def test_look_leaves_unsent_members_to_their_sender(bed):
     """A member without a record that was never sent has failed once nobody is left who
     could send it. If its sender runs again, it is sent, and counts once.
     """
@@ -431,7 +430,7 @@ def test_look_leaves_unsent_members_to_their_sender(bed: Bed) -> None:
     assert bed.load().status == "success"
 
 
-def test_look_goes_through_all_members_in_turn(store: JobStore) -> None:
+def test_look_goes_through_all_members_in_turn(store):
     """A look takes 20 members that have not ended, and begins again at the end."""
     batch = put(store, "q" * 25)
     uuids = members_of(store, batch.uuid)
@@ -445,7 +444,7 @@ def test_look_goes_through_all_members_in_turn(store: JobStore) -> None:
         assert counts_of(store, batch.uuid)["cancelled"] == cancelled
 
 
-def test_clock_that_goes_back(make_bed: MakeBed) -> None:
+def test_clock_that_goes_back(make_bed):
     """A batch hears at once of its members although the server's clock has gone back,
     with no more calls than before, or that of the server to which a member has failed
     over is behind.
@@ -469,7 +468,7 @@ def test_clock_that_goes_back(make_bed: MakeBed) -> None:
     assert bed.counts() == {"queued": 1, "success": 1, "error": 2}
 
 
-def test_batch_lives_as_long_as_its_members_may_wait(store: JobStore) -> None:
+def test_batch_lives_as_long_as_its_members_may_wait(store):
     """A batch is kept until after the last of its members is due, cancelled or not, and
     for as long as other ended jobs from its end.
     """
@@ -488,9 +487,7 @@ def test_batch_lives_as_long_as_its_members_may_wait(store: JobStore) -> None:
     assert store.load(batch.uuid) is None
 
 
-def test_batch_stays_listed_while_it_goes_on(
-    make_bed: MakeBed, store: JobStore
-) -> None:
+def test_batch_stays_listed_while_it_goes_on(make_bed, store):
     """A batch that goes on for longer than unfinished jobs are kept stays listed, also
     one that had ended.
     """
@@ -507,9 +504,7 @@ def test_batch_stays_listed_while_it_goes_on(
         bed.end(place)
 
 
-def test_damaged_batch_does_not_harm_its_members(
-    make_bed: MakeBed, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_batch_does_not_harm_its_members(make_bed, caplog):
     """If another program uses a key of a batch, or a list's, its members run and end,
     and no poll fails.
     """

@@ -37,7 +37,7 @@ def left(store: JobStore, uuids: list[str]) -> int:
     return sum(job is not None and job.status != "cancelled" for job in found)
 
 
-def test_statuses(store: JobStore) -> None:
+def test_statuses(store):
     """Jobs of a status are deleted or cancelled, and no others. Neither lists nor
     counts know of what was deleted.
     """
@@ -60,7 +60,7 @@ def test_statuses(store: JobStore) -> None:
 
 @pytest.mark.promise("ended-jobs-are-cleared")
 @each_act
-def test_filters(store: JobStore, act: Act, status: str) -> None:
+def test_filters(store, act, status):
     """A filter chooses the jobs. None but `everything` chooses all."""
     filters: list[dict[str, Any]] = [
         {"owner": "alice"},
@@ -82,7 +82,7 @@ def test_filters(store: JobStore, act: Act, status: str) -> None:
 
 
 @pytest.mark.promise("ended-jobs-are-cleared")
-def test_clear_older_than(store: JobStore) -> None:
+def test_clear_older_than(store):
     """Only jobs that ended long enough ago, by the time of the first call, are
     deleted.
     """
@@ -101,7 +101,7 @@ def test_clear_older_than(store: JobStore) -> None:
 
 
 @each_act
-def test_calls_go_on_with_the_cursor(store: JobStore, act: Act, status: str) -> None:
+def test_calls_go_on_with_the_cursor(store, act, status):
     """Each call acts on at most so many jobs, and the next one goes on."""
     for limit in 1, 3, 10, 11:
         uuids = put(store, status, 10)
@@ -117,7 +117,7 @@ def test_calls_go_on_with_the_cursor(store: JobStore, act: Act, status: str) -> 
 
 
 @each_act
-def test_jobs_of_later_are_safe(store: JobStore, act: Act, status: str) -> None:
+def test_jobs_of_later_are_safe(store, act, status):
     """Jobs that are sent after the first call stay, delayed ones as well. Those that
     were scheduled before are found.
     """
@@ -132,7 +132,7 @@ def test_jobs_of_later_are_safe(store: JobStore, act: Act, status: str) -> None:
     assert left(store, late) == 5
 
 
-def test_jobs_that_change_later_do_not_match(store: JobStore) -> None:
+def test_jobs_that_change_later_do_not_match(store):
     """An act spares jobs that end, that get its status or that somebody runs again
     after it began: whoever begins later means them.
     """
@@ -162,9 +162,7 @@ def test_jobs_that_change_later_do_not_match(store: JobStore) -> None:
 
 
 @each_act
-def test_caller_is_asked_and_told_of_each_job(
-    store: JobStore, act: Act, status: str
-) -> None:
+def test_caller_is_asked_and_told_of_each_job(store, act, status):
     """Jobs that the caller may not touch stay, and count as refused. The caller is told
     of the others.
     """
@@ -200,7 +198,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 
 
 @each_act
-def test_wrong_arguments_are_refused(store: JobStore, act: Act, status: str) -> None:
+def test_wrong_arguments_are_refused(store, act, status):
     """An error names what is wrong, and nothing happens. Without a filter, everything
     has to be meant.
     """
@@ -212,7 +210,7 @@ def test_wrong_arguments_are_refused(store: JobStore, act: Act, status: str) -> 
     assert left(store, uuids) == 2
 
 
-def test_cursor_of_another_call_is_refused(store: JobStore) -> None:
+def test_cursor_of_another_call_is_refused(store):
     """A cursor serves the call that returned it, with the same arguments. A forged one
     does not lead to jobs of another status, or to a part of the lists that the act does
     not read.
@@ -238,7 +236,7 @@ def test_cursor_of_another_call_is_refused(store: JobStore) -> None:
     assert left(store, uuids) == 2
 
 
-def test_job_that_has_begun_again_is_not_deleted(store: JobStore) -> None:
+def test_job_that_has_begun_again_is_not_deleted(store):
     """A job that is still listed as ended, but waits to run again, stays."""
     broker, _ = make_desk(store)
     (ended,), (begun,) = put(store, "success"), put(store, "error")
@@ -249,7 +247,7 @@ def test_job_that_has_begun_again_is_not_deleted(store: JobStore) -> None:
     assert store.counts(anew=True) == Counts(queued=1)
 
 
-def test_jobs_of_one_score_are_all_acted_on(store: JobStore) -> None:
+def test_jobs_of_one_score_are_all_acted_on(store):
     """However few a call acts on, and whatever the act does with their places."""
     acts: list[tuple[str, Act]] = [
         ("working", store.cancel_all),

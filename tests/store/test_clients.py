@@ -8,7 +8,6 @@ import logging
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -66,9 +65,7 @@ def everything_of(error: BaseException | None) -> str:
     return "".join(texts)
 
 
-def test_wrong_url_is_an_error_that_shows_nothing_of_it(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_wrong_url_is_an_error_that_shows_nothing_of_it(caplog):
     """The error of a URL that cannot be understood says what to do, chains no other,
     and shows no part of a password. Nor does the log.
     """
@@ -99,7 +96,7 @@ RIGHT: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def test_every_documented_form_of_a_url_is_understood() -> None:
+def test_every_documented_form_of_a_url_is_understood():
     """Every documented form of a URL is accepted, and the repr shows the address, but
     no password.
     """
@@ -114,9 +111,7 @@ def test_every_documented_form_of_a_url_is_understood() -> None:
     assert repr(store) == "<JobStore 'jobstate' at example.com:7000/3>"
 
 
-def test_password_is_shown_nowhere(
-    redis_url: str, client: redis.Redis, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_password_is_shown_nowhere(redis_url, client, caplog):
     """No log line, error, repr or introspectable contains the password, whatever signs
     it has, and whether it is right or wrong or the server is away.
     """
@@ -150,7 +145,7 @@ def test_password_is_shown_nowhere(
 
 
 @pytest.mark.promise("every-server-works")
-def test_store_works_with_any_client(redis_url: str) -> None:
+def test_store_works_with_any_client(redis_url):
     """A client may decode its responses or not, with any encoding, use either protocol,
     and be of a class of the application's.
     """
@@ -177,7 +172,7 @@ def test_store_works_with_any_client(redis_url: str) -> None:
                 assert store.counts(anew=True) == Counts()
 
 
-def test_server_that_forgot_the_scripts_is_told_them(store: JobStore) -> None:
+def test_server_that_forgot_the_scripts_is_told_them(store):
     """After a restart, the scripts are sent again, also if the server knows some of
     them, and the calls keep their order.
     """
@@ -189,7 +184,7 @@ def test_server_that_forgot_the_scripts_is_told_them(store: JobStore) -> None:
     assert other.progress_metrics == {"miles_run": 2}
 
 
-def test_store_of_ones_own_fails_fast(redis_url: str) -> None:
+def test_store_of_ones_own_fails_fast(redis_url):
     """Without a server, a store fails at once; if it does not answer, soon."""
     with relaying(redis_url) as relay:
         store = JobStore(relay.url)
@@ -202,9 +197,7 @@ def test_store_of_ones_own_fails_fast(redis_url: str) -> None:
         store.load(new_id())
 
 
-def test_callers_share_few_connections(
-    redis_url: str, client: redis.Redis, store: JobStore
-) -> None:
+def test_callers_share_few_connections(redis_url, client, store):
     """However many call at once, a client has no more connections than it may, and each
     call is answered in its turn.
     """
@@ -230,7 +223,7 @@ def test_callers_share_few_connections(
 
 
 @pytest.mark.promise("full-pool-is-no-outage")
-def test_full_pool_is_no_outage(redis_url: str) -> None:
+def test_full_pool_is_no_outage(redis_url):
     """If no connection becomes free, the error is a RedisError that says so, none of
     those that say that the server does not answer. A client of ours waits for half a
     second, and one of the application's as long as its pool does.
@@ -259,7 +252,7 @@ def test_full_pool_is_no_outage(redis_url: str) -> None:
         assert store.load(new_id()) is None
 
 
-def test_nobody_knows_of_an_end_without_a_connection(redis_url: str) -> None:
+def test_nobody_knows_of_an_end_without_a_connection(redis_url):
     """A wait that found no connection at its last look says that, and not that the job
     has not ended. One that has the time sees the end.
     """
@@ -280,7 +273,7 @@ async def follow(store: JobStore, uuid: str, timeout: float) -> Any:
     return await store.follow(uuid, timeout=timeout)
 
 
-def test_limit_is_for_clients_of_ours(redis_url: str, client: redis.Redis) -> None:
+def test_limit_is_for_clients_of_ours(redis_url, client):
     """A limit beside a client or a store, and one out of range, is refused."""
     store = JobStore(client)
     for make in (
@@ -304,7 +297,7 @@ def test_limit_is_for_clients_of_ours(redis_url: str, client: redis.Redis) -> No
 
 
 @pytest.mark.system
-def test_url_may_be_a_unix_socket(tmp_path: Path) -> None:
+def test_url_may_be_a_unix_socket(tmp_path):
     """A store works over a Unix socket, and its repr shows the path."""
     path = tmp_path / "s"
     with EmbeddedServer(arguments=["--unixsocket", str(path)]):
@@ -313,7 +306,7 @@ def test_url_may_be_a_unix_socket(tmp_path: Path) -> None:
         assert str(path) in repr(store)
 
 
-def test_interrupt_takes_no_connection(redis_url: str) -> None:
+def test_interrupt_takes_no_connection(redis_url):
     """Wherever it hits a call that waits for a connection, the next call gets it."""
     store = JobStore(redis_url, max_connections=1)
 

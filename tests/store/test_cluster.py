@@ -42,9 +42,7 @@ def cluster_store(cluster: Cluster) -> Iterator[JobStore]:
 
 
 @pytest.mark.promise("every-server-works")
-def test_store_writes_and_reads_across_nodes(
-    cluster: Cluster, cluster_store: JobStore
-) -> None:
+def test_store_writes_and_reads_across_nodes(cluster, cluster_store):
     """Jobs on all nodes are written, read, listed, cancelled, cleared and run again,
     also through a client of the application's.
     """
@@ -66,9 +64,7 @@ def test_store_writes_and_reads_across_nodes(
     assert cluster_store.clear(status="error").done == 4
 
 
-def test_jobs_are_followed_across_nodes(
-    cluster: Cluster, cluster_store: JobStore
-) -> None:
+def test_jobs_are_followed_across_nodes(cluster, cluster_store):
     """A wait for jobs on all nodes gets the ends of all, in threads and in asyncio. A
     Cluster that is away is asked again.
     """
@@ -93,7 +89,7 @@ def test_jobs_are_followed_across_nodes(
             assert [job.uuid for job in wait.result(30)] == uuids
 
 
-def test_lists_take_one_round_trip(cluster: Cluster, cluster_store: JobStore) -> None:
+def test_lists_take_one_round_trip(cluster, cluster_store):
     """After the call that changes a record, its lists take one round trip to each
     node, as do the jobs of a page after that of their list.
     """
@@ -117,7 +113,7 @@ def test_lists_take_one_round_trip(cluster: Cluster, cluster_store: JobStore) ->
         assert len(set(ports)) == len(ports)
 
 
-def test_batches_on_a_cluster(cluster_store: JobStore) -> None:
+def test_batches_on_a_cluster(cluster_store):
     """The keys of a batch lie in one slot, and its members on any nodes."""
     store = cluster_store
     with contextlib.closing(Bed(store, 12)) as bed:
@@ -141,7 +137,7 @@ def test_batches_on_a_cluster(cluster_store: JobStore) -> None:
         assert store.load(bed.uuid) is None
 
 
-def test_change_that_a_batch_hears_of_late(cluster_store: JobStore) -> None:
+def test_change_that_a_batch_hears_of_late(cluster_store):
     """The batch is told in a call of its own, which a later change may overtake: a
     member may be cancelled between any two calls of an operator who runs it again. The
     batch counts what it has become.
@@ -170,7 +166,7 @@ def test_change_that_a_batch_hears_of_late(cluster_store: JobStore) -> None:
     assert {"queued", "cancelled"} <= {*statuses}
 
 
-def test_statuses_are_listed_and_counted_on_a_cluster(cluster: Cluster) -> None:
+def test_statuses_are_listed_and_counted_on_a_cluster(cluster):
     """Jobs are listed by status and counted, wherever they lie, whatever the names of
     their kinds and of the namespace.
     """
@@ -195,7 +191,7 @@ def test_statuses_are_listed_and_counted_on_a_cluster(cluster: Cluster) -> None:
         store.client.close()
 
 
-def test_creation_that_is_repeated_lists_the_job(cluster_store: JobStore) -> None:
+def test_creation_that_is_repeated_lists_the_job(cluster_store):
     """The reply that says where to list it may have been lost."""
     _, run_marathon = make_desk(cluster_store)
     # So that the nodes know the scripts.
@@ -215,7 +211,7 @@ def test_creation_that_is_repeated_lists_the_job(cluster_store: JobStore) -> Non
     assert {*uuids_of(cluster_store.list().items)} == {*before, sent.message_id}
 
 
-def test_durations_on_a_cluster(cluster_store: JobStore) -> None:
+def test_durations_on_a_cluster(cluster_store):
     """They are known with and without a hash tag."""
     for namespace in "jobstate", "{jobstate}":
         store = cluster_store.replace(namespace=namespace)
@@ -223,9 +219,7 @@ def test_durations_on_a_cluster(cluster_store: JobStore) -> None:
         assert store.durations("class:RunMarathon") == TWO_MINUTES
 
 
-def test_a_key_that_is_moving_is_found(
-    cluster: Cluster, cluster_store: JobStore
-) -> None:
+def test_a_key_that_is_moving_is_found(cluster, cluster_store):
     """While a slot moves to another node, and afterwards, all commands succeed."""
     uuid = put(cluster_store, "working")
     key = key_of(cluster_store, uuid)
@@ -243,7 +237,7 @@ def test_a_key_that_is_moving_is_found(
     cluster.move(key, target, source, cancel)
 
 
-def test_a_cluster_that_is_away_is_a_redis_error() -> None:
+def test_a_cluster_that_is_away_is_a_redis_error():
     """Connecting to a Cluster that is away is an ordinary error. Calls fail as well,
     rather than hang.
     """
@@ -255,9 +249,7 @@ def test_a_cluster_that_is_away_is_a_redis_error() -> None:
         JobStore("redis+cluster://127.0.0.1:1")
 
 
-def test_callers_share_few_connections_to_a_node(
-    cluster: Cluster, cluster_store: JobStore
-) -> None:
+def test_callers_share_few_connections_to_a_node(cluster, cluster_store):
     """A client has as many connections to each node as it may. Callers wait for one. A
     node whose connections are all in use is not taken to be away.
     """
@@ -288,9 +280,7 @@ def test_callers_share_few_connections_to_a_node(
     few.client.close()
 
 
-def test_job_is_listed_once_the_node_of_a_list_is_back(
-    cluster: Cluster, cluster_store: JobStore
-) -> None:
+def test_job_is_listed_once_the_node_of_a_list_is_back(cluster, cluster_store):
     """Jobs that begin and end while the node of a list does not answer are listed there
     as soon as it does.
     """

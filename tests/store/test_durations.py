@@ -1,14 +1,11 @@
 """How long jobs of a kind run: JobStore.durations()."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-import redis
 
 from pyramid_jobstate import Batch, Durations, JobState, JobStore
 from pyramid_jobstate.testing import pass_time, put_batch, put_job
@@ -32,7 +29,7 @@ def durations_anew(store: JobStore, kind: str = KIND) -> Durations:
     return store.durations(kind)
 
 
-def test_durations_are_those_of_the_newest_successes(store: JobStore) -> None:
+def test_durations_are_those_of_the_newest_successes(store):
     """Whoever owns the jobs. Those that were cancelled or failed do not count."""
     put_runs(store, [5] * 100)
     put_runs(store, [120] * 50 + [*LIKE] * 2 + [120] * 8, owner="bob")
@@ -46,10 +43,10 @@ def test_durations_are_those_of_the_newest_successes(store: JobStore) -> None:
     assert store.durations("class:Diary") == UNKNOWN
     for kind in None, 26:
         with pytest.raises(TypeError, match="kind must be a str"):
-            store.durations(kind)  # type: ignore[arg-type]
+            store.durations(kind)
 
 
-def test_middle_half_has_two_digits(store: JobStore) -> None:
+def test_middle_half_has_two_digits(store):
     """More would mislead."""
     put_runs(store, [118.4, 121, 133.3, 166.6, 171.2] * 5)
     assert store.durations(KIND) == Durations(133.3, 171.2, 120, 170)
@@ -58,7 +55,7 @@ def test_middle_half_has_two_digits(store: JobStore) -> None:
     assert (found.low, found.high) == (0.011, 0.021)
 
 
-def test_durations_are_those_of_members_too(store: JobStore) -> None:
+def test_durations_are_those_of_members_too(store):
     """The newest of both count."""
     put_runs(store, [5] * 100)
     member = {"job_state_class": RunMarathon, "status": "success"}
@@ -70,7 +67,7 @@ def test_durations_are_those_of_members_too(store: JobStore) -> None:
     assert store.durations(KIND) == Durations(120, 120, 120, 120)
 
 
-def test_durations_wait_for_the_slow_jobs(store: JobStore) -> None:
+def test_durations_wait_for_the_slow_jobs(store):
     """Of jobs that began together, the short ones end first. They tell nothing until
     jobs began over more than twice the longest duration.
     """
@@ -80,7 +77,7 @@ def test_durations_wait_for_the_slow_jobs(store: JobStore) -> None:
         assert durations_anew(store) == UNKNOWN
 
 
-def test_durations_of_a_busy_kind_reach_further_back(store: JobStore) -> None:
+def test_durations_of_a_busy_kind_reach_further_back(store):
     """The newest hundred of many at once began too close to each other. Further ones
     count, as few of them as are needed.
     """
@@ -90,7 +87,7 @@ def test_durations_of_a_busy_kind_reach_further_back(store: JobStore) -> None:
     assert 105 <= found.low < found.high <= 135
 
 
-def test_durations_are_unknown_below_twenty(store: JobStore) -> None:
+def test_durations_are_unknown_below_twenty(store):
     """Even if the jobs began far from each other, at more than twice the longest."""
     put_runs(store, LIKE[:19])
     assert store.durations(KIND) == UNKNOWN
@@ -100,7 +97,7 @@ def test_durations_are_unknown_below_twenty(store: JobStore) -> None:
     assert store.durations("class:Diary") == UNKNOWN
 
 
-def test_durations_that_differ_much_have_no_middle(store: JobStore) -> None:
+def test_durations_that_differ_much_have_no_middle(store):
     """A kind may have small jobs and large ones."""
     put_runs(store, [10, 40] * 10)
     assert store.durations(KIND) == Durations(40, 40, 10, 40)
@@ -108,7 +105,7 @@ def test_durations_that_differ_much_have_no_middle(store: JobStore) -> None:
     assert durations_anew(store) == Durations(41, 41)
 
 
-def test_durations_are_kept_for_a_minute(store: JobStore) -> None:
+def test_durations_are_kept_for_a_minute(store):
     """In the store, so that all processes say the same: a round trip then."""
     put_runs(store)
     with counting_trips() as trips:
@@ -124,9 +121,7 @@ def test_durations_are_kept_for_a_minute(store: JobStore) -> None:
     assert other.durations(KIND).p50 == 10
 
 
-def test_durations_survive_what_others_write(
-    store: JobStore, client: redis.Redis
-) -> None:
+def test_durations_survive_what_others_write(store, client):
     """Nonsense in records, in lists and in the key of the durations is skipped."""
     uuids = put_runs(store, [*LIKE, 1, 2, 3, 4])
     for uuid, started, finished in zip(
@@ -145,9 +140,7 @@ def test_durations_survive_what_others_write(
     assert store.durations(KIND) == TWO_MINUTES
 
 
-def test_durations_of_a_server_that_takes_nothing(
-    store: JobStore, client: redis.Redis, redis_url: str
-) -> None:
+def test_durations_of_a_server_that_takes_nothing(store, client, redis_url):
     """They are reckoned at each call: a server may be read-only."""
     put_runs(store)
     client.acl_setuser(
@@ -159,9 +152,7 @@ def test_durations_of_a_server_that_takes_nothing(
     client.acl_deluser("reader")
 
 
-def test_kinds_without_durations_are_asked_for_once_a_minute(
-    redis_url: str, store: JobStore
-) -> None:
+def test_kinds_without_durations_are_asked_for_once_a_minute(redis_url, store):
     """However many kinds there are whose jobs are polled."""
     app = make_app(make_config(redis_url))
     uuids = [put(store, "working"), put_job(store, Diary, owner="alice").uuid]

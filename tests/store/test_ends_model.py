@@ -1,7 +1,5 @@
 """The outbox of ends compared with what was told of them, for any order of events."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json
@@ -644,9 +642,7 @@ def with_scenes(test: Any) -> Any:
 @with_scenes
 @examples(20)
 @given(path=paths)
-def test_outbox_has_what_is_to_be_told(
-    course: Callable[[], Course], path: list[Step]
-) -> None:
+def test_outbox_has_what_is_to_be_told(course, path):
     """Whatever happens to jobs and batches, and however often a call is repeated, the
     ends that are to be told stand in the outbox, and no others do. Each is told by one
     message at most.
@@ -658,14 +654,12 @@ def test_outbox_has_what_is_to_be_told(
 @pytest.mark.timeout(1800)
 @examples(2000)
 @given(path=paths)
-def test_outbox_has_what_is_to_be_told_for_long(
-    course: Callable[[], Course], path: list[Step]
-) -> None:
+def test_outbox_has_what_is_to_be_told_for_long(course, path):
     """The same holds for many more events."""
     follow(course(), path)
 
 
-def test_process_takes_a_hundred_ends_at_once(course: Callable[[], Course]) -> None:
+def test_process_takes_a_hundred_ends_at_once(course):
     """Others take the rest, the later ones. An end that is taken is due again later."""
     records, ends = course().records, course().ends
     info = JobInfo(KIND, "act", hooks=HOOKS[0])

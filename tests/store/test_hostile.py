@@ -4,7 +4,6 @@ import itertools
 from dataclasses import astuple
 from typing import Any
 
-import pytest
 import redis
 
 from pyramid_jobstate import BulkResult, Counts, JobStore, Page
@@ -44,9 +43,7 @@ def litter(client: Any, *more: str) -> None:
             client.zadd(key, {uuid: client.time()[0] * 10**6}, nx=True)
 
 
-def test_bytes_that_are_no_text_do_not_fail_a_read(
-    client: redis.Redis, redis_url: str
-) -> None:
+def test_bytes_that_are_no_text_do_not_fail_a_read(client, redis_url):
     """Undecodable bytes read as the replacement character, no value gets the name of
     another, and the next job reads as well, with any client.
     """
@@ -82,7 +79,7 @@ def test_bytes_that_are_no_text_do_not_fail_a_read(
                 assert both[1] is not None and both[1].uuid == good
 
 
-def test_nonsense_in_a_list_is_passed_over(store: JobStore) -> None:
+def test_nonsense_in_a_list_is_passed_over(store):
     """Entries that are not those of jobs, however many, are not shown, and the record
     determines the lists in which a job appears.
     """
@@ -114,9 +111,7 @@ def test_nonsense_in_a_list_is_passed_over(store: JobStore) -> None:
     assert min(astuple(store.counts())) >= 0
 
 
-def test_keys_of_another_program_harm_no_job(
-    store: JobStore, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_keys_of_another_program_harm_no_job(store, caplog):
     """If another program uses the keys of lists, jobs are sent, run and end, and no
     list, count or act fails. What is wrong is logged once a key.
     """
@@ -143,7 +138,7 @@ def test_keys_of_another_program_harm_no_job(
     assert all("What cannot be read is skipped" in line for line in said)
 
 
-def test_record_of_another_type_is_unknown(store: JobStore) -> None:
+def test_record_of_another_type_is_unknown(store):
     """A job whose key another program uses is unknown, and the next one is not."""
     bad, good = put(store, "working"), put(store, "working")
     take_over(store.client, key_of(store, bad))

@@ -28,7 +28,7 @@ from tests.web.databases import Manager, fail
 from tests.worker.floors import Floor
 
 
-def test_job_that_was_never_sent_reads_stalled(store: JobStore) -> None:
+def test_job_that_was_never_sent_reads_stalled(store):
     """A job whose sender died before it could send it reads stalled after a while. One
     whose message was accepted stays queued.
     """
@@ -38,7 +38,7 @@ def test_job_that_was_never_sent_reads_stalled(store: JobStore) -> None:
     assert (status_of(store, sent), status_of(store, lost)) == ("queued", "stalled")
 
 
-def test_cancel(store: JobStore) -> None:
+def test_cancel(store):
     """A running job is being cancelled until it ends. One that waits, or is silent, is
     cancelled at once: a second cancel ends a job whose worker has died.
     """
@@ -60,7 +60,7 @@ def test_cancel(store: JobStore) -> None:
         assert not load_job(store, put(store, status)).cancel()
 
 
-def test_cancel_while_the_store_is_away_is_refused(store: JobStore) -> None:
+def test_cancel_while_the_store_is_away_is_refused(store):
     """cancel() raises an exception while the store is away."""
     job = load_job(store, put(store, "working"))
     with away(store), pytest.raises(redis.ConnectionError):
@@ -69,7 +69,7 @@ def test_cancel_while_the_store_is_away_is_refused(store: JobStore) -> None:
 
 
 @pytest.mark.promise("deleted-job-leaves-nothing")
-def test_delete(store: JobStore) -> None:
+def test_delete(store):
     """A job that has ended can be deleted, once: it is unknown from then on."""
     for status in FINISHED:
         uuid = put(store, status)
@@ -84,7 +84,7 @@ def test_delete(store: JobStore) -> None:
 
 
 @pytest.mark.promise("updates-change-nothing-twice")
-def test_lost_reply_changes_no_answer(redis_url: str, store: JobStore) -> None:
+def test_lost_reply_changes_no_answer(redis_url, store):
     """An act whose reply was lost, and which the client repeats, is answered as if it
     had been the only one.
     """
@@ -127,21 +127,21 @@ def assert_lasts(store: JobStore, uuid: str, seconds: float) -> None:
     assert store.load(uuid) is None
 
 
-def test_ended_job_is_kept_for_a_while(brief: JobStore) -> None:
+def test_ended_job_is_kept_for_a_while(brief):
     """An ended job is kept for `expire_in` from its end."""
     for status in "success", "error":
         assert_lasts(brief, put(brief, status), 100)
 
 
 @pytest.mark.promise("nothing-expires-under-a-viewer")
-def test_unfinished_job_is_kept_past_its_due_time(brief: JobStore) -> None:
+def test_unfinished_job_is_kept_past_its_due_time(brief):
     """An unfinished job is kept for `active_expire_in` after it is due."""
     assert_lasts(brief, put(brief, "working"), 1000)
     for status in "queued", "retrying":
         assert_lasts(brief, put(brief, status, delay=500), 1500)
 
 
-def test_cancelled_job_outlives_its_message(brief: JobStore) -> None:
+def test_cancelled_job_outlives_its_message(brief):
     """A cancel never shortens the life of a record: the message that comes later must
     find it.
     """
@@ -162,7 +162,7 @@ def test_cancelled_job_outlives_its_message(brief: JobStore) -> None:
     assert_lasts(patient, job.uuid, 5000)
 
 
-def test_sender_forgets_only_its_own_record(store: JobStore) -> None:
+def test_sender_forgets_only_its_own_record(store):
     """A send that fails leaves the record of another one of the same message, which is
     under way.
     """
@@ -188,7 +188,7 @@ def test_sender_forgets_only_its_own_record(store: JobStore) -> None:
 
 
 @pytest.mark.promise("applications-are-apart")
-def test_namespaces_share_a_server(client: redis.Redis) -> None:
+def test_namespaces_share_a_server(client):
     """Two applications on one server do not see each other's jobs, and all keys tell
     whose they are.
     """
@@ -202,7 +202,7 @@ def test_namespaces_share_a_server(client: redis.Redis) -> None:
     assert other.kinds() == [] and other.counts() == Counts()
 
 
-def test_namespace_is_text_without_stray_braces() -> None:
+def test_namespace_is_text_without_stray_braces():
     """A namespace that is no text, is empty, or has a brace that is not part of a hash
     tag is an error that names it, in the middleware too.
     """
@@ -220,7 +220,7 @@ def test_namespace_is_text_without_stray_braces() -> None:
         JobStore("redis://localhost", namespace=namespace)
 
 
-def test_durations_are_positive_numbers() -> None:
+def test_durations_are_positive_numbers():
     """A duration that is zero, negative, no number or too long for the server, or in
     words as settings take it, is an error that names it.
     """
@@ -236,7 +236,7 @@ def test_durations_are_positive_numbers() -> None:
                 JobStore("redis://localhost", **options)
 
 
-def test_replace_changes_only_what_is_given(redis_url: str) -> None:
+def test_replace_changes_only_what_is_given(redis_url):
     """A store with other options keeps the rest, and the client."""
     store = JobStore(redis_url, expire_in=1, stalled_after=2)
     other = store.replace(namespace="other", stalled_after=3)
@@ -245,7 +245,7 @@ def test_replace_changes_only_what_is_given(redis_url: str) -> None:
     assert other.client is store.client
 
 
-def test_middleware_shares_the_server_of_its_broker(redis_url: str) -> None:
+def test_middleware_shares_the_server_of_its_broker(redis_url):
     """The store of a RedisBroker's middleware is on its server, with connections that
     fail fast. Only a client that is out of the ordinary is shared itself.
     """

@@ -36,7 +36,7 @@ def put_many(store: JobStore, count: int, status: str = "success") -> list[str]:
     return [put(store, status) for _ in range(count)][::-1]
 
 
-def test_list_is_unfinished_first_and_newest_first(store: JobStore) -> None:
+def test_list_is_unfinished_first_and_newest_first(store):
     """Unfinished jobs precede ended ones. Each part has the newest first, by the time
     they were queued, are due or ended.
     """
@@ -50,7 +50,7 @@ def test_list_is_unfinished_first_and_newest_first(store: JobStore) -> None:
     assert page.cursor is None
 
 
-def test_pages_join_without_a_gap(store: JobStore) -> None:
+def test_pages_join_without_a_gap(store):
     """Pages of any size contain each job once, and only the last has no cursor. They
     go on after the previous one even if that page's last job is gone.
     """
@@ -69,7 +69,7 @@ def test_pages_join_without_a_gap(store: JobStore) -> None:
     assert uuids_of(store.list(cursor=page.cursor).items) == jobs[8:]
 
 
-def test_jobs_of_one_moment_are_told_apart(redis_url: str) -> None:
+def test_jobs_of_one_moment_are_told_apart(redis_url):
     """Jobs that are due at the same time are neither lost nor repeated between pages,
     with any kind of client.
     """
@@ -87,7 +87,7 @@ def test_jobs_of_one_moment_are_told_apart(redis_url: str) -> None:
 
 
 @pytest.mark.promise("list-shows-what-may-be-seen")
-def test_paging_misses_no_job_while_others_change(store: JobStore) -> None:
+def test_paging_misses_no_job_while_others_change(store):
     """While jobs are sent, end and are run again between pages, no job that
     exists throughout is missed, and no page shows a job twice.
     """
@@ -130,7 +130,7 @@ FILTERS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_list_is_filtered(store: JobStore) -> None:
+def test_list_is_filtered(store):
     """A list contains only jobs of the given owner, kind, status and parameters."""
     miles = {"miles": 26}
     names = {
@@ -150,7 +150,7 @@ def test_list_is_filtered(store: JobStore) -> None:
             assert sorted(names[job] for job in found) == list(expected), wanted
 
 
-def test_search_is_limited(store: JobStore) -> None:
+def test_search_is_limited(store):
     """A page of a filtered list examines a thousand jobs in a few round trips. It may
     be short, and its cursor goes on from there.
     """
@@ -185,7 +185,7 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [
 ]
 
 
-def test_invalid_arguments_are_refused(store: JobStore) -> None:
+def test_invalid_arguments_are_refused(store):
     """An argument out of range, or a cursor that was never issued, is an error that
     names it. So is what no job can match, rather than an empty list.
     """
@@ -204,7 +204,7 @@ def test_invalid_arguments_are_refused(store: JobStore) -> None:
                     call(**{name: wrong})
 
 
-def test_error_names_the_status_that_a_word_means(store: JobStore) -> None:
+def test_error_names_the_status_that_a_word_means(store):
     """A word of the pages, or an everyday one, is refused with the status that it
     means, unless the call does not take that.
     """
@@ -218,7 +218,7 @@ def test_error_names_the_status_that_a_word_means(store: JobStore) -> None:
         store.clear(status="RUNNING")
 
 
-def test_expired_jobs_are_dropped(store: JobStore) -> None:
+def test_expired_jobs_are_dropped(store):
     """A job whose record has expired is left out, and loses its places."""
     active, ended = put_many(store, 2, "working"), put_many(store, 2, "error")
     gone = [active[0], ended[0]]
@@ -248,7 +248,7 @@ CHANGES = [
 ]
 
 
-def test_job_whose_change_was_not_listed_is_moved(store: JobStore) -> None:
+def test_job_whose_change_was_not_listed_is_moved(store):
     """A job that changed without being listed anew is left out of its former status,
     and is shown once, where it belongs, from then on.
     """
@@ -266,7 +266,7 @@ def test_job_whose_change_was_not_listed_is_moved(store: JobStore) -> None:
         assert getattr(store.counts(), now) == getattr(store.counts(), was) == 1
 
 
-def test_job_that_changes_during_a_list_is_shown_once(store: JobStore) -> None:
+def test_job_that_changes_during_a_list_is_shown_once(store):
     """A job that ends, or expires, between the round trips of a page is shown once, or
     left out if it no longer fits, and stays where the change has put it.
     """
@@ -297,9 +297,7 @@ def test_job_that_changes_during_a_list_is_shown_once(store: JobStore) -> None:
         assert number > 2
 
 
-def test_server_that_takes_no_writes_lists(
-    store: JobStore, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_server_that_takes_no_writes_lists(store, caplog):
     """On a server that refuses writes, and has forgotten the scripts, jobs that are
     listed wrongly are shown as they are, no job is missing, and nothing is logged.
     """
@@ -331,7 +329,7 @@ def brief(client: redis.Redis) -> JobStore:
     return JobStore(client, expire_in=100, active_expire_in=400)
 
 
-def test_job_that_is_due_late_stays_listed(brief: JobStore) -> None:
+def test_job_that_is_due_late_stays_listed(brief):
     """A job that is due later than others are listed stays in all lists, and counts,
     while others come and go, until a while after it is due.
     """
@@ -357,7 +355,7 @@ def test_job_that_is_due_late_stays_listed(brief: JobStore) -> None:
     assert all_of(brief) == []
 
 
-def test_job_that_has_waited_long_stays_listed_while_it_runs(brief: JobStore) -> None:
+def test_job_that_has_waited_long_stays_listed_while_it_runs(brief):
     """A job that begins is listed for at least as long as its worker takes to renew
     that. One that has waited less keeps its place.
     """
@@ -383,7 +381,7 @@ def test_job_that_has_waited_long_stays_listed_while_it_runs(brief: JobStore) ->
         gate.open()
 
 
-def test_expired_jobs_leave_no_place(brief: JobStore) -> None:
+def test_expired_jobs_leave_no_place(brief):
     """When others are listed, jobs that have expired lose their places. After the time
     of the last one, nothing is left.
     """

@@ -1,7 +1,5 @@
 """The log of a job lives and goes with its record."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import threading
@@ -149,7 +147,7 @@ def desk(make_desk: MakeDesk) -> Desk:
 on_one_server = pytest.mark.parametrize("archives", ["single"], indirect=True)
 
 
-def test_log_lives_as_long_as_the_record(desk: Desk) -> None:
+def test_log_lives_as_long_as_the_record(desk):
     """After an end, while the job waits to run again, and if the broker refuses that.
     Each run adds to it.
     """
@@ -173,7 +171,7 @@ def test_log_lives_as_long_as_the_record(desk: Desk) -> None:
     assert desk.texts(message) == []
 
 
-def test_log_is_deleted_with_the_record(desk: Desk) -> None:
+def test_log_is_deleted_with_the_record(desk):
     """Of a job that another one outlives."""
     kept, message = desk.fail(), desk.fail()
     assert desk.store.delete(message.message_id)
@@ -187,7 +185,7 @@ def test_log_is_deleted_with_the_record(desk: Desk) -> None:
     assert desk.store.client.keys("*:log") == []
 
 
-def test_log_of_a_job_that_waits_again(desk: Desk) -> None:
+def test_log_of_a_job_that_waits_again(desk):
     """Put back after a failure, it lives until the job is due. A cancel keeps it for
     the message that may still come, and so does one that comes.
     """
@@ -205,7 +203,7 @@ def test_log_of_a_job_that_waits_again(desk: Desk) -> None:
     desk.agree(message, ACTIVE)
 
 
-def test_log_of_a_job_whose_hook_runs(archives: JobStore, make_desk: MakeDesk) -> None:
+def test_log_of_a_job_whose_hook_runs(archives, make_desk):
     """It lives until the hook has returned, and then as after any end. The hook may
     begin late.
     """
@@ -228,9 +226,7 @@ def test_log_of_a_job_whose_hook_runs(archives: JobStore, make_desk: MakeDesk) -
 
 
 @on_one_server
-def test_log_of_a_job_whose_hook_is_told_again(
-    archives: JobStore, make_desk: MakeDesk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_log_of_a_job_whose_hook_is_told_again(archives, make_desk, monkeypatch):
     """Its message is lost, so that another one is to come."""
     desk = make_desk(archives, ToldArchive, heartbeat=60)
     desk.broker.add_middleware(Refusing())
@@ -247,7 +243,7 @@ def test_log_of_a_job_whose_hook_is_told_again(
     desk.agree(message, ACTIVE)
 
 
-def test_log_of_a_silent_job_that_was_cancelled(make_desk: MakeDesk) -> None:
+def test_log_of_a_silent_job_that_was_cancelled(make_desk):
     """While it runs, its log outlives half the time of its record. Its worker lives
     after all, and puts the message back.
     """
@@ -268,9 +264,7 @@ def test_log_of_a_silent_job_that_was_cancelled(make_desk: MakeDesk) -> None:
     desk.agree(held.message, life / 1000)
 
 
-def test_log_of_a_class_that_captures_nothing_any_more(
-    archives: JobStore, make_desk: MakeDesk
-) -> None:
+def test_log_of_a_class_that_captures_nothing_any_more(archives, make_desk):
     """A job that has one keeps it, and it lives as long as the record."""
     before, after = make_desk(), make_desk(archives, JobState)
     message = before.post()
@@ -283,7 +277,7 @@ def test_log_of_a_class_that_captures_nothing_any_more(
     assert before.texts(message) == ["a line"]
 
 
-def test_log_of_a_member_of_a_cancelled_batch(desk: Desk) -> None:
+def test_log_of_a_member_of_a_cancelled_batch(desk):
     """The member waits to run again, and is cancelled as its message comes."""
     member = {"job_state_class": Archive, "status": "retrying", "log": ["a line"]}
     batch = put_batch(desk.store, members=[{**member, "delay": 100}])
@@ -302,7 +296,7 @@ def test_log_of_a_member_of_a_cancelled_batch(desk: Desk) -> None:
 
 
 @on_one_server
-def test_run_renews_its_log(make_desk: MakeDesk) -> None:
+def test_run_renews_its_log(make_desk):
     """A job runs for longer than a record lives. What is kept of an earlier failure
     lives on, too. An entry of another program that is longer than a log is dropped.
     """
@@ -330,9 +324,7 @@ def test_run_renews_its_log(make_desk: MakeDesk) -> None:
 
 
 @on_one_server
-def test_line_has_the_time_when_it_was_logged(
-    redis_url: str, archives: JobStore, make_desk: MakeDesk
-) -> None:
+def test_line_has_the_time_when_it_was_logged(redis_url, archives, make_desk):
     """Also if the store was away then."""
     held = make_desk(own=JobStore(redis_url)).begin()
     said = threading.Event()
@@ -352,9 +344,7 @@ def test_line_has_the_time_when_it_was_logged(
 
 
 @on_one_server
-def test_older_run_adds_nothing(
-    redis_url: str, archives: JobStore, make_desk: MakeDesk
-) -> None:
+def test_older_run_adds_nothing(redis_url, archives, make_desk):
     """A run whose job has begun again elsewhere is not heard any more."""
     first, second = (make_desk(own=JobStore(redis_url)) for _ in range(2))
     old = first.begin()
@@ -370,7 +360,7 @@ def test_older_run_adds_nothing(
     assert [(line.number, line.text) for line in lines] == [(1, "one"), (2, "two")]
 
 
-def test_lines_after_a_number(store: JobStore) -> None:
+def test_lines_after_a_number(store):
     """Followers ask for what is new. Numbers must be counts."""
     job = put_job(store, Archive, log=["a", "b", "c"])
     assert [line.text for line in store.log(job.uuid, 1)] == ["b", "c"]
@@ -388,9 +378,7 @@ def test_lines_after_a_number(store: JobStore) -> None:
 
 
 @on_one_server
-def test_lines_that_come_during_a_look(
-    redis_url: str, archives: JobStore, desk: Desk
-) -> None:
+def test_lines_that_come_during_a_look(redis_url, archives, desk):
     """A follower asks for what comes after the last line that it has: none may be
     missing before that.
     """

@@ -798,7 +798,7 @@ def with_scenes(test: Any) -> Any:
 @with_scenes
 @examples(60)
 @given(path=paths_of(steps, 14))
-def test_scripts_do_as_the_model(both: Callable[[], Both], path: list[Any]) -> None:
+def test_scripts_do_as_the_model(both, path):
     """Whatever is requested or reported, twice, late or out of order, the store has the
     same content as the model, and lists the job where its record says.
     """
@@ -809,14 +809,12 @@ def test_scripts_do_as_the_model(both: Callable[[], Both], path: list[Any]) -> N
 @pytest.mark.timeout(1800)
 @examples(2000)
 @given(path=paths_of(steps))
-def test_scripts_do_as_the_model_for_long(
-    both: Callable[[], Both], path: list[Any]
-) -> None:
+def test_scripts_do_as_the_model_for_long(both, path):
     """The same holds for many more events."""
     follow(both(), path, 1)
 
 
-def test_hold_of_a_claim_ends_with_its_version(store: JobStore) -> None:
+def test_hold_of_a_claim_ends_with_its_version(store):
     """While an ended unique job is about to run again, no other takes its claim. Who
     has stood still meanwhile, and ends an earlier hold, does not end that of another.
     """

@@ -51,7 +51,7 @@ def scrape(store: JobStore) -> Samples:
 
 
 @pytest.mark.promise("metrics-for-prometheus")
-def test_metrics_of_jobs(store: JobStore) -> None:
+def test_metrics_of_jobs(store):
     """Each kind has a number for each status, members of batches one by one, and says
     how late its jobs are.
     """
@@ -84,7 +84,7 @@ def test_metrics_of_jobs(store: JobStore) -> None:
     assert recent == {"class:RunMarathon"}
 
 
-def test_metrics_of_workers(redis_url: str, store: JobStore) -> None:
+def test_metrics_of_workers(redis_url, store):
     """Those that are alive say how many threads they have. Others may have died."""
     broker = make_broker(redis_url)
     idle_actor(broker)
@@ -106,7 +106,7 @@ def test_metrics_of_workers(redis_url: str, store: JobStore) -> None:
         assert found["jobstate_worker_threads",] == 0
 
 
-def test_registering_does_not_ask_the_store(store: JobStore) -> None:
+def test_registering_does_not_ask_the_store(store):
     """A registry hears of the names, which it admits once, while the store is away."""
     with counting_trips() as trips:
         CollectorRegistry().register(JobStateCollector(store))
@@ -118,7 +118,7 @@ def test_registering_does_not_ask_the_store(store: JobStore) -> None:
 
 
 @pytest.mark.promise("metrics-for-prometheus")
-def test_no_metrics_while_the_store_is_away(store: JobStore) -> None:
+def test_no_metrics_while_the_store_is_away(store):
     """Only `jobstate_up` says so, also if it goes away in the middle, or if it has been
     asked a moment ago.
     """
@@ -137,7 +137,7 @@ def test_no_metrics_while_the_store_is_away(store: JobStore) -> None:
             assert len(trips) >= number
 
 
-def test_full_pool_has_no_metrics(redis_url: str) -> None:
+def test_full_pool_has_no_metrics(redis_url):
     """The store is not away, and nobody knows whether it is there."""
     store = JobStore(redis_url, max_connections=1)
     with crowded(store):
@@ -145,7 +145,7 @@ def test_full_pool_has_no_metrics(redis_url: str) -> None:
     assert scrape(store)["jobstate_up",] == 1
 
 
-def test_kinds_with_hostile_names(store: JobStore) -> None:
+def test_kinds_with_hostile_names(store):
     """They become labels unchanged. Two that are not UTF-8 read alike, and are one."""
     names = [
         'a"b',

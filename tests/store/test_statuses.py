@@ -19,7 +19,7 @@ from tests.support import FINISHED, STATUSES, load_job, wait_for
 
 
 @pytest.mark.promise("counts-agree-with-lists")
-def test_each_status_lists_and_counts_its_jobs(store: JobStore) -> None:
+def test_each_status_lists_and_counts_its_jobs(store):
     """A list by status has the jobs of that status, page by page, the newest first, of
     all kinds or of one. The counts say how many those are.
     """
@@ -40,9 +40,7 @@ def test_each_status_lists_and_counts_its_jobs(store: JobStore) -> None:
 
 
 @pytest.mark.parametrize("reads", ["load", "load_many"])
-def test_clock_that_was_set_back_stalls_no_job_for_long(
-    store: JobStore, reads: str
-) -> None:
+def test_clock_that_was_set_back_stalls_no_job_for_long(store, reads):
     """A server has taken over whose clock is behind by more than `stalled_after`, as
     the process finds out within a second.
     """
@@ -60,7 +58,7 @@ def test_clock_that_was_set_back_stalls_no_job_for_long(
     assert time.monotonic() - since < 5
 
 
-def test_status_starts_on_its_first_page(store: JobStore) -> None:
+def test_status_starts_on_its_first_page(store):
     """The oldest of more than a thousand jobs stands on the first page of its status,
     whatever the statuses of the others.
     """
@@ -74,7 +72,7 @@ def test_status_starts_on_its_first_page(store: JobStore) -> None:
         assert uuids_of(page.items) == [jobs[status]]
 
 
-def test_job_whose_class_has_a_new_name_leaves_the_old_one(store: JobStore) -> None:
+def test_job_whose_class_has_a_new_name_leaves_the_old_one(store):
     """A list of the old name drops a job that runs under the new one, and lists it
     there.
     """
@@ -102,9 +100,7 @@ def test_job_whose_class_has_a_new_name_leaves_the_old_one(store: JobStore) -> N
     assert store.counts("NewName") == Counts(success=1)
 
 
-def test_counts_are_kept_for_a_second(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counts_are_kept_for_a_second(store, monkeypatch):
     """Counts are read again after a second, or if they are to be new."""
     clock = [1e9]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
@@ -119,7 +115,7 @@ def test_counts_are_kept_for_a_second(
     assert store.counts(anew=True) == store.counts() == Counts(error=2)
 
 
-def test_counts_know_of_what_this_process_has_done(store: JobStore) -> None:
+def test_counts_know_of_what_this_process_has_done(store):
     """Whoever clears, deletes or cancels jobs sees that in the counts at once."""
     acts: list[tuple[str, Callable[[JobState], object], Counts]] = [
         ("success", lambda job: store.clear(kind=job.kind), Counts()),
@@ -134,7 +130,7 @@ def test_counts_know_of_what_this_process_has_done(store: JobStore) -> None:
         assert store.counts() == after
 
 
-def test_kinds(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kinds(store, monkeypatch):
     """The store knows the kinds of its jobs, also those that only wait, or whose sender
     has died, and forgets them with their jobs. A process names a kind anew once a
     minute.
@@ -155,7 +151,7 @@ def test_kinds(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.kinds() == []
 
 
-def test_jobs_of_plain_actors_have_kinds_of_their_own(store: JobStore) -> None:
+def test_jobs_of_plain_actors_have_kinds_of_their_own(store):
     """An actor without a class lists its jobs under its own name. A filter takes the
     name alone unless a class has it, too.
     """
@@ -188,7 +184,7 @@ def test_jobs_of_plain_actors_have_kinds_of_their_own(store: JobStore) -> None:
     assert load_job(store, of_class).status == "queued"
 
 
-def test_silent_batch_is_listed_under_the_status_that_it_had(store: JobStore) -> None:
+def test_silent_batch_is_listed_under_the_status_that_it_had(store):
     """Its members wait, so it reads as if it did; no act misses it."""
     batch = put_batch(store, Batch, ["success", "queued", "retrying"]).uuid
     pass_time(store, 20)
@@ -199,7 +195,7 @@ def test_silent_batch_is_listed_under_the_status_that_it_had(store: JobStore) ->
     assert store.cancel_all(kind="class:Batch", status="working").done == 1
 
 
-def test_throughput(store: JobStore) -> None:
+def test_throughput(store):
     """The throughput has the jobs that ended in each period, by outcome."""
     numbers = [(0, 2, 1), (3, 0, 0), (0, 0, 0), (0, 1, 3)]
     for bucket in numbers:

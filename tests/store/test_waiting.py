@@ -1,7 +1,5 @@
 """Waiting for jobs and following them, in threads and in asyncio."""
 
-from __future__ import annotations
-
 import asyncio
 import concurrent.futures
 import contextlib
@@ -18,9 +16,7 @@ import pytest
 import redis
 
 from pyramid_jobstate import Batch, JobStalled, JobState, JobStore, rerun
-from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.testing import put_batch
-from tests.faulty import FaultyProxy
 from tests.operated import Course, Pauses, steps
 from tests.store.jobs import make_desk, put
 from tests.support import UUID, frozen, in_child, key_of, load_job, wait_for, write
@@ -66,7 +62,7 @@ def statuses(jobs: Any) -> list[str]:
 
 
 @pytest.mark.promise("wait-sees-the-end")
-def test_wait_returns_the_ended_job(store: JobStore, passing: Passing) -> None:
+def test_wait_returns_the_ended_job(store, passing):
     """One uuid gives the ended job, several a list in their order."""
     first, second = put(store, "working"), put(store, "queued")
     ended = put(store, "error")
@@ -80,9 +76,7 @@ def test_wait_returns_the_ended_job(store: JobStore, passing: Passing) -> None:
 
 
 @pytest.mark.promise("wait-sees-the-end")
-def test_follow_yields_each_change_that_it_sees(
-    store: JobStore, passing: Passing
-) -> None:
+def test_follow_yields_each_change_that_it_sees(store, passing):
     """The state at first, each change, the end last, of whichever job has changed. A
     sign of life changes nothing.
     """
@@ -109,9 +103,7 @@ def test_follow_yields_each_change_that_it_sees(
     assert len(pauses.slept) == 4
 
 
-def test_looks_are_frequent_while_something_moves(
-    store: JobStore, passing: Passing
-) -> None:
+def test_looks_are_frequent_while_something_moves(store, passing):
     """Ten looks a second while a job changes, one a second after a second of quiet, and
     ten again as soon as it changes.
     """
@@ -140,7 +132,7 @@ def test_looks_are_frequent_while_something_moves(
     assert pauses.slept[-1] < 0.5
 
 
-def test_unknown_job_is_a_key_error_at_once(store: JobStore, passing: Passing) -> None:
+def test_unknown_job_is_a_key_error_at_once(store, passing):
     """Nothing is waited for if a job is unknown at the first look, even if Redis could
     not be asked for its name.
     """
@@ -152,7 +144,7 @@ def test_unknown_job_is_a_key_error_at_once(store: JobStore, passing: Passing) -
     assert pauses.slept == []
 
 
-def test_job_whose_record_goes(store: JobStore, passing: Passing) -> None:
+def test_job_whose_record_goes(store, passing):
     """A record may be missing for `stalled_after`, since its worker writes it again."""
     uuid = put(store, "working")
     kept: Any = store.client.dump(key_of(store, uuid))
@@ -172,7 +164,7 @@ def test_job_whose_record_goes(store: JobStore, passing: Passing) -> None:
     assert store.stalled_after < sum(pauses.slept) < store.stalled_after + 2
 
 
-def test_stalled_job_ends_the_wait(store: JobStore, passing: Passing) -> None:
+def test_stalled_job_ends_the_wait(store, passing):
     """A job that is stalled for longer than `stalled` raises JobStalled, which names
     it. Without a limit only the timeout counts.
     """
@@ -189,9 +181,7 @@ def test_stalled_job_ends_the_wait(store: JobStore, passing: Passing) -> None:
     assert not isinstance(late.value, JobStalled)
 
 
-def test_job_that_is_heard_of_again_is_not_stalled(
-    store: JobStore, passing: Passing
-) -> None:
+def test_job_that_is_heard_of_again_is_not_stalled(store, passing):
     """The time of `stalled` begins anew."""
     uuid = put(store, "stalled")
 
@@ -208,7 +198,7 @@ def test_job_that_is_heard_of_again_is_not_stalled(
 
 
 @pytest.mark.promise("wait-ends-in-time")
-def test_timeout_says_what_has_not_ended(store: JobStore, passing: Passing) -> None:
+def test_timeout_says_what_has_not_ended(store, passing):
     """The wait gives up in time, and looks once even without any."""
     first, second = put(store, "queued"), put(store, "queued")
     pauses = passing(steps())
@@ -224,9 +214,7 @@ def test_timeout_says_what_has_not_ended(store: JobStore, passing: Passing) -> N
     assert store.wait(first, timeout=0).is_success
 
 
-def test_slow_consumer_gets_what_happened_in_time(
-    store: JobStore, passing: Passing
-) -> None:
+def test_slow_consumer_gets_what_happened_in_time(store, passing):
     """Time that passes between two looks hides no end: after the timeout, the last look
     is still to come.
     """
@@ -240,7 +228,7 @@ def test_slow_consumer_gets_what_happened_in_time(
     assert seen == ["working", "success"]
 
 
-def test_end_during_the_last_look_counts(store: JobStore, passing: Passing) -> None:
+def test_end_during_the_last_look_counts(store, passing):
     """If the answer comes after the timeout, another look tells what was in time."""
     uuid = put(store, "working")
     store.load(uuid)
@@ -260,9 +248,7 @@ def test_end_during_the_last_look_counts(store: JobStore, passing: Passing) -> N
         assert store.wait(uuid, timeout=1).is_success
 
 
-def test_errors_about_one_job_leave_the_others(
-    store: JobStore, passing: Passing
-) -> None:
+def test_errors_about_one_job_leave_the_others(store, passing):
     """Who goes on with next() gets the changes of the other jobs."""
     stalled, working = put(store, "stalled"), put(store, "working")
     passing(steps(lambda: None, functools.partial(finish, store, working)))
@@ -275,7 +261,7 @@ def test_errors_about_one_job_leave_the_others(
     assert statuses(jobs) == ["success"]
 
 
-def test_end_that_was_seen_counts(store: JobStore, passing: Passing) -> None:
+def test_end_that_was_seen_counts(store, passing):
     """A job that runs again after its end was seen has ended for this wait."""
     broker, _ = make_desk(store)
     failed, other = put(store, "error"), put(store, "working")
@@ -289,9 +275,7 @@ def test_end_that_was_seen_counts(store: JobStore, passing: Passing) -> None:
     assert load_job(store, failed).status == "queued"
 
 
-def test_aliases_and_batches(
-    store: JobStore, passing: Passing, client: redis.Redis
-) -> None:
+def test_aliases_and_batches(store, passing, client):
     """An alias leads to the job in its place, and a batch ends with its members."""
     target = put(store, "working")
     make_alias(client, key_of(store, UUID), target)
@@ -303,9 +287,7 @@ def test_aliases_and_batches(
     assert (second.uuid, second.status) == (batch.uuid, "cancelled")
 
 
-def test_store_that_is_away_is_asked_again(
-    store: JobStore, passing: Passing, proxy: FaultyProxy
-) -> None:
+def test_store_that_is_away_is_asked_again(store, passing, proxy):
     """The wait outlasts an outage at the start and later, and what the job does
     meanwhile.
     """
@@ -326,7 +308,7 @@ def test_store_that_is_away_is_asked_again(
     assert seen == ["working", "success"]
 
 
-def test_second_consumer_is_refused(store: JobStore) -> None:
+def test_second_consumer_is_refused(store):
     """Two threads or tasks cannot share one object, as with a generator."""
     uuid = put(store, "working")
     jobs = store.follow(uuid, timeout=9)
@@ -348,9 +330,7 @@ def test_second_consumer_is_refused(store: JobStore) -> None:
     assert (first_job.status, type(error)) == ("working", RuntimeError)
 
 
-def test_store_that_stays_away(
-    store: JobStore, passing: Passing, proxy: FaultyProxy
-) -> None:
+def test_store_that_stays_away(store, passing, proxy):
     """The timeout has the store's error as its cause. A store that is away is asked at
     most once a second after a while.
     """
@@ -364,9 +344,7 @@ def test_store_that_stays_away(
     assert sum(pauses.slept) <= 12
 
 
-def test_outage_stalls_no_job(
-    store: JobStore, passing: Passing, proxy: FaultyProxy
-) -> None:
+def test_outage_stalls_no_job(store, passing, proxy):
     """An outage does not count as time for which a job is stalled: its worker could not
     write.
     """
@@ -384,9 +362,7 @@ def test_outage_stalls_no_job(
     assert JobStore(proxy.url).wait(uuid, stalled=5).is_success
 
 
-def test_refusal_is_raised_at_once(
-    store: JobStore, passing: Passing, redis_url: str
-) -> None:
+def test_refusal_is_raised_at_once(store, passing, redis_url):
     """What asking again does not cure is not waited for."""
     uuid = put(store, "working")
     store.client.acl_setuser("ann", enabled=True, nopass=True, categories=["+@all"])
@@ -401,7 +377,7 @@ def test_refusal_is_raised_at_once(
 
 
 @pytest.mark.promise("wait-ends-in-time")
-def test_frozen_store_delays_a_timeout_by_a_second(server: EmbeddedServer) -> None:
+def test_frozen_store_delays_a_timeout_by_a_second(server):
     """A store that keeps its connections and answers nothing does not hold the wait for
     long. In asyncio, neither does a client without a socket timeout.
     """
@@ -419,7 +395,7 @@ def test_frozen_store_delays_a_timeout_by_a_second(server: EmbeddedServer) -> No
         assert time.monotonic() - began < 2.5
 
 
-def test_bad_arguments(store: JobStore) -> None:
+def test_bad_arguments(store):
     """They are refused before anybody waits."""
     cases: list[tuple[Any, dict[str, Any], type[Exception]]] = [
         (["a"], {}, TypeError),
@@ -439,7 +415,7 @@ def test_bad_arguments(store: JobStore) -> None:
 
 
 @pytest.mark.promise("wait-sees-the-end")
-def test_await_returns_the_ended_job(store: JobStore) -> None:
+def test_await_returns_the_ended_job(store):
     """`await` gives what wait() returns, and the loop goes on meanwhile. An async loop
     gets each change.
     """
@@ -466,7 +442,7 @@ def test_await_returns_the_ended_job(store: JobStore) -> None:
     assert again is one
 
 
-def test_async_errors(store: JobStore, proxy: FaultyProxy) -> None:
+def test_async_errors(store, proxy):
     """They are those of wait(). Who awaits the same object again gets what was raised
     first.
     """
@@ -489,7 +465,7 @@ def test_async_errors(store: JobStore, proxy: FaultyProxy) -> None:
     asyncio.run(work())
 
 
-def test_one_thread_looks_for_all_tasks(redis_url: str) -> None:
+def test_one_thread_looks_for_all_tasks(redis_url):
     """One is enough while the store does not answer, and leaves those of the loop to
     what else that has for them. A look that finds the store away answers for all.
     """
@@ -519,9 +495,7 @@ def test_one_thread_looks_for_all_tasks(redis_url: str) -> None:
     assert len(trips) < 10
 
 
-def test_hung_look_holds_up_others_for_seconds(
-    store: JobStore, proxy: FaultyProxy
-) -> None:
+def test_hung_look_holds_up_others_for_seconds(store, proxy):
     """A connection may die without a word. Then another thread looks."""
     uuid, other = put(store, "working"), put(store, "success")
     own = JobStore(redis.Redis.from_url(proxy.url, socket_timeout=None))
@@ -548,7 +522,7 @@ def test_hung_look_holds_up_others_for_seconds(
     assert time.monotonic() - began < 10
 
 
-def test_fork_takes_no_looks_along(store: JobStore) -> None:
+def test_fork_takes_no_looks_along(store):
     """A child process waits for jobs of its own while its parent does."""
     uuid, other = put(store, "working"), put(store, "success")
 
@@ -571,7 +545,7 @@ def test_fork_takes_no_looks_along(store: JobStore) -> None:
     assert (said, job.status) == ("success", "success")
 
 
-def test_cancelled_wait_loses_no_change(store: JobStore, proxy: FaultyProxy) -> None:
+def test_cancelled_wait_loses_no_change(store, proxy):
     """A timeout of asyncio ends a wait at once, also amid a look, and the same object
     goes on afterwards.
     """
@@ -597,9 +571,7 @@ def test_cancelled_wait_loses_no_change(store: JobStore, proxy: FaultyProxy) -> 
     assert asyncio.run(work()) == ["working", "success", "success"]
 
 
-def test_abandoned_follow_leaves_nothing(
-    store: JobStore, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_abandoned_follow_leaves_nothing(store, recwarn):
     """A loop that is left early leaves no thread, no task and no warning."""
     # Not what earlier tests have left.
     gc.collect()

@@ -3,7 +3,6 @@
 from typing import Any
 
 import dramatiq
-import pytest
 from dramatiq import pipeline
 from dramatiq.brokers.stub import StubBroker
 
@@ -35,7 +34,7 @@ def recent_wait(store: JobStore, kind: str | None = None) -> float:
     return -1 if wait is None else wait // 10 * 10
 
 
-def test_oldest_job_that_waits(store: JobStore) -> None:
+def test_oldest_job_that_waits(store):
     """Its wait is told of all jobs and of each kind, until it starts. Members of
     batches are among them, whether or not they are counted.
     """
@@ -56,7 +55,7 @@ def test_oldest_job_that_waits(store: JobStore) -> None:
     assert (oldest_wait(store), oldest_wait(store, "RunMarathon")) == (30, 10)
 
 
-def test_jobs_that_do_not_wait(store: JobStore) -> None:
+def test_jobs_that_do_not_wait(store):
     """A job waits once it is due, from then on. One that was never sent, that runs or
     has ended, and a member of a cancelled batch do not.
     """
@@ -75,7 +74,7 @@ def test_jobs_that_do_not_wait(store: JobStore) -> None:
     assert oldest_wait(store) == 10
 
 
-def test_member_waits_whose_batch_is_gone(store: JobStore) -> None:
+def test_member_waits_whose_batch_is_gone(store):
     """Its message may still run it."""
     batch = put_batch(store, Batch, ["queued"])
     store.client.delete(key_of(store, batch.uuid))
@@ -83,7 +82,7 @@ def test_member_waits_whose_batch_is_gone(store: JobStore) -> None:
     assert oldest_wait(store) == 20
 
 
-def test_step_waits_from_its_turn_on(redis_url: str, store: JobStore) -> None:
+def test_step_waits_from_its_turn_on(redis_url, store):
     """Until then, it is not a worker that a step of a pipeline waits for."""
     broker = StubBroker()
     broker.add_middleware(JobStateMiddleware(store))
@@ -113,7 +112,7 @@ def stop_many(store: JobStore, count: int) -> None:
     assert put_batch(store, Batch, ["queued"] * count).cancel()
 
 
-def test_oldest_job_behind_others_that_do_not_wait(store: JobStore) -> None:
+def test_oldest_job_behind_others_that_do_not_wait(store):
     """It is found behind hundreds of older jobs, in any status."""
     stop_many(store, 110)
     assert oldest_wait(store) == -1
@@ -129,7 +128,7 @@ def test_oldest_job_behind_others_that_do_not_wait(store: JobStore) -> None:
     assert (oldest_wait(store), oldest_wait(store, "JobState")) == (50, 20)
 
 
-def test_cost_of_counts(store: JobStore) -> None:
+def test_cost_of_counts(store):
     """Counts take one round trip, one more if there are jobs to look at, and one if
     members of batches wait. Behind many jobs that do not wait, they take a few more,
     however many these are.
@@ -154,9 +153,7 @@ def test_cost_of_counts(store: JobStore) -> None:
     assert cost() == 6
 
 
-def test_waits_in_records_of_others(
-    store: JobStore, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_waits_in_records_of_others(store, caplog):
     """A record in which another program has written waits since it was queued, if its
     times cannot be read. Entries of no job, or of one that has expired, are passed
     over.
@@ -185,7 +182,7 @@ def test_waits_in_records_of_others(
     assert (oldest_wait(store), recent_wait(store)) == (-1, -1)
 
 
-def test_wait_before_a_start(store: JobStore) -> None:
+def test_wait_before_a_start(store):
     """It counts from when a job was queued or due, and is told of all jobs and of each
     kind while they run, and for an hour.
     """
@@ -207,7 +204,7 @@ def test_wait_before_a_start(store: JobStore) -> None:
     assert recent_wait(store) == -1
 
 
-def test_only_the_newest_starts_count(store: JobStore) -> None:
+def test_only_the_newest_starts_count(store):
     """The median is that of the last ten, so that one that has waited for long does not
     count for long. They may be members of batches.
     """
@@ -222,7 +219,7 @@ def test_only_the_newest_starts_count(store: JobStore) -> None:
     assert recent_wait(store) == 0
 
 
-def test_late_starts_count_beside_jobs_that_run(store: JobStore) -> None:
+def test_late_starts_count_beside_jobs_that_run(store):
     """Even if ten of these were queued after them, for another worker."""
     jobs = create(store, 10)
     broker, gate = StubBroker(), Gate()
@@ -243,7 +240,7 @@ def test_late_starts_count_beside_jobs_that_run(store: JobStore) -> None:
         gate.open()
 
 
-def test_run_after_one_that_died_has_not_waited(store: JobStore) -> None:
+def test_run_after_one_that_died_has_not_waited(store):
     """The message came again when the broker had missed the worker, not when a worker
     was free.
     """

@@ -4,8 +4,6 @@ import socket
 import time
 from typing import Any
 
-import redis
-
 from pyramid_jobstate import JobStateMiddleware, JobStore
 from tests.faulty import faulty
 from tests.jobs import make_broker, working
@@ -14,9 +12,7 @@ from tests.support import wait_for
 from tests.worker.floors import idle_actor
 
 
-def test_foreign_name_stops_no_list(
-    redis_url: str, store: JobStore, client: redis.Redis
-) -> None:
+def test_foreign_name_stops_no_list(redis_url, store, client):
     """Though another program says beside it what a worker does."""
     broker = make_broker(redis_url, JobStateMiddleware(heartbeat=3600))
     idle_actor(broker)
@@ -30,7 +26,7 @@ def test_foreign_name_stops_no_list(
         assert store.workers() == [own]
 
 
-def test_job_answers_once(redis_url: str, store: JobStore) -> None:
+def test_job_answers_once(redis_url, store):
     """What says where it is stays, although the worker repeats its answer, of which the
     reply may have been lost.
     """

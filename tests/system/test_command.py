@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 
-def test_culprits_are_named() -> None:
+def test_culprits_are_named():
     """A test that hangs in C fails, after the stacks of its process, and so does one
     that leaves a thread or a socket behind. The others run.
     """

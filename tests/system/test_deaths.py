@@ -464,17 +464,13 @@ SEEDS = [range(10), pytest.param(range(10, 70), marks=pytest.mark.long)]
 
 @pytest.mark.promise("one-unique-job-at-a-time")
 @pytest.mark.parametrize("seeds", SEEDS)
-def test_never_two_jobs_of_a_key(
-    redis_url: str, broker: StubBroker, seeds: range
-) -> None:
+def test_never_two_jobs_of_a_key(redis_url, broker, seeds):
     """Four pressers and two workers a key, with votes that fail, and operators."""
     assert play(Key, check_key, seeds, broker, redis_url)["aliases"] > 3
 
 
 @pytest.mark.parametrize("seeds", SEEDS)
-def test_batch_knows_its_members(
-    redis_url: str, broker: StubBroker, seeds: range
-) -> None:
+def test_batch_knows_its_members(redis_url, broker, seeds):
     """Whatever happens to its workers, the batch counts what the records read as."""
     seen = play(Members, check_members, seeds, broker, redis_url)
     assert seen["failed in part"] > 0

@@ -82,9 +82,7 @@ def start_marathon(page: Page, speed: str) -> str:
     return page.url
 
 
-def test_marathon_is_watched_to_its_end(
-    demo: Demo, page: Page, console_errors: list[str]
-) -> None:
+def test_marathon_is_watched_to_its_end(demo, page, console_errors):
     """The miles of a marathon rise on its page until it ends, or is cancelled."""
     log_in(page, demo, "Alice")
     start_marathon(page, "Stroll")
@@ -108,9 +106,7 @@ def test_marathon_is_watched_to_its_end(
     assert console_errors == []
 
 
-def test_batch_fails_in_part_and_runs_again(
-    demo: Demo, page: Page, console_errors: list[str]
-) -> None:
+def test_batch_fails_in_part_and_runs_again(demo, page, console_errors):
     """The page counts the files, and runs those that failed again until all are in.
     Each end of the batch leaves a note, and those of its jobs leave none.
     """
@@ -157,7 +153,7 @@ def test_batch_fails_in_part_and_runs_again(
     assert console_errors == []
 
 
-def test_job_is_seen_by_its_owner_and_the_admin_only(demo: Demo, page: Page) -> None:
+def test_job_is_seen_by_its_owner_and_the_admin_only(demo, page):
     """Only its owner and the admin see a job. No form works without its token."""
     log_in(page, demo, "Alice")
     marathon = {"miles": "5", "speed": "Flat out"}
@@ -196,9 +192,7 @@ def show_home(page: Page, demo: Demo) -> str:
     return page.get_by_role("link", name="Inbox").inner_text()
 
 
-def test_import_leaves_a_note_in_its_owners_inbox(
-    demo: Demo, page: Page, console_errors: list[str]
-) -> None:
+def test_import_leaves_a_note_in_its_owners_inbox(demo, page, console_errors):
     """The note leads to the import. Only its owner sees it, and it counts until then.
     Its text is not markup.
     """
@@ -243,7 +237,7 @@ for _ in range(2):
 """
 
 
-def test_hook_that_runs_twice_leaves_one_note(tmp_path: Path, redis_url: str) -> None:
+def test_hook_that_runs_twice_leaves_one_note(tmp_path, redis_url):
     """The hook finds the note of its first run."""
     own = {"JOBSTATE_REDIS_URL": redis_url, "JOBSTATE_DEMO_DATA": str(tmp_path)}
     run_python("-c", TWICE, environ=own)
@@ -258,7 +252,7 @@ EXTRA = shutil.ignore_patterns(
 
 @pytest.mark.promise("demo-starts-alone")
 @pytest.mark.timeout(360)
-def test_command_of_the_readme_installs_the_demo(tmp_path: Path, page: Page) -> None:
+def test_command_of_the_readme_installs_the_demo(tmp_path, page):
     """A checkout and Python are all that it needs."""
     shown = re.search(r"^\.\. demo-command\n\n::\n\n  (.+)$", README, re.MULTILINE)
     assert shown
@@ -276,7 +270,7 @@ def test_command_of_the_readme_installs_the_demo(tmp_path: Path, page: Page) -> 
 
 
 @pytest.mark.parametrize("victim", ["worker", "demo", None])
-def test_all_end_together(tmp_path: Path, victim: str | None) -> None:
+def test_all_end_together(tmp_path, victim):
     """A part that dies ends the demo, which names the part and fails. Not even a
     SIGKILL of the demo orphans its worker or its Redis server, and SIGTERM ends all
     with exit code 0.

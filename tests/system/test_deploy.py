@@ -23,7 +23,6 @@ from tests.deployed import (
     WEB,
     WORKER,
     Browser,
-    Host,
     files,
     get,
     metric,
@@ -39,7 +38,7 @@ from tests.support import wait_for
 
 
 @pytest.mark.parametrize("server", ["waitress", "gunicorn"])
-def test_polls_through_nginx(host: Host, server: str) -> None:
+def test_polls_through_nginx(host, server):
     """Through nginx, the URLs of a job are those of the outside, and ETags work."""
     unit = files()[f"{UNITS}/{WEB}"] if server == "waitress" else variant(server)
     exec_start = option("ExecStart", host.replaced(unit))
@@ -67,7 +66,7 @@ def test_polls_through_nginx(host: Host, server: str) -> None:
         assert Browser(host)(path).status == 403
 
 
-def test_scheme_is_that_of_the_outside(host: Host) -> None:
+def test_scheme_is_that_of_the_outside(host):
     """Port 80 redirects to https. Only a proxy at 127.0.0.1 may name the scheme."""
     host.set("server:main", trusted_proxy="192.0.2.1")
     with host.redis(), host.web(), nginx(host) as browser:
@@ -77,7 +76,7 @@ def test_scheme_is_that_of_the_outside(host: Host) -> None:
         assert answer.headers["Location"] == "https://example.com/run?n=1"
 
 
-def test_server_of_the_readme_keeps_everything(host: Host) -> None:
+def test_server_of_the_readme_keeps_everything(host):
     """The server has a password, evicts nothing, and has its data after a restart."""
     with host.redis() as client:
         for name, value in {
@@ -104,7 +103,7 @@ def variant(name: str) -> str:
     return text
 
 
-def test_units_are_valid(host: Host) -> None:
+def test_units_are_valid(host):
     """Systemd accepts the units, also with the lines for gunicorn and uvicorn."""
     verify = program("systemd-analyze", "systemd")
     units = {name: files()[f"{UNITS}/{name}"] for name in (WEB, WORKER, PUSH)}
@@ -118,7 +117,7 @@ def test_units_are_valid(host: Host) -> None:
     assert "myapp" not in checked.stderr
 
 
-def test_units_leave_time_to_stop() -> None:
+def test_units_leave_time_to_stop():
     """A unit's timeout leaves time for the jobs, and for what comes after them."""
     ini = configparser.ConfigParser(interpolation=None)
     ini.read_string(files()[f"{HOME}/production.ini"])
@@ -134,7 +133,7 @@ def test_units_leave_time_to_stop() -> None:
     assert "notify_shutdown" in ShutdownNotifications().actor_options
 
 
-def test_workers_finish_a_job_when_stopped(host: Host) -> None:
+def test_workers_finish_a_job_when_stopped(host):
     """A stopped worker ends its job; one sent meanwhile waits for the next workers."""
     # The only thread is busy.
     host.set("pjobs", processes="1", threads="1")
@@ -151,7 +150,7 @@ def test_workers_finish_a_job_when_stopped(host: Host) -> None:
             wait_for(lambda: status(host, waiting) == "success")
 
 
-def test_job_that_takes_too_long_is_left(host: Host) -> None:
+def test_job_that_takes_too_long_is_left(host):
     """Workers end in time though a job still runs, which may go back to its queue."""
     host.set("pjobs", worker_shutdown_timeout="1000", processes="1")
     with host.redis(), host.web(), host.worker() as process:
@@ -162,7 +161,7 @@ def test_job_that_takes_too_long_is_left(host: Host) -> None:
         assert (status(host, left), status(host, put_back)) == ("working", "retrying")
 
 
-def test_reload_restarts_workers(host: Host) -> None:
+def test_reload_restarts_workers(host):
     """ExecReload keeps the process id, finishes the running job, and loads new code."""
     reload_command = option("ExecReload", host.files[f"{UNITS}/{WORKER}"])
     with host.redis(), host.web(), host.worker() as process:
@@ -181,7 +180,7 @@ def test_reload_restarts_workers(host: Host) -> None:
         assert metric(host, last, "url") == "https://example.com"
 
 
-def test_web_server_finishes_a_request_when_stopped(host: Host) -> None:
+def test_web_server_finishes_a_request_when_stopped(host):
     """The unit's KillSignal lets waitress answer the request that it works on."""
     with host.redis(), host.web() as process, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(get, host, "/slow")
@@ -192,7 +191,7 @@ def test_web_server_finishes_a_request_when_stopped(host: Host) -> None:
         process.wait(float(option("TimeoutStopSec", unit)))
 
 
-def test_shell_commands_name_the_units() -> None:
+def test_shell_commands_name_the_units():
     """Each shell snippet parses, and its systemctl commands name known units."""
     for text in snippets("sh"):
         subprocess.run(["sh", "-n", "-c", text], check=True)

@@ -94,7 +94,7 @@ def version_of(folder: Folder) -> str:
 
 
 @pytest.mark.timeout(240)
-def test_everything_runs_and_follows_the_code(folder: Folder, dev: Process) -> None:
+def test_everything_runs_and_follows_the_code(folder, dev):
     """An application runs with nothing but its ini. Changed code restarts the web
     server and the worker, whose running job begins again. After a syntax error, the
     next change restarts them, too. Ctrl-C ends everything.
@@ -149,7 +149,7 @@ ignore_files =
 
 
 @pytest.mark.timeout(240)
-def test_what_counts_as_a_change(folder: Folder) -> None:
+def test_what_counts_as_a_change(folder):
     """Modules, the ini and the files that [pserve] names are watched, and no others. A
     new link, new permissions or a deletion restarts nothing; replacing a file does,
     even with an older one.
@@ -204,7 +204,7 @@ def main(global_conf, **settings):
 
 
 @pytest.mark.timeout(240)
-def test_start_that_fails_is_tried_again(folder: Folder) -> None:
+def test_start_that_fails_is_tried_again(folder):
     """A part that cannot start for a reason outside the files is tried again by itself,
     after pauses that grow until a file changes, and the worker does not wait for a web
     server that has failed. After a mistake in the files, a change is awaited, also the
@@ -237,7 +237,7 @@ os.rmdir("starting")
 """
 
 
-def test_parts_start_one_after_the_other(folder: Folder) -> None:
+def test_parts_start_one_after_the_other(folder):
     """The worker starts once the web server is ready, and finds what that created."""
     with folder.module.open("a") as module:
         module.write(ALONE)
@@ -246,7 +246,7 @@ def test_parts_start_one_after_the_other(folder: Folder) -> None:
         assert "FileExistsError" not in command.text()
 
 
-def test_worker_has_the_threads_and_queues_of_the_ini(folder: Folder) -> None:
+def test_worker_has_the_threads_and_queues_of_the_ini(folder):
     """Those of [pjobs]: with one thread, a job waits for the one before."""
     folder.write_ini("threads = 1\nqueues = default")
     with running(folder) as command:
@@ -258,7 +258,7 @@ def test_worker_has_the_threads_and_queues_of_the_ini(folder: Folder) -> None:
         assert folder.load(skipped).status == "queued"
 
 
-def test_all_end_together(folder: Folder, dev: Process) -> None:
+def test_all_end_together(folder, dev):
     """When one part, or the command itself, is killed, all others end."""
     server = "valkey-server|redis-server"
     found = [pid for pid, text in dev.processes().items() if re.search(server, text)]
@@ -275,7 +275,7 @@ def test_all_end_together(folder: Folder, dev: Process) -> None:
         wait_for(lambda: not any(map(is_alive, everything)), PATIENCE)
 
 
-def test_jobs_may_end_first(folder: Folder, dev: Process) -> None:
+def test_jobs_may_end_first(folder, dev):
     """A restart, or one Ctrl-C, waits for a job that ignores it. A second does not."""
     source = folder.module.read_text()
     folder.module.write_text(source.replace("notify_shutdown=True", ""))
@@ -294,7 +294,7 @@ def test_jobs_may_end_first(folder: Folder, dev: Process) -> None:
     assert dev.stop(signal.SIGINT) == 0
 
 
-def test_server_that_runs_is_used(folder: Folder, redis_url: str) -> None:
+def test_server_that_runs_is_used(folder, redis_url):
     """If a server answers at the URL, the command does not start another. It works on
     when nobody reads its output. A closed terminal ends everything.
     """
@@ -310,7 +310,7 @@ def test_server_that_runs_is_used(folder: Folder, redis_url: str) -> None:
     assert not descendants(command.pid)
 
 
-def test_what_cannot_be_started_is_told(folder: Folder, redis_url: str) -> None:
+def test_what_cannot_be_started_is_told(folder, redis_url):
     """A server elsewhere, or with a password, is not replaced: without it, the command
     ends with exit code 3. It ends, too, if another program has the port of the web
     server.

@@ -19,7 +19,6 @@ import pytest
 import redis
 
 from pyramid_jobstate import JobState, JobStore
-from pyramid_jobstate.embedded import EmbeddedServer
 from tests import rough
 from tests.faulty import FAULTS, faulty
 from tests.processes import Process
@@ -202,9 +201,7 @@ class Storm:
 @pytest.mark.parametrize(
     "count", [40, pytest.param(300, marks=[pytest.mark.long, pytest.mark.timeout(400)])]
 )
-def test_no_end_and_no_last_value_is_wrong(
-    redis_url: str, server: EmbeddedServer, tmp_path: Path, count: int
-) -> None:
+def test_no_end_and_no_last_value_is_wrong(redis_url, server, tmp_path, count):
     """Each job ends as its last run did, with that run's last values, or cancelled."""
     dice = random.Random(count)
 

@@ -31,7 +31,6 @@ from tests.hooked import (
     moment,
 )
 from tests.jobs import make_broker, working
-from tests.rabbitmq import RabbitMQ
 from tests.sentinels import replicated
 from tests.support import is_alive, load_job, wait_for
 from tests.web.visits import Refusing
@@ -187,9 +186,7 @@ def harbour(workers: Workers, redis_url: str) -> Iterator[Harbour]:
         pytest.param("batch", "lose", marks=pytest.mark.long),
     ],
 )
-def test_worker_dies_at_any_request(
-    harbour: Harbour, set_broker: Callable[[Any], None], plan: str, fault: str
-) -> None:
+def test_worker_dies_at_any_request(harbour, set_broker, plan, fault):
     """Whatever a worker asked last, before or after a server heard of it, another one
     tells the end of its job, or of one that somebody else has ended. No attempt that is
     tried again is told.
@@ -255,9 +252,7 @@ def dies_at(harbour: Harbour, number: int, plan: str, fault: str) -> bool:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_worker_dies_with_rabbitmq(
-    workers: Workers, redis_url: str, rabbitmq: RabbitMQ, place: str
-) -> None:
+def test_worker_dies_with_rabbitmq(workers, redis_url, rabbitmq, place):
     """Another one tells the end of its job."""
     with faulty(redis_url) as way:
         harbour = Harbour(workers, rabbitmq.url, redis_url, [way, way])
@@ -272,7 +267,7 @@ def test_worker_dies_with_rabbitmq(
 
 
 @pytest.mark.promise("every-end-is-told")
-def test_no_end_is_lost_in_a_storm(harbour: Harbour) -> None:
+def test_no_end_is_lost_in_a_storm(harbour):
     """Replies are lost, late or cut, requests do not arrive, jobs are cancelled. The
     workers live, since a dead one may take an end with it that only it knew.
     """
@@ -309,9 +304,7 @@ def test_no_end_is_lost_in_a_storm(harbour: Harbour) -> None:
 # What goes away.
 
 
-def test_broker_and_store_go_away_and_come_back(
-    workers: Workers, tmp_path: Path
-) -> None:
+def test_broker_and_store_go_away_and_come_back(workers, tmp_path):
     """Ends that are stored while the broker is away are told when it is back. A store
     that is killed and starts again from its file still knows what is to be told.
     """
@@ -342,9 +335,7 @@ def test_broker_and_store_go_away_and_come_back(
         assert len(workers.lines(said)) == 1
 
 
-def test_failover_loses_no_end(
-    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failover_loses_no_end(redis_url, tmp_path, monkeypatch):
     """A worker tells the ends that the replica has, once that takes over."""
     with replicated(tmp_path) as (primary, replica, sentinel):
         store = JobStore(sentinel.master_for("jobs", socket_timeout=0.5))
@@ -371,7 +362,7 @@ def test_failover_loses_no_end(
 # Who ends jobs.
 
 
-def test_cancels_by_who_knows_no_class(harbour: Harbour, tmp_path: Path) -> None:
+def test_cancels_by_who_knows_no_class(harbour, tmp_path):
     """A job that waits, is delayed, runs or is stalled is told of its cancel, though it
     came from `pjobs --url`.
     """
@@ -402,9 +393,7 @@ def test_cancels_by_who_knows_no_class(harbour: Harbour, tmp_path: Path) -> None
     assert sorted(told) == sorted(("on_cancelled", x) for x in ended + running)
 
 
-def test_jobs_that_are_never_sent_or_skipped(
-    harbour: Harbour, set_broker: Callable[[Any], None]
-) -> None:
+def test_jobs_that_are_never_sent_or_skipped(harbour, set_broker):
     """What the broker refuses at the commit reads as failed, and its later steps as
     cancelled; so do those of a step that fails. A worker tells of all. What is aborted
     has no end.
@@ -444,7 +433,7 @@ def test_jobs_that_are_never_sent_or_skipped(
 # Who tells.
 
 
-def test_two_workers_sweep_the_same_ends(harbour: Harbour) -> None:
+def test_two_workers_sweep_the_same_ends(harbour):
     """None is lost, and each is sent once."""
     uuids = harbour.send(delay=60_000, count=300)
     for uuid in uuids:

@@ -53,7 +53,7 @@ def visit(browser: Browser, client: redis.Redis, **metrics: Any) -> str:
         pytest.param("granian", marks=pytest.mark.long),
     ],
 )
-def test_command_of_the_readme_streams(host: Host, server: str) -> None:
+def test_command_of_the_readme_streams(host, server):
     """Each command of the README starts a server whose streams come through the
     README's nginx at once, uncompressed and with URLs of the outside, and which ends
     soon after SIGTERM.
@@ -125,7 +125,7 @@ def followed(
 
 
 @pytest.mark.timeout(180)
-def test_streams_beside_a_wsgi_server(host: Host, page: Page) -> None:
+def test_streams_beside_a_wsgi_server(host, page):
     """A page of an application under waitress streams from the ASGI process beside it,
     polls while that is away, and streams again when it is back. Polls and cancels go to
     the WSGI server, and say once that a page could have a stream.

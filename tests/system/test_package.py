@@ -34,7 +34,7 @@ print(*sys.modules)
 """
 
 
-def test_worker_does_not_import_pyramid(redis_url: str) -> None:
+def test_worker_does_not_import_pyramid(redis_url):
     """A worker runs and records a job without loading Pyramid."""
     modules = run_python("-c", WORKER, redis_url)
     loaded = {name.partition(".")[0] for name in modules.split()}
@@ -44,7 +44,7 @@ def test_worker_does_not_import_pyramid(redis_url: str) -> None:
     assert (job.status, job.message) == ("success", "Running")
 
 
-def test_metrics_do_not_import_pyramid(redis_url: str) -> None:
+def test_metrics_do_not_import_pyramid(redis_url):
     """A process without it can export them, and reads why if prometheus-client is not
     installed.
     """
@@ -72,7 +72,7 @@ except ImportError as e:
     )
 
 
-def test_pjobs_with_a_url_does_not_import_pyramid(redis_url: str) -> None:
+def test_pjobs_with_a_url_does_not_import_pyramid(redis_url):
     """It works where Pyramid cannot be imported."""
     job = put_job(JobStore(redis_url), status="working").uuid
     without = f"import sys; sys.modules['pyramid'] = None; {PJOBS}"

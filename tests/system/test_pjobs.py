@@ -226,7 +226,7 @@ def folder(tmp_path: Path, redis_url: str, shop: Shop) -> Path:
     return tmp_path
 
 
-def test_commands_of_the_readme(folder: Path, redis_url: str, shop: Shop) -> None:
+def test_commands_of_the_readme(folder, redis_url, shop):
     """Each command of the chapter gives the output that it shows, one after another."""
     environ: dict[str, Any] = {
         "PATH": f"{folder}/bin:{os.environ['PATH']}",

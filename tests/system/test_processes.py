@@ -96,7 +96,7 @@ def sender(redis_url: str, server: EmbeddedServer, tmp_path: Path) -> Iterator[S
 
 
 @pytest.mark.promise("redelivered-job-runs-again")
-def test_a_worker_that_is_killed(sender: Sender) -> None:
+def test_a_worker_that_is_killed(sender):
     """The job of a killed worker stalls, and runs again without its former values."""
     sender.send("run_marathon")
     worker = sender.start()
@@ -120,7 +120,7 @@ def test_a_worker_that_is_killed(sender: Sender) -> None:
     assert sender.wait_until("success").progress_metrics["done"] is True
 
 
-def test_a_worker_that_was_frozen(sender: Sender) -> None:
+def test_a_worker_that_was_frozen(sender):
     """A worker whose message has run elsewhere changes nothing, and warns once."""
     sender.send("run_marathon")
     sleeper = sender.start()
@@ -146,9 +146,7 @@ def test_a_worker_that_was_frozen(sender: Sender) -> None:
 
 
 @pytest.mark.parametrize("weather", ["fine", "frozen", "frozen for good"])
-def test_a_worker_that_is_stopped(
-    sender: Sender, server: EmbeddedServer, weather: str
-) -> None:
+def test_a_worker_that_is_stopped(sender, server, weather):
     """A job interrupted by its worker's shutdown reads retrying, with all that it
     reported, even if the store was frozen at that moment. A worker that cannot store
     that still stops, in time for any service manager, and logs it.
@@ -182,7 +180,7 @@ def delay_of(where: Whereabouts) -> float:
 
 
 @pytest.mark.parametrize("by_gevent", [False, True])
-def test_each_worker_answers_for_its_jobs(sender: Sender, by_gevent: bool) -> None:
+def test_each_worker_answers_for_its_jobs(sender, by_gevent):
     """Within a second, with the stack of the thread or greenlet of each."""
     for _ in range(2):
         sender.start(threads=1, by_gevent=by_gevent)
@@ -199,7 +197,7 @@ def test_each_worker_answers_for_its_jobs(sender: Sender, by_gevent: bool) -> No
         assert "in wait_at_gate\n" in where.stack and delay_of(where) < 2
 
 
-def test_frozen_worker_answers_when_it_goes_on(sender: Sender) -> None:
+def test_frozen_worker_answers_when_it_goes_on(sender):
     """Until then it does not answer, whatever the job has said before."""
     sender.start()
     uuid = sender.send()
@@ -215,7 +213,7 @@ def test_frozen_worker_answers_when_it_goes_on(sender: Sender) -> None:
     assert delay_of(sender.answer(uuid)) > 1.5
 
 
-def test_worker_that_holds_the_interpreter_answers_late(sender: Sender) -> None:
+def test_worker_that_holds_the_interpreter_answers_late(sender):
     """No other thread of the process runs meanwhile."""
     sender.start()
     uuid = sender.send("hold_the_interpreter")
@@ -229,7 +227,7 @@ def test_worker_that_holds_the_interpreter_answers_late(sender: Sender) -> None:
     "rounds",
     [10, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(400)])],
 )
-def test_answers_freeze_no_worker(sender: Sender, rounds: int) -> None:
+def test_answers_freeze_no_worker(sender, rounds):
     """Its threads begin and end meanwhile, and the garbage collector comes between."""
     sender.start(threads=16)
     uuids = [sender.send("keep_the_collector_busy")]

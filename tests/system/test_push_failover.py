@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import redis
@@ -74,9 +73,7 @@ class Ending:
         return jobs if all(job.is_success for job in jobs) else None
 
 
-def test_stream_outlives_a_failover(
-    redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_stream_outlives_a_failover(redis_url, tmp_path, caplog):
     """When a replica takes over from a dead primary, the stream goes on with it, which
     has the end of a job that ended meanwhile.
     """
@@ -127,9 +124,7 @@ def jobs_of(cluster: Cluster, runs: Runs) -> list[Run]:
 @pytest.mark.parametrize(
     "how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)]
 )
-def test_primary_may_die(
-    redis_url: str, how: signal.Signals, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_primary_may_die(redis_url, how, caplog):
     """One stream is told of jobs on all nodes of a Cluster. When a primary dies or
     hangs, the jobs of the others go on at once, and its own when its replica has taken
     over: no end is lost. The log says so once.

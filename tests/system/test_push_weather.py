@@ -9,7 +9,6 @@ import pytest
 import redis
 
 from pyramid_jobstate import JobStore
-from pyramid_jobstate.embedded import EmbeddedServer
 from tests.asgi import Server, pushing
 from tests.running import Runs, running
 from tests.support import wait_for
@@ -46,7 +45,7 @@ def end_one(seed: int, server: Server, runs: Runs) -> None:
     "count", [40, pytest.param(500, marks=pytest.mark.long)], ids=str
 )
 @pytest.mark.timeout(600)
-def test_no_end_is_missed(redis_url: str, count: int) -> None:
+def test_no_end_is_missed(redis_url, count):
     """A job that ends at any moment around the request is seen to end."""
     with (
         running(redis_url) as runs,
@@ -58,7 +57,7 @@ def test_no_end_is_missed(redis_url: str, count: int) -> None:
             assert end.exception() is None, seed
 
 
-def test_user_who_may_not_hear_of_changes_polls(server: EmbeddedServer) -> None:
+def test_user_who_may_not_hear_of_changes_polls(server):
     """Where an ACL of the server forbids it, pages poll, and no connection is left."""
     with redis.Redis.from_url(server.url) as client:
         rights = "on nopass allkeys allcommands -client|tracking"

@@ -45,7 +45,7 @@ def counts(broker: RabbitmqBroker) -> tuple[int, int]:
     return ready + delayed, dead
 
 
-def test_a_job_that_fails(broker: RabbitmqBroker, redis_url: str) -> None:
+def test_a_job_that_fails(broker, redis_url):
     """Between two attempts a job reads retrying, and no values of one remain in the
     next. When its retries are used up, it is an error, and the broker keeps its
     message. It runs again for an operator, and the rejected message does not. Neither
@@ -96,9 +96,7 @@ def test_a_job_that_fails(broker: RabbitmqBroker, redis_url: str) -> None:
     assert load(broker, message).progress_metrics == {"try 3": True}
 
 
-def test_a_broker_that_fails(
-    rabbitmq: RabbitMQ, broker: RabbitmqBroker, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_broker_that_fails(rabbitmq, broker, caplog):
     """A job whose broker fails while it runs still ends. Its message, never
     acknowledged, is redelivered, and the second run is shown like the first. A job
     whose message the broker never took reads stalled rather than queued for ever. One

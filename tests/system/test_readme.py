@@ -16,12 +16,11 @@ from typing import Any
 
 import docutils.core
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 from pyramid.exceptions import ConfigurationError
-from webtest import TestApp
 
 import pyramid_jobstate
-from pyramid_jobstate import JobStore, Progress, testing
+from pyramid_jobstate import Progress, testing
 from tests.catalogs import write_catalog
 from tests.jobs import RunMarathon
 from tests.pollserver import Answer, PollServer, error, success, working
@@ -255,7 +254,7 @@ def worker(myapp: MyApp) -> Iterator[None]:
         yield
 
 
-def test_documents_are_valid() -> None:
+def test_documents_are_valid():
     """The documents render without a warning, as PyPI would render them."""
     levels = {"halt_level": 2, "report_level": 2, "input_encoding": "unicode"}
     for names in ("README", "CHANGES"), ("CONTRIBUTING",), ("RELEASING", "SECURITY"):
@@ -264,7 +263,7 @@ def test_documents_are_valid() -> None:
         docutils.core.publish_doctree(text, settings_overrides=levels)
 
 
-def test_map_of_the_package_has_each_module() -> None:
+def test_map_of_the_package_has_each_module():
     """The map in "Architecture" has every folder with modules, and names these."""
     blocks = snippets("text", page("explanation/architecture"))
     (text,) = [block for block in blocks if "(top)" in block]
@@ -278,14 +277,14 @@ def test_map_of_the_package_has_each_module() -> None:
         assert re.search(rf"\b{path.stem}\b", told[path.parent]), path
 
 
-def test_tests_take_every_snippet() -> None:
+def test_tests_take_every_snippet():
     """No page has code that the tests cannot see: indented, or in another form."""
     for name, text in PAGES.items():
         shown = re.findall(r"^ *\.\. (?:code-block|code|sourcecode)::", text, re.M)
         assert len(shown) == len(snippets(r"\S+", text)), name
 
 
-def test_links_of_the_readme_lead_to_pages() -> None:
+def test_links_of_the_readme_lead_to_pages():
     """The README's links into the documentation, and to files, lead somewhere."""
     links = re.findall(r"<(?!https?:)([^<>]+\.rst)>`_", README)
     assert len(links) > 10
@@ -293,7 +292,7 @@ def test_links_of_the_readme_lead_to_pages() -> None:
         assert (ROOT / link).is_file(), link
 
 
-def test_versions_of_the_readme_are_those_of_setup() -> None:
+def test_versions_of_the_readme_are_those_of_setup():
     """The oldest versions that the quick start names are the oldest that install."""
     said = r"Python ([\d.]+) or later, Pyramid (\d+) and\s+Dramatiq (\d+)\."
     ((python, pyramid, dramatiq),) = re.findall(said, README)
@@ -304,7 +303,7 @@ def test_versions_of_the_readme_are_those_of_setup() -> None:
 
 
 @pytest.mark.promise("documentation-is-true")
-def test_every_snippet_runs_or_parses(myapp: MyApp) -> None:
+def test_every_snippet_runs_or_parses(myapp):
     """Every Python snippet parses. Those that belong to no file run unchanged."""
     others = []
     for text in snippets("python"):
@@ -316,7 +315,7 @@ def test_every_snippet_runs_or_parses(myapp: MyApp) -> None:
     myapp.run(f"for text in {others!r}:\n    exec(text, dict(globals()))")
 
 
-def test_actor_of_the_readme_uses_its_request(myapp: MyApp) -> None:
+def test_actor_of_the_readme_uses_its_request(myapp):
     """The actor with a request sends other jobs and knows a URL of the application."""
     myapp.run("""
 from myapp.training import train
@@ -330,7 +329,7 @@ assert lead.message == "See http://localhost/run", lead.message
 """)
 
 
-def test_actors_of_the_documents_are_tracked(myapp: MyApp) -> None:
+def test_actors_of_the_documents_are_tracked(myapp):
     """By the parameter, whose annotation names the class of the job."""
     myapp.write("lines.txt", "one\n\nthree\n")
     myapp.run("""
@@ -345,7 +344,7 @@ assert kinds == ["JobState", "RunMarathon"], kinds
 """)
 
 
-def test_view_of_the_readme_sends(myapp: MyApp) -> None:
+def test_view_of_the_readme_sends(myapp):
     """The view that shows all ways of sending uses each of them."""
     (view,) = [text for text in snippets("python") if "send_immediately" in text]
     includeme = """
@@ -364,7 +363,7 @@ assert {item["job"]["status"] for item in items} == {"queued"}
 """)
 
 
-def test_metrics_of_the_documents(myapp: MyApp) -> None:
+def test_metrics_of_the_documents(myapp):
     """The view answers in the format of Prometheus."""
     myapp.run("""
 testing.put_job(store, RunMarathon, "queued")
@@ -375,7 +374,7 @@ assert line in answer.text.splitlines(), answer.text
 """)
 
 
-def test_second_broker_of_the_documents_works(myapp: MyApp, store: JobStore) -> None:
+def test_second_broker_of_the_documents_works(myapp, store):
     """Jobs of both brokers are in one store. Dramatiq's command, given the documents'
     module, serves the second one, whose actor has a request.
     """
@@ -399,7 +398,7 @@ with prepare(registry=app.registry) as env, env["request"].tm:
     assert ran == {"queued": None, "success": "A1: http://localhost/run"}
 
 
-def test_retries_of_the_documents(myapp: MyApp) -> None:
+def test_retries_of_the_documents(myapp):
     """Actors are tried again as their options say, and others as often as the
     middleware says then. A try keeps its metrics until the next one.
     """
@@ -429,7 +428,7 @@ assert jobs[3].progress_metrics == {{"read": 3}}
 """)
 
 
-def test_owner_of_the_documents_is_a_user_or_a_visitor(myapp: MyApp) -> None:
+def test_owner_of_the_documents_is_a_user_or_a_visitor(myapp):
     """With the documents' function users and visitors own their jobs, and a visitor is
     not a user of the same name.
     """
@@ -449,7 +448,7 @@ for client, owner in (user, "alice"), (visitor, "customer:alice"):
 """)
 
 
-def test_permits_of_the_readme_makes_the_acls_count(myapp: MyApp) -> None:
+def test_permits_of_the_readme_makes_the_acls_count(myapp):
     """With the four-line function, ACLs let the owner in beside a policy of roles."""
     myapp.run("""
 from myapp import security
@@ -463,7 +462,7 @@ app.get("/job_state?all=1", status=403)
 """)
 
 
-def test_operators_and_layout_of_the_readme(myapp: MyApp) -> None:
+def test_operators_and_layout_of_the_readme(myapp):
     """With the README's root and layout, admins operate, and owners see their jobs."""
     myapp.write("rooted.py", ROOTED)
     myapp.run("""
@@ -498,7 +497,7 @@ for path in f"/job_state/{job}", f"/job_state/{job}/":
 """)
 
 
-def test_result_of_the_readme_is_guarded(myapp: MyApp) -> None:
+def test_result_of_the_readme_is_guarded(myapp):
     """Only the owner can download a report by its result, once it has been made."""
     myapp.run("""
 from myapp.reports import ExportReport
@@ -523,7 +522,7 @@ TestApp(config.make_wsgi_app()).get(f"/reports/{done}", status=403)
 """)
 
 
-def test_batch_of_the_readme_runs(myapp: MyApp) -> None:
+def test_batch_of_the_readme_runs(myapp):
     """The view sends a batch, one of whose members sends two more."""
     myapp.run("""
 app = visit()
@@ -541,7 +540,7 @@ assert [member.message for member in store.members(uuid).items] == [
 """)
 
 
-def test_script_of_the_readme_sends(myapp: MyApp, store: JobStore) -> None:
+def test_script_of_the_readme_sends(myapp, store):
     """The script sends a marathon of Alice's."""
     (script,) = [text for text in snippets("python") if "prepare(" in text]
     myapp.run(script)
@@ -549,7 +548,7 @@ def test_script_of_the_readme_sends(myapp: MyApp, store: JobStore) -> None:
     assert (job_state.actor, job_state.status) == ("run_marathon", "queued")
 
 
-def test_scripts_of_the_documents_wait(myapp: MyApp, worker: None) -> None:
+def test_scripts_of_the_documents_wait(myapp, worker):
     """They get the ends of jobs that the README's worker runs, in threads, in asyncio
     and after a commit.
     """
@@ -574,7 +573,7 @@ with prepare(registry=registry) as env:
 """)
 
 
-def test_hooks_of_the_documents_tell(myapp: MyApp) -> None:
+def test_hooks_of_the_documents_tell(myapp):
     """A worker mails the end of a job and of a batch, writes one row, and posts a
     signed event. The documents' test of a hook passes.
     """
@@ -663,7 +662,7 @@ test_orders.test_mail_of_a_failure(app, TestApp(app), store)
 """)
 
 
-def test_json_of_the_readme_has_the_real_names(app: TestApp, store: JobStore) -> None:
+def test_json_of_the_readme_has_the_real_names(app, store):
     """The README's example of a state has exactly the keys of a real one."""
     more: Any = {"metrics": {"miles_run": 12}, "progress": Progress(12, 26, "miles")}
     job_state = testing.put_job(store, RunMarathon, owner="alice", **more)
@@ -675,7 +674,7 @@ def test_json_of_the_readme_has_the_real_names(app: TestApp, store: JobStore) ->
 
 
 @pytest.mark.promise("documentation-is-true")
-def test_settings_of_the_readme_are_the_real_ones(redis_url: str) -> None:
+def test_settings_of_the_readme_are_the_real_ones(redis_url):
     """The README lists exactly the settings that exist, with their defaults."""
     blocks = page("reference/settings").split("\n\n")
     table = next(block for block in blocks if block.startswith("==="))
@@ -697,7 +696,7 @@ def test_settings_of_the_readme_are_the_real_ones(redis_url: str) -> None:
         assert one == other, name
 
 
-def test_names_of_the_readme_exist() -> None:
+def test_names_of_the_readme_exist():
     """Every method and attribute that the README names is public."""
     members = set(dir(pyramid_jobstate.JobState))
     for module in ("", ".testing", ".resources", ".fixtures"):
@@ -710,9 +709,7 @@ def test_names_of_the_readme_exist() -> None:
     assert not {name for name in named if name not in members}
 
 
-def test_script_tags_of_the_readme_find_jobs_and_styles(
-    page: Page, console_errors: list[str], myapp: MyApp
-) -> None:
+def test_script_tags_of_the_readme_find_jobs_and_styles(page, console_errors, myapp):
     """Each way to include the script finds the job, wherever it is mounted."""
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -739,9 +736,7 @@ def test_script_tags_of_the_readme_find_jobs_and_styles(
     assert console_errors == []
 
 
-def test_script_of_the_readme_runs(
-    page: Page, console_errors: list[str], myapp: MyApp, worker: None
-) -> None:
+def test_script_of_the_readme_runs(page, console_errors, myapp, worker):
     """The page of the quick start and the script follow a marathon to its end."""
     (script,) = [text for text in snippets("js") if ".miles" in text]
     with myapp.serving() as (address, _):
@@ -763,9 +758,7 @@ def test_script_of_the_readme_runs(
     assert console_errors == []
 
 
-def test_elements_of_the_documents_show_a_job(
-    page: Page, console_errors: list[str], myapp: MyApp
-) -> None:
+def test_elements_of_the_documents_show_a_job(page, console_errors, myapp):
     """The templates show metrics, cancel with a token, and set colours and parts. Under
     a policy with a nonce, an element and a page for people are styled.
     """
@@ -793,9 +786,7 @@ def test_elements_of_the_documents_show_a_job(
     assert console_errors == []
 
 
-def test_sheet_of_an_element_needs_no_style_source(
-    page: Page, console_errors: list[str]
-) -> None:
+def test_sheet_of_an_element_needs_no_style_source(page, console_errors):
     """The script hands its style sheet to elements past the policy for styles, unless
     it cannot fetch it. Then their link needs the origin, as it has no nonce.
     """
@@ -820,9 +811,7 @@ def test_sheet_of_an_element_needs_no_style_source(
             console_errors.clear()
 
 
-def test_scripts_of_the_documents_hear_and_cancel(
-    page: Page, console_errors: list[str]
-) -> None:
+def test_scripts_of_the_documents_hear_and_cancel(page, console_errors):
     """A listener goes on to the result, a handle cancels, and labels are German. The
     button that asks whether to notify goes when the viewer agrees.
     """
@@ -878,7 +867,7 @@ def test_scripts_of_the_documents_hear_and_cancel(
     assert console_errors == []
 
 
-def test_catalog_of_the_documents_translates(myapp: MyApp) -> None:
+def test_catalog_of_the_documents_translates(myapp):
     """The commands make a catalog for the pages and for what we say of an end. Titles
     have one of the application's.
     """

@@ -1,12 +1,8 @@
 """The pages on the element and on JavaScript name what the script has, and no more."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Iterable
-
-from playwright.sync_api import Page
 
 from tests.pollserver import STATIC, PollServer
 from tests.readme import page as document
@@ -69,7 +65,7 @@ def fields(*names: str) -> list[str]:
     return sorted({each for name in names for each in member.findall(declared[name])})
 
 
-def test_reference_of_the_element_is_complete(page: Page) -> None:
+def test_reference_of_the_element_is_complete(page):
     """The tables name each attribute, property, event, state, part, custom property and
     label with its English words, and nothing else.
     """
@@ -105,7 +101,7 @@ def test_reference_of_the_element_is_complete(page: Page) -> None:
     assert sorted(said["Custom properties"]) == sorted(used)
 
 
-def test_reference_of_javascript_is_complete() -> None:
+def test_reference_of_javascript_is_complete():
     """The tables name each export, option, type, and member of the handle, of reasons
     and of outcomes that job-state.d.ts declares, and nothing else.
     """

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import dramatiq
 import pytest
-import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Interrupt, Middleware
 from dramatiq.middleware.threading import raise_thread_exception
@@ -193,7 +192,7 @@ def scene(
         yield Scene(redis_url, database, request.param == "sqlite")
 
 
-def test_every_success_is_counted(scene: Scene) -> None:
+def test_every_success_is_counted(scene):
     """Jobs whose transactions conflict all succeed in the end, and count once each."""
     meeting = threading.Barrier(4)
 
@@ -219,7 +218,7 @@ def test_every_success_is_counted(scene: Scene) -> None:
     assert sum(state.attempt > 1 for state in ended) >= 3 * 24 // 4
 
 
-def test_interrupt(scene: Scene, subtests: pytest.Subtests) -> None:
+def test_interrupt(scene, subtests):
     """An interrupt before the vote has passed aborts. A later one undoes no commit."""
     save = scene.save_actor(max_retries=0)
     with working(scene.broker, threads=1):
@@ -233,8 +232,8 @@ def test_interrupt(scene: Scene, subtests: pytest.Subtests) -> None:
 
 
 def test_job_whose_process_dies_after_the_commit_runs_again(
-    redis_url: str, client: redis.Redis, tmp_path: Path
-) -> None:
+    redis_url, client, tmp_path
+):
     """A job whose worker dies before the ack runs again, and commits a second time."""
     url = f"sqlite:///{tmp_path / 'counters.sqlite'}"
     broker = make_worker_broker(redis_url)

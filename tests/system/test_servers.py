@@ -116,9 +116,7 @@ def open_streams(
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_server_streams_polls_and_stops(
-    name: str, redis_url: str, client: redis.Redis, tmp_path: Path
-) -> None:
+def test_server_streams_polls_and_stops(name, redis_url, client, tmp_path):
     """Under each server, polls offer streams, which tell of changes and end with it."""
     jobs = put_jobs(client)
     with running(name, redis_url, tmp_path) as server:
@@ -144,7 +142,7 @@ def test_server_streams_polls_and_stops(
         assert not re.search(FAULTS, log), log
 
 
-def test_jobs_run_under_gevent(redis_url: str, tmp_path: Path) -> None:
+def test_jobs_run_under_gevent(redis_url, tmp_path):
     """With gunicorn's workers and Dramatiq's command of gevent, a job is sent, polled
     to its end, and another one cancelled while it runs.
     """
@@ -183,9 +181,7 @@ def test_jobs_run_under_gevent(redis_url: str, tmp_path: Path) -> None:
             assert not re.search(FAULTS, process.text()), process.text()
 
 
-def test_stopping_server_waits_for_views(
-    redis_url: str, client: redis.Redis, tmp_path: Path
-) -> None:
+def test_stopping_server_waits_for_views(redis_url, client, tmp_path):
     """A stopping server answers what is in a view, and waits for nobody else."""
     with (
         running("uvicorn", redis_url, tmp_path) as server,
@@ -206,9 +202,7 @@ def test_stopping_server_waits_for_views(
         assert answer.result().status == 200
 
 
-def test_half_of_the_descriptors_are_streams(
-    redis_url: str, client: redis.Redis, tmp_path: Path
-) -> None:
+def test_half_of_the_descriptors_are_streams(redis_url, client, tmp_path):
     """A server with 64 descriptors has 32 streams open. More get the poll's answer."""
     jobs = put_jobs(client)
     with running("uvicorn", redis_url, tmp_path, limit=64) as server:

@@ -230,7 +230,7 @@ def own_broker(host: Host) -> str:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_trouble_is_told(host: Host, name: str) -> None:
+def test_trouble_is_told(host, name):
     """Each trouble logs or answers what the README tells its reader to look for."""
     run: Callable[[Host], str] = globals()[name]
     logged = run(host)
@@ -240,7 +240,7 @@ def test_trouble_is_told(host: Host, name: str) -> None:
         assert re.search(pattern, logged), logged
 
 
-def test_quotations_are_real() -> None:
+def test_quotations_are_real():
     """All that the chapter quotes is the package's, or was seen in a run above."""
     seen = {text for found in RUNS.values() for text in found}
     known = texts()
@@ -254,7 +254,7 @@ def test_quotations_are_real() -> None:
     assert all(text in "".join(files().values()) for text in CONFIGURATION)
 
 
-def test_titles_in_messages_exist() -> None:
+def test_titles_in_messages_exist():
     """The package's messages name titles of this chapter, and of the documentation."""
     said = " ".join(" ".join(texts()).split())
     for place, text in ("troubleshooting guide", CHAPTER), ("documentation", DOCUMENTS):
@@ -263,7 +263,7 @@ def test_titles_in_messages_exist() -> None:
         assert named and set(named) <= set(titles)
 
 
-def test_what_the_readme_asks_exists(host: Host) -> None:
+def test_what_the_readme_asks_exists(host):
     """The README's commands show what it says, such as a job that no worker takes."""
     (ask,) = re.findall(r"``redis-cli (llen [\w:]+)``", CHAPTER)
     (list_routes,) = re.findall(r"``(proutes [\w.]+)``", CHAPTER)

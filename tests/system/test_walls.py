@@ -31,7 +31,7 @@ def names_inside(path: Path) -> bool:
     return False
 
 
-def test_tests_name_nothing_inside() -> None:
+def test_tests_name_nothing_inside():
     """Only the files that pyproject.toml lists name what is inside the package."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     excepted = {
@@ -43,7 +43,7 @@ def test_tests_name_nothing_inside() -> None:
     assert {path for path in paths if names_inside(path)} == excepted
 
 
-def test_each_test_has_a_docstring() -> None:
+def test_each_test_has_a_docstring():
     """Each test says what it checks."""
     silent = [
         (path.name, node.name)

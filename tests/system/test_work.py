@@ -39,7 +39,7 @@ def nap(folder: Folder) -> JobState:
     return folder.load(uuid)
 
 
-def test_jobs_run_with_the_application_of_the_ini(folder: Folder, start: Start) -> None:
+def test_jobs_run_with_the_application_of_the_ini(folder, start):
     """A job runs with the ini's settings, variables, logging and flags."""
     folder.write_ini("processes = 1\nthreads = 2\nqueues = default other")
     command = start("--threads", "1", "--log-file", "work.log")
@@ -56,7 +56,7 @@ def test_jobs_run_with_the_application_of_the_ini(folder: Folder, start: Start) 
     assert "Worker process is ready" not in log
 
 
-def test_hangup_reloads_the_application(folder: Folder, start: Start) -> None:
+def test_hangup_reloads_the_application(folder, start):
     """SIGHUP restarts the workers with changed code in the same process."""
     command = start("--processes", "1", "--use-spawn")
     before = nap(folder).progress_metrics
@@ -70,7 +70,7 @@ def test_hangup_reloads_the_application(folder: Folder, start: Start) -> None:
     assert command.stop(signal.SIGINT) == 0
 
 
-def test_watched_files_reload_the_application(folder: Folder, start: Start) -> None:
+def test_watched_files_reload_the_application(folder, start):
     """With `watch` in the ini, a changed Python file reloads the workers."""
     folder.write_ini("processes = 1\nthreads = 1\nwatch = %(here)s")
     command = start()
@@ -91,7 +91,7 @@ def is_quiet(command: Process) -> bool:
     return command.text() == before
 
 
-def test_command_ends_with_its_workers(folder: Folder, start: Start) -> None:
+def test_command_ends_with_its_workers(folder, start):
     """If a worker is killed or cannot start, the command ends, and says why."""
     command = start("-p", "1")
     pid = nap(folder).progress_metrics["pid"]

@@ -1,7 +1,5 @@
 """Jobs that have logged, for the tests of what is shown of that."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from typing import Any

@@ -2,8 +2,6 @@
 that have failed in a real worker.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode

@@ -1,7 +1,5 @@
 """What the tests of pages share: applications with pages, and visits to them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from typing import Any

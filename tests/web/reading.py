@@ -1,7 +1,5 @@
 """What the tests of requests that read share."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pyramid_jobstate import JobState, JobStore

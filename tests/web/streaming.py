@@ -1,7 +1,5 @@
 """What the tests of streams share: their jobs, paths and headers."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections.abc import Callable, Iterator

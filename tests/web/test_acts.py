@@ -1,20 +1,15 @@
 """POST …/cancel, …/rerun and …/clear, and DELETE: what they do to jobs, and answer."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import dramatiq.broker
 import pytest
-import redis
 from pyramid.request import Request
-from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate import JobState
 from pyramid_jobstate.testing import away, pass_time, put_batch
 from tests.jobs import RunMarathon, messages
 from tests.relay import relaying
@@ -40,7 +35,7 @@ REQUESTS = [("clear", "success"), ("cancel", "queued"), ("rerun", "error")]
 ALL: dict[str, Any] = {"all": 1, "everything": 1}
 
 
-def test_cancel_answers_the_new_state(app: TestApp, store: JobStore) -> None:
+def test_cancel_answers_the_new_state(app, store):
     """A waiting job is cancelled at once, and a running one is asked to end."""
     for status in UNFINISHED:
         becomes = "cancelling" if status in ("working", "cancelling") else "cancelled"
@@ -58,9 +53,7 @@ def test_cancel_answers_the_new_state(app: TestApp, store: JobStore) -> None:
             assert error == ("error", {"message": "The job was cancelled."})
 
 
-def test_act_on_a_job_in_another_status_is_a_409(
-    operated: TestApp, store: JobStore, client: redis.Redis, marathons: Marathons
-) -> None:
+def test_act_on_a_job_in_another_status_is_a_409(operated, store, client, marathons):
     """An act that a job's status does not allow is a 409 and changes nothing."""
     others = [*UNFINISHED, "success", "cancelled"]
     for method, end, refused, error in (
@@ -78,12 +71,7 @@ def test_act_on_a_job_in_another_status_is_a_409(
             assert client.hgetall(key_of(store, job)) == before
 
 
-def test_job_or_store_that_goes_away_meanwhile(
-    redis_url: str,
-    store: JobStore,
-    marathons: Marathons,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_job_or_store_that_goes_away_meanwhile(redis_url, store, marathons, caplog):
     """A record that expires amid the request is a 404; a store that goes is a 503."""
     app = operated_app(redis_url, lambda *asked: store.client.flushdb())
     for method, end in ACTS:
@@ -104,8 +92,8 @@ def test_job_or_store_that_goes_away_meanwhile(
 
 
 def test_act_on_a_job_that_becomes_an_alias_does_not_reach_the_job_of_another(
-    redis_url: str, client: redis.Redis, store: JobStore, marathons: Marathons
-) -> None:
+    redis_url, client, store, marathons
+):
     """If another's job wins the claim meanwhile, the rights are those of that job."""
     app = operated_app(
         redis_url, lambda *asked: make_alias(client, key_of(store, own), theirs)
@@ -130,7 +118,7 @@ def test_act_on_a_job_that_becomes_an_alias_does_not_reach_the_job_of_another(
 # On the jobs that match.
 
 
-def test_clear_deletes_ended_jobs(operated: TestApp, store: JobStore) -> None:
+def test_clear_deletes_ended_jobs(operated, store):
     """Who may list all jobs deletes the ended ones that match, whoever owns them."""
     cases: list[tuple[dict[str, Any], list[int]]] = [
         (ALL, [0, 1, 2]),
@@ -165,9 +153,7 @@ class Closed(JobState):
         return []
 
 
-def test_users_act_on_their_own_jobs(
-    operated: TestApp, store: JobStore, marathons: Marathons
-) -> None:
+def test_users_act_on_their_own_jobs(operated, store, marathons):
     """Who may not list all jobs acts on their own, and reads nothing of refusals."""
     for name, status in REQUESTS:
         for query in {"kind": "Letter"}, {"owner": "alice", "everything": 1}:
@@ -183,7 +169,7 @@ def test_users_act_on_their_own_jobs(
             assert statuses(store, jobs[0]) != [status]
 
 
-def test_owner_of_a_request_decides(redis_url: str, store: JobStore) -> None:
+def test_owner_of_a_request_decides(redis_url, store):
     """A visitor without an owner acts on nothing, not even on jobs without one."""
     for own, done in (None, 0), (True, 0), (["alice"], 0), (7, 1):
         settings = {"jobstate.owner": lambda request, own=own: own}
@@ -198,9 +184,7 @@ def test_owner_of_a_request_decides(redis_url: str, store: JobStore) -> None:
         assert statuses(store, *jobs[1:]) == ["queued"] * 4
 
 
-def test_acts_tell_a_class_from_an_actor(
-    operated: TestApp, store: JobStore, marathons: Marathons
-) -> None:
+def test_acts_tell_a_class_from_an_actor(operated, store, marathons):
     """A name that both have is refused. With what it is, an act takes no other jobs."""
     for name, status in REQUESTS:
         (job,) = put(store, "bob", cls=RunMarathon, status=status)
@@ -215,7 +199,7 @@ def test_acts_tell_a_class_from_an_actor(
         store.client.flushdb()
 
 
-def test_cursor_leads_to_the_other_jobs(operated: TestApp, store: JobStore) -> None:
+def test_cursor_leads_to_the_other_jobs(operated, store):
     """To those sent before, for the same user and in the same request alone."""
     jobs = put(store, *["alice"] * 3, *["bob"] * 3, cls=RunMarathon, status="queued")
     cancel = functools.partial(act, operated, "/job_state/cancel")
@@ -231,9 +215,7 @@ def test_cursor_leads_to_the_other_jobs(operated: TestApp, store: JobStore) -> N
     assert statuses(store, *jobs[3:], *late) == ["queued"] * 5
 
 
-def test_rerun_tells_nothing_of_a_foreign_batch(
-    operated: TestApp, store: JobStore, client: redis.Redis, marathons: Marathons
-) -> None:
+def test_rerun_tells_nothing_of_a_foreign_batch(operated, store, client, marathons):
     """A foreign batch looks like an unknown one, also in what the store is asked."""
     member = {"status": "error", "job_state_class": RunMarathon}
     batch = put_batch(store, members=[member] * 5, owner="alice").uuid
@@ -261,9 +243,7 @@ def test_rerun_tells_nothing_of_a_foreign_batch(
 # The log.
 
 
-def test_interruption_loses_no_line_of_what_was_done(
-    redis_url: str, store: JobStore, said: Callable[[], list[str]]
-) -> None:
+def test_interruption_loses_no_line_of_what_was_done(redis_url, store, said):
     """If the store goes away amid a request, the log has the jobs that were done."""
 
     def interrupt(request: Request, context: Any, permission: str) -> None:
@@ -288,12 +268,7 @@ def test_interruption_loses_no_line_of_what_was_done(
 
 
 @pytest.mark.promise("acts-are-logged")
-def test_acts_are_logged(
-    operated: TestApp,
-    store: JobStore,
-    marathons: Marathons,
-    said: Callable[[], list[str]],
-) -> None:
+def test_acts_are_logged(operated, store, marathons, said):
     """What was done is logged with the user and the filter; what was refused is not."""
     (job,) = put(store, "alice", cls=RunMarathon, status="error")
     (odd,) = put(store, "al\nice", status="queued")
@@ -323,9 +298,7 @@ def test_acts_are_logged(
     ]
 
 
-def test_visitor_is_not_named_in_the_log(
-    redis_url: str, store: JobStore, said: Callable[[], list[str]]
-) -> None:
+def test_visitor_is_not_named_in_the_log(redis_url, store, said):
     """Without a login, the log does not name the owner, which may be a secret."""
     settings = {"jobstate.owner": lambda request: "visitor 7"}
     app = make_app(make_config(redis_url, settings=settings))
@@ -348,14 +321,8 @@ RERUNS = "/job_state/{}/rerun", "/job_state/rerun?all=1&everything=1"
 
 @pytest.mark.parametrize("fault", ["middleware", "server", "away"])
 def test_broker_that_fails_is_a_503(
-    operated: TestApp,
-    redis_url: str,
-    store: JobStore,
-    set_broker: Callable[[Any], None],
-    said: Callable[[], list[str]],
-    caplog: pytest.LogCaptureFixture,
-    fault: str,
-) -> None:
+    operated, redis_url, store, set_broker, said, caplog, fault
+):
     """The job has failed as before, and the log says how many were sent."""
     sound, error = Marathons(redis_url, store).broker, "The broker does not answer."
     if fault != "away":
@@ -387,9 +354,7 @@ def test_broker_that_fails_is_a_503(
             assert statuses(store, job) == ["queued"]
 
 
-def test_process_without_a_broker_runs_nothing_again(
-    operated: TestApp, store: JobStore, set_broker: Callable[[Any], None]
-) -> None:
+def test_process_without_a_broker_runs_nothing_again(operated, store, set_broker):
     """Without a broker, none is made: a 410, or a 409 if the job has not failed."""
     (job,) = put(store, "alice", status="error")
     (ended,) = put(store, "alice", status="success")

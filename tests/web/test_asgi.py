@@ -1,7 +1,5 @@
 """An application under ASGI: it finds there what WSGI servers give it."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import hashlib
@@ -27,7 +25,6 @@ from webtest.http import StopableWSGIServer
 from pyramid_jobstate.asgi import asgi_app
 from tests import asgi
 from tests.jobs import messages
-from tests.running import Runs
 from tests.streams import StreamClient, serving
 from tests.support import ROOT
 from tests.web.streaming import PublicRun, one, wait_until
@@ -146,7 +143,7 @@ REQUESTS: dict[str, tuple[str | bytes, bytes]] = {
 @pytest.mark.promise("asgi-finds-what-wsgi-finds")
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("server", HTTP)
-def test_answer_is_that_under_waitress(ports: dict[str, int], server: str) -> None:
+def test_answer_is_that_under_waitress(ports, server):
     """A request gets the same answer under uvicorn as under waitress."""
     for name, (sent, body) in REQUESTS.items():
         expected = ask(ports["waitress"], sent, body)
@@ -190,7 +187,7 @@ def environ_of(**scope: Any) -> dict[str, Any]:
     return dict(json.loads(body_of(call(make_views(), **scope))))
 
 
-def test_environment_that_no_client_of_uvicorn_brings_about() -> None:
+def test_environment_that_no_client_of_uvicorn_brings_about():
     """The cookies that HTTP/2 has split are one again. The scheme is the client's."""
     headers = [(b"cookie", b"a=1"), (b"x-a", b"1"), (b"cookie", b"b=2")]
     found = environ_of(scheme="https", headers=headers)
@@ -208,7 +205,7 @@ def test_environment_that_no_client_of_uvicorn_brings_about() -> None:
         assert [found["SCRIPT_NAME"], found["PATH_INFO"]] == expected
 
 
-def test_bad_number_of_threads_is_an_error() -> None:
+def test_bad_number_of_threads_is_an_error():
     """An impossible number of threads is an error that says so."""
     bad: list[Any] = [0, True, 2.0, "10", None]
     for threads in bad:
@@ -230,9 +227,7 @@ def endless(closed: threading.Event) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("server", HTTP)
-def test_client_that_goes_ends_its_download(
-    server: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_client_that_goes_ends_its_download(server, caplog):
     """A gone client's iterator is closed, and its thread serves the next request."""
     closed = [threading.Event() for _ in range(4)]
     downloads = [endless(each) for each in closed]
@@ -255,7 +250,7 @@ def test_client_that_goes_ends_its_download(
     assert messages(caplog, "", logging.ERROR) == []
 
 
-def test_server_that_raises_for_a_client_that_has_gone() -> None:
+def test_server_that_raises_for_a_client_that_has_gone():
     """If sending raises an OSError, the download ends, and nothing more is sent."""
     closed = threading.Event()
     with asgi.serving(asgi_app(Response(app_iter=endless(closed)))) as server:
@@ -267,9 +262,7 @@ def test_server_that_raises_for_a_client_that_has_gone() -> None:
 
 
 @pytest.mark.parametrize("server", HTTP)
-def test_half_of_an_upload_does_not_pass_for_all_of_it(
-    server: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_half_of_an_upload_does_not_pass_for_all_of_it(server, caplog):
     """A view whose client goes amid an upload gets an error; nothing is logged."""
     begun: list[bytes] = []
     seen: list[object] = []
@@ -293,7 +286,7 @@ def test_half_of_an_upload_does_not_pass_for_all_of_it(
     assert messages(caplog, "", logging.ERROR) == []
 
 
-def test_body_that_is_late_holds_no_thread(caplog: pytest.LogCaptureFixture) -> None:
+def test_body_that_is_late_holds_no_thread(caplog):
     """Half a body keeps no other request waiting, and reaches no view."""
     bodies: list[bytes] = []
 
@@ -317,7 +310,7 @@ def test_body_that_is_late_holds_no_thread(caplog: pytest.LogCaptureFixture) -> 
 # Threads
 
 
-def test_streams_need_no_threads(redis_url: str, runs: Runs) -> None:
+def test_streams_need_no_threads(redis_url, runs):
     """Many more streams than threads leave all threads to plain requests, and go on."""
     gate, begun = threading.Event(), []
 
@@ -369,7 +362,7 @@ for name, module in ("babel", "pages"), ("pyramid_jinja2", "pages"), ("a2wsgi", 
 
 
 @pytest.mark.system
-def test_nothing_of_an_extra_is_loaded_without_need(redis_url: str) -> None:
+def test_nothing_of_an_extra_is_loaded_without_need(redis_url):
     """Without need, none is imported. An error names the extra that is missing."""
     command = [sys.executable, "-c", PLAIN, redis_url]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -384,7 +377,7 @@ def test_nothing_of_an_extra_is_loaded_without_need(redis_url: str) -> None:
     ], done.stderr
 
 
-def test_path_that_is_no_utf8() -> None:
+def test_path_that_is_no_utf8():
     """Bytes that servers cannot decode come from the raw path, if it is the same."""
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -402,7 +395,7 @@ def test_path_that_is_no_utf8() -> None:
         assert body_of(call(app, **scope)) == info, raw_path
 
 
-def test_response_may_be_replaced_until_its_first_byte() -> None:
+def test_response_may_be_replaced_until_its_first_byte():
     """An application may replace a response of which nothing has been sent yet."""
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:

@@ -1,7 +1,5 @@
 """Requests that are wrong: bad URLs, methods, parameters and bodies."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Callable
@@ -138,7 +136,7 @@ def refused(operated: TestApp, store: JobStore, marathons: Marathons) -> Refused
 
 
 @pytest.mark.promise("bad-request-names-the-culprit")
-def test_bad_parameter_is_a_400_that_names_it(refused: Refused) -> None:
+def test_bad_parameter_is_a_400_that_names_it(refused):
     """A bad parameter, or a cookie that is not UTF-8, is a 400 and does nothing."""
     for method, end, named in BAD:
         refused(method, f"/job_state{end}", 400, named, X_Requested_With="x")
@@ -146,7 +144,7 @@ def test_bad_parameter_is_a_400_that_names_it(refused: Refused) -> None:
     refused("GET", "/job_state/{job}", 400, **sent)
 
 
-def test_act_needs_the_header(refused: Refused) -> None:
+def test_act_needs_the_header(refused):
     """Acts need a header that forms cannot send, and no parameter replaces it."""
     missing = "The header X-Requested-With is missing."
     for method, end in ACTS:
@@ -211,7 +209,7 @@ def send(
     return request.get_response(app.app)
 
 
-def test_body_that_nobody_wants_is_not_read(paged: TestApp, store: JobStore) -> None:
+def test_body_that_nobody_wants_is_not_read(paged, store):
     """A GET and an act on one job are answered whatever their body is."""
     job, *others = put(store, *["alice"] * 7, status="queued")
     for content_type in [*TYPES, FORM, "text/plain", ""]:
@@ -226,7 +224,7 @@ def test_body_that_nobody_wants_is_not_read(paged: TestApp, store: JobStore) -> 
         assert response.status_code == 202, content_type
 
 
-def test_refused_request_is_not_read(operated: TestApp) -> None:
+def test_refused_request_is_not_read(operated):
     """A request without the header or the right to act is answered before its body."""
     for user, query, header, status in (
         (OPERATOR, "all=1&everything=1", "", 400),
@@ -245,7 +243,7 @@ def test_refused_request_is_not_read(operated: TestApp) -> None:
                     assert "X-Requested-With" in response.json["error"]
 
 
-def test_body_is_refused_unread(operated: TestApp, store: JobStore) -> None:
+def test_body_is_refused_unread(operated, store):
     """Length and type suffice to refuse a body. Parameters belong in the query."""
     path = "/job_state/clear?all=1&everything=1"
     long = io.BytesIO(b"a" * 1_000_000)
@@ -269,7 +267,7 @@ def test_body_is_refused_unread(operated: TestApp, store: JobStore) -> None:
     assert response.status_code == 200
 
 
-def test_malformed_form_is_a_400(redis_url: str, store: JobStore) -> None:
+def test_malformed_form_is_a_400(redis_url, store):
     """A form that no CSRF check can read is a 400, and too long a form is not read."""
     app = csrf_app(redis_url)
     (job,) = put(store, "alice", status="queued")
@@ -291,7 +289,7 @@ def test_malformed_form_is_a_400(redis_url: str, store: JobStore) -> None:
         assert response.json["error"].startswith(TOO_LONG)
 
 
-def test_token_in_a_form(redis_url: str, store: JobStore, marathons: Marathons) -> None:
+def test_token_in_a_form(redis_url, store, marathons):
     """Acts need a token. It passes in a form, in chunks or not, even if read before."""
     app = csrf_app(redis_url)
     token = app.get("/token").text

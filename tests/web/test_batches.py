@@ -102,7 +102,7 @@ def desk(redis_url: str, client: redis.Redis, global_broker: Broker) -> BatchDes
     return make_desk(BatchDesk, redis_url, client, global_broker)
 
 
-def test_batch_is_sent_when_the_transaction_commits(desk: BatchDesk) -> None:
+def test_batch_is_sent_when_the_transaction_commits(desk):
     """It can be shown before. One without members is a success at once."""
     request = desk.begin()
     with request.job_states.batch(ImportAll) as batch:
@@ -125,7 +125,7 @@ def test_batch_is_sent_when_the_transaction_commits(desk: BatchDesk) -> None:
     assert desk.state(desk.send(0))["status"] == "success"
 
 
-def test_weights_and_pipelines(desk: BatchDesk, global_broker: Broker) -> None:
+def test_weights_and_pipelines(desk, global_broker):
     """Each message of a pipeline or a group is a member, with its weight."""
 
     @job_actor(broker=global_broker, job_state=True, max_retries=0)
@@ -152,7 +152,7 @@ def test_weights_and_pipelines(desk: BatchDesk, global_broker: Broker) -> None:
     assert desk.state(batch)["progress"]["fraction"] == 5 / 16
 
 
-def test_batch_that_is_not_committed_is_taken_back(desk: BatchDesk) -> None:
+def test_batch_that_is_not_committed_is_taken_back(desk):
     """After a veto, an abort, or an exception in its block that the view survives."""
     for count in 0, 3:
         request = desk.begin()
@@ -185,7 +185,7 @@ def test_batch_that_is_not_committed_is_taken_back(desk: BatchDesk) -> None:
     assert [job.uuid for job in desk.store.list().items] == [job_state.uuid]
 
 
-def test_savepoint_takes_back_what_came_after_it(desk: BatchDesk) -> None:
+def test_savepoint_takes_back_what_came_after_it(desk):
     """It takes back later members, whose keys are free again, or the batch itself."""
     request = desk.begin()
     with request.job_states.batch() as batch:
@@ -210,7 +210,7 @@ def test_savepoint_takes_back_what_came_after_it(desk: BatchDesk) -> None:
     assert desk.is_empty()
 
 
-def test_refusing_broker_fails_the_rest(desk: BatchDesk, global_broker: Broker) -> None:
+def test_refusing_broker_fails_the_rest(desk, global_broker):
     """The members that the broker did not accept have failed. The others wait."""
     global_broker.add_middleware(Refusing(lambda message: message.args == (2,)))
     batch = desk.send(5)
@@ -221,9 +221,7 @@ def test_refusing_broker_fails_the_rest(desk: BatchDesk, global_broker: Broker) 
     assert desk.counts(batch) == {"queued": 2, "error": 3}
 
 
-def test_members_are_confirmed_a_hundred_at_a_time(
-    desk: BatchDesk, global_broker: Broker
-) -> None:
+def test_members_are_confirmed_a_hundred_at_a_time(desk, global_broker):
     """If the store goes away amid a large batch, the rest is sent all the same."""
     seen: list[str] = []
 
@@ -243,7 +241,7 @@ def test_members_are_confirmed_a_hundred_at_a_time(
     assert sent(desk.client) == [*range(201)]
 
 
-def test_keys_decide_the_ids_of_members(desk: BatchDesk) -> None:
+def test_keys_decide_the_ids_of_members(desk):
     """A key is one of its actor's in its batch: other batches have other members."""
     uuids = set()
     for _ in range(2):
@@ -255,7 +253,7 @@ def test_keys_decide_the_ids_of_members(desk: BatchDesk) -> None:
     assert len(uuids) == 8
 
 
-def test_owner_and_title_of_a_batch(desk: BatchDesk) -> None:
+def test_owner_and_title_of_a_batch(desk):
     """Members may name another owner. A title replaces that of the class."""
     with desk.batch("bob", owner="alice") as batch:
         batch.send(desk.actor, 1)
@@ -276,9 +274,7 @@ def test_owner_and_title_of_a_batch(desk: BatchDesk) -> None:
         assert desk.state(batch)["title"] == shown
 
 
-def test_what_cannot_be_a_member(
-    desk: BatchDesk, global_broker: Broker, subtests: pytest.Subtests
-) -> None:
+def test_what_cannot_be_a_member(desk, global_broker, subtests):
     """A wrong member is an error that says why; the rest of the batch is sent."""
     nothing: Any = dramatiq.actor(broker=StubBroker())(lambda: None)
     other = make_request(desk.config, "alice").job_states.batch()
@@ -318,7 +314,7 @@ def test_what_cannot_be_a_member(
         states.send_with_options(desk.actor, (1,), job_batch=new_id())
 
 
-def test_block_of_a_batch(desk: BatchDesk) -> None:
+def test_block_of_a_batch(desk):
     """A block is not nested or entered twice, and needs a transaction around it."""
     batch = make_request(desk.config, "alice").job_states.batch()
     with pytest.raises(RuntimeError, match="No transaction has begun"):
@@ -355,9 +351,7 @@ def test_block_of_a_batch(desk: BatchDesk) -> None:
     assert desk.is_empty()
 
 
-def test_further_member_does_not_wait_for_the_commit(
-    desk: BatchDesk, global_broker: Broker
-) -> None:
+def test_further_member_does_not_wait_for_the_commit(desk, global_broker):
     """It leaves although the transaction of its sender aborts."""
     global_broker.add_middleware(RequestMiddleware())
 
@@ -377,9 +371,7 @@ def test_further_member_does_not_wait_for_the_commit(
     assert len(desk.store.list(members=True).items) == 3
 
 
-def test_outbox_shows_what_a_batch_would_send(
-    redis_url: str, client: redis.Redis, global_broker: Broker
-) -> None:
+def test_outbox_shows_what_a_batch_would_send(redis_url, client, global_broker):
     """No transaction is needed. What a member sends follows, and uses a key once."""
 
     @job_actor(broker=global_broker, job_state=True)
@@ -405,7 +397,7 @@ def test_outbox_shows_what_a_batch_would_send(
     assert client.keys("*") == []
 
 
-def test_batch_cancels_members_that_refuse_it(desk: BatchDesk) -> None:
+def test_batch_cancels_members_that_refuse_it(desk):
     """Whoever may cancel a batch may cancel its members through it, in one command."""
     refusing = {"job_state_class": Irrevocable, "status": "queued", "owner": "alice"}
     batch = desk.put(refusing, {"status": "queued", "owner": "bob"})
@@ -415,7 +407,7 @@ def test_batch_cancels_members_that_refuse_it(desk: BatchDesk) -> None:
     assert {member.status for member in desk.members(batch)} == {"cancelled"}
 
 
-def test_members_come_in_pages(desk: BatchDesk) -> None:
+def test_members_come_in_pages(desk):
     """Also those of one status. Any other uuid is a 404."""
     batch = desk.put("queued", "success", "error", "error", "error")
     uuids = [job.uuid for job in desk.members(batch)]
@@ -433,7 +425,7 @@ def test_members_come_in_pages(desk: BatchDesk) -> None:
 
 
 @pytest.mark.promise("members-have-rights-of-their-own")
-def test_rights_of_members(desk: BatchDesk) -> None:
+def test_rights_of_members(desk):
     """Viewers of a batch see its bar, and those members that they may see."""
 
     def fail(request: Request, context: Any, permission: str) -> None:
@@ -459,7 +451,7 @@ def test_rights_of_members(desk: BatchDesk) -> None:
         assert unknown.text == forbidden.text
 
 
-def test_failed_members_run_again(desk: BatchDesk) -> None:
+def test_failed_members_run_again(desk):
     """Failed members run again, but not those of a cancelled batch, nor a batch."""
     error = JobError("ValueError", "wrong")
     failed = {"status": "error", "error": error, "actor": "run_marathon"}

@@ -1,7 +1,5 @@
 """The setting jobstate.broker: the broker is made, given its actors, and released."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import logging
 import sys
@@ -100,7 +98,7 @@ def kinds(broker: Any) -> list[type[Middleware]]:
 
 
 @pytest.mark.promise("broker-of-the-settings")
-def test_setting_makes_a_global_broker() -> None:
+def test_setting_makes_a_global_broker():
     """The broker has Dramatiq's middleware and ours, one store and no connection."""
     b = {"redis_url": "redis://b:3/4"}
     cases: list[tuple[Any, dict[str, str], type[Broker], str]] = [
@@ -131,7 +129,7 @@ def test_setting_makes_a_global_broker() -> None:
     assert places == [("a", 1, "v"), ("b", 2, "w")]
 
 
-def test_settings_are_those_of_the_middlewares_store() -> None:
+def test_settings_are_those_of_the_middlewares_store():
     """The namespace and the durations reach both sides, also with a given Broker."""
     durations = {"expire_in": "1h", "active_expire_in": "2h", "stalled_after": "3s"}
     for value in NOWHERE, f"{__name__}.own", own:
@@ -145,7 +143,7 @@ def test_settings_are_those_of_the_middlewares_store() -> None:
         release_broker()
 
 
-def test_broker_may_be_the_applications_own() -> None:
+def test_broker_may_be_the_applications_own():
     """A Broker gets the middleware that it lacks, whether it is global or not."""
     for is_global in False, True:
         release_broker()
@@ -158,9 +156,7 @@ def test_broker_may_be_the_applications_own() -> None:
         assert kinds(own)[-2:] == OURS
 
 
-def test_broker_may_have_middleware_of_its_own(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_broker_may_have_middleware_of_its_own(caplog):
     """It keeps ours. No setting reaches its store, which is compared."""
 
     class Own(RequestMiddleware):
@@ -178,7 +174,7 @@ def test_broker_may_have_middleware_of_its_own(
         made(own, namespace="shop")
 
 
-def test_function_makes_the_broker() -> None:
+def test_function_makes_the_broker():
     """The function may import actors, which move, and set the global broker."""
     actors = []
 
@@ -203,7 +199,7 @@ def test_function_makes_the_broker() -> None:
     assert early.broker is not broker
 
 
-def test_function_that_goes_wrong_leaves_nothing_behind() -> None:
+def test_function_that_goes_wrong_leaves_nothing_behind():
     """What it raises arrives as it is. It must set no broker but the one it returns."""
     early = declare()
     default = early.broker
@@ -222,7 +218,7 @@ def test_function_that_goes_wrong_leaves_nothing_behind() -> None:
     assert "has set a broker of its own" in refusal(set_another)
 
 
-def test_application_without_the_setting_runs_no_jobs_of_others(redis_url: str) -> None:
+def test_application_without_the_setting_runs_no_jobs_of_others(redis_url):
     """The broker's jobs still belong to the application that has the setting."""
     registries = []
 
@@ -283,9 +279,7 @@ WRONG: list[tuple[Any, str]] = [
 ]
 
 
-def test_bad_value_stops_the_include(
-    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_value_stops_the_include(caplog, capfd):
     """The error says what is wrong; no part of a URL that may be a password shows."""
     caplog.set_level(logging.DEBUG)
     for value, text in WRONG:
@@ -303,7 +297,7 @@ def test_bad_value_stops_the_include(
     assert "hunter2" not in "".join([*shown, caplog.text, *capfd.readouterr()])
 
 
-def test_broker_without_a_redis_server_needs_redis_url() -> None:
+def test_broker_without_a_redis_server_needs_redis_url():
     """Only a RedisBroker has a server that can keep the states."""
     for value in AMQP, lambda settings: StubBroker(), StubBroker():
         said = refusal(value)
@@ -311,7 +305,7 @@ def test_broker_without_a_redis_server_needs_redis_url() -> None:
         assert dramatiq.broker.global_broker is None
 
 
-def test_broker_of_the_applications_own_is_refused() -> None:
+def test_broker_of_the_applications_own_is_refused():
     """The setting is refused if the application sets a broker before or after."""
     makers: list[Callable[[], Broker]] = [
         StubBroker,
@@ -336,7 +330,7 @@ def test_broker_of_the_applications_own_is_refused() -> None:
     dramatiq.set_broker(made_broker)
 
 
-def test_setting_that_changes_after_the_include_is_refused() -> None:
+def test_setting_that_changes_after_the_include_is_refused():
     """The broker is made at the include."""
     for name, value in (
         ("broker", "stub"),
@@ -356,7 +350,7 @@ def test_setting_that_changes_after_the_include_is_refused() -> None:
 # Actors that were declared before.
 
 
-def test_actors_declared_earlier_move() -> None:
+def test_actors_declared_earlier_move():
     """Earlier actors move to our broker, tracked, and their names are taken there."""
     early = [declare("a"), declare("b", queue_name="mail", max_retries=0)]
     default = dramatiq.get_broker()
@@ -373,7 +367,7 @@ def test_actors_declared_earlier_move() -> None:
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_wrong_actor_keeps_all_from_moving(own: bool) -> None:
+def test_wrong_actor_keeps_all_from_moving(own):
     """If one actor is declared wrongly, all stay where they were, as they were."""
     first = declare("first")
     default: Any = first.broker
@@ -398,7 +392,7 @@ def test_wrong_actor_keeps_all_from_moving(own: bool) -> None:
     assert dramatiq.get_broker() is broker
 
 
-def test_name_of_an_actor_on_both_brokers_is_refused() -> None:
+def test_name_of_an_actor_on_both_brokers_is_refused():
     """An actor's name cannot be on both the application's and the default broker."""
     own = RedisBroker(url=NOWHERE)
     first, early = declare("first", broker=own), declare("first")
@@ -407,9 +401,7 @@ def test_name_of_an_actor_on_both_brokers_is_refused() -> None:
     assert early.broker is dramatiq.broker.global_broker is not own
 
 
-def test_default_broker_without_pika_gives_its_actors(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_broker_without_pika_gives_its_actors(redis_url, monkeypatch):
     """Its actors move, too, unless it has connected: they may have sent messages."""
     monkeypatch.setitem(sys.modules, "dramatiq.brokers.rabbitmq", None)
     run = declare()
@@ -436,7 +428,7 @@ def test_default_broker_without_pika_gives_its_actors(
 # Releasing.
 
 
-def test_release_lets_the_next_application_have_another_broker() -> None:
+def test_release_lets_the_next_application_have_another_broker():
     """Earlier and later actors follow, and nothing stays around their functions."""
     actors = [declare("a")]
     fn = actors[0].fn
@@ -454,7 +446,7 @@ def test_release_lets_the_next_application_have_another_broker() -> None:
     assert all(map(is_tracked, actors))
 
 
-def test_release_spares_a_broker_of_the_applications_own() -> None:
+def test_release_spares_a_broker_of_the_applications_own():
     """An application's own broker stays; a named one loses our middleware."""
     own = StubBroker()
     dramatiq.set_broker(own)
@@ -475,7 +467,7 @@ def test_release_spares_a_broker_of_the_applications_own() -> None:
 # Several applications.
 
 
-def test_applications_share_the_broker_of_one_setting() -> None:
+def test_applications_share_the_broker_of_one_setting():
     """They share the store, too, if defaults are written out. Others are refused."""
     defaults = {"namespace": "jobstate", "expire_in": "1d", "stalled_after": 15}
     for value in NOWHERE, "stub", f"{__name__}.make", f"{__name__}.own":
@@ -500,7 +492,7 @@ def test_applications_share_the_broker_of_one_setting() -> None:
         assert dramatiq.get_broker() is broker
 
 
-def test_stub_starts_its_server_at_the_first_command() -> None:
+def test_stub_starts_its_server_at_the_first_command():
     """Threads that send the first jobs share a server, which ends with the broker."""
     broker = use("stub")
     assert ":0/" in repr(store_of(broker))

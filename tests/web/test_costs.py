@@ -1,7 +1,5 @@
 """What jobs, polls and lists cost the store while nobody uses anything beside them."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import time
@@ -10,7 +8,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import redis
-from webtest import TestApp
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.testing import put_job
@@ -93,9 +90,7 @@ def make_floor(store: JobStore) -> Iterator[Callable[..., Floor]]:
 
 
 @pytest.mark.promise("costs-are-bounded")
-def test_what_a_job_and_its_viewers_cost(
-    make_floor: Callable[..., Floor], client: redis.Redis, paged: TestApp
-) -> None:
+def test_what_a_job_and_its_viewers_cost(make_floor, client, paged):
     """No more than ever, if nobody uses anything beside them."""
     # The worker writes what somebody waits for.
     sender, floor = make_floor(), make_floor(interval=3600)
@@ -143,9 +138,7 @@ def test_what_a_job_and_its_viewers_cost(
     assert {name: cost_of(client, act) for name, act in acts.items()} == COSTS
 
 
-def test_what_a_job_costs_that_runs_for_long(
-    make_floor: Callable[..., Floor], client: redis.Redis, store: JobStore
-) -> None:
+def test_what_a_job_costs_that_runs_for_long(make_floor, client, store):
     """Its record and its place in the lists are renewed, without a script more."""
     brief = store.replace(active_expire_in=2)
     held = make_floor(own=brief, interval=3600).begin()
@@ -159,9 +152,7 @@ def test_what_a_job_costs_that_runs_for_long(
     assert cost_of(client, flush) == COSTS["flush"]._replace(commands=12)
 
 
-def test_what_a_stream_costs(
-    make_floor: Callable[..., Floor], client: redis.Redis, redis_url: str
-) -> None:
+def test_what_a_stream_costs(make_floor, client, redis_url):
     """Each change of a job is read once, with one command more than it takes."""
     held = make_floor(interval=3600).begin(job_owner="alice")
     with pushing(make_config(redis_url)) as server:
@@ -180,7 +171,7 @@ def test_what_a_stream_costs(
             assert cost == COSTS["flush"]._replace(commands=6)
 
 
-def test_what_a_view_asks_the_policy(redis_url: str, store: JobStore) -> None:
+def test_what_a_view_asks_the_policy(redis_url, store):
     """Whether the viewer may see the job, and cancel it, and nothing else."""
     asked: list[str] = []
     app = operated_app(redis_url, lambda _, context, right: asked.append(right))
@@ -191,9 +182,7 @@ def test_what_a_view_asks_the_policy(redis_url: str, store: JobStore) -> None:
         asked.clear()
 
 
-def test_what_an_idle_worker_costs(
-    make_floor: Callable[..., Floor], client: redis.Redis, store: JobStore
-) -> None:
+def test_what_an_idle_worker_costs(make_floor, client, store):
     """One script a heartbeat, by which others hear of it."""
     make_floor(heartbeat=0.05).start()
     wait_for(store.workers)
@@ -207,9 +196,7 @@ def test_what_an_idle_worker_costs(
     assert sum(calls.values()) == 8 * calls["evalsha"]
 
 
-def test_what_a_silent_job_costs(
-    make_floor: Callable[..., Floor], client: redis.Redis
-) -> None:
+def test_what_a_silent_job_costs(make_floor, client):
     """One command an interval, by which it would learn of its cancel."""
     make_floor(interval=0.05).begin()
     time.sleep(0.1)

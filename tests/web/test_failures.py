@@ -1,7 +1,5 @@
 """Failed jobs that are grouped by why they failed: the JSON, and the page."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 
@@ -12,7 +10,7 @@ from pyramid_jobstate import JobError, JobState, JobStore, Page
 from tests.jobs import RunMarathon
 from tests.store.jobs import Diary
 from tests.web.operating import KEEPER, OPERATOR, Letter, LockedDiary, put
-from tests.web.paging import Visiting, put_batch, query_of
+from tests.web.paging import put_batch, query_of
 from tests.webapp import ADMIN, get
 
 PATH = "/job_state/?status=error&group=error"
@@ -48,7 +46,7 @@ def reasons(app: TestApp, query: str = "&all=1", user: str = OPERATOR) -> list[A
 
 
 @pytest.mark.promise("failures-are-grouped")
-def test_equal_failures_are_counted_together(paged: TestApp, store: JobStore) -> None:
+def test_equal_failures_are_counted_together(paged, store):
     """Groups have the class, the common text and their jobs, the newest first."""
     first = fail(store, "Row 3 lacks a date")
     fail(store, "Row 4 lacks a name", "Row 4 lacks a date")
@@ -85,9 +83,7 @@ FORMS = {
 }
 
 
-def test_digits_and_quoted_parts_make_no_difference(
-    paged: TestApp, store: JobStore
-) -> None:
+def test_digits_and_quoted_parts_make_no_difference(paged, store):
     """They are taken out of the text, and its white space and length are reduced."""
     for text, form in FORMS.items():
         store.client.flushdb()
@@ -95,7 +91,7 @@ def test_digits_and_quoted_parts_make_no_difference(
         assert reasons(paged) == [("ValueError", form, 1)], text
 
 
-def test_hostile_texts_take_no_time(paged: TestApp, store: JobStore) -> None:
+def test_hostile_texts_take_no_time(paged, store):
     """The longest texts that a class may return are grouped in linear time."""
     each = [*("'", " 'a", " b'", "'a", " b'a", "'a'b", '"', "“", "`", "1.", "1", "0x")]
     each.append("deadbeef-abcd-")
@@ -106,9 +102,7 @@ def test_hostile_texts_take_no_time(paged: TestApp, store: JobStore) -> None:
     assert time.process_time() - begun < 3
 
 
-def test_exceptions_are_for_viewers_who_may_read_them(
-    paged: TestApp, store: JobStore
-) -> None:
+def test_exceptions_are_for_viewers_who_may_read_them(paged, store):
     """Others read the public reason. Jobs that nobody may view count for nobody."""
     fail(store, "Row 3 is wrong by Bob", "Row 4 is wrong by Ann")
     for cls in Letter, LockedDiary:
@@ -133,7 +127,7 @@ def test_exceptions_are_for_viewers_who_may_read_them(
     assert reasons(paged, "", KEEPER) == []
 
 
-def test_groups_are_those_of_the_list(paged: TestApp, store: JobStore) -> None:
+def test_groups_are_those_of_the_list(paged, store):
     """They have the jobs that the list has with the same parameters."""
     fail(store, "Row 3")
     fail(store, "Row 3", cls=Diary)
@@ -151,9 +145,7 @@ def test_groups_are_those_of_the_list(paged: TestApp, store: JobStore) -> None:
     assert groups(paged, "&_LOCALE_=de", "nobody") == []
 
 
-def test_only_the_newest_are_examined(
-    paged: TestApp, store: JobStore, visit: Visiting, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_newest_are_examined(paged, store, visit, monkeypatch):
     """The newest thousand are, and the answer says that older ones are not."""
     fail(store, *["Row 3"] * 3)
     two = store.list(limit=2)
@@ -174,7 +166,7 @@ def test_only_the_newest_are_examined(
 # The page
 
 
-def test_page_has_a_row_for_each_group(store: JobStore, visit: Visiting) -> None:
+def test_page_has_a_row_for_each_group(store, visit):
     """A row says how many jobs failed, why and when, and leads to the newest one."""
     page = visit(PATH)
     assert page.texts(".jobstate-none") == ["No jobs."] and not page.has("table")
@@ -195,7 +187,7 @@ def test_page_has_a_row_for_each_group(store: JobStore, visit: Visiting) -> None
     assert visit(PATH, "alice").texts("tbody th")[0] == "Failed"
 
 
-def test_failed_jobs_lead_to_their_groups(store: JobStore, visit: Visiting) -> None:
+def test_failed_jobs_lead_to_their_groups(store, visit):
     """The list of failed jobs leads to their groups, in which members count."""
     batch, _ = put_batch(store, "error")
     failed = visit("/job_state?owner=alice&status=error&limit=5&_LOCALE_=en")
@@ -210,7 +202,7 @@ def test_failed_jobs_lead_to_their_groups(store: JobStore, visit: Visiting) -> N
 
 
 @pytest.mark.promise("failures-are-grouped")
-def test_group_is_run_again(store: JobStore, visit: Visiting) -> None:
+def test_group_is_run_again(store, visit):
     """Its button has the URLs of those of its jobs that the viewer may run again."""
     mine = fail(store, "Row 3", "Row 4", cls=Letter)
     put(store, "alice", cls=RunMarathon, status="error", error=JobError(None, "Row 3"))
@@ -233,9 +225,7 @@ class Clockless(JobState):
         raise LookupError("no clock")
 
 
-def test_job_whose_code_fails_leaves_the_others(
-    paged: TestApp, store: JobStore
-) -> None:
+def test_job_whose_code_fails_leaves_the_others(paged, store):
     """It is missing from the groups."""
     fail(store, "Row 3", "Row 4")
     fail(store, "Row 5", cls=Clockless)

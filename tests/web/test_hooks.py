@@ -16,7 +16,6 @@ from pyramid_jobstate import (
     JobError,
     JobState,
     JobStateMiddleware,
-    JobStore,
     RequestMiddleware,
     rerun,
     rerun_all,
@@ -138,7 +137,7 @@ def alices(config: Configurator) -> Any:
     return request
 
 
-def test_hook_with_a_request(config: Configurator, run_marathon: Any) -> None:
+def test_hook_with_a_request(config, run_marathon):
     """Its request is that of an actor. A hook without one gets none."""
     states = alices(config).job_states
     with working(run_marathon.broker):
@@ -164,7 +163,7 @@ def send_batch(config: Configurator, actor: Any, *errors: str) -> Batch:
     return batch
 
 
-def test_batch_is_told(config: Configurator, run_marathon: Any) -> None:
+def test_batch_is_told(config, run_marathon):
     """It is told whenever it ends. An empty one is told after its commit."""
     states = alices(config).job_states
     with working(run_marathon.broker):
@@ -185,9 +184,7 @@ def test_batch_is_told(config: Configurator, run_marathon: Any) -> None:
         wait_for(lambda: notes.count(ending) == 2)
 
 
-def test_hook_of_a_batch_cannot_put_its_members_back(
-    config: Configurator, run_marathon: Any
-) -> None:
+def test_hook_of_a_batch_cannot_put_its_members_back(config, run_marathon):
     """Else each end of the batch would bring about the next one."""
     store, broker = store_of(run_marathon.broker), run_marathon.broker
     found: list[str] = []
@@ -212,9 +209,7 @@ def test_hook_of_a_batch_cannot_put_its_members_back(
 
 
 @pytest.mark.promise("hook-runs-after-the-end")
-def test_transaction_that_fails_tells_nothing(
-    config: Configurator, run_marathon: Any
-) -> None:
+def test_transaction_that_fails_tells_nothing(config, run_marathon):
     """However long databases vote, nothing is to be told, nor of an empty batch."""
     store, seen = store_of(run_marathon.broker), []
 
@@ -238,8 +233,8 @@ def test_transaction_that_fails_tells_nothing(
 
 
 def test_outage_after_the_commit_of_an_empty_batch_is_logged(
-    config: Configurator, run_marathon: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+    config, run_marathon, caplog
+):
     """The transaction has committed all the same."""
     request = alices(config)
     store = request.job_states.store
@@ -253,9 +248,7 @@ def test_outage_after_the_commit_of_an_empty_batch_is_logged(
     assert not store.client.keys("*untold*")
 
 
-def test_hooks_of_a_batch_have_a_queue(
-    redis_url: str, set_broker: Callable[[Any], None]
-) -> None:
+def test_hooks_of_a_batch_have_a_queue(redis_url, set_broker):
     """It is their own, if there is one. An empty batch is refused that has none."""
 
     def make(**options: Any) -> tuple[Configurator, Broker]:
@@ -277,7 +270,7 @@ def test_hooks_of_a_batch_have_a_queue(
         send_batch(config, None)
 
 
-def test_jobs_in_a_test_run_their_hooks(run_marathon: Any) -> None:
+def test_jobs_in_a_test_run_their_hooks(run_marathon):
     """A success is told after its commit, a failure before its exception leaves."""
     config = app_config("pyramid_jobstate.testing")
     states = alices(config).job_states
@@ -297,7 +290,7 @@ def test_jobs_in_a_test_run_their_hooks(run_marathon: Any) -> None:
     assert {each[1] for each in notes} == {"success"}
 
 
-def test_hook_in_a_test_reads_the_end(config: Configurator, run_marathon: Any) -> None:
+def test_hook_in_a_test_reads_the_end(config, run_marathon):
     """As after a worker's end, times and counts are known, and no cancel is taken."""
     seen: list[Any] = []
 
@@ -336,7 +329,7 @@ def test_hook_in_a_test_reads_the_end(config: Configurator, run_marathon: Any) -
     assert batch.finished_at and batch.counts.success == 2
 
 
-def test_one_hook_runs_in_a_test(config: Configurator, store: JobStore) -> None:
+def test_one_hook_runs_in_a_test(config, store):
     """It is told what was put, and commits only if the test says so."""
     job = testing.put_job(store, Told, "success", owner="bob")
     with pytest.raises(
@@ -369,7 +362,7 @@ def test_one_hook_runs_in_a_test(config: Configurator, store: JobStore) -> None:
 
 
 @pytest.mark.usefixtures("no_broker")
-def test_queue_of_the_hooks_is_a_setting() -> None:
+def test_queue_of_the_hooks_is_a_setting():
     """It goes to the middleware that the setting jobstate.broker makes."""
     queue, setting = "jobstate.hooks_queue", "jobstate.broker"
     for settings, error in (

@@ -1,14 +1,12 @@
 """GET of many jobs: lists, which jobs they have, and requests for several jobs."""
 
-from __future__ import annotations
-
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate import JobState
 from tests.jobs import RunMarathon
 from tests.support import UUID
 from tests.web.operating import LockedDiary, act, operated_app, put, statuses, uuids_of
@@ -23,7 +21,7 @@ def listed(app: TestApp, query: str = "", user: str = ADMIN) -> list[str]:
     return uuids_of(get(app, f"/job_state{query}", user).json["items"])
 
 
-def test_get_answers_the_callers_own_jobs(app: TestApp, store: JobStore) -> None:
+def test_get_answers_the_callers_own_jobs(app, store):
     """GET, and list(), have the user's own jobs, newest first."""
     jobs = put(store, "alice", "alice", "alice", cls=RunMarathon)
     put(store, "bob", None)
@@ -47,7 +45,7 @@ def test_get_answers_the_callers_own_jobs(app: TestApp, store: JobStore) -> None
     assert page.items[0].__parent__ is container
 
 
-def test_list_jobs_lists_anyones(app: TestApp, store: JobStore) -> None:
+def test_list_jobs_lists_anyones(app, store):
     """With list_jobs, a user lists all jobs that they may see, or those of anyone."""
     (diary,) = put(store, "alice", cls=LockedDiary)
     alices, bobs, nobodys = put(store, "alice", "bob", None)
@@ -63,7 +61,7 @@ def test_list_jobs_lists_anyones(app: TestApp, store: JobStore) -> None:
     assert get(app, "/job_state?members=yes", "alice").status_code == 400
 
 
-def test_get_filters_and_pages(app: TestApp, store: JobStore) -> None:
+def test_get_filters_and_pages(app, store):
     """Any name may be a kind. A page has 50 jobs by default, and up to 200."""
     working = put(store, "alice", "alice", "alice", cls=RunMarathon)
     (error,) = put(store, "alice", cls=RunMarathon, status="error")
@@ -86,9 +84,7 @@ def test_get_filters_and_pages(app: TestApp, store: JobStore) -> None:
     assert len(listed(app, "?owner=bob&limit=200")) == 51
 
 
-def test_kind_tells_nothing_of_the_jobs_of_others(
-    app: TestApp, store: JobStore
-) -> None:
+def test_kind_tells_nothing_of_the_jobs_of_others(app, store):
     """A name of a class and an actor means both, whoever has such jobs."""
     query = "?kind=RunMarathon"
     (job,) = put(store, "alice", cls=RunMarathon)
@@ -108,7 +104,7 @@ def test_kind_tells_nothing_of_the_jobs_of_others(
     assert statuses(store, job, other, member) == ["cancelling"] * 2 + ["cancelled"]
 
 
-def test_owners_may_be_numbers(redis_url: str, store: JobStore) -> None:
+def test_owners_may_be_numbers(redis_url, store):
     """If users are numbers, the owner in a query is a number, too."""
     numbers = {"7": 7, ADMIN: 1}
     owner = {"jobstate.owner": lambda request: numbers[request.authenticated_userid]}
@@ -121,7 +117,7 @@ def test_owners_may_be_numbers(redis_url: str, store: JobStore) -> None:
 
 
 @pytest.mark.promise("many-jobs-in-one-poll")
-def test_several_jobs_are_those_that_may_be_seen(app: TestApp, store: JobStore) -> None:
+def test_several_jobs_are_those_that_may_be_seen(app, store):
     """The states come in the order of the query, with null for what is not shown."""
     mine = put(store, "alice", "alice", cls=RunMarathon)
     (others,) = put(store, "bob")
@@ -136,7 +132,7 @@ def test_several_jobs_are_those_that_may_be_seen(app: TestApp, store: JobStore) 
 
 
 @pytest.mark.promise("many-jobs-in-one-poll")
-def test_max_uuids_is_a_limit(redis_url: str, app: TestApp, store: JobStore) -> None:
+def test_max_uuids_is_a_limit(redis_url, app, store):
     """A request may name max_uuids jobs, or 100; a bad number stops the start."""
     few = operated_app(redis_url, settings={"jobstate.max_uuids": "3"})
 
@@ -164,9 +160,7 @@ LARGE = {f"metric_{n}": "x" * 16_000 for n in range(16)}
     "query",
     ["", "?all=1", "?kind=RunMarathon", "?members=1", "?all=1&status=error", "?batch="],
 )
-def test_page_of_large_jobs_ends_early(
-    app: TestApp, store: JobStore, query: str
-) -> None:
+def test_page_of_large_jobs_ends_early(app, store, query):
     """It has a cursor, and the pages have all jobs, each once."""
     if query == "?batch=":
         members = [{"status": "working", "metrics": LARGE}] * 40
@@ -190,7 +184,7 @@ def test_page_of_large_jobs_ends_early(
 
 @pytest.mark.promise("answers-are-bounded")
 @pytest.mark.system
-def test_answer_about_large_jobs_ends_early(app: TestApp, store: JobStore) -> None:
+def test_answer_about_large_jobs_ends_early(app, store):
     """What it leaves out is neither a state nor null, and is asked for again."""
     small = put(store, *["alice"] * 60, cls=RunMarathon)
     large = put(store, *["alice"] * 20, cls=RunMarathon, metrics=LARGE)
@@ -217,7 +211,7 @@ def test_answer_about_large_jobs_ends_early(app: TestApp, store: JobStore) -> No
 
 
 @pytest.mark.system
-def test_answer_ends_early_whatever_fills_it(app: TestApp, store: JobStore) -> None:
+def test_answer_ends_early_whatever_fills_it(app, store):
     """Characters beyond ASCII take several bytes, and names of metrics count, too."""
     for metrics in (
         *({f"m{n}": text for n in range(16)} for text in ("é" * 8000, "東" * 5000)),
@@ -235,7 +229,7 @@ def test_answer_ends_early_whatever_fills_it(app: TestApp, store: JobStore) -> N
             assert len(response.body) < MOST + 500_000, query
 
 
-def test_lists_have_an_etag(app: TestApp, store: JobStore) -> None:
+def test_lists_have_an_etag(app, store):
     """A viewer who has the current response gets a 304, until something changes."""
     (job,) = put(store, "alice", cls=RunMarathon)
     queries = ["", f"?uuid={job}", "?kind=RunMarathon"]

@@ -1,7 +1,5 @@
 """What only operators read: counts, workers, inspections, logs, and where a job is."""
 
-from __future__ import annotations
-
 import datetime
 import enum
 import logging
@@ -15,7 +13,7 @@ import pytest
 from dramatiq.brokers.stub import StubBroker
 from webtest import TestApp
 
-from pyramid_jobstate import Batch, JobState, JobStateMiddleware, JobStore
+from pyramid_jobstate import Batch, JobState, JobStateMiddleware
 from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
 from tests.jobs import RunMarathon, job_actor, make_broker, wait_until, working
 from tests.running import Runs
@@ -23,8 +21,8 @@ from tests.store.jobs import Diary
 from tests.support import STATUSES, key_of, wait_for, write
 from tests.trips import counting_trips
 from tests.web.minutes import Minutes, OpenMinutes, log, take_minutes
-from tests.web.operating import KEEPER, OPERATOR, Blister, Marathons, act, put
-from tests.web.paging import Visiting, shape_of
+from tests.web.operating import KEEPER, OPERATOR, Blister, act, put
+from tests.web.paging import shape_of
 from tests.web.test_pages_texts import HOSTILE
 from tests.web.visits import Refusing
 from tests.webapp import ADMIN, ask, get, make_request, queued
@@ -34,7 +32,7 @@ from tests.worker.floors import idle_actor
 SECRET = "</script><img src=x onerror=alert(1)>hunter2\x00\u2028"
 
 
-def test_counts_of_all_jobs_and_of_a_kind(operated: TestApp, store: JobStore) -> None:
+def test_counts_of_all_jobs_and_of_a_kind(operated, store):
     """An operator reads the counts of all kinds or of one, and fresh ones on demand."""
     for status in "queued", "working", "error":
         put_job(store, RunMarathon, status, owner="alice")
@@ -68,7 +66,7 @@ def test_counts_of_all_jobs_and_of_a_kind(operated: TestApp, store: JobStore) ->
 
 
 @pytest.mark.promise("operators-see-more")
-def test_inspect_tells_all_of_an_error(operated: TestApp, marathons: Marathons) -> None:
+def test_inspect_tells_all_of_an_error(operated, marathons):
     """An operator reads each parameter, the exception, the traceback and all tries."""
     (job,) = marathons.fail("alice", kwargs={"shoes": SECRET})
     path = f"/job_state/{job}"
@@ -100,9 +98,7 @@ def test_inspect_tells_all_of_an_error(operated: TestApp, marathons: Marathons) 
     assert first["ended_at"].endswith("Z")
 
 
-def test_inspect_names_the_actor_and_the_queue(
-    operated: TestApp, store: JobStore, marathons: Marathons
-) -> None:
+def test_inspect_names_the_actor_and_the_queue(operated, store, marathons):
     """The queue is that of the message, or if nobody knows it that of the actor."""
     broker, actor = marathons.broker, "run_marathon"
 
@@ -128,9 +124,7 @@ def test_inspect_names_the_actor_and_the_queue(
         marathons.wait_for(uuid, "error")
 
 
-def test_inspect_says_why_a_job_cannot_run_again(
-    operated: TestApp, store: JobStore, marathons: Marathons
-) -> None:
+def test_inspect_says_why_a_job_cannot_run_again(operated, store, marathons):
     """The reason is the one that running it again would give."""
     (job,) = put(store, "alice", cls=RunMarathon, status="error")
     failed = put_job(store, RunMarathon, "error").uuid
@@ -157,9 +151,7 @@ def test_inspect_says_why_a_job_cannot_run_again(
 # Workers.
 
 
-def test_operators_read_who_works(
-    redis_url: str, operated: TestApp, store: JobStore, visit: Visiting
-) -> None:
+def test_operators_read_who_works(redis_url, operated, store, visit):
     """Those who may list all jobs read of workers, in JSON and on pages."""
 
     def line(user: str = OPERATOR, query: str = "") -> list[str]:
@@ -208,9 +200,7 @@ def test_operators_read_who_works(
         assert line() == ["1 worker has not been heard of lately"]
 
 
-def test_page_of_all_jobs_says_how_late_they_are(
-    store: JobStore, visit: Visiting
-) -> None:
+def test_page_of_all_jobs_says_how_late_they_are(store, visit):
     """Of all kinds, or of the one that is listed, but not of one owner's jobs."""
 
     def line(query: str = "", user: str = OPERATOR) -> list[str]:
@@ -231,9 +221,7 @@ def test_page_of_all_jobs_says_how_late_they_are(
 # Where a job is.
 
 
-def test_inspectors_ask_where_a_job_is(
-    operated: TestApp, runs: Runs, visit: Visiting
-) -> None:
+def test_inspectors_ask_where_a_job_is(operated, runs, visit):
     """A button asks, and the answer stands on the page, whatever was written."""
     job = runs.start()
     path, where = f"/job_state/{job.uuid}/", "[data-jobstate=where]"
@@ -273,9 +261,7 @@ def test_inspectors_ask_where_a_job_is(
     assert "<script>alert(1)</script>" in page.one("[data-jobstate=stack]").get_text()
 
 
-def test_page_says_that_nobody_answers(
-    operated: TestApp, store: JobStore, visit: Visiting
-) -> None:
+def test_page_says_that_nobody_answers(operated, store, visit):
     """After five seconds a worker is not expected to answer any more."""
     job = put_job(store)
     path = f"/job_state/{job.uuid}/"
@@ -297,9 +283,7 @@ def test_page_says_that_nobody_answers(
     assert says() == []
 
 
-def test_job_that_cannot_run_is_not_asked(
-    operated: TestApp, store: JobStore, visit: Visiting
-) -> None:
+def test_job_that_cannot_run_is_not_asked(operated, store, visit):
     """Neither one that was never sent nor a batch is somewhere."""
     job = put_job(store, status="queued")
     write(store, job.uuid, status="sending")
@@ -328,7 +312,7 @@ def texts(app: TestApp, path: str, user: str | None, **headers: str) -> list[str
     return [line["text"] for line in answer.json["lines"]]
 
 
-def test_operators_read_what_a_job_logged(operated: TestApp, logged: Log) -> None:
+def test_operators_read_what_a_job_logged(operated, logged):
     """Each line has its number and time, and its level and logger if captured."""
     path = f"{logged()}/log"
     answer = get(operated, path, KEEPER)
@@ -351,7 +335,7 @@ def test_operators_read_what_a_job_logged(operated: TestApp, logged: Log) -> Non
     assert texts(operated, mounted, OPERATOR) == ["secret", "plain", "more"]
 
 
-def test_level_may_be_of_an_enum(operated: TestApp, logged: Log) -> None:
+def test_level_may_be_of_an_enum(operated, logged):
     """Such as one whose members are numbers with names of their own."""
 
     class Severity(int, enum.Enum):
@@ -363,9 +347,7 @@ def test_level_may_be_of_an_enum(operated: TestApp, logged: Log) -> None:
     assert texts(operated, f"{logged(GraveMinutes)}/log", KEEPER) == ["plain", "more"]
 
 
-def test_class_may_open_its_log(
-    operated: TestApp, store: JobStore, logged: Log
-) -> None:
+def test_class_may_open_its_log(operated, store, logged):
     """To everybody who may view the job, and to nobody else."""
     job = logged(OpenMinutes)
     path = f"{job}/log"
@@ -377,7 +359,7 @@ def test_class_may_open_its_log(
     assert texts(operated, path, OPERATOR) == ["secret", "plain", "more"]
 
 
-def test_log_that_is_not_there(operated: TestApp, store: JobStore, logged: Log) -> None:
+def test_log_that_is_not_there(operated, store, logged):
     """If a class captures nothing, nobody asks. A deleted job has no log any more."""
     path = f"/job_state/{put_job(store, log=['plain']).uuid}"
     assert get(operated, path, OPERATOR).status_code == 200
@@ -390,7 +372,7 @@ def test_log_that_is_not_there(operated: TestApp, store: JobStore, logged: Log) 
     assert store.client.keys("*:log") == []
 
 
-def test_bad_requests_for_a_log(operated: TestApp, store: JobStore) -> None:
+def test_bad_requests_for_a_log(operated, store):
     """Other parameters, words for numbers, other methods; and a store that is away."""
     path = f"/job_state/{put_job(store).uuid}/log"
     for query in "after=x", "after=-1", "after=1&after=2", "level=INFO", "after=9" * 9:
@@ -403,7 +385,7 @@ def test_bad_requests_for_a_log(operated: TestApp, store: JobStore) -> None:
     assert get(operated, path, OPERATOR).status_code == 200
 
 
-def test_page_shows_the_log(visit: Visiting, logged: Log, store: JobStore) -> None:
+def test_page_shows_the_log(visit, logged, store):
     """Operators see all of it, and viewers what the actor appended."""
     shown, element = "[data-jobstate=lines]", "job-state li"
     page = visit(logged(), KEEPER)
@@ -433,7 +415,7 @@ def test_page_shows_the_log(visit: Visiting, logged: Log, store: JobStore) -> No
     assert page.one("[data-jobstate=log]").has_attr("hidden")
 
 
-def test_job_that_was_sent_by_a_newer_version(redis_url: str, visit: Visiting) -> None:
+def test_job_that_was_sent_by_a_newer_version(redis_url, visit):
     """Its class captures now, which its worker does not know yet: the lines that the
     job appends are shown as before.
     """
@@ -458,7 +440,7 @@ def test_job_that_was_sent_by_a_newer_version(redis_url: str, visit: Visiting) -
     assert not page.has("[data-jobstate=lines]")
 
 
-def test_hostile_lines_stay_text(visit: Visiting, logged: Log) -> None:
+def test_hostile_lines_stay_text(visit, logged):
     """Texts and names of loggers add no markup to the page."""
 
     def visited(text: str) -> Any:

@@ -1,7 +1,5 @@
 """A store that is away: the answers of our views and the application's, and the log."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging
@@ -75,7 +73,7 @@ def is_503(response: Any) -> bool:
 
 
 @pytest.mark.promise("views-answer-503")
-def test_answer_is_of_the_accepted_type(caplog: pytest.LogCaptureFixture) -> None:
+def test_answer_is_of_the_accepted_type(caplog):
     """An outage is a page, or JSON as accepted or below our path, and logged once."""
     app = make_app(config_without_store())
     for path in PATHS:
@@ -91,7 +89,7 @@ def test_answer_is_of_the_accepted_type(caplog: pytest.LogCaptureFixture) -> Non
     assert len(messages(caplog, "pyramid_jobstate", logging.INFO)) == 1
 
 
-def test_view_of_the_application_wins() -> None:
+def test_view_of_the_application_wins():
     """The application's exception view is used, but not for requests for jobs."""
 
     def own_view(exc: Exception, request: Request) -> Response:
@@ -112,7 +110,7 @@ def test_view_of_the_application_wins() -> None:
         assert is_503(get(app, path, "alice"))
 
 
-def test_outage_is_never_a_refusal() -> None:
+def test_outage_is_never_a_refusal():
     """During an outage no page is a 404, 403 or 500, at which it would stop polling."""
 
     class ByKind(Policy):
@@ -136,7 +134,7 @@ def test_outage_is_never_a_refusal() -> None:
         assert is_503(get(app, path, "alice")), path
 
 
-def test_job_that_is_not_read() -> None:
+def test_job_that_is_not_read():
     """Code can print an unread job. Any other use of it is a 503."""
     seen: list[str] = []
     uses: list[Callable[[Any], object]] = [
@@ -175,9 +173,7 @@ def make_watched(url: str, **settings: str) -> tuple[TestApp, JobStore, list[str
     return app, make_request(config).job_states.store, seen
 
 
-def test_outage_raises_nothing_through_the_tweens(
-    redis_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_outage_raises_nothing_through_the_tweens(redis_url, caplog):
     """Every request gets a 503. The log has a line for an outage and for its end."""
     app, store, seen = make_watched(redis_url)
     caplog.set_level(logging.INFO, "pyramid_jobstate")
@@ -204,7 +200,7 @@ def test_outage_raises_nothing_through_the_tweens(
 @pytest.mark.parametrize(
     ("virtual", "place"), [("/site", "/jobs"), ("/site/", "/jobs"), ("/site/jobs", "")]
 )
-def test_outage_below_a_virtual_root(virtual: str, place: str) -> None:
+def test_outage_below_a_virtual_root(virtual, place):
     """A container below a virtual root answers as any other, without an exception."""
     app, _, seen = make_watched(NOWHERE)
     sent = {"X_Vhm_Root": virtual, "X_Requested_With": "x"}
@@ -215,13 +211,7 @@ def test_outage_below_a_virtual_root(virtual: str, place: str) -> None:
     assert seen == []
 
 
-def test_store_that_refuses_is_a_503(
-    redis_url: str,
-    client: redis.Redis,
-    store: JobStore,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_store_that_refuses_is_a_503(redis_url, client, store, caplog, monkeypatch):
     """If the store refuses, the answer is a 503, and the log says so once a minute."""
     with narrow(client, redis_url, "-hgetall") as url:
         app = make_app(make_config(url))
@@ -245,9 +235,7 @@ def test_store_that_refuses_is_a_503(
     assert seen == []
 
 
-def test_full_pool_is_a_503_in_words_of_its_own(
-    redis_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_full_pool_is_a_503_in_words_of_its_own(redis_url, caplog):
     """Requests and the log, once, say that no connection is free, and not an outage."""
     app, store, seen = make_watched(redis_url, max_connections="1")
     job = put(store)

@@ -1,25 +1,22 @@
 """The page of a batch, which lists its jobs, and that of a job, which leads to it."""
 
-from __future__ import annotations
-
 from typing import Any
 from urllib.parse import urlsplit
 
 from pyramid.authorization import Deny
-from webtest import TestApp
 
-from pyramid_jobstate import Batch, JobStore
+from pyramid_jobstate import Batch
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
 from tests.support import load_job
 from tests.trips import counting_trips
 from tests.web.operating import KEEPER, OPERATOR, Letter, put
-from tests.web.paging import Visit, Visiting, browse, put_batch, query_of
+from tests.web.paging import Visit, browse, put_batch, query_of
 
 EACH = ("success", "error", "working", "queued", "retrying", "cancelled", "error")
 
 
-def test_page_lists_the_members(paged: TestApp, store: JobStore) -> None:
+def test_page_lists_the_members(paged, store):
     """First those that failed, then those that run, then the others, each as sent."""
     batch, sent = put_batch(store, *EACH)
     jobs = [sent[n] for n in (1, 6, 2, 0, 3, 4, 5)]
@@ -40,7 +37,7 @@ def test_page_lists_the_members(paged: TestApp, store: JobStore) -> None:
         assert page.has(".jobstate-whose") is (user == OPERATOR)
 
 
-def test_tabs_count_the_members(store: JobStore, visit: Visiting) -> None:
+def test_tabs_count_the_members(store, visit):
     """Each tab leads to members, and has their number if the batch counts them."""
     batch, jobs = put_batch(store, *EACH)
     page = visit(f"/job_state/{batch}/?status=error&limit=5&_LOCALE_=en&other=1")
@@ -55,7 +52,7 @@ def test_tabs_count_the_members(store: JobStore, visit: Visiting) -> None:
     assert visit(page.link("Done")).uuids == jobs[:1]
 
 
-def test_addresses(paged: TestApp, store: JobStore) -> None:
+def test_addresses(paged, store):
     """Where scripts get the members of a batch as JSON, browsers get its page."""
     batch, jobs = put_batch(store, "error", "queued")
     for query in "status=done", "cursor=x", "limit=0":
@@ -70,7 +67,7 @@ def test_addresses(paged: TestApp, store: JobStore) -> None:
         assert (response.status_code, response.location) == (302, url)
 
 
-def test_first_page_begins_with_what_matters(paged: TestApp, store: JobStore) -> None:
+def test_first_page_begins_with_what_matters(paged, store):
     """Failed and running members come first, found at once in a batch of any size."""
     put_batch(store, *["working"] * 3)
     small, _ = put_batch(store, "queued", "error", "working")
@@ -98,7 +95,7 @@ def test_first_page_begins_with_what_matters(paged: TestApp, store: JobStore) ->
     assert running == jobs[48:95:2]
 
 
-def test_members_that_are_missing(store: JobStore, visit: Visiting) -> None:
+def test_members_that_are_missing(store, visit):
     """When records of members are gone, the counts stay, and the page says why."""
     page = visit(f"/job_state/{put_batch(store)[0]}")
     assert page.texts(".jobstate-none") == ["No jobs."]
@@ -112,7 +109,7 @@ def test_members_that_are_missing(store: JobStore, visit: Visiting) -> None:
     assert said.startswith("These jobs have expired")
 
 
-def test_members_of_others_are_only_counted(paged: TestApp, store: JobStore) -> None:
+def test_members_of_others_are_only_counted(paged, store):
     """Members that the viewer may not see have no row, and are only counted."""
     theirs = {"status": "error", "owner": "bob", "params": {"miles": 424242}}
     batch, jobs = put_batch(store, "success", theirs)
@@ -127,7 +124,7 @@ def test_members_of_others_are_only_counted(paged: TestApp, store: JobStore) -> 
     assert Visit(paged, path).uuids == jobs[::-1]
 
 
-def test_failed_members_may_run_again(store: JobStore, visit: Visiting) -> None:
+def test_failed_members_may_run_again(store, visit):
     """A button runs failed members again, by the bulk request that is permitted."""
     batch, _ = put_batch(store, *EACH)
     page = visit(f"/job_state/{batch}")
@@ -152,7 +149,7 @@ def test_failed_members_may_run_again(store: JobStore, visit: Visiting) -> None:
     assert listed == [""]
 
 
-def test_batch_that_does_not_run_again(store: JobStore, visit: Visiting) -> None:
+def test_batch_that_does_not_run_again(store, visit):
     """A batch without failed jobs, a cancelled one and one in a list offer no rerun."""
     page = visit(f"/job_state/{put_batch(store, 'success', 'queued')[0]}")
     assert page.acts == ["cancel"]
@@ -169,7 +166,7 @@ def test_batch_that_does_not_run_again(store: JobStore, visit: Visiting) -> None
     assert page.one("tr[data-uuid]")["data-permitted"] == "delete"
 
 
-def test_button_is_for_those_who_may(store: JobStore, visit: Visiting) -> None:
+def test_button_is_for_those_who_may(store, visit):
     """Only viewers whose request would run one of the jobs again see the button."""
     cases: list[tuple[str, str, type[RunMarathon], bool]] = [
         # May run each of them, but a request of theirs acts on their own jobs alone.
@@ -185,7 +182,7 @@ def test_button_is_for_those_who_may(store: JobStore, visit: Visiting) -> None:
         assert query_of(page.data["bulk"]["rerun"]["url"]) == {"batch": batch}
 
 
-def test_member_leads_to_its_batch(store: JobStore, visit: Visiting) -> None:
+def test_member_leads_to_its_batch(store, visit):
     """A member's page names its batch, unless that is gone or may not be seen."""
 
     class Sealed(Batch):

@@ -1,20 +1,17 @@
 """The page of a job: its header, acts, timeline, metrics, parameters and failure."""
 
-from __future__ import annotations
-
 import datetime
 import json
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
-from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
 from tests.support import key_of
-from tests.web.operating import KEEPER, Marathons, put
+from tests.web.operating import KEEPER, put
 from tests.web.paging import INNER, OUTER, OWN, SITE, TRACEBACK, Visit, Visiting
 from tests.webapp import get
 
@@ -32,7 +29,7 @@ def facts_of(page: Visit) -> dict[str, str]:
     return dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
 
 
-def test_page_has_what_the_json_tells(paged: TestApp, store: JobStore) -> None:
+def test_page_has_what_the_json_tells(paged, store):
     """The page tells what the JSON tells, and leaves out what is missing."""
     job = put_job(
         store,
@@ -66,7 +63,7 @@ def test_page_has_what_the_json_tells(paged: TestApp, store: JobStore) -> None:
     assert not page.has("job-state ol, dl, pre")
 
 
-def test_page_leads_to_the_result(store: JobStore, visit: Visiting) -> None:
+def test_page_leads_to_the_result(store, visit):
     """A page links to a result on the web alone, even if its class says otherwise."""
 
     class Exported(JobState):
@@ -88,9 +85,7 @@ def test_page_leads_to_the_result(store: JobStore, visit: Visiting) -> None:
         assert not visit(f"/job_state/{job}").has("job-state a"), url
 
 
-def test_failure_is_for_those_who_may_inspect(
-    paged: TestApp, store: JobStore, marathons: Marathons
-) -> None:
+def test_failure_is_for_those_who_may_inspect(paged, store, marathons):
     """With inspect_job, a page tells all of a failure, or why no rerun is possible."""
     (job,) = marathons.fail("alice", kwargs={"shoes": "sandals"})
     lost = put_job(store, RunMarathon, "error", error=JobError(None, "It broke.")).uuid
@@ -120,7 +115,7 @@ def test_failure_is_for_those_who_may_inspect(
     assert other.texts(".jobstate-detail") == ["It broke."]
 
 
-def test_exception_replaces_what_others_read(store: JobStore, visit: Visiting) -> None:
+def test_exception_replaces_what_others_read(store, visit):
     """It does so unless its class tells the others something else."""
 
     class Kind(JobState):
@@ -167,9 +162,7 @@ def steps_of(page: Visit) -> list[str]:
     return page.texts(".jobstate-timeline li")
 
 
-def test_timeline(
-    store: JobStore, visit: Visiting, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_timeline(store, visit, monkeypatch):
     """The steps of a job, with the time between them, and that of each failed try."""
     (job,) = put(store, "alice", cls=SelfTimed, status="error")
     key, begin = f"{{jobstate:{job}}}:failure", int(START.timestamp() * 1000)
@@ -210,9 +203,7 @@ def test_timeline(
         assert steps_of(visit(f"/job_state/{job}")) == steps.split("|")
 
 
-def test_times_of_the_timeline(
-    store: JobStore, visit: Visiting, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_times_of_the_timeline(store, visit, monkeypatch):
     """The time of each step is as precise as it is useful."""
     path = f"/job_state/{put_job(store, SelfTimed).uuid}"
     course = told("success 1 queued=0 started=2100 finished=60000")
@@ -283,9 +274,7 @@ def shown(store: JobStore, visit: Visiting) -> Callable[..., list[str]]:
     return show
 
 
-def test_traceback_opens_at_the_application_s_frames(
-    shown: Callable[..., list[str]],
-) -> None:
+def test_traceback_opens_at_the_application_s_frames(shown):
     """Runs of frames of libraries are folded. The application's and errors are seen."""
     header, outer = OUTER[:35], "2 frames of dramatiq, pyramid_jobstate"
     inner, end = "1 frame of openpyxl", "ValueError: wrong\n"
@@ -305,7 +294,7 @@ def test_traceback_opens_at_the_application_s_frames(
     assert (first.count("\n"), middle.count("\n"), last.count("\n")) == (1, 7, 2)
 
 
-def test_frame_is_taken_whole(shown: Callable[..., list[str]]) -> None:
+def test_frame_is_taken_whole(shown):
     """A frame has marks, lines of a long call, blank ones among them, and repeats."""
     recursion = "  [Previous line repeated 996 more times]\n"
     long = "    call(\n    ~~~~^\n\n        1)\n        ^^\n"
@@ -319,7 +308,7 @@ def test_frame_is_taken_whole(shown: Callable[..., list[str]]) -> None:
     ]
 
 
-def test_libraries(shown: Callable[..., list[str]]) -> None:
+def test_libraries(shown):
     """Frames are told by their paths, which are those of another machine."""
     for path, name in (
         (f"{SITE}/six.py", "six"),
@@ -345,7 +334,7 @@ def test_libraries(shown: Callable[..., list[str]]) -> None:
     assert shown(text) == [text]
 
 
-def test_what_is_no_frame_is_seen(shown: Callable[..., list[str]]) -> None:
+def test_what_is_no_frame_is_seen(shown):
     """A message may look like a traceback, and the beginning may be cut off."""
     for said in FAKE, f"very {8 * FAKE}":
         # As it is stored.

@@ -1,7 +1,5 @@
 """Pages in the layout of an application, in whatever engine, and what can be wrong."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ import pytest
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
 
-from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate import JobState
 from pyramid_jobstate.testing import put_job
 from tests.web.paging import Visit, browse, paged_app, paged_config
 from tests.webapp import NOWHERE, make_app, make_config
@@ -64,9 +62,7 @@ def shop_config(redis_url: str, layout: str, engine: str) -> Configurator:
 
 
 @pytest.mark.parametrize("engine", LAYOUTS)
-def test_pages_appear_in_the_layout(
-    redis_url: str, store: JobStore, shop: str, engine: str
-) -> None:
+def test_pages_appear_in_the_layout(redis_url, store, shop, engine):
     """The layout gets title, head and content as markup; a script gets the content."""
     job = put_job(store, Luge, "error", owner="alice", metrics={"m": 1}).uuid
     own = paged_app(redis_url)
@@ -95,9 +91,7 @@ def test_pages_appear_in_the_layout(
         assert without_times(part.html.div) == main
 
 
-def test_templates_can_be_overridden(
-    redis_url: str, store: JobStore, tmp_path: Path
-) -> None:
+def test_templates_can_be_overridden(redis_url, store, tmp_path):
     """An application can replace each of our templates, and the style sheet."""
     job = put_job(store, Luge).uuid
     config = paged_config(redis_url)
@@ -119,7 +113,7 @@ def test_templates_can_be_overridden(
     assert "teal" in app.get(str(sheet["href"])).text
 
 
-def test_wrong_layout_and_no_package_stop_the_start() -> None:
+def test_wrong_layout_and_no_package_stop_the_start():
     """The error names the setting of a wrong layout, or the package to include."""
     for layout, message in (
         ("templates/jobs.jinja2", "is not a template such as myapp:templates/jobs"),

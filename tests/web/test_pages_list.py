@@ -1,14 +1,10 @@
 """The page of a list: tabs, filters, the chart, rows, and acts on many jobs."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 
-import pytest
 from pyramid.authorization import Allow, Everyone
 from pyramid.request import Request
-from webtest import TestApp
 
 from pyramid_jobstate import (
     JobError,
@@ -21,7 +17,6 @@ from pyramid_jobstate import (
 from pyramid_jobstate.testing import put_job
 from tests.durations import put_runs
 from tests.jobs import RunMarathon, messages
-from tests.running import Runs
 from tests.store.jobs import Diary
 from tests.support import FINISHED, UUID
 from tests.web.operating import (
@@ -30,12 +25,11 @@ from tests.web.operating import (
     OPERATOR,
     Asked,
     LockedDiary,
-    Marathons,
     act,
     put,
     uuids_of,
 )
-from tests.web.paging import Visit, Visiting, browse, paged_app, put_batch, query_of
+from tests.web.paging import Visit, browse, paged_app, put_batch, query_of
 from tests.webapp import ADMIN, Root, get
 
 
@@ -45,7 +39,7 @@ def put_each(store: JobStore) -> dict[str, str]:
     return {s: put_job(store, RunMarathon, s, owner="alice").uuid for s in each}
 
 
-def test_rows_are_the_jobs_of_the_json(paged: TestApp, store: JobStore) -> None:
+def test_rows_are_the_jobs_of_the_json(paged, store):
     """The list has the jobs of its JSON, each once, and above them those that run."""
     put_each(store)
     put(store, "alice", cls=LockedDiary)
@@ -71,7 +65,7 @@ def test_rows_are_the_jobs_of_the_json(paged: TestApp, store: JobStore) -> None:
     assert everyone.texts("[data-uuid] td:last-child") == owners
 
 
-def test_running_jobs_stand_above_the_others(store: JobStore, visit: Visiting) -> None:
+def test_running_jobs_stand_above_the_others(store, visit):
     """The ten newest running jobs come first. Of a batch, there is the batch alone."""
     batch, members = put_batch(store, "queued", "working", "error")
     running = put(store, *["alice"] * 11)[::-1]
@@ -87,9 +81,7 @@ def test_running_jobs_stand_above_the_others(store: JobStore, visit: Visiting) -
     assert not visit("/job_state?kind=Diary").has(".jobstate-block")
 
 
-def test_owners_are_named(
-    redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_owners_are_named(redis_url, store, caplog):
     """The application names owners, each once, as text. An outage is a 503."""
     asked: list[Any] = []
 
@@ -116,7 +108,7 @@ def test_owners_are_named(
     assert browse(app, "/job_state/?all=1", OPERATOR).status_code == 503
 
 
-def test_row_has_the_first_public_parameters(store: JobStore, visit: Visiting) -> None:
+def test_row_has_the_first_public_parameters(store, visit):
     """It has five of them, the text of each cut to 40 characters."""
 
     class Order(JobState):
@@ -129,7 +121,7 @@ def test_row_has_the_first_public_parameters(store: JobStore, visit: Visiting) -
     assert about == f"a: 1 · b: {'x' * 40} · c: {cut} · d: [2] · e: null"
 
 
-def test_owners_lead_to_their_jobs(store: JobStore, visit: Visiting) -> None:
+def test_owners_lead_to_their_jobs(store, visit):
     """Whoever may list all jobs finds the others of an owner by their name."""
     put(store, "alice & co", 7, None)
     page = visit("/job_state?kind=Letter&_LOCALE_=de")
@@ -141,9 +133,7 @@ def test_owners_lead_to_their_jobs(store: JobStore, visit: Visiting) -> None:
     assert not visit("/job_state", "alice & co").has(".jobstate-whose")
 
 
-def test_job_is_found_by_the_beginning_of_its_id(
-    store: JobStore, visit: Visiting
-) -> None:
+def test_job_is_found_by_the_beginning_of_its_id(store, visit):
     """The form takes what a row shows of an id, if one job of the list begins so."""
     job, other = put(store, "alice", "bob")
     for user, found in ("alice", job), (OPERATOR, job), (OPERATOR, other):
@@ -155,7 +145,7 @@ def test_job_is_found_by_the_beginning_of_its_id(
         assert page.has("#jobstate-wrong-id") is bool(wrong)
 
 
-def test_operators_read_why_jobs_fail(store: JobStore, visit: Visiting) -> None:
+def test_operators_read_why_jobs_fail(store, visit):
     """Those who may inspect a job read its exception, others what the class says."""
     put(store, "alice", status="error", error=JobError("ValueError", "x" * 500))
     page = visit("/job_state")
@@ -166,7 +156,7 @@ def test_operators_read_why_jobs_fail(store: JobStore, visit: Visiting) -> None:
     assert page.texts("job-state") == ["Failed · \u2068The job failed.\u2069"]
 
 
-def test_base_url_is_not_that_of_a_page(redis_url: str, store: JobStore) -> None:
+def test_base_url_is_not_that_of_a_page(redis_url, store):
     """Pages lead to where their viewer is, since scripts reach no other host."""
     paged = paged_app(redis_url, settings={"jobstate.base_url": "https://example.com"})
     (uuid,) = put(store, "alice")
@@ -176,7 +166,7 @@ def test_base_url_is_not_that_of_a_page(redis_url: str, store: JobStore) -> None
     assert (shown.one("job-state")["src"], shown.data["url"]) == (url, url)
 
 
-def test_operators_see_all_jobs_at_first(store: JobStore, visit: Visiting) -> None:
+def test_operators_see_all_jobs_at_first(store, visit):
     """Whoever may list all jobs is led to the list of all. Links keep the language."""
     put(store, "alice")
     page = visit("/job_state?status=working&_LOCALE_=de")
@@ -186,7 +176,7 @@ def test_operators_see_all_jobs_at_first(store: JobStore, visit: Visiting) -> No
     assert locales == {query_of(page.data["first"])["_LOCALE_"]} == {"de"}
 
 
-def test_form_leads_to_the_address_of_the_json(paged: TestApp) -> None:
+def test_form_leads_to_the_address_of_the_json(paged):
     """The form leaves out empty fields, and the id of a job leads to its page."""
     for query, location in (
         ("kind=A&owner=bob&id=+&status=&all=1", "?kind=A&owner=bob"),
@@ -199,7 +189,7 @@ def test_form_leads_to_the_address_of_the_json(paged: TestApp) -> None:
     assert page.one("input[name=id]")["value"] == "<x>"
 
 
-def test_tabs_lead_to_the_jobs_of_a_status(redis_url: str, store: JobStore) -> None:
+def test_tabs_lead_to_the_jobs_of_a_status(redis_url, store):
     """The tabs keep the other filters, and count jobs, but not those of one owner."""
     jobs = put_each(store)
     put_job(store, Diary, "error", owner="bob")
@@ -218,7 +208,7 @@ def test_tabs_lead_to_the_jobs_of_a_status(redis_url: str, store: JobStore) -> N
     assert query_of(of_alice.link("Failed")) == {"owner": "alice", "status": "error"}
 
 
-def test_form_keeps_what_is_filtered(redis_url: str, store: JobStore) -> None:
+def test_form_keeps_what_is_filtered(redis_url, store):
     """The form keeps what is filtered, even a kind without jobs."""
     put(store, None, cls=RunMarathon)
     put(store, None, cls=Diary)
@@ -232,7 +222,7 @@ def test_form_keeps_what_is_filtered(redis_url: str, store: JobStore) -> None:
     assert page.one("input[name=owner]")["value"] == "alice"
 
 
-def test_filter_tells_a_class_from_an_actor(store: JobStore, visit: Visiting) -> None:
+def test_filter_tells_a_class_from_an_actor(store, visit):
     """Two options of one name say what each is, and lead to its jobs."""
     put(store, None, cls=Diary, status="success")
     for actor in "mow", "rake", "Diary":
@@ -257,7 +247,7 @@ def test_filter_tells_a_class_from_an_actor(store: JobStore, visit: Visiting) ->
         assert len(page.uuids) == 1 and title in page.texts("tbody tr")[0]
 
 
-def test_pages_follow_each_other(store: JobStore, visit: Visiting) -> None:
+def test_pages_follow_each_other(store, visit):
     """Links lead to older jobs and back; a page has fifty unless asked for fewer."""
     jobs = put(store, *["alice"] * 51, cls=RunMarathon)[::-1]
     first = visit("/job_state?kind=RunMarathon")
@@ -272,9 +262,7 @@ def test_pages_follow_each_other(store: JobStore, visit: Visiting) -> None:
     assert [page.data["more"] for page in (first, last)] == [True, False]
 
 
-def test_page_without_jobs(
-    store: JobStore, visit: Visiting, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_page_without_jobs(store, visit, monkeypatch):
     """A page without jobs says so. One that ends before it finds a job leads on."""
     page = visit("/job_state")
     assert page.texts(".jobstate-none") == ["No jobs."]
@@ -289,7 +277,7 @@ def test_page_without_jobs(
     assert query_of(page.link("Older"))["cursor"] == nothing.cursor
 
 
-def test_row_tells_a_job_without_javascript(store: JobStore, visit: Visiting) -> None:
+def test_row_tells_a_job_without_javascript(store, visit):
     """A row has the title, status, progress, times, attempts and owner as text."""
     job = put_job(
         store,
@@ -316,9 +304,7 @@ def test_row_tells_a_job_without_javascript(store: JobStore, visit: Visiting) ->
     assert page.one("[data-jobstate=acts]").has_attr("hidden")
 
 
-def test_row_tells_the_progress_and_the_end(
-    store: JobStore, runs: Runs, visit: Visiting
-) -> None:
+def test_row_tells_the_progress_and_the_end(store, runs, visit):
     """A row says what the element says, with no total, a phase, or a reason."""
     half = Progress(1, 2)
     for status, progress, reason, text in (
@@ -347,7 +333,7 @@ def test_row_tells_the_progress_and_the_end(
     assert runs.start().do(read)
 
 
-def test_chart_draws_what_ended(redis_url: str, store: JobStore) -> None:
+def test_chart_draws_what_ended(redis_url, store):
     """The chart shows how many jobs ended when and how, and says it in words."""
     nothing = Visit(paged_app(redis_url), "/job_state")
     for status in ("success", "success", "success", "error", "cancelled", "working"):
@@ -372,7 +358,7 @@ def test_chart_draws_what_ended(redis_url: str, store: JobStore) -> None:
     assert [path["d"] for path in few[:2]] == ["M470 58h8v2h-8z", "M470 56h8v2h-8z"]
 
 
-def test_acts_are_those_that_a_job_allows(store: JobStore, visit: Visiting) -> None:
+def test_acts_are_those_that_a_job_allows(store, visit):
     """Each row has the acts that its job allows, and the page offers those it needs."""
     jobs = put_each(store)
     page = visit("/job_state")
@@ -387,9 +373,7 @@ def test_acts_are_those_that_a_job_allows(store: JobStore, visit: Visiting) -> N
     assert visit("/job_state?all=1&limit=1").acts == ["cancel", "rerun", "delete"]
 
 
-def test_acts_on_all_that_match(
-    paged: TestApp, store: JobStore, marathons: Marathons
-) -> None:
+def test_acts_on_all_that_match(paged, store, marathons):
     """The script gets the URL and the question of each act on all jobs that match."""
     base = "http://localhost/job_state/"
     put(store, "alice", "bob", cls=RunMarathon, status="error")
@@ -414,7 +398,7 @@ def test_acts_on_all_that_match(
         assert act(paged, bulk[name]["url"], user).json["done"] == 1
 
 
-def test_acts_need_their_permissions(redis_url: str, store: JobStore) -> None:
+def test_acts_need_their_permissions(redis_url, store):
     """Without permissions on its jobs, a list offers nothing."""
 
     class Readers(Root):
@@ -433,9 +417,7 @@ def test_acts_need_their_permissions(redis_url: str, store: JobStore) -> None:
     assert not reader.has("input[type=checkbox], button[data-act]")
 
 
-def test_acts_of_a_policy_that_fails(
-    redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_acts_of_a_policy_that_fails(redis_url, store, caplog):
     """Jobs are shown without acts and without exceptions; an outage is a 503."""
     away, bug = StoreUnavailable(None), LookupError("no such shoes")
     errors: dict[bool, Exception | None] = {True: bug, False: bug}
@@ -463,9 +445,7 @@ def test_acts_of_a_policy_that_fails(
         assert browse(app, "/job_state/?all=1", ADMIN).status_code == 503
 
 
-def test_page_of_a_kind_says_how_long_its_jobs_run(
-    store: JobStore, visit: Visiting
-) -> None:
+def test_page_of_a_kind_says_how_long_its_jobs_run(store, visit):
     """To those who may list all jobs, as soon as enough is known."""
 
     def line(user: str = OPERATOR, query: str = "?kind=class:RunMarathon") -> list[str]:

@@ -1,7 +1,5 @@
 """Who gets a page rather than JSON, and what keeps the two apart in caches."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -11,7 +9,7 @@ from pyramid.request import Request
 from pyramid.response import Response
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStore, StoreUnavailable
+from pyramid_jobstate import JobState, StoreUnavailable
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
 from tests.support import UUID
@@ -42,9 +40,7 @@ JSON = [
 ]
 
 
-def test_page_is_for_those_who_name_html(
-    paged: TestApp, operated: TestApp, store: JobStore
-) -> None:
+def test_page_is_for_those_who_name_html(paged, operated, store):
     """HTML is for requests that name it, and do not prefer JSON."""
     (job,) = put(store, "alice", cls=RunMarathon)
     for accept in HTML + JSON:
@@ -62,7 +58,7 @@ FRAMES = ("Content-Security-Policy", "X-Frame-Options")
 
 
 @pytest.mark.promise("headers-forbid-caching")
-def test_headers_of_every_answer(paged: TestApp, store: JobStore) -> None:
+def test_headers_of_every_answer(paged, store):
     """Answers vary by Accept. No cache keeps a page, and only its origin frames it."""
     (job,) = put(store, "alice")
     tag = get(paged, f"/job_state/{job}", OPERATOR).headers["ETag"]
@@ -92,9 +88,7 @@ def test_headers_of_every_answer(paged: TestApp, store: JobStore) -> None:
     assert (away.status_code, away.headers[FRAMES[1]]) == (503, "SAMEORIGIN")
 
 
-def test_application_chooses_who_may_frame_pages(
-    redis_url: str, store: JobStore
-) -> None:
+def test_application_chooses_who_may_frame_pages(redis_url, store):
     """What a view or a subscriber sets stays, and replaces nothing else."""
     (job,) = put(store, "alice", cls=RunMarathon)
     own = "default-src 'self'; frame-ancestors https://partner.example"
@@ -119,7 +113,7 @@ def test_application_chooses_who_may_frame_pages(
         assert found == [own if name == "event" else None, frames], name
 
 
-def test_what_has_no_page_is_json(paged: TestApp, store: JobStore) -> None:
+def test_what_has_no_page_is_json(paged, store):
     """Browsers get JSON from requests without a page, and from those that act."""
     (job,) = put(store, "alice", status="success")
     for end in "/counts", f"/{job}/inspect", f"?uuid={job}&uuid=x":
@@ -131,7 +125,7 @@ def test_what_has_no_page_is_json(paged: TestApp, store: JobStore) -> None:
         assert "error" in response.json
 
 
-def test_error_pages_are_the_application_s(redis_url: str, store: JobStore) -> None:
+def test_error_pages_are_the_application_s(redis_url, store):
     """Browsers get the application's error pages, and scripts JSON."""
 
     def error_app(redis_url: str) -> TestApp:
@@ -169,7 +163,7 @@ def test_error_pages_are_the_application_s(redis_url: str, store: JobStore) -> N
     assert response.headers["Retry-After"] == "5"
 
 
-def test_view_of_the_application_wins(redis_url: str, store: JobStore) -> None:
+def test_view_of_the_application_wins(redis_url, store):
     """A view that the application has for a kind of job is its page."""
 
     class Procession(JobState):

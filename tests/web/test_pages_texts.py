@@ -1,7 +1,5 @@
 """The words of pages in other languages, and texts of jobs that try to be more."""
 
-from __future__ import annotations
-
 import gettext
 import re
 from pathlib import Path
@@ -15,15 +13,14 @@ from bs4 import BeautifulSoup
 from pyramid.i18n import TranslationStringFactory
 from webtest import TestApp
 
-from pyramid_jobstate import JobError, JobState, JobStore, NotUnique, Progress
+from pyramid_jobstate import JobError, JobState, NotUnique, Progress
 from pyramid_jobstate.testing import put_job
 from tests.catalogs import POT, Texts, template, write_catalog
 from tests.jobs import RunMarathon
 from tests.support import PACKAGE, UUID
-from tests.web.operating import OPERATOR, Marathons, put
+from tests.web.operating import OPERATOR, put
 from tests.web.paging import (
     Visit,
-    Visiting,
     browse,
     paged_app,
     paged_config,
@@ -83,7 +80,7 @@ def german(redis_url: str, tmp_path: Path) -> TestApp:
 
 
 @pytest.mark.promise("element-speaks-languages")
-def test_pages_are_in_the_requests_language(german: TestApp, store: JobStore) -> None:
+def test_pages_are_in_the_requests_language(german, store):
     """A catalog translates words, plurals, numbers, questions and scripts' words."""
     job = put_job(store, Biathlon, progress=Progress(1234.5, 5000, "m")).uuid
     page = Visit(german, "/job_state?_LOCALE_=de")
@@ -120,9 +117,7 @@ def test_pages_are_in_the_requests_language(german: TestApp, store: JobStore) ->
     assert austrian.one("html")["lang"] == "de"
 
 
-def test_page_without_a_catalog_is_english(
-    redis_url: str, store: JobStore, tmp_path: Path
-) -> None:
+def test_page_without_a_catalog_is_english(redis_url, store, tmp_path):
     """In its words, numbers, times and durations, whatever a request says."""
     job = put_job(store, RunMarathon, progress=Progress(1234.5, 5000, "m")).uuid
     write_catalog(tmp_path, "sports", "de", {"Cancel": "Abbrechen"})
@@ -143,7 +138,7 @@ def test_page_without_a_catalog_is_english(
         assert re.match(r"[\d.]+ secs? ", page.texts(".jobstate-timeline li")[1])
 
 
-def test_language_is_that_of_the_catalog(redis_url: str, tmp_path: Path) -> None:
+def test_language_is_that_of_the_catalog(redis_url, tmp_path):
     """A page says its language as HTML spells it, if Babel knows it."""
     langs = {
         "he": ("he", "rtl"),
@@ -163,9 +158,7 @@ def test_language_is_that_of_the_catalog(redis_url: str, tmp_path: Path) -> None
             assert (tag["lang"], tag["dir"]) == (lang, direction)
 
 
-def test_reason_is_in_the_language_of_the_request(
-    german: TestApp, store: JobStore, marathons: Marathons
-) -> None:
+def test_reason_is_in_the_language_of_the_request(german, store, marathons):
     """Our own reasons are translated, but no exception, and nothing in the JSON."""
     (job,) = put(store, "alice", cls=RunMarathon, status="error")
     del marathons.broker.actors["run_marathon"]
@@ -190,7 +183,7 @@ def test_reason_is_in_the_language_of_the_request(
     assert {f"E: {not_sent}", "Nicht abgeschickt."} < {*page.texts("tbody th")}
 
 
-def test_bad_address_is_said_in_the_language_of_the_request(german: TestApp) -> None:
+def test_bad_address_is_said_in_the_language_of_the_request(german):
     """A bad query is a sentence for viewers, followed by what is wrong, in English."""
     response = browse(german, "/job_state/?all=1&limit=--><b>&_LOCALE_=de")
     html = BeautifulSoup(response.text, "html.parser")
@@ -200,9 +193,7 @@ def test_bad_address_is_said_in_the_language_of_the_request(german: TestApp) -> 
     assert text.endswith(f"Diese Adresse ist falsch. {detail}")
 
 
-def test_numbers_have_forms_of_their_language(
-    redis_url: str, store: JobStore, tmp_path: Path
-) -> None:
+def test_numbers_have_forms_of_their_language(redis_url, store, tmp_path):
     """The form for a number is that of its CLDR category, also in the script."""
     job = put_job(store, RunMarathon, attempt=23).uuid
     text = "${number} earlier try", "${number} earlier tries"
@@ -235,7 +226,7 @@ def test_numbers_have_forms_of_their_language(
             assert found[category(number)] == form, number
 
 
-def test_catalog_may_have_a_rule_of_its_own(redis_url: str, tmp_path: Path) -> None:
+def test_catalog_may_have_a_rule_of_its_own(redis_url, tmp_path):
     """Where a catalog's rule parts 0 from 1, unlike CLDR, the form for 1 is used."""
     text = "${number} earlier try", "${number} earlier tries"
     forms = "${number} tentativa", "${number} tentativas"
@@ -265,7 +256,7 @@ class Asking:
         return str(one)
 
 
-def test_template_for_translators_has_all_texts(redis_url: str) -> None:
+def test_template_for_translators_has_all_texts(redis_url):
     """The template that the package ships has the texts that pages ask for."""
     assert POT.read_bytes() == template()
     asking = Asking()
@@ -278,7 +269,7 @@ def test_template_for_translators_has_all_texts(redis_url: str) -> None:
     assert asking.ids == {*ids}
 
 
-def test_scripts_ask_for_words_that_they_get(redis_url: str) -> None:
+def test_scripts_ask_for_words_that_they_get(redis_url):
     """The scripts use each word that their page has, and no other."""
     data = Visit(paged_app(redis_url), "/job_state").data
     element, page = (
@@ -321,7 +312,7 @@ class Hurdles(JobState):
 
 
 @pytest.mark.promise("texts-are-inert")
-def test_hostile_texts_stay_text(store: JobStore, visit: Visiting) -> None:
+def test_hostile_texts_stay_text(store, visit):
     """Texts of jobs, owners and kinds add no markup to a page, and read as they are."""
 
     def put_each(cls: type[JobState], text: str) -> str:
@@ -361,7 +352,7 @@ def test_hostile_texts_stay_text(store: JobStore, visit: Visiting) -> None:
     assert one.all("title")[0].get_text() == f"title {HOSTILE}"
 
 
-def test_hostile_titles_of_a_batch_stay_text(store: JobStore, visit: Visiting) -> None:
+def test_hostile_titles_of_a_batch_stay_text(store, visit):
     """Nothing in the titles of a batch and of its members becomes an element."""
     options: Any = {"title": f"batch {HOSTILE}", "member": Hurdles, "owner": HOSTILE}
     batch, (job,) = put_batch(store, "error", **options)
@@ -374,7 +365,7 @@ def test_hostile_titles_of_a_batch_stay_text(store: JobStore, visit: Visiting) -
     assert member.one(".jobstate-batch a").get_text() == f"batch {HOSTILE}"
 
 
-def test_hostile_queries_stay_text(store: JobStore, visit: Visiting) -> None:
+def test_hostile_queries_stay_text(store, visit):
     """What a query says adds nothing to a page, and its links say the same."""
     put_job(store, RunMarathon)
     shape = shape_of(visit("/job_state?owner=a&kind=Unknown&id=x"))

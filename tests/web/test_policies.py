@@ -1,7 +1,5 @@
 """Whose job it is, and who decides: any policy, `jobstate.permits`, or neither."""
 
-from __future__ import annotations
-
 import functools
 import json
 import logging
@@ -142,7 +140,7 @@ ALL, NONE = (True,) * 4, (False,) * 4
 
 
 @pytest.mark.promise("hand-written-policy-is-asked")
-def test_policy_decides(redis_url: str, store: JobStore) -> None:
+def test_policy_decides(redis_url, store):
     """By principals such as `u:alice`, by a second factor, or by a table of roles."""
     job, stern = put(store), put(store, Stern)
     app = app_of(RolePolicy(), redis_url)
@@ -157,9 +155,7 @@ def test_policy_decides(redis_url: str, store: JobStore) -> None:
 
 
 @pytest.mark.promise("hand-written-policy-is-asked")
-def test_policy_may_raise_to_refuse(
-    redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_policy_may_raise_to_refuse(redis_url, store, caplog):
     """HTTPForbidden is a denial, or if one job is asked for the answer."""
 
     class TwoFactors(HTTPForbidden):
@@ -183,9 +179,7 @@ def test_policy_may_raise_to_refuse(
 
 
 @pytest.mark.parametrize("where", ["acl", "permits", "owner"])
-def test_code_of_the_application_may_raise_to_refuse(
-    redis_url: str, store: JobStore, where: str
-) -> None:
+def test_code_of_the_application_may_raise_to_refuse(redis_url, store, where):
     """HTTPForbidden is a denial from ACLs, `jobstate.permits` and `jobstate.owner`."""
 
     def refuse(*args: Any) -> Any:
@@ -201,7 +195,7 @@ def test_code_of_the_application_may_raise_to_refuse(
     assert get(app, f"/job_state?uuid={job}", **alice).json == {"jobs": {job: None}}
 
 
-def test_owner_is_of_the_same_type(redis_url: str, store: JobStore) -> None:
+def test_owner_is_of_the_same_type(redis_url, store):
     """Owners match in type, too, though 1 == True; what cannot own matches nobody."""
     users = ["null", '""', "0", "false", "1", "true", '"1"', "1.0"]
     for policy in TutorialPolicy(), UseridPolicy():
@@ -215,7 +209,7 @@ def test_owner_is_of_the_same_type(redis_url: str, store: JobStore) -> None:
             assert let_in == ([] if owner in ("true", "null") else [owner]), owner
 
 
-def test_owners_ace_holds_in_no_other_request(redis_url: str, store: JobStore) -> None:
+def test_owners_ace_holds_in_no_other_request(redis_url, store):
     """A job that is kept from its owner's request grants others nothing."""
     config = made_config(redis_url, security_policy=TutorialPolicy())
     kept = make_request(config, '"alice"').job_states[put(store)]
@@ -228,7 +222,7 @@ def test_owners_ace_holds_in_no_other_request(redis_url: str, store: JobStore) -
         config.end()
 
 
-def test_owner_setting_lets_visitors_in(redis_url: str, store: JobStore) -> None:
+def test_owner_setting_lets_visitors_in(redis_url, store):
     """Visitors see their own jobs. Nobody owns as a system principal."""
     asked = []
 
@@ -249,7 +243,7 @@ def test_owner_setting_lets_visitors_in(redis_url: str, store: JobStore) -> None
         assert make_request(config, name).job_states.current_owner is None
 
 
-def test_owner_that_raises_shows_nothing(redis_url: str, store: JobStore) -> None:
+def test_owner_that_raises_shows_nothing(redis_url, store):
     """If `jobstate.owner` raises, lists show no job, and other requests fail."""
     asked = []
 
@@ -306,9 +300,7 @@ def sending(redis_url: str, set_broker: SetBroker) -> Callable[..., TestApp]:
     return make
 
 
-def test_job_that_its_sender_may_not_see_is_warned_of(
-    sending: Callable[..., TestApp], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_job_that_its_sender_may_not_see_is_warned_of(sending, caplog):
     """The first of each actor or class is told, with the line that changes it."""
     app = sending()
     for name in "walk", "swim", "batch":
@@ -321,9 +313,7 @@ def test_job_that_its_sender_may_not_see_is_warned_of(
         assert "`jobstate.owner = session`" in warning and 'See "403"' in warning
 
 
-def test_job_that_need_not_be_seen_is_not_warned_of(
-    sending: Callable[..., TestApp], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_job_that_need_not_be_seen_is_not_warned_of(sending, caplog):
     """It has an owner, or none on purpose; others are let in; or a script sends it."""
     app = sending()
     for path, user in (
@@ -342,9 +332,7 @@ def test_job_that_need_not_be_seen_is_not_warned_of(
     assert len(messages(caplog, "pyramid_jobstate")) == 1
 
 
-def test_warning_of_a_policy_that_fails(
-    sending: Callable[..., TestApp], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_warning_of_a_policy_that_fails(sending, caplog):
     """A job is sent even if the policy fails for it, which is not told."""
     errors = {
         "crawl": LookupError("no such right"),
@@ -363,9 +351,7 @@ def test_warning_of_a_policy_that_fails(
     assert "'climb'" in warning
 
 
-def test_refusal_is_told_to_the_applications_logging(
-    app: TestApp, store: JobStore, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_refusal_is_told_to_the_applications_logging(app, store, caplog):
     """The policy's answer is logged, to help debug a 403."""
     caplog.set_level(logging.DEBUG, "pyramid_jobstate")
     caplog.clear()
@@ -379,7 +365,7 @@ def test_refusal_is_told_to_the_applications_logging(
 # No security policy.
 
 
-def test_what_is_open_without_a_policy(redis_url: str, store: JobStore) -> None:
+def test_what_is_open_without_a_policy(redis_url, store):
     """Without a policy, ACLs for Everyone count, and visitors have their own jobs."""
     app, public = app_of(None, redis_url), put(store, PublicRun)
     assert rights(app, public) == (True, True, False, False)
@@ -389,7 +375,7 @@ def test_what_is_open_without_a_policy(redis_url: str, store: JobStore) -> None:
     assert rights(app, job, Cookie="visitor=v1") == ALL
 
 
-def test_start_without_a_policy_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_start_without_a_policy_is_warned_of(caplog):
     """The warning names the line to add. A policy or an owner makes it needless."""
     app_of(None, NOWHERE)
     (warning,) = messages(caplog, "pyramid_jobstate")
@@ -413,9 +399,7 @@ def by_acl(request: Request, context: Any, permission: str) -> Any:
     return UseridPolicy().permits(request, context, permission)
 
 
-def test_function_of_the_setting_is_asked_instead_of_the_policy(
-    redis_url: str, store: JobStore
-) -> None:
+def test_function_of_the_setting_is_asked_instead_of_the_policy(redis_url, store):
     """With `jobstate.permits`, ACLs count even where the policy ignores them."""
     app = app_of(RolePolicy(), redis_url, permits=f"{__name__}.by_acl")
     job = put(store)
@@ -434,7 +418,7 @@ def wrapped_at_once(*args: Any) -> bool:
     return True
 
 
-def test_function_that_cannot_answer_stops_the_start() -> None:
+def test_function_that_cannot_answer_stops_the_start():
     """A function that returns a coroutine is refused, and a URL is not quoted."""
     for wrong in open_later, functools.partial(open_later), "redis://:s3cret@host/0":
         with pytest.raises(ConfigurationError, match=r"jobstate\.permits") as caught:
@@ -507,7 +491,7 @@ def owners(store: JobStore) -> set[Any]:
 
 
 @pytest.mark.parametrize("path", ["/send", "/now"])
-def test_send_makes_a_name(new_visitor: Visitors, store: JobStore, path: str) -> None:
+def test_send_makes_a_name(new_visitor, store, path):
     """The first send makes a random name, which the session keeps for later ones."""
     visitor, other = new_visitor(), new_visitor()
     uuid = visitor.post(path).json
@@ -529,9 +513,7 @@ def test_send_makes_a_name(new_visitor: Visitors, store: JobStore, path: str) ->
     assert all(owner is not None and len(owner) > 20 for owner in owners(store))
 
 
-def test_invalidated_session_gets_a_new_name(
-    new_visitor: Visitors, store: JobStore
-) -> None:
+def test_invalidated_session_gets_a_new_name(new_visitor, store):
     """After a login between two sends, the old name would be lost."""
     visitor = new_visitor()
     old, new = visitor.post("/between").json
@@ -540,7 +522,7 @@ def test_invalidated_session_gets_a_new_name(
     assert len(owners(store)) == 2
 
 
-def test_reading_sets_no_cookie(new_visitor: Visitors) -> None:
+def test_reading_sets_no_cookie(new_visitor):
     """Neither a poll nor a cancel does: it could undo what another request stored."""
     sender = new_visitor()
     uuid = sender.post("/send").json
@@ -555,7 +537,7 @@ def test_reading_sets_no_cookie(new_visitor: Visitors) -> None:
     assert stranger.cookies == {}
 
 
-def test_named_owner_makes_no_name(new_visitor: Visitors, store: JobStore) -> None:
+def test_named_owner_makes_no_name(new_visitor, store):
     """A send that names the owner, or none, leaves the session alone."""
     visitor = new_visitor()
     response = visitor.post("/named")
@@ -565,9 +547,7 @@ def test_named_owner_makes_no_name(new_visitor: Visitors, store: JobStore) -> No
     assert owners(store) == {None, "bob"}
 
 
-def test_request_of_a_job_makes_no_name(
-    config: Configurator, global_broker: Broker
-) -> None:
+def test_request_of_a_job_makes_no_name(config, global_broker):
     """What a job sends belongs to the job's owner, if any, and to no session."""
     global_broker.add_middleware(RequestMiddleware())
     config.make_wsgi_app()

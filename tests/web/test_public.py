@@ -5,7 +5,6 @@ import dataclasses
 import inspect
 import pickle
 import re
-from typing import Any
 
 import pytest
 from dramatiq import Middleware
@@ -26,7 +25,7 @@ HANDED = [
 ]
 
 
-def test_public_names_and_members_are_documented() -> None:
+def test_public_names_and_members_are_documented():
     """Each can be imported, and has a docstring, and so a place in the reference."""
     for module in MODULES:
         assert module.__doc__
@@ -46,7 +45,7 @@ def test_public_names_and_members_are_documented() -> None:
 
 
 @pytest.mark.parametrize("handed", HANDED)
-def test_what_users_are_handed_cannot_change(handed: Any) -> None:
+def test_what_users_are_handed_cannot_change(handed):
     """It has fields by name alone, so that it may get others, and is immutable."""
     fields = dataclasses.fields(handed)
     found = handed(*range(len(fields)))
@@ -58,6 +57,6 @@ def test_what_users_are_handed_cannot_change(handed: Any) -> None:
     assert copy.copy(found) == pickle.loads(pickle.dumps(found)) == found
 
 
-def test_module_is_made_of_the_script() -> None:
+def test_module_is_made_of_the_script():
     """It is what ``python -m tests.esmodule`` makes of job-state.js."""
     assert MODULE.read_text("utf-8") == make_module()

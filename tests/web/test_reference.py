@@ -9,14 +9,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pyramid.request import Request
-from webtest import TestApp
 
-from pyramid_jobstate import Batch, JobError, JobState, JobStore
+from pyramid_jobstate import Batch, JobError, JobState
 from pyramid_jobstate.prometheus import JobStateCollector
 from pyramid_jobstate.testing import pass_time, put_batch, put_job
 from tests.cliapp import PJOBS
@@ -25,7 +23,7 @@ from tests.readme import PAGES, page
 from tests.running import running
 from tests.support import PACKAGE, ROOT, wait_for, write
 from tests.web.minutes import take_minutes
-from tests.web.operating import OPERATOR, Marathons, operated_app
+from tests.web.operating import OPERATOR, operated_app
 from tests.web.paging import Visit, paged_app
 from tests.webapp import ADMIN, NOWHERE, ask, get, make_app, make_config
 
@@ -94,7 +92,7 @@ def documented_requests() -> dict[str, str]:
     return {words(request)[0]: words(permission)[0] for request, permission, _ in rows}
 
 
-def test_permissions(redis_url: str, store: JobStore, marathons: Marathons) -> None:
+def test_permissions(redis_url, store, marathons):
     """Each documented request asks for its documented permission, and no other."""
     asked: list[tuple[str, str]] = []
 
@@ -134,7 +132,7 @@ def test_permissions(redis_url: str, store: JobStore, marathons: Marathons) -> N
     assert {(words(name)[0], on) for name, on, *_ in rows} == known
 
 
-def test_parameters_of_acts(redis_url: str) -> None:
+def test_parameters_of_acts(redis_url):
     """The table has the parameters that each act on many jobs knows."""
     app = operated_app(redis_url)
     (rows,) = tables(section("reference/http", "Actions on many jobs"), "parameter")
@@ -150,7 +148,7 @@ def test_parameters_of_acts(redis_url: str) -> None:
 
 
 @pytest.mark.system
-def test_routes(tmp_path: Path) -> None:
+def test_routes(tmp_path):
     """The table has what Pyramid's own command lists, and each request has a route."""
     ini = tmp_path / "app.ini"
     ini.write_text(INI)
@@ -176,7 +174,7 @@ def test_routes(tmp_path: Path) -> None:
     }
 
 
-def test_statuses(app: TestApp, store: JobStore, redis_url: str) -> None:
+def test_statuses(app, store, redis_url):
     """The tables and the glossary have each status, and say how it reads."""
     counted = get(app, "/job_state/counts", ADMIN).json["counts"]
     rows = table("reference/states", "``status``")
@@ -234,7 +232,7 @@ def documented_types(rows: Rows) -> dict[str, set[str]]:
 
 
 @pytest.mark.promise("state-is-stable-json")
-def test_keys_of_the_json(app: TestApp, store: JobStore) -> None:
+def test_keys_of_the_json(app, store):
     """The tables have each key of a state, or of that of a batch, with its types."""
 
     def state(uuid: str) -> dict[str, Any]:
@@ -268,9 +266,7 @@ def test_keys_of_the_json(app: TestApp, store: JobStore) -> None:
     }
 
 
-def test_keys_of_what_operators_read(
-    redis_url: str, store: JobStore, marathons: Marathons
-) -> None:
+def test_keys_of_what_operators_read(redis_url, store, marathons):
     """The tables have each key of what only operators read, with its types."""
     app = operated_app(redis_url)
 
@@ -327,7 +323,7 @@ def test_keys_of_what_operators_read(
                 assert set(words(text)) == inspections[0]["tries"][0].keys()
 
 
-def test_metrics(store: JobStore) -> None:
+def test_metrics(store):
     """The table has each metric that is exported, with its labels."""
     put_job(store, RunMarathon)
     rows = table("howto/metrics", "metric")
@@ -362,7 +358,7 @@ def documented_flags(text: str, heading: str = "flag") -> set[str]:
 
 
 @pytest.mark.system
-def test_commands_flags_and_exit_codes(tmp_path: Path) -> None:
+def test_commands_flags_and_exit_codes(tmp_path):
     """The tables have what the helps of `pjobs` and of its commands have."""
     ini = tmp_path / "app.ini"
     ini.write_text(INI)
@@ -388,7 +384,7 @@ def test_commands_flags_and_exit_codes(tmp_path: Path) -> None:
 
 
 @pytest.mark.system
-def test_json_of_the_command(redis_url: str, store: JobStore) -> None:
+def test_json_of_the_command(redis_url, store):
     """The tables have each key that commands write."""
 
     def keys(*arguments: str) -> set[str]:
@@ -413,7 +409,7 @@ def test_json_of_the_command(redis_url: str, store: JobStore) -> None:
     )
 
 
-def test_public_modules() -> None:
+def test_public_modules():
     """Each module beside the wings has a page, which is made from its docstrings."""
     stems = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "errors"}
     modules = {"pyramid_jobstate", *(f"pyramid_jobstate.{stem}" for stem in stems)}

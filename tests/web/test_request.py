@@ -22,7 +22,7 @@ from pyramid.threadlocal import get_current_request
 from pyramid_retry import RetryableException
 from transaction.interfaces import TransientError
 
-from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, RequestMiddleware
+from pyramid_jobstate import JobState, JobStateMiddleware, RequestMiddleware
 from pyramid_jobstate.errors import ActorError
 from tests.incaller import InCallerBroker
 from tests.jobs import job_actor, make_broker, messages, store_of, wait_until, working
@@ -102,9 +102,7 @@ def wait_for_attempt(broker: Broker, message: Any, attempt: int) -> JobState:
     return wait_for(reached)
 
 
-def test_actor_runs_in_a_request_with_a_root_and_a_transaction(
-    broker: Broker, config: Configurator, events: Events
-) -> None:
+def test_actor_runs_in_a_request_with_a_root_and_a_transaction(broker, config, events):
     """It commits before callbacks and the end, and nothing stays in the thread."""
 
     @job_actor(broker=broker)
@@ -129,8 +127,8 @@ def test_actor_runs_in_a_request_with_a_root_and_a_transaction(
 
 
 def test_url_of_the_application_comes_from_the_setting_or_the_sender(
-    broker: Broker, events: Events, caplog: pytest.LogCaptureFixture
-) -> None:
+    broker, events, caplog
+):
     """The setting wins over the sender's URL. A wrong one is logged and not used."""
 
     @job_actor(broker=broker)
@@ -157,9 +155,7 @@ def test_url_of_the_application_comes_from_the_setting_or_the_sender(
     assert len(lines) == 3 and all("invalid job_url" in line for line in lines)
 
 
-def test_request_stands_for_the_owner_of_the_job(
-    broker: Broker, config: Configurator, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_request_stands_for_the_owner_of_the_job(broker, config, caplog):
     """What an actor sends belongs to the owner of its own job, if that can be one."""
     sent = []
 
@@ -177,8 +173,8 @@ def test_request_stands_for_the_owner_of_the_job(
 
 
 def test_job_is_a_success_only_if_its_transaction_has_committed(
-    broker: Broker, config: Configurator, events: Events, store: JobStore
-) -> None:
+    broker, config, events, store
+):
     """Whatever aborts it, what was to be sent is neither sent nor recorded."""
 
     def cancel(request: Any, job_state: JobState) -> None:
@@ -217,12 +213,7 @@ def test_job_is_a_success_only_if_its_transaction_has_committed(
         assert (store.load(sent[-1].uuid) is None) is (end == "abort"), number
 
 
-def test_trouble_after_the_end_is_logged(
-    broker: Broker,
-    config: Configurator,
-    events: Events,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_trouble_after_the_end_is_logged(broker, config, events, caplog):
     """An abort or a finished callback that fails changes no end."""
 
     @job_actor(broker=broker, max_retries=0)
@@ -244,9 +235,7 @@ def test_trouble_after_the_end_is_logged(
     ]
 
 
-def test_interrupts_leave_no_database_locked(
-    broker: Broker, config: Configurator, events: Events
-) -> None:
+def test_interrupts_leave_no_database_locked(broker, config, events):
     """If an interrupt strikes while one takes back a commit, the others still do."""
 
     @job_actor(broker=broker, max_retries=0)
@@ -281,9 +270,7 @@ def conflicting(
     return conflict
 
 
-def test_conflict_runs_the_job_again_at_once(
-    broker: Broker, config: Configurator, events: Events
-) -> None:
+def test_conflict_runs_the_job_again_at_once(broker, config, events):
     """What pyramid_retry would retry is a new attempt, whose metrics start empty."""
 
     @job_actor(broker=broker, min_backoff=HOUR)
@@ -303,9 +290,7 @@ def test_conflict_runs_the_job_again_at_once(
         events.clear()
 
 
-def test_transaction_says_what_is_a_conflict(
-    broker: Broker, config: Configurator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_transaction_says_what_is_a_conflict(broker, config, monkeypatch):
     """A data manager knows its database's errors, also without pyramid_retry."""
 
     @job_actor(broker=broker, min_backoff=HOUR)
@@ -326,9 +311,7 @@ def test_transaction_says_what_is_a_conflict(
     assert job.due_at - job.updated_at > timedelta(minutes=20)
 
 
-def test_conflict_beyond_the_attempts_waits_like_any_failure(
-    broker: Broker, events: Events
-) -> None:
+def test_conflict_beyond_the_attempts_waits_like_any_failure(broker, events):
     """Beyond retry.attempts, Dramatiq waits, and the state names the conflict."""
     make_app_config(events, **{"retry.attempts": "2"})
     in_use = functools.partial(TransientError, "in use")
@@ -343,9 +326,7 @@ def test_conflict_beyond_the_attempts_waits_like_any_failure(
     assert (job.attempt, error_of(job)) == (1, ("TransientError", "in use"))
 
 
-def test_actor_decides_about_conflicts(
-    broker: Broker, config: Configurator, events: Events
-) -> None:
+def test_actor_decides_about_conflicts(broker, config, events):
     """`retry_when` sees a Retry caused by the conflict. What it `throws` is none."""
     seen: list[BaseException] = []
 
@@ -361,7 +342,7 @@ def test_actor_decides_about_conflicts(
     assert run(broker, throwing, 9, status="error").attempt == 1
 
 
-def test_use_of_the_parameter(broker: Broker, config: Configurator) -> None:
+def test_use_of_the_parameter(broker, config):
     """An actor that cannot receive a request is refused. A message carries none."""
 
     async def later(*, request: Any) -> None:
@@ -387,9 +368,7 @@ def test_use_of_the_parameter(broker: Broker, config: Configurator) -> None:
         visit()
 
 
-def test_request_comes_inside_whatever_the_order(
-    redis_url: str, set_broker: Callable[[Any], None], events: Events
-) -> None:
+def test_request_comes_inside_whatever_the_order(redis_url, set_broker, events):
     """The commit belongs to the job, in whatever order the middleware was added."""
     ours = [JobStateMiddleware, RequestMiddleware]
     for order in ours, ours[::-1]:
@@ -408,9 +387,7 @@ def test_request_comes_inside_whatever_the_order(
 
 
 @pytest.mark.system
-def test_applications_that_share_a_broker_keep_their_jobs_apart(
-    broker: Broker, events: Events
-) -> None:
+def test_applications_that_share_a_broker_keep_their_jobs_apart(broker, events):
     """A job's request belongs to the application that sent it, or the job fails."""
     registries = []
 
@@ -453,8 +430,8 @@ def test_applications_that_share_a_broker_keep_their_jobs_apart(
 
 
 def test_request_of_an_application_that_was_made_before_the_broker(
-    redis_url: str, set_broker: Callable[[Any], None]
-) -> None:
+    redis_url, set_broker
+):
     """It is the last one made, which may have no transactions. There must be one."""
     registries = []
 
@@ -482,8 +459,8 @@ def test_request_of_an_application_that_was_made_before_the_broker(
 
 
 def test_job_in_the_caller_has_a_transaction_of_its_own(
-    redis_url: str, set_broker: Callable[[Any], None], events: Events, store: JobStore
-) -> None:
+    redis_url, set_broker, events, store
+):
     """With explicit managers. It may not end that of its sender."""
     middleware = [JobStateMiddleware(url=redis_url), RequestMiddleware()]
     broker = InCallerBroker(middleware, tells_all=True)

@@ -3,20 +3,18 @@
 import pickle
 import sys
 import types
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from pyramid.authorization import ALL_PERMISSIONS, Allow
-from pyramid.config import Configurator
 from pyramid.request import Request
 from pyramid.response import Response
 from pyramid.traversal import find_resource
 from ZODB import DB
 from ZODB.FileStorage import FileStorage
 
-from pyramid_jobstate import JobState, JobStore, StoreUnavailable
+from pyramid_jobstate import JobState, StoreUnavailable
 from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.testing import put_batch
 from tests.jobs import RunMarathon
@@ -37,7 +35,7 @@ from tests.webapp import (
 )
 
 
-def test_container_finds_jobs(config: Configurator, store: JobStore) -> None:
+def test_container_finds_jobs(config, store):
     """It is a mapping of uuids to jobs, whose parent it is, and of its request."""
     uuid = put(store)
     request = make_request(config)
@@ -56,7 +54,7 @@ def test_container_finds_jobs(config: Configurator, store: JobStore) -> None:
     assert request.job_states is mine
 
 
-def test_anything_but_a_uuid_is_unknown() -> None:
+def test_anything_but_a_uuid_is_unknown():
     """No other name asks the store, and so none leads to another key of it."""
     job_states = make_request(made_config(NOWHERE)).job_states
     for name in "", "x", UUID.upper(), UUID + "\n", f"{{{UUID}}}", UUID[:-1], None, 5:
@@ -69,7 +67,7 @@ def test_anything_but_a_uuid_is_unknown() -> None:
     assert isinstance(caught.value.__cause__, redis.ConnectionError)
 
 
-def test_root_that_fails_hides_no_rights(redis_url: str, store: JobStore) -> None:
+def test_root_that_fails_hides_no_rights(redis_url, store):
     """Its AttributeError could pass for a missing parent, so the request fails."""
 
     def root(request: Request) -> Root:
@@ -85,7 +83,7 @@ def test_root_that_fails_hides_no_rights(redis_url: str, store: JobStore) -> Non
     assert get(app, path, ADMIN).status_code == 403
 
 
-def test_mounted_container_has_the_jobs_of_all(redis_url: str, store: JobStore) -> None:
+def test_mounted_container_has_the_jobs_of_all(redis_url, store):
     """So the ACL of a user's folder above one gives permissions on all of them."""
 
     class Folder(Root):
@@ -106,9 +104,7 @@ def test_mounted_container_has_the_jobs_of_all(redis_url: str, store: JobStore) 
         assert get(app, f"/job_state{path}", "alice").json == FORBIDDEN
 
 
-def test_persistent_root(
-    redis_url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_persistent_root(redis_url, store, monkeypatch, tmp_path):
     """That of the documents serves jobs through a container that is never stored."""
     (snippet,) = [text for text in snippets("python") if "PersistentMapping" in text]
     # ZODB finds the class in a module.
@@ -164,7 +160,7 @@ def url_in(state: Any) -> str:
 
 
 @pytest.mark.promise("job-has-one-url")
-def test_urls_by_pyramids_functions(config: Configurator, store: JobStore) -> None:
+def test_urls_by_pyramids_functions(config, store):
     """Containers and jobs have URLs as any resource, with elements and queries."""
     config.add_route("shown", "/shown*traverse")
     config.commit()
@@ -193,7 +189,7 @@ class TenantURL:
 
 
 @pytest.mark.promise("job-has-one-url")
-def test_state_has_the_url_that_pyramid_gives(redis_url: str, store: JobStore) -> None:
+def test_state_has_the_url_that_pyramid_gives(redis_url, store):
     """Whatever URLs the application gives its jobs or makes, wherever it is mounted,
     and whatever a view changes of its request, states have the URLs of
     request.resource_url().
@@ -222,7 +218,7 @@ def test_state_has_the_url_that_pyramid_gives(redis_url: str, store: JobStore) -
                 assert url == request.resource_url(job), environ
 
 
-def test_base_url_begins_the_urls_in_states(redis_url: str, store: JobStore) -> None:
+def test_base_url_begins_the_urls_in_states(redis_url, store):
     """Whatever host a request names. Those of resource_url() do not begin so."""
     base = "https://example.com/shop"
     settings = {"jobstate.base_url": base}

@@ -2,8 +2,6 @@
 them.
 """
 
-from __future__ import annotations
-
 import html
 import logging
 import os
@@ -12,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import redis
 from pyramid.authorization import Allow, Authenticated, Deny, Everyone
 from webtest import TestApp
 
@@ -93,7 +90,7 @@ ON_ONE = [
 
 
 @pytest.mark.promise("owner-sees-own-jobs")
-def test_rights_on_one_job(roles: TestApp, store: JobStore) -> None:
+def test_rights_on_one_job(roles, store):
     """Each request needs its own right. A refusal depends on nothing else."""
     for method, end, status, right, code in ON_ONE:
         for user, may in USERS.items():
@@ -112,7 +109,7 @@ def test_rights_on_one_job(roles: TestApp, store: JobStore) -> None:
             assert statuses(store, job) == [status], case
 
 
-def test_act_shows_the_state_to_viewers(roles: TestApp, store: JobStore) -> None:
+def test_act_shows_the_state_to_viewers(roles, store):
     """The others read uuid and status alone, also if they ask again."""
     for name, before, after, users in (
         ("cancel", "working", "cancelling", ("canceller", "alice", OPERATOR)),
@@ -144,7 +141,7 @@ ON_MANY = [
 ]
 
 
-def test_rights_on_the_jobs_of_others(roles: TestApp, store: JobStore) -> None:
+def test_rights_on_the_jobs_of_others(roles, store):
     """Whatever names others, or all, needs list_jobs, and then the right to each."""
     acted_on = {"/clear": "success", "/cancel": "queued", "/rerun": "error"}
     listers = {user for user, may in USERS.items() if "list_jobs" in may}
@@ -173,7 +170,7 @@ def test_rights_on_the_jobs_of_others(roles: TestApp, store: JobStore) -> None:
 
 
 @pytest.mark.promise("list-shows-what-may-be-seen")
-def test_lists_show_what_may_be_viewed(roles: TestApp, store: JobStore) -> None:
+def test_lists_show_what_may_be_viewed(roles, store):
     """Only those jobs, each with whether the viewer may cancel it."""
     put(store, "bob", None, cls=RunMarathon)
     (job,) = put(store, "alice", cls=RunMarathon)
@@ -189,9 +186,7 @@ def test_lists_show_what_may_be_viewed(roles: TestApp, store: JobStore) -> None:
             assert len(found) == (3 if "view_job" in may else 0), user
 
 
-def test_page_of_a_job_offers_what_its_viewer_may_do(
-    roles: TestApp, store: JobStore
-) -> None:
+def test_page_of_a_job_offers_what_its_viewer_may_do(roles, store):
     """Each of its acts needs its own right, beside that to see the page."""
     for status, acts in ("working", ["cancel"]), ("error", ["rerun", "delete"]):
         (job,) = put(store, "alice", cls=RunMarathon, status=status)
@@ -203,7 +198,7 @@ def test_page_of_a_job_offers_what_its_viewer_may_do(
                 assert browse(roles, f"/job_state/{job}", user).status_code == 403
 
 
-def test_list_tells_nothing_of_others(roles: TestApp, store: JobStore) -> None:
+def test_list_tells_nothing_of_others(roles, store):
     """Without list_jobs, a list neither counts nor names the jobs of others."""
     (job,) = put(store, "alice", cls=RunMarathon)
     for user, rights in USERS.items():
@@ -218,9 +213,7 @@ def test_list_tells_nothing_of_others(roles: TestApp, store: JobStore) -> None:
             assert not page.has(others), user
 
 
-def test_beginning_of_an_id_tells_nothing_of_others(
-    roles: TestApp, store: JobStore
-) -> None:
+def test_beginning_of_an_id_tells_nothing_of_others(roles, store):
     """It neither leads to a hidden job nor reveals that one exists."""
     (hidden,) = put(store, "alice", cls=RunMarathon, status="error")
     (locked,) = put(store, "bob", cls=LockedDiary)
@@ -240,7 +233,7 @@ def test_beginning_of_an_id_tells_nothing_of_others(
 
 
 @pytest.mark.promise("forbidden-looks-like-missing")
-def test_others_learn_nothing(app: TestApp, store: JobStore) -> None:
+def test_others_learn_nothing(app, store):
     """No path, query, method or header lets other users see or change anything."""
     hidden: Any = {"params": {"miles": SECRET}, "metrics": {"secret": SECRET}}
     (job,) = put(store, "alice", cls=RunMarathon, message=SECRET, **hidden)
@@ -291,7 +284,7 @@ class Relay(JobState):
         ]
 
 
-def test_acl_of_a_class_may_use_the_parameters(app: TestApp, store: JobStore) -> None:
+def test_acl_of_a_class_may_use_the_parameters(app, store):
     """The class decides by the parameters who may view, list and cancel its jobs."""
     params = {"next_runner": "bob", "coach": "carol"}
     (job,) = put(store, "alice", cls=Relay, params=params)
@@ -304,9 +297,7 @@ def test_acl_of_a_class_may_use_the_parameters(app: TestApp, store: JobStore) ->
     assert uuids_of(get(app, "/job_state?owner=alice", ADMIN).json["items"]) == [job]
 
 
-def test_strange_record_has_only_the_lineages_rights(
-    app: TestApp, store: JobStore
-) -> None:
+def test_strange_record_has_only_the_lineages_rights(app, store):
     """The root alone decides about an unknown kind, and what cannot be parsed."""
     owners = [f'"{Everyone}"', f'"{Authenticated}"', '["bob"]', "true"]
     strange: list[tuple[str, Any]] = [("kind", "NeverImported"), ("kind", b"\xff")]
@@ -483,9 +474,7 @@ def answer_to(server: Server, accept: str, path: str, user: str | None) -> str:
 
 @pytest.mark.promise("secrets-stay-inside")
 @pytest.mark.parametrize("is_page", [False, True])
-def test_each_path_tells_what_the_rights_are_for(
-    server: Server, store: JobStore, voyage: Run, is_page: bool
-) -> None:
+def test_each_path_tells_what_the_rights_are_for(server, store, voyage, is_page):
     """By no path does anybody learn what they may not read, or miss what they may."""
     worker = f"{socket.gethostname()}:{os.getpid()}"
     failed = put_job(
@@ -547,9 +536,7 @@ def test_each_path_tells_what_the_rights_are_for(
             assert found == set().union(*expected), (accept, path, user)
 
 
-def test_what_operators_read_is_no_change_for_others(
-    server: Server, store: JobStore, voyage: Run
-) -> None:
+def test_what_operators_read_is_no_change_for_others(server, store, voyage):
     """While a job is asked and logs, ETags hold, and streams say nothing."""
     job = voyage.uuid
     paths = [
@@ -586,8 +573,8 @@ def sink(job_state: JobState) -> None:
 
 @pytest.mark.parametrize("end", ["/log", "/inspect", "/"])
 def test_job_that_becomes_an_alias_shows_nothing_of_the_job_of_another(
-    redis_url: str, client: redis.Redis, store: JobStore, end: str
-) -> None:
+    redis_url, client, store, end
+):
     """If another's job wins the claim meanwhile, no right on that was asked for."""
     theirs = take_minutes(redis_url, Logbook, sink)
     own = put_job(store, Logbook, owner="bob").uuid

@@ -1,7 +1,5 @@
 """The routes: paths, places, methods, and the application's own around them."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from typing import Any
@@ -16,14 +14,13 @@ from pyramid.response import Response
 from pyramid.traversal import ResourceTreeTraverser
 from webtest import TestApp
 
-from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate import JobState
 from pyramid_jobstate.resources import JobStates
 from tests.jobs import RunMarathon
 from tests.support import UUID, load_job
 from tests.web import reading
 from tests.web.operating import (
     OPERATOR,
-    Marathons,
     act,
     operated_root,
     put,
@@ -59,7 +56,7 @@ def checking_csrf(config: Configurator) -> Configurator:
     return config
 
 
-def test_paths_below_ours(redis_url: str, store: JobStore) -> None:
+def test_paths_below_ours(redis_url, store):
     """Every other path below ours is our 404, and none shows hidden jobs."""
     config = make_config(redis_url)
     for name in "", "login", "cancel", "edit", "find", "store":
@@ -88,7 +85,7 @@ def test_paths_below_ours(redis_url: str, store: JobStore) -> None:
         assert get(app, f"/job_state{end}", "alice").status_code in (200, 404), end
 
 
-def test_paths_beside_ours_are_the_applications(redis_url: str) -> None:
+def test_paths_beside_ours_are_the_applications(redis_url):
     """What is not UTF-8 is a 400 below our path, and elsewhere the application's."""
     config = make_config(redis_url)
     config.add_notfound_view(lambda e, r: Response("app 404", 404))
@@ -104,7 +101,7 @@ def test_paths_beside_ours_are_the_applications(redis_url: str) -> None:
             assert response.json == {"error": "The path is not UTF-8."}
 
 
-def test_other_methods_are_refused(redis_url: str, store: JobStore) -> None:
+def test_other_methods_are_refused(redis_url, store):
     """Whatever the application checks, and whatever method a header names."""
     config = checking_csrf(make_config(redis_url))
     config.set_default_permission("enter")
@@ -143,9 +140,7 @@ def test_other_methods_are_refused(redis_url: str, store: JobStore) -> None:
     assert load_job(store, job).status == "working"
 
 
-def test_routes_and_views_of_the_application_do_not_answer_for_ours(
-    redis_url: str, store: JobStore
-) -> None:
+def test_routes_and_views_of_the_application_do_not_answer_for_ours(redis_url, store):
     """Neither a catch-all route, a view without a context nor a default permission."""
     job = reading.put(store)
     config = make_config(redis_url)
@@ -165,9 +160,7 @@ def test_routes_and_views_of_the_application_do_not_answer_for_ours(
 
 
 @pytest.mark.promise("refusals-are-json")
-def test_error_views_of_the_application_answer_for_its_pages_alone(
-    redis_url: str, store: JobStore
-) -> None:
+def test_error_views_of_the_application_answer_for_its_pages_alone(redis_url, store):
     """However specific error views are, requests for jobs get our responses."""
     job = reading.put(store)
     for options in {}, {"request_method": ("GET", "POST"), "header": "Accept"}:
@@ -190,7 +183,7 @@ def test_error_views_of_the_application_answer_for_its_pages_alone(
 
 
 @pytest.mark.promise("unsafe-requests-need-a-token")
-def test_refused_csrf_check_is_json(redis_url: str, store: JobStore) -> None:
+def test_refused_csrf_check_is_json(redis_url, store):
     """Below our path alone, by token or origin, whatever views the application has."""
     config = checking_csrf(make_config(redis_url, root_factory=mounted_root))
     config.add_view(lambda c, r: Response("posted"), name="post")
@@ -225,7 +218,7 @@ def add_cors(config: Configurator) -> None:
     config.add_view(lambda c, r: Response(headers=allowed), route_name="preflight")
 
 
-def test_preflight_is_the_applications() -> None:
+def test_preflight_is_the_applications():
     """It reaches the application's route, if any, without asking the store."""
     ends = ["", f"/{UUID}", f"/{UUID}/cancel", "/x"]
     for includes in (add_cors, "pyramid_jobstate"), ("pyramid_jobstate", add_cors):
@@ -243,7 +236,7 @@ def test_preflight_is_the_applications() -> None:
     assert "Access-Control-Allow-Origin" not in response.headers
 
 
-def test_name_of_ours_stops_the_start() -> None:
+def test_name_of_ours_stops_the_start():
     """An application's own `job_states` or `registry.jobstate` is an error."""
 
     class OwnRequest(Request):
@@ -268,9 +261,7 @@ def test_name_of_ours_stops_the_start() -> None:
         make_app(make_config(NOWHERE, request_factory=OwnRequest))
 
 
-def test_route_of_the_application_may_traverse_to_a_container(
-    redis_url: str, store: JobStore
-) -> None:
+def test_route_of_the_application_may_traverse_to_a_container(redis_url, store):
     """A route whose factory makes a container finds the jobs in it."""
 
     def container(request: Request) -> JobStates:
@@ -287,9 +278,7 @@ def test_route_of_the_application_may_traverse_to_a_container(
 # Jobs at the default path, and mounted in the application's resource tree.
 
 
-def test_everything_is_the_same_at_each_place(
-    paged: TestApp, store: JobStore, marathons: Marathons
-) -> None:
+def test_everything_is_the_same_at_each_place(paged, store, marathons):
     """Wherever jobs are mounted, each request does the same, and URLs stay there."""
     for place in PLACES:
         store.client.flushdb()
@@ -320,7 +309,7 @@ def test_everything_is_the_same_at_each_place(
         assert act(paged, f"{place}/clear", owner="bob").json["done"] == 1
 
 
-def test_refusals_are_the_same_at_each_place(paged: TestApp, store: JobStore) -> None:
+def test_refusals_are_the_same_at_each_place(paged, store):
     """Wherever jobs are mounted, the same is refused, and a browser gets a page."""
     (job,) = put(store, "alice", cls=RunMarathon)
     for place in PLACES:
@@ -351,7 +340,7 @@ def test_refusals_are_the_same_at_each_place(paged: TestApp, store: JobStore) ->
     assert statuses(store, job) == ["working"]
 
 
-def test_pages_lead_to_their_place(paged: TestApp, store: JobStore) -> None:
+def test_pages_lead_to_their_place(paged, store):
     """Pages lead to each other, and their scripts post, where jobs are mounted."""
     batch, (member,) = put_batch(store, "error")
     for place in PLACES:
@@ -371,7 +360,7 @@ def test_pages_lead_to_their_place(paged: TestApp, store: JobStore) -> None:
         assert of_member.link("Import of the files") == f"{base}{batch}/"
 
 
-def test_pages_below_a_prefix(redis_url: str, store: JobStore) -> None:
+def test_pages_below_a_prefix(redis_url, store):
     """All URLs of pages are below the prefix, here if pages are included last."""
     (job,) = put(store, "alice", status="error")
     settings = {"jobstate.path": "jobs"}
@@ -393,9 +382,7 @@ def test_pages_below_a_prefix(redis_url: str, store: JobStore) -> None:
         assert url.startswith("http://localhost/shop/team/jobs/"), url
 
 
-def test_traverser_of_the_application_enters_its_root(
-    redis_url: str, store: JobStore
-) -> None:
+def test_traverser_of_the_application_enters_its_root(redis_url, store):
     """A traverser for all resources is called with the application's root, which it may
     announce, whatever it finds there. The job is found in any case.
     """

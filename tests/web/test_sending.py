@@ -8,7 +8,7 @@ import datetime
 import re
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, assert_type
 
 import dramatiq.broker
@@ -20,7 +20,6 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import GroupCallbacks
 from dramatiq.rate_limits.backends import StubBackend
 from pyramid.authorization import Authenticated, Everyone
-from pyramid.config import Configurator
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, StoreUnavailable
 from pyramid_jobstate.resources import JobStates
@@ -49,9 +48,7 @@ def run_marathon(global_broker: Broker) -> Any:
 # One job.
 
 
-def test_message_and_record_have_one_id(
-    job_states: Any, run_marathon: Any, client: redis.Redis
-) -> None:
+def test_message_and_record_have_one_id(job_states, run_marathon, client):
     """The job that a send returns is what the store holds and the message says."""
     request = job_states.request
     job_state = job_states.send_immediately(run_marathon, 26, shoes="blue")
@@ -80,9 +77,7 @@ def test_send_returns_one_job_or_all(job_states: JobStates, run_marathon: Any) -
         assert_type(send(group([run.message(3)])), Sequence[JobState])
 
 
-def test_message_is_sent_as_it_is(
-    job_states: Any, run_marathon: Any, client: redis.Redis
-) -> None:
+def test_message_is_sent_as_it_is(job_states, run_marathon, client):
     """A message keeps its id, delay and next step, and gets the options of a send."""
     plain = run_marathon.message(1)
     late = run_marathon.message_with_options(args=(2,), delay=60_000)
@@ -103,9 +98,7 @@ def test_message_is_sent_as_it_is(
     assert job_state.due_at - job_state.queued_at == MINUTE
 
 
-def test_arguments_are_those_of_the_call(
-    job_states: Any, run_marathon: Any, client: redis.Redis
-) -> None:
+def test_arguments_are_those_of_the_call(job_states, run_marathon, client):
     """Later changes have no effect. What cannot be encoded fails in the call."""
     miles, shoes = [1, 2], {"left": "red"}
     job_state = job_states.send(run_marathon, miles, shoes=shoes)
@@ -127,8 +120,8 @@ def test_arguments_are_those_of_the_call(
 
 
 def test_owner_is_the_sender_unless_another_is_named(
-    made_tm_config: Configurator, run_marathon: Any, client: redis.Redis
-) -> None:
+    made_tm_config, run_marathon, client
+):
     """The view may name another, or None. The message carries it to the worker."""
     cases: list[tuple[str | None, dict[str, Any], object]] = [
         ("alice", {}, "alice"),
@@ -150,8 +143,8 @@ def test_owner_is_the_sender_unless_another_is_named(
 
 
 def test_owner_that_cannot_be_one_is_refused(
-    job_states: Any, redis_url: str, run_marathon: Any, client: redis.Redis
-) -> None:
+    job_states, redis_url, run_marathon, client
+):
     """It is a string, a finite number or None, and no principal of Pyramid's."""
     match = r"a string or a finite number, not .*jobstate\.owner"
     bad: list[tuple[Any, type[Exception], str]] = [
@@ -176,9 +169,7 @@ def test_owner_that_cannot_be_one_is_refused(
     assert client.keys() == []
 
 
-def test_delay_counts_from_the_commit(
-    made_tm_config: Configurator, run_marathon: Any, client: redis.Redis
-) -> None:
+def test_delay_counts_from_the_commit(made_tm_config, run_marathon, client):
     """The delay of the job and its message counts from the record being written."""
     for delay in 60_000, MINUTE:
         client.flushall()
@@ -194,9 +185,7 @@ def test_delay_counts_from_the_commit(
         assert 0 <= message.options["eta"] / 1000 - loaded.due_at.timestamp() < 5
 
 
-def test_delay_that_the_store_cannot_keep_is_refused(
-    job_states: Any, run_marathon: Any
-) -> None:
+def test_delay_that_the_store_cannot_keep_is_refused(job_states, run_marathon):
     """The error names a wrong delay and its unit, wherever it stands."""
     first = run_marathon.message(1)
     batch = job_states.batch().__enter__()
@@ -215,9 +204,7 @@ def test_delay_that_the_store_cannot_keep_is_refused(
 # Pipelines and groups.
 
 
-def test_pipeline_has_all_its_records_from_the_start(
-    job_states: Any, run_marathon: Any, client: redis.Redis
-) -> None:
+def test_pipeline_has_all_its_records_from_the_start(job_states, run_marathon, client):
     """Each step has a record, owner and id, and waits however long it takes."""
     what = pipeline([run_marathon.message(i) for i in range(3)])
     ids = [m.message_id for m in what.messages]
@@ -240,8 +227,8 @@ def test_pipeline_has_all_its_records_from_the_start(
 
 
 def test_group_that_left_in_part_is_shown_as_it_is(
-    job_states: Any, global_broker: Broker, run_marathon: Any, client: redis.Redis
-) -> None:
+    job_states, global_broker, run_marathon, client
+):
     """What the broker took runs. The rest has failed or, sent at once, is unknown."""
     global_broker.add_middleware(Refusing(lambda message: message.args == (2,)))
     m = [run_marathon.message(i) for i in range(5)]
@@ -264,8 +251,8 @@ def test_group_that_left_in_part_is_shown_as_it_is(
 
 
 def test_what_cannot_be_followed_is_refused(
-    job_states: Any, global_broker: Broker, run_marathon: Any, client: redis.Redis
-) -> None:
+    job_states, global_broker, run_marathon, client
+):
     """What is untracked, has a foreign id, or could not be sent fails in the call."""
     sweep = global_broker.get_actor("sweep")
     members = [run_marathon.message(1), sweep.message()]
@@ -306,9 +293,7 @@ def test_what_cannot_be_followed_is_refused(
 # Sending immediately.
 
 
-def test_send_immediately_that_fails_leaves_nothing(
-    job_states: Any, redis_url: str, client: redis.Redis
-) -> None:
+def test_send_immediately_that_fails_leaves_nothing(job_states, redis_url, client):
     """The caller gets the broker's error, and nothing is sent without the store."""
     broker = broker_that_is_away(redis_url)
     run_marathon = broker.get_actor("run_marathon")
@@ -358,9 +343,7 @@ def label(broker: Broker, *parcels: Any) -> Message[Any]:
     return broker.get_actor("print_label").message(*parcels)
 
 
-def test_actor_whose_states_are_elsewhere_is_refused(
-    job_states: Any, redis_url: str, client: redis.Redis
-) -> None:
+def test_actor_whose_states_are_elsewhere_is_refused(job_states, redis_url, client):
     """The error names the actor and both stores, but no password."""
     url = database(redis_url, 1).replace("//", "//bob:hush@")
     stray = second(database(redis_url, 1), JobStateMiddleware(url=url))
@@ -392,9 +375,7 @@ def test_actor_whose_states_are_elsewhere_is_refused(
     assert client.keys("dramatiq:*") == stray.client.keys() == []
 
 
-def test_broker_without_the_middleware_is_refused(
-    job_states: Any, set_broker: Callable[[Any], None], other: RedisBroker
-) -> None:
+def test_broker_without_the_middleware_is_refused(job_states, set_broker, other):
     """Jobs need a broker with our middleware. The package does not make one up."""
     set_broker(StubBroker(middleware=[]))
     with pytest.raises(TypeError, match="has no JobStateMiddleware"):
@@ -405,9 +386,7 @@ def test_broker_without_the_middleware_is_refused(
     assert dramatiq.broker.global_broker is None
 
 
-def test_broker_can_be_named(
-    job_states: Any, other: RedisBroker, client: redis.Redis
-) -> None:
+def test_broker_can_be_named(job_states, other, client):
     """All parts of a message go through the named broker, and none elsewhere."""
     for send in job_states.send_message, job_states.send_immediately:
         m = [label(other, i) for i in range(9)]
@@ -437,9 +416,7 @@ def test_broker_can_be_named(
     assert [m.message_id for m in queued(other.client)] == [job_state.uuid]
 
 
-def test_two_brokers_cannot_be_mixed(
-    job_states: Any, global_broker: Broker, other: RedisBroker, client: redis.Redis
-) -> None:
+def test_two_brokers_cannot_be_mixed(job_states, global_broker, other, client):
     """No worker would run all parts. The error names both brokers."""
     m = [label(other, i) for i in range(2)]
     run_marathon = global_broker.get_actor("run_marathon").message(1)

@@ -99,8 +99,8 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 
 def test_store_is_that_of_the_middleware_or_of_the_setting(
-    redis_url: str, store: JobStore, set_broker: SetBroker
-) -> None:
+    redis_url, store, set_broker
+):
     """Jobs are read where the middleware writes them, or else where redis_url says."""
     for url, broker in (
         (None, make_broker(redis_url)),
@@ -113,7 +113,7 @@ def test_store_is_that_of_the_middleware_or_of_the_setting(
         assert get(app, f"/job_state/{put(store)}", "alice").status_code == 200
 
 
-def test_application_without_a_store_does_not_start(set_broker: SetBroker) -> None:
+def test_application_without_a_store_does_not_start(set_broker):
     """The error says what is missing: a broker, a middleware or a place."""
     assert re.search(r"set_broker.*jobstate\.redis_url", refusal(configured(None)))
     set_broker(RedisBroker(url=NOWHERE))
@@ -124,7 +124,7 @@ def test_application_without_a_store_does_not_start(set_broker: SetBroker) -> No
     assert "StubBroker" in refusal(configured(None))
 
 
-def test_set_job_store_replaces_the_store() -> None:
+def test_set_job_store_replaces_the_store():
     """It wins over redis_url, takes a store or its name, and shows no password."""
     config = configured("redis://127.0.0.1:2/0")
     config.set_job_store(f"{__name__}.STORE")
@@ -146,7 +146,7 @@ def test_set_job_store_replaces_the_store() -> None:
 # Settings.
 
 
-def test_durations_are_understood() -> None:
+def test_durations_are_understood():
     """A duration is a number of seconds, or a number with a unit."""
     cases: dict[Any, float] = {"90": 90, "90s": 90, "15m": 900, " 2 h ": 7200}
     for text, seconds in {**cases, "8d": 8 * DAY, "1.5m": 90, 0.5: 0.5}.items():
@@ -174,7 +174,7 @@ BAD: dict[str, list[Any]] = {
 
 @pytest.mark.promise("mistakes-of-settings-stop-the-start")
 @pytest.mark.parametrize("name", BAD)
-def test_bad_setting_stops_the_start(name: str, subtests: pytest.Subtests) -> None:
+def test_bad_setting_stops_the_start(name, subtests):
     """An invalid setting is named in the error that stops the start."""
     for value in BAD[name]:
         with subtests.test(msg=f"{name} = {value!r}"):
@@ -185,7 +185,7 @@ def test_bad_setting_stops_the_start(name: str, subtests: pytest.Subtests) -> No
 
 
 @pytest.mark.promise("mistakes-of-settings-stop-the-start")
-def test_unknown_setting_is_told_the_known_ones() -> None:
+def test_unknown_setting_is_told_the_known_ones():
     """The error names the nearest, and lists all in one line, whenever it was set."""
     nearest = "is unknown. Did you mean jobstate.owner? Known settings: jobstate.active"
     for name in "ownr", "OWNER":
@@ -201,7 +201,7 @@ def test_unknown_setting_is_told_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("value", [None, ["redis://:hush@h/0"]])
-def test_setting_of_a_wrong_type_stops_the_start(value: Any) -> None:
+def test_setting_of_a_wrong_type_stops_the_start(value):
     """A setting that no ini could give is named in an error without passwords."""
     known = include_refusal(x="").partition("Known settings:")[2]
     names = re.findall(r"jobstate\.(\w+)", known)
@@ -213,7 +213,7 @@ def test_setting_of_a_wrong_type_stops_the_start(value: Any) -> None:
         assert "hush" not in str(caught.value)
 
 
-def test_settings_may_follow_the_include() -> None:
+def test_settings_may_follow_the_include():
     """Settings may follow the include, but for the path: that is an error."""
     config = configured(None)
     config.add_settings({"jobstate.redis_url": NOWHERE, "jobstate.namespace": "late"})
@@ -223,9 +223,7 @@ def test_settings_may_follow_the_include() -> None:
     assert "jobstate.path must be set before" in refusal(config)
 
 
-def test_path_is_where_the_jobs_are(
-    redis_url: str, store: JobStore, subtests: pytest.Subtests
-) -> None:
+def test_path_is_where_the_jobs_are(redis_url, store, subtests):
     """Jobs, their URLs and the script are below the prefix and the path alone."""
     for prefix, path, base in (
         (None, "/jobs/", "/jobs"),
@@ -245,7 +243,7 @@ def test_path_is_where_the_jobs_are(
             assert get(app, found).status_code == 200
 
 
-def test_bad_path_stops_the_include() -> None:
+def test_bad_path_stops_the_include():
     """An invalid path is an error that names the setting and the path."""
     for path in ("", "/", "/a//b/", "a b", "{x}", "*x", "a/../b", "a:b", "ü", "a\n"):
         shown = re.escape(f"The setting jobstate.path = {path!r} is not a path")
@@ -253,7 +251,7 @@ def test_bad_path_stops_the_include() -> None:
             configured(path=path)
 
 
-def test_owner_of_sessions_needs_a_session_factory() -> None:
+def test_owner_of_sessions_needs_a_session_factory():
     """The application is not made until it has one, which it may set last."""
     config = configured(owner="session")
     for _ in range(2):
@@ -264,7 +262,7 @@ def test_owner_of_sessions_needs_a_session_factory() -> None:
     config.make_wsgi_app()
 
 
-def test_start_is_logged(said: Callable[[], list[str]]) -> None:
+def test_start_is_logged(said):
     """One line says where the jobs are stored and shown, and who owns them."""
     given = {"path": "jobs", "namespace": "races", "owner": f"{__name__}.role_of"}
     start(config := configured(prefix="api", **given))
@@ -296,9 +294,7 @@ def reading(store: JobStore) -> Configurator:
     return config
 
 
-def test_other_place_stops_the_start(
-    set_broker: SetBroker, subtests: pytest.Subtests
-) -> None:
+def test_other_place_stops_the_start(set_broker, subtests):
     """Another database, port of a host or namespace is an error that shows both."""
     pool = redis.BlockingConnectionPool(port=7000, db="1")
     places: list[tuple[Any, str, str]] = [
@@ -331,9 +327,7 @@ def test_other_place_stops_the_start(
     assert "'shop'" in error and "'store'" in error
 
 
-def test_other_place_that_may_be_the_same_is_warned_of(
-    set_broker: SetBroker, warnings: Callable[[], list[str]], subtests: pytest.Subtests
-) -> None:
+def test_other_place_that_may_be_the_same_is_warned_of(set_broker, warnings, subtests):
     """One warning shows both stores. Spellings of one place cause none."""
     private = list(private_stores())
     same: list[tuple[str, Any]] = [
@@ -373,7 +367,7 @@ def with_route(pattern: str, prefix: str | None = None, **options: Any) -> Confi
     return config
 
 
-def test_earlier_route_that_swallows_our_path_stops_the_start() -> None:
+def test_earlier_route_that_swallows_our_path_stops_the_start():
     """An earlier route that matches our URLs, also if it was committed, is an error."""
     alone = "/*everything /{a}/{b} /job_state/ /job_state/{id}/cancel /job_state/counts"
     cases = [*((pattern, None) for pattern in alone.split()), ("/*everything", "api")]
@@ -389,7 +383,7 @@ def test_earlier_route_that_swallows_our_path_stops_the_start() -> None:
     assert "'everything'" in refusal(config)
 
 
-def test_route_that_may_be_meant_is_let_be(warnings: Callable[[], list[str]]) -> None:
+def test_route_that_may_be_meant_is_let_be(warnings):
     """Only a catch-all with predicates causes a warning, which names it."""
     for pattern in ("/", "/{a}/{b}/{c}/{d}", "/job_state/{n:[0-9]+}", "/job"):
         start(with_route(pattern))
@@ -403,7 +397,7 @@ def test_route_that_may_be_meant_is_let_be(warnings: Callable[[], list[str]]) ->
     assert "'everything'" in warning and "/job_state" in warning
 
 
-def test_placeholder_in_the_prefix_stops_the_include() -> None:
+def test_placeholder_in_the_prefix_stops_the_include():
     """A placeholder, also of an outer include, is an error: URLs need a fixed path."""
     for prefix in ("{tenant}", "/a/{b:[a-z]+}/", ":tenant"):
         with pytest.raises(ConfigurationError, match="route_prefix") as caught:

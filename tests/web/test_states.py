@@ -2,8 +2,6 @@
 header of all answers with the store's time.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import math
@@ -51,7 +49,7 @@ def job(store: JobStore) -> str:
     return put(store)
 
 
-def test_get_answers_the_state(app: TestApp, store: JobStore, job: str) -> None:
+def test_get_answers_the_state(app, store, job):
     """It is the job's JSON, which no cache keeps, and no browser renders."""
     for end in "", "/":
         response = get(app, f"/job_state/{job}{end}", "alice", Range="bytes=0-9")
@@ -74,7 +72,7 @@ def test_get_answers_the_state(app: TestApp, store: JobStore, job: str) -> None:
 
 
 @pytest.mark.promise("poll-says-when-nothing-changed")
-def test_current_etag_is_a_304(app: TestApp, store: JobStore, job: str) -> None:
+def test_current_etag_is_a_304(app, store, job):
     """For those who may see the job, until something changes, even by time alone."""
     etag = get(app, f"/job_state/{job}", "alice").headers["ETag"]
     for form in "{}", "W/{}", '"other", {}':
@@ -97,9 +95,7 @@ def test_current_etag_is_a_304(app: TestApp, store: JobStore, job: str) -> None:
     assert response.json["job_state"] == "working"
 
 
-def test_state_in_an_answer_of_the_application(
-    redis_url: str, store: JobStore, job: str
-) -> None:
+def test_state_in_an_answer_of_the_application(redis_url, store, job):
     """A job has the same JSON in a view of the application, however it was loaded."""
     config = make_config(redis_url)
     config.add_renderer("app_json", JSON(indent=4))
@@ -113,7 +109,7 @@ def test_state_in_an_answer_of_the_application(
     assert get(app, "/page", "alice").json == {"job": state, "loaded": state}
 
 
-def test_error_is_told_as_far_as_the_class_says(app: TestApp, store: JobStore) -> None:
+def test_error_is_told_as_far_as_the_class_says(app, store):
     """By default it is hidden from every viewer. Markup stays text."""
     error = JobError("myapp.SecretError", "password=hush")
     uuid = put(store, status="error", error=error)
@@ -149,7 +145,7 @@ NONSENSE: dict[str, list[str | bytes]] = {
 }
 
 
-def test_nonsense_in_the_store_is_not_an_error(app: TestApp, store: JobStore) -> None:
+def test_nonsense_in_the_store_is_not_an_error(app, store):
     """What another program writes breaks neither the JSON nor the job's own part."""
     for field, values in NONSENSE.items():
         for value in values:
@@ -171,7 +167,7 @@ class Own(JobState):
         return {**super().__json__(request), "extra": self.extra}
 
 
-def test_each_value_is_encoded_alike(app: TestApp, store: JobStore) -> None:
+def test_each_value_is_encoded_alike(app, store):
     """Polls, batches and lists show a value alike, also where a class adds to it."""
     metrics = {str(n): value for n, value in enumerate(VALUES)}
     plain, own = (put(store, cls, metrics=metrics) for cls in (RunMarathon, Own))
@@ -197,9 +193,7 @@ print(get(app, f"/job_state/{sys.argv[2]}", "alice").text)
 
 
 @pytest.mark.system
-def test_speed_need_not_be_installed(
-    app: TestApp, redis_url: str, store: JobStore
-) -> None:
+def test_speed_need_not_be_installed(app, redis_url, store):
     """Without orjson, the standard library encodes everything."""
     metrics = {str(n): value for n, value in enumerate(VALUES)}
     job = put(store, status="success", metrics=metrics)
@@ -208,9 +202,7 @@ def test_speed_need_not_be_installed(
     assert json.loads(done.stdout) == get(app, f"/job_state/{job}", "alice").json
 
 
-def test_what_cannot_be_encoded_is_an_error(
-    app: TestApp, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_encoded_is_an_error(app, store, monkeypatch):
     """What the application adds is checked, and not written as null."""
     circle: list[Any] = []
     circle.append(circle)
@@ -245,9 +237,7 @@ def millis(store: JobStore) -> int:
     return int(seconds * 1000 + micros // 1000)
 
 
-def test_every_answer_tells_the_time(
-    app: TestApp, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_answer_tells_the_time(app, store, monkeypatch):
     """That of the store, but for a bad query, for which that was not asked."""
     job, ended = put(store), put(store, status="success")
     monkeypatch.setattr("time.time", lambda: 1_000_000.0)
@@ -328,9 +318,7 @@ def localizers(config: Configurator) -> set[str]:
     return {name for name, _ in config.registry.getUtilitiesFor(ILocalizer)}
 
 
-def test_words_are_in_the_language_of_the_request(
-    redis_url: str, store: JobStore, tmp_path: Path
-) -> None:
+def test_words_are_in_the_language_of_the_request(redis_url, store, tmp_path):
     """No browser gets a message id. A catalog for our domain translates our reasons."""
     ours = {
         "The job failed.": "Gescheitert.",
@@ -353,7 +341,7 @@ def test_words_are_in_the_language_of_the_request(
             assert state["error"] == {"message": text}
 
 
-def test_every_answer_is_translated(translated_app: TestApp, store: JobStore) -> None:
+def test_every_answer_is_translated(translated_app, store):
     """Each language has an ETag of its own."""
     job = put(store, TranslatedRelay)
     for path in f"/job_state/{job}?", f"/job_state?uuid={job}&":
@@ -371,9 +359,7 @@ def test_every_answer_is_translated(translated_app: TestApp, store: JobStore) ->
     assert cancelled.json["job"]["title"] == TRANSLATED
 
 
-def test_names_of_unknown_languages_are_not_kept(
-    redis_url: str, store: JobStore, tmp_path: Path
-) -> None:
+def test_names_of_unknown_languages_are_not_kept(redis_url, store, tmp_path):
     """Nothing is kept but the languages of catalogs. Others get the default."""
     config = translated(paged_config(redis_url), tmp_path)
     app = make_app(config)

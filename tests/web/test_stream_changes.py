@@ -15,7 +15,7 @@ from pyramid_jobstate import JobStore
 from tests.asgi import LINKS, Exchange, Server, pushing
 from tests.jobs import Gate, messages
 from tests.relay import Relay, shut
-from tests.running import Run, Runs
+from tests.running import Run
 from tests.support import load_job, wait_for
 from tests.web.streaming import (
     HINT,
@@ -122,7 +122,7 @@ def names(stream: Exchange) -> list[str]:
 # What is read, and when
 
 
-def test_changes_are_read_together(pushed: Server, runs: Runs) -> None:
+def test_changes_are_read_together(pushed, runs):
     """Many changes are few readings, 20 ms apart, and the newest wins."""
     run = runs.start(n=0)
     stream = follow(pushed, run)
@@ -138,9 +138,7 @@ def test_changes_are_read_together(pushed: Server, runs: Runs) -> None:
     assert len(stream.events) - count <= 2 + (time.monotonic() - begun) / 0.02
 
 
-def test_stream_takes_nothing_from_before_it(
-    far: Server, relay: TrackingRelay, runs: Runs
-) -> None:
+def test_stream_takes_nothing_from_before_it(far, relay, runs):
     """A stream takes no reply that was on its way when it began."""
     run = runs.start(n=0)
     first = follow(far, run)
@@ -156,9 +154,7 @@ def test_stream_takes_nothing_from_before_it(
     assert told(third) == [2, 3]
 
 
-def test_stream_that_begins_during_a_reading_waits_for_no_change(
-    relay: TrackingRelay, store: JobStore
-) -> None:
+def test_stream_that_begins_during_a_reading_waits_for_no_change(relay, store):
     """A job that is being read when a stream begins is read once more for it."""
     gate = Gate()
 
@@ -190,9 +186,7 @@ def test_stream_that_begins_during_a_reading_waits_for_no_change(
         wait_until(["working", "cancelling"], statuses, late)
 
 
-def test_only_what_is_shown_is_read(
-    far: Server, relay: TrackingRelay, runs: Runs, store: JobStore
-) -> None:
+def test_only_what_is_shown_is_read(far, relay, runs, store):
     """A job is read while a client that may see it is shown it. Nobody else's is."""
     run, other, hidden = runs.start(n=0), runs.start(n=0), put(store, owner="bob")
     gone, staying = follow(far, run), far.open(batch(other.uuid, hidden))
@@ -214,9 +208,7 @@ def test_only_what_is_shown_is_read(
     follow(far, other, 6)
 
 
-def test_more_jobs_than_are_asked_for_at_a_time(
-    far: Server, relay: TrackingRelay, store: JobStore
-) -> None:
+def test_more_jobs_than_are_asked_for_at_a_time(far, relay, store):
     """Hundreds of jobs are read in turn. Those that wait for their turn may leave."""
     made, uuids = put_members(store, 200)
     _, others = put_members(store, 100)
@@ -244,9 +236,7 @@ def test_more_jobs_than_are_asked_for_at_a_time(
 # Connections that are lost
 
 
-def test_short_break_is_told_to_nobody(
-    far: Server, relay: TrackingRelay, runs: Runs, log: Lines
-) -> None:
+def test_short_break_is_told_to_nobody(far, relay, runs, log):
     """What changes while the connection is lost is read again, and only logged."""
     several = [runs.start(n=0) for _ in range(3)]
     streams = [follow(far, run) for run in several]
@@ -266,9 +256,7 @@ def test_short_break_is_told_to_nobody(
 
 
 @pytest.mark.promise("stream-outlives-the-store")
-def test_store_that_hangs_is_away(
-    far: Server, relay: TrackingRelay, runs: Runs, log: Lines
-) -> None:
+def test_store_that_hangs_is_away(far, relay, runs, log):
     """A store that is silent for 2 s is away, which is told once, and its end, too."""
     run = runs.start(n=0)
     stream = follow(far, run)
@@ -300,9 +288,7 @@ def test_store_that_hangs_is_away(
     assert names(fresh) == []
 
 
-def test_store_that_does_not_answer_yet(
-    far: Server, relay: TrackingRelay, runs: Runs, log: Lines
-) -> None:
+def test_store_that_does_not_answer_yet(far, relay, runs, log):
     """A store that is loading, busy or full is away from the first stream on."""
     for error in LOADING, BUSY, "ERR max number of clients reached":
         relay.refuse({"CLIENT TRACKING": error})
@@ -323,9 +309,7 @@ def test_store_that_does_not_answer_yet(
         stream.go()
 
 
-def test_busy_store_has_lost_nothing(
-    far: Server, relay: TrackingRelay, runs: Runs
-) -> None:
+def test_busy_store_has_lost_nothing(far, relay, runs):
     """While a script runs for long, a job is asked for ever more seldom, then away."""
     run = runs.start(n=0)
     stream = follow(far, run)
@@ -350,9 +334,7 @@ def test_busy_store_has_lost_nothing(
 # What a server says
 
 
-def test_server_that_says_what_it_should_not(
-    far: Server, relay: TrackingRelay, runs: Runs, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_server_that_says_what_it_should_not(far, relay, runs, caplog):
     """After a reply to no question there is a new connection. No secret is logged."""
     run = runs.start(n=0)
     stream = follow(far, run)
@@ -370,9 +352,7 @@ def test_server_that_says_what_it_should_not(
 
 
 @pytest.mark.promise("refused-stream-falls-back")
-def test_where_changes_cannot_be_heard_pages_poll(
-    relay: TrackingRelay, runs: Runs, log: Lines
-) -> None:
+def test_where_changes_cannot_be_heard_pages_poll(relay, runs, log):
     """When the server does not tell of changes, pages poll for 5 minutes."""
     run = runs.start(n=0)
     url = f"{relay.url}?protocol=2&max_connections=1"
@@ -405,7 +385,7 @@ def test_where_changes_cannot_be_heard_pages_poll(
 # Clients of the application's own
 
 
-def test_pool_of_the_applications_own(redis_url: str, runs: Runs, log: Lines) -> None:
+def test_pool_of_the_applications_own(redis_url, runs, log):
     """Whatever a pool raises is an outage, and so is that no thread can start."""
     run, failures = runs.start(UntimedRun, n=0), [KeyError("token")]
 
@@ -422,9 +402,7 @@ def test_pool_of_the_applications_own(redis_url: str, runs: Runs, log: Lines) ->
         assert pool.lent == 1
 
 
-def test_connections_that_cannot_be_heard_poll(
-    redis_url: str, store: JobStore, log: Lines
-) -> None:
+def test_connections_that_cannot_be_heard_poll(redis_url, store, log):
     """If a connection shows no socket, pages poll, and the log says why."""
     path = one(put(store))
 
@@ -440,9 +418,7 @@ def test_connections_that_cannot_be_heard_poll(
     assert said.startswith("Push is off") and "show no socket" in said
 
 
-def test_client_may_have_any_options(
-    redis_url: str, client: redis.Redis, runs: Runs
-) -> None:
+def test_client_may_have_any_options(redis_url, client, runs):
     """Streams learn of changes with any client, as its user, outside its pool."""
     client.acl_setuser(
         "jobs", enabled=True, passwords=["+hunter2"], keys=["*"], commands=["+@all"]
@@ -506,7 +482,7 @@ def play(server: Server, relay: TrackingRelay, jobs: list[Run], seed: int) -> No
     "count", [8, pytest.param(500, marks=pytest.mark.long)], ids=str
 )
 @pytest.mark.timeout(900)
-def test_no_stream_goes_backwards(relay: TrackingRelay, runs: Runs, count: int) -> None:
+def test_no_stream_goes_backwards(relay, runs, count):
     """A stream is told nothing older than what it had, and at last the newest."""
     with pushing(make_config(relay.url), rooms=50) as server:
         for seed in range(count):
@@ -517,9 +493,7 @@ def test_no_stream_goes_backwards(relay: TrackingRelay, runs: Runs, count: int) 
 
 
 @pytest.mark.system
-def test_server_that_reads_nothing_is_given_up(
-    relay: TrackingRelay, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_server_that_reads_nothing_is_given_up(relay, caplog):
     """A server that reads nothing for half a second counts as lost."""
     store = JobStore(relay.url, namespace="n" * 200_000)
     jobs = [put(store, "queued") for _ in range(50)]

@@ -20,7 +20,6 @@ from pyramid_jobstate import JobStore
 from pyramid_jobstate.asgi import asgi_app
 from tests.asgi import FEEDS, Exchange, Server, pushing, serving
 from tests.jobs import Gate, messages
-from tests.running import Runs
 from tests.support import in_child, load_job, wait_for
 from tests.web.streaming import (
     HINT,
@@ -59,9 +58,7 @@ def assert_polled(server: Server, path: str, *user: str | None, **headers: str) 
 
 
 @pytest.mark.promise("refused-stream-falls-back")
-def test_max_streams_are_open(
-    redis_url: str, path: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_max_streams_are_open(redis_url, path, caplog):
     """Once max_streams are open, the rest polls, which is logged once."""
     with pushing(make_config(redis_url), rooms=3) as server:
         streams = [server.open(path, f"user{number}") for number in range(3)]
@@ -78,9 +75,7 @@ def test_max_streams_are_open(
         assert said == f"{reached} Further pages poll."
 
 
-def test_streams_of_one_owner(
-    redis_url: str, path: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_streams_of_one_owner(redis_url, path, caplog):
     """An owner has 20, which takes nothing from others, or from those without one."""
     owners = {"1": 1, "1.0": 1.0, "text": "1"}
 
@@ -102,9 +97,7 @@ def test_streams_of_one_owner(
         assert messages(caplog, "pyramid_jobstate") == [reached]
 
 
-def test_streams_of_many_hosts(
-    redis_url: str, path: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_streams_of_many_hosts(redis_url, path, caplog):
     """A process renders for eight host names at a time, while their streams last."""
     with pushing(make_config(redis_url), rooms=30) as server:
         streams = [server.open(path, None, host=f"h{n}.example") for n in range(8)]
@@ -137,7 +130,7 @@ def test_streams_of_many_hosts(
 # Ends
 
 
-def test_ended_stream_makes_room(redis_url: str, path: str, store: JobStore) -> None:
+def test_ended_stream_makes_room(redis_url, path, store):
     """However a stream ends, another one may begin at once."""
     # One room is for what wakes the thread of the streams.
     with pushing(make_config(redis_url), rooms=2) as server:
@@ -174,7 +167,7 @@ def test_ended_stream_makes_room(redis_url: str, path: str, store: JobStore) -> 
         assert [server.open(path).is_stream for _ in range(2)] == [True, True]
 
 
-def test_request_that_is_cancelled_before_its_answer(redis_url: str, path: str) -> None:
+def test_request_that_is_cancelled_before_its_answer(redis_url, path):
     """A request that the server cancels while its view runs takes no room."""
     gate, left = Gate(), threading.Event()
 
@@ -200,7 +193,7 @@ def test_request_that_is_cancelled_before_its_answer(redis_url: str, path: str) 
         assert server.open(path).is_stream
 
 
-def test_process_that_can_start_no_thread_polls(redis_url: str, path: str) -> None:
+def test_process_that_can_start_no_thread_polls(redis_url, path):
     """A stream that no thread can feed is a poll, until a thread can start again."""
     with pushing(make_config(redis_url)) as server:
         with refusing_threads("jobstate-", 1000):
@@ -217,9 +210,7 @@ def put_large(store: JobStore, size: int, **options: Any) -> str:
     return put(store, params={"miles": "x" * size}, **options)
 
 
-def test_stopped_reader_gets_the_newest_state(
-    pushed: Server, runs: Runs, client: redis.Redis
-) -> None:
+def test_stopped_reader_gets_the_newest_state(pushed, runs, client):
     """A reader that stops holds one frame, and then gets the newest state alone."""
     run = runs.start(n=1)
     stopped, watching = (pushed.watch(one(run.uuid)) for _ in range(2))
@@ -234,7 +225,7 @@ def test_stopped_reader_gets_the_newest_state(
     assert len(stopped.events) == 3
 
 
-def test_first_events_of_many_jobs(pushed: Server, store: JobStore) -> None:
+def test_first_events_of_many_jobs(pushed, store):
     """A reader of many jobs holds 64 KiB and gets all in the end."""
     made, uuids = put_members(store, 30, 20_000)
     stream = pushed.open(batch(*uuids), is_reading=False)
@@ -260,7 +251,7 @@ def test_first_events_of_many_jobs(pushed: Server, store: JobStore) -> None:
 
 
 @pytest.mark.promise("answers-are-bounded")
-def test_stream_of_large_jobs_ends_early(pushed: Server, store: JobStore) -> None:
+def test_stream_of_large_jobs_ends_early(pushed, store):
     """It has, in pieces of 64 KiB, what a poll has. The page polls for the others."""
     jobs = [put_large(store, 1_500_000) for _ in range(4)]
     stream = pushed.open(batch(*jobs))
@@ -270,7 +261,7 @@ def test_stream_of_large_jobs_ends_early(pushed: Server, store: JobStore) -> Non
     assert [*json.loads(pushed.poll(batch(*jobs)).body)["jobs"]] == jobs[:3]
 
 
-def test_reader_of_nothing_is_dropped(pushed: Server, store: JobStore) -> None:
+def test_reader_of_nothing_is_dropped(pushed, store):
     """A reader that takes nothing for a minute gets no more, unless it has all."""
     stopped = pushed.open(one(put_large(store, 300_000)), is_reading=False)
     wait_for(stopped.is_held)
@@ -287,7 +278,7 @@ def test_reader_of_nothing_is_dropped(pushed: Server, store: JobStore) -> None:
     assert statuses(patient.wait()) == ["queued", "cancelled"]
 
 
-def test_busy_stream_ends_in_time(redis_url: str, runs: Runs) -> None:
+def test_busy_stream_ends_in_time(redis_url, runs):
     """A stream that always has more to send ends at its age like any other."""
     run = runs.start(n=1)
     settings = {"jobstate.stream_max_age": "10s"}
@@ -302,7 +293,7 @@ def test_busy_stream_ends_in_time(redis_url: str, runs: Runs) -> None:
 
 
 @pytest.mark.system
-def test_most_unsent_bytes(redis_url: str, store: JobStore) -> None:
+def test_most_unsent_bytes(redis_url, store):
     """Beyond 64 MiB of unsent bytes, only the readers go that have taken longest."""
     paths = [one(put_large(store, 4 * 1024 * 1024, kind=PublicRun)) for _ in range(20)]
     small = put(store, "queued")
@@ -354,9 +345,7 @@ def failing(
         yield failed
 
 
-def test_failure_ends_all_streams_and_the_next_is_served(
-    server: Server, runs: Runs, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failure_ends_all_streams_and_the_next_is_served(server, runs, caplog):
     """A failure of the thread is logged once, ends all streams, and starts another."""
     run = runs.start(n=0)
     follow(server, run).go()
@@ -401,9 +390,7 @@ def addresses() -> set[str]:
 
 
 @pytest.mark.system
-def test_forked_child_has_streams_of_its_own(
-    redis_url: str, client: redis.Redis, runs: Runs
-) -> None:
+def test_forked_child_has_streams_of_its_own(redis_url, client, runs):
     """A child closes its copies of connections, and has streams of its own."""
     run, others = runs.start(n=0), flagged(client)
     with pushing(make_config(redis_url), rooms=2) as server:
@@ -427,9 +414,7 @@ def test_forked_child_has_streams_of_its_own(
 
 
 @pytest.mark.system
-def test_streams_that_come_and_go_leave_nothing(
-    server: Server, runs: Runs, store: JobStore
-) -> None:
+def test_streams_that_come_and_go_leave_nothing(server, runs, store):
     """Memory does not grow with the number of jobs that were shown."""
     stream = follow(server, runs.start(n=0))
 

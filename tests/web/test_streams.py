@@ -9,11 +9,9 @@ import random
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 from pyramid.authorization import Allow, Deny, Everyone
 from pyramid.config import Configurator
 from pyramid.events import NewResponse
@@ -22,14 +20,12 @@ from pyramid.request import Request
 from pyramid.response import Response
 from pyramid.session import SignedCookieSessionFactory
 from pyramid.threadlocal import get_current_registry, get_current_request
-from webtest import TestApp
 
-from pyramid_jobstate import Batch, JobState, JobStore
+from pyramid_jobstate import Batch, JobState
 from pyramid_jobstate.testing import pass_time, put_batch
 from tests.asgi import FEEDS, LOOKS, Event, Exchange, Server, pushing
 from tests.catalogs import write_catalog
 from tests.jobs import Gate, RunMarathon, messages
-from tests.running import Runs
 from tests.support import UUID, load_job, wait_for
 from tests.web.streaming import (
     HINT,
@@ -59,7 +55,7 @@ def assert_same_answer(stream: Exchange, poll: Exchange) -> None:
 
 
 @pytest.mark.promise("asgi-finds-what-wsgi-finds")
-def test_jobs_stream_wherever_they_are_polled(pushed: Server, store: JobStore) -> None:
+def test_jobs_stream_wherever_they_are_polled(pushed, store):
     """One job or several stream at each place, each as the poll's very JSON."""
     for path in PLACES:
         uuids = [put(store, "queued"), put(store, "queued")]
@@ -80,7 +76,7 @@ def test_jobs_stream_wherever_they_are_polled(pushed: Server, store: JobStore) -
 # Aliases
 
 
-def test_alias_streams_its_job(pushed: Server, store: JobStore) -> None:
+def test_alias_streams_its_job(pushed, store):
     """An alias, also of an alias, shows the job that won, under its own uuid."""
     winner, second, first = (put(store, "queued") for _ in range(3))
     make_alias(store.client, f"jobstate:{second}", winner)
@@ -95,7 +91,7 @@ def test_alias_streams_its_job(pushed: Server, store: JobStore) -> None:
     both.wait()
 
 
-def test_job_that_becomes_an_alias_is_gone(pushed: Server, store: JobStore) -> None:
+def test_job_that_becomes_an_alias_is_gone(pushed, store):
     """Once a uuid leads to another job, perhaps of others, a poll decides anew."""
     loser, other = put(store, "queued"), put(store, "queued")
     winner = put(store, "queued", owner="bob")
@@ -112,7 +108,7 @@ def test_job_that_becomes_an_alias_is_gone(pushed: Server, store: JobStore) -> N
 # Requests
 
 
-def test_accept_decides(pushed: Server, store: JobStore) -> None:
+def test_accept_decides(pushed, store):
     """A request streams if its Accept begins with text/event-stream and allows it."""
     path = one(put(store))
     for accept in (
@@ -131,7 +127,7 @@ def test_accept_decides(pushed: Server, store: JobStore) -> None:
         assert answer.headers["content-type"] == "application/json", other
 
 
-def test_beginning_of_a_stream(pushed: Server, store: JobStore) -> None:
+def test_beginning_of_a_stream(pushed, store):
     """Nobody stores, buffers or sniffs a stream. Its client comes again in 1 to 3 s."""
     stream = pushed.open(one(put(store)))
     assert stream.header_list == [
@@ -147,7 +143,7 @@ def test_beginning_of_a_stream(pushed: Server, store: JobStore) -> None:
     assert 1000 <= int(millis) <= 3000
 
 
-def test_what_a_poll_refuses_a_stream_refuses(pushed: Server, store: JobStore) -> None:
+def test_what_a_poll_refuses_a_stream_refuses(pushed, store):
     """The answer is that of a poll, also to HEAD. It depends on the header Accept."""
     job = put(store)
     etag = pushed.poll(one(job)).headers["etag"]
@@ -170,7 +166,7 @@ def test_what_a_poll_refuses_a_stream_refuses(pushed: Server, store: JobStore) -
 # Clients that come again
 
 
-def test_id_stands_for_what_was_shown(pushed: Server, runs: Runs) -> None:
+def test_id_stands_for_what_was_shown(pushed, runs):
     """For the state of a job, or those of several in any order, and for no others."""
     run = runs.start(n=1)
     first = pushed.open(one(run.uuid)).at(0).id
@@ -200,9 +196,7 @@ def test_id_stands_for_what_was_shown(pushed: Server, runs: Runs) -> None:
     assert current.at(0).state["n"] == 3
 
 
-def test_client_that_has_all_ends_is_told_to_come_no_more(
-    pushed: Server, store: JobStore
-) -> None:
+def test_client_that_has_all_ends_is_told_to_come_no_more(pushed, store):
     """Who has the last states of all jobs, in any order, gets a 204."""
     over = put(store, "success")
     stream = pushed.ask(one(over))
@@ -223,9 +217,7 @@ def test_client_that_has_all_ends_is_told_to_come_no_more(
         assert pushed.ask(batch(*reversed(uuids)), last_event_id=last).status == 204
 
 
-def test_uuid_with_a_line_break_begins_no_event(
-    pushed: Server, store: JobStore
-) -> None:
+def test_uuid_with_a_line_break_begins_no_event(pushed, store):
     """What cannot be a uuid is quoted in the event that says so."""
     job = put(store)
     forged = 'x%0A%0Aevent: message%0Adata: {"job_state": "success"}'
@@ -238,7 +230,7 @@ def test_uuid_with_a_line_break_begins_no_event(
 # Polls
 
 
-def test_polls_say_that_a_stream_could_be_had(pushed: Server, store: JobStore) -> None:
+def test_polls_say_that_a_stream_could_be_had(pushed, store):
     """Under ASGI, a poll of jobs of which one is visible and could stream says so."""
     job, hidden = put(store), put(store, kind=OwnJson)
     for path in one(job), batch(job, UUID):
@@ -250,7 +242,7 @@ def test_polls_say_that_a_stream_could_be_had(pushed: Server, store: JobStore) -
         assert HINT not in pushed.poll(path).headers
 
 
-def test_wsgi_never_streams(app: TestApp, store: JobStore) -> None:
+def test_wsgi_never_streams(app, store):
     """Under WSGI, also in another bridge, all poll, and no poll speaks of streams."""
     path = one(put(store))
     headers = {"X-User": "alice", "Accept": "text/event-stream"}
@@ -261,9 +253,7 @@ def test_wsgi_never_streams(app: TestApp, store: JobStore) -> None:
         assert (answer.status, answer.body) == (poll.status, poll.body)
 
 
-def test_without_push(
-    redis_url: str, store: JobStore, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_push(redis_url, store, caplog):
     """With max_streams = 0, or if the owner raises, all poll, and none is offered."""
 
     def owner(request: Request) -> str:
@@ -312,7 +302,7 @@ def server(redis_url: str) -> Iterator[Server]:
         yield server
 
 
-def test_headers_of_the_application_are_kept(server: Server, store: JobStore) -> None:
+def test_headers_of_the_application_are_kept(server, store):
     """A stream and a 204 bear what the application adds. What describes a poll goes."""
 
     def decorate(request: Request, response: Response) -> None:
@@ -339,7 +329,7 @@ def test_headers_of_the_application_are_kept(server: Server, store: JobStore) ->
         assert not {"etag", "content-length"} & headers.keys()
 
 
-def test_tween_that_replaces_the_answer(server: Server, store: JobStore) -> None:
+def test_tween_that_replaces_the_answer(server, store):
     """What a tween makes of a poll's answer is sent as it is."""
     job = put(store)
     replacements: dict[str, Change] = {
@@ -356,7 +346,7 @@ def test_tween_that_replaces_the_answer(server: Server, store: JobStore) -> None
         assert json.loads(body)["job"]["uuid"] == job, name
 
 
-def test_request_ends_before_its_stream(redis_url: str, store: JobStore) -> None:
+def test_request_ends_before_its_stream(redis_url, store):
     """The transaction and the request end, and are freed, before their stream."""
     ended: list[str] = []
     kept: list[weakref.ref[Any]] = []
@@ -398,7 +388,7 @@ def buffered(app: Any) -> Any:
     return application
 
 
-def test_wsgi_application_around_pyramids(redis_url: str, store: JobStore) -> None:
+def test_wsgi_application_around_pyramids(redis_url, store):
     """A stream passes one that buffers, or makes something else of it, or fails."""
     with pushing(make_config(redis_url), buffered, rooms=1) as server:
         job, other = put(store, "queued"), one(put(store))
@@ -448,9 +438,7 @@ def shown_by(stream: Exchange) -> dict[str, Any]:
     "count", [25, pytest.param(1000, marks=pytest.mark.long)], ids=str
 )
 @pytest.mark.timeout(600)
-def test_streams_show_what_polls_show(
-    pushed: Server, store: JobStore, count: int
-) -> None:
+def test_streams_show_what_polls_show(pushed, store, count):
     """A stream shows the same states as a poll to whoever asks for them."""
     chance = random.Random(count)
     for _ in range(count):
@@ -479,7 +467,7 @@ def test_streams_show_what_polls_show(
         stream.go()
 
 
-def test_others_get_no_byte(pushed: Server, store: JobStore) -> None:
+def test_others_get_no_byte(pushed, store):
     """Nobody gets a byte of another's job, or learns whether there is one."""
     theirs = put(store, message="SECRET", metrics={"secret": "SECRET"})
     own = put(store, "queued", owner="bob")
@@ -502,7 +490,7 @@ def test_others_get_no_byte(pushed: Server, store: JobStore) -> None:
 
 
 @pytest.mark.promise("stream-ends-in-time")
-def test_streams_end_at_their_age(redis_url: str, store: JobStore) -> None:
+def test_streams_end_at_their_age(redis_url, store):
     """Streams end at 80 to 100 % of stream_max_age, 5 minutes, and not all at once."""
     path = one(put(store, "queued", PublicRun))
     with pushing(make_config(redis_url), rooms=21) as server:
@@ -527,7 +515,7 @@ class Revocable(Policy):
 
 
 @pytest.mark.promise("rights-are-asked-at-each-answer")
-def test_revoked_rights_end_with_the_stream(redis_url: str, store: JobStore) -> None:
+def test_revoked_rights_end_with_the_stream(redis_url, store):
     """Who comes again to a stream that has ended is asked for their rights anew."""
     policy, job = Revocable(), put(store, "queued", OpenJob)
     settings = {"jobstate.stream_max_age": "0.5s"}
@@ -586,9 +574,7 @@ QUESTIONS: dict[str, Callable[[JobState], object]] = {
 }
 
 
-def test_title_that_asks_its_request(
-    pushed: Server, store: JobStore, said: Lines
-) -> None:
+def test_title_that_asks_its_request(pushed, store, said):
     """A job streams nothing once its class asks for more, and hides what is raised."""
     other = put(store)
     for name, question in QUESTIONS.items():
@@ -612,9 +598,7 @@ def test_title_that_asks_its_request(
         assert line.startswith(start), name
 
 
-def test_error_that_asks_its_request(
-    pushed: Server, runs: Runs, said: Lines, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_error_that_asks_its_request(pushed, runs, said, caplog):
     """A job is streamed until its class asks for more or raises, then polled."""
 
     def init(self: JobState, *arguments: Any) -> None:
@@ -646,9 +630,7 @@ def test_error_that_asks_its_request(
     assert stream.at(7).state["job"]["uuid"] == other.uuid
 
 
-def test_success_with_a_result_is_polled(
-    pushed: Server, runs: Runs, said: Lines
-) -> None:
+def test_success_with_a_result_is_polled(pushed, runs, said):
     """A job with a result streams until it succeeds. A poll then gives the link."""
 
     def result_url(self: JobState, request: Any) -> str:
@@ -669,9 +651,7 @@ def test_success_with_a_result_is_polled(
     assert said() == []
 
 
-def test_kind_with_json_of_its_own(
-    pushed: Server, store: JobStore, said: Lines
-) -> None:
+def test_kind_with_json_of_its_own(pushed, store, said):
     """A kind that overrides __json__ is polled, which is logged once."""
     kind = make_kind(__json__=lambda self, request: {"secret": request.host})
     handmade = put(store, kind=kind)
@@ -687,7 +667,7 @@ def test_kind_with_json_of_its_own(
 # Viewers
 
 
-def test_viewers_in_two_languages(redis_url: str, runs: Runs, tmp_path: Path) -> None:
+def test_viewers_in_two_languages(redis_url, runs, tmp_path):
     """Each viewer of a job gets it in their own language, as in a poll."""
     write_catalog(tmp_path, "marathons", "de", {"Marathon": "Lauf über 42 km"})
     config = make_config(redis_url)
@@ -704,7 +684,7 @@ def test_viewers_in_two_languages(redis_url: str, runs: Runs, tmp_path: Path) ->
         assert german.at(2).data.encode() == server.poll(german_url).body
 
 
-def test_policy_that_raises_for_cancel_job(redis_url: str, store: JobStore) -> None:
+def test_policy_that_raises_for_cancel_job(redis_url, store):
     """A policy that raises for what no poll asks fails no request for a stream."""
 
     class Raising(Policy):
@@ -723,7 +703,7 @@ def test_policy_that_raises_for_cancel_job(redis_url: str, store: JobStore) -> N
 
 
 @pytest.mark.promise("stream-costs-no-thread-of-a-job")
-def test_equal_viewers_share_a_rendering(pushed: Server, runs: Runs) -> None:
+def test_equal_viewers_share_a_rendering(pushed, runs):
     """A change is rendered once for each distinct viewer, however many there are."""
     rendered: list[int] = []
 
@@ -743,7 +723,7 @@ def test_equal_viewers_share_a_rendering(pushed: Server, runs: Runs) -> None:
     assert len({stream.events[-1] for stream in streams}) == 1
 
 
-def test_beginning_is_rendered_once(pushed: Server, store: JobStore) -> None:
+def test_beginning_is_rendered_once(pushed, store):
     """A request for a stream renders each state once, for the stream or for a poll."""
     rendered: list[str] = []
 
@@ -763,7 +743,7 @@ def test_beginning_is_rendered_once(pushed: Server, store: JobStore) -> None:
 # Other events
 
 
-def test_beat(pushed: Server, client: redis.Redis, store: JobStore) -> None:
+def test_beat(pushed, client, store):
     """A stream tells the store's time at first, and after 20 seconds of silence."""
     seconds, _ = client.time()
     path = one(put(store, "queued"))
@@ -780,9 +760,7 @@ def test_beat(pushed: Server, client: redis.Redis, store: JobStore) -> None:
         assert abs(int(beat.data) / 1000 - seconds) < 60
 
 
-def test_job_that_vanishes_is_gone_after_a_while(
-    pushed: Server, client: redis.Redis, store: JobStore
-) -> None:
+def test_job_that_vanishes_is_gone_after_a_while(pushed, client, store):
     """A job without a record of ours is gone after more than a heartbeat, 5 seconds."""
     jobs = [put(store), put(store)]
     streams = [pushed.watch(one(job)) for job in jobs]
@@ -798,9 +776,7 @@ def test_job_that_vanishes_is_gone_after_a_while(
         assert len(stream.wait().events) == 2
 
 
-def test_job_that_its_worker_writes_again_goes_on(
-    redis_url: str, client: redis.Redis, runs: Runs, store: JobStore
-) -> None:
+def test_job_that_its_worker_writes_again_goes_on(redis_url, client, runs, store):
     """A job that is written again after the store was emptied was never away."""
     run, lost = runs.start(n=1), put(store, "queued")
     # Nothing else has a job read again.
@@ -821,7 +797,7 @@ def test_job_that_its_worker_writes_again_goes_on(
         assert stream.events[-1].state["job_state"] == "success"
 
 
-def test_silent_job_is_stalled(redis_url: str, runs: Runs) -> None:
+def test_silent_job_is_stalled(redis_url, runs):
     """A job whose worker is silent becomes stalled, and works when it is heard of."""
     run = runs.start()
     settings = {"jobstate.stalled_after": "1"}
@@ -837,9 +813,7 @@ def test_silent_job_is_stalled(redis_url: str, runs: Runs) -> None:
 # Batches
 
 
-def test_batch_streams_the_counts_of_its_members(
-    pushed: Server, store: JobStore
-) -> None:
+def test_batch_streams_the_counts_of_its_members(pushed, store):
     """A batch streams as the poll's very JSON, and ends with its last member."""
     made = put_batch(store, Batch, ["queued"] * 2, owner="alice")
     stream = pushed.open(one(made.uuid))
@@ -850,9 +824,7 @@ def test_batch_streams_the_counts_of_its_members(
     assert stream.wait().events[-1].data.encode() == pushed.poll(one(made.uuid)).body
 
 
-def test_waiting_member_hears_that_its_batch_was_cancelled(
-    pushed: Server, store: JobStore
-) -> None:
+def test_waiting_member_hears_that_its_batch_was_cancelled(pushed, store):
     """The stream of a member that waits tells of its batch's cancel."""
     made = put_batch(store, Batch, ["queued", "working"], owner="alice")
     uuids = [job.uuid for job in store.members(made.uuid).items]
@@ -863,11 +835,8 @@ def test_waiting_member_hears_that_its_batch_was_cancelled(
 
 
 def test_stream_looks_at_the_members_of_a_silent_batch(
-    redis_url: str,
-    client: redis.Redis,
-    store: JobStore,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    redis_url, client, store, caplog
+):
     """It finds that a member was lost, if not at once then a moment later."""
     made = put_batch(store, Batch, ["working"], owner="alice")
     (member,) = store.members(made.uuid).items

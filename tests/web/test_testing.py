@@ -34,7 +34,7 @@ from pyramid_jobstate import (
     testing,
 )
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.testing import Outbox, outbox, put_job, values
+from pyramid_jobstate.testing import outbox, put_job, values
 from tests.jobs import RunMarathon, job_actor
 from tests.support import FINISHED, STATUSES, load_job
 from tests.webapp import EXPLICIT, NOWHERE, make_broker, make_request, make_tm_config
@@ -114,12 +114,7 @@ RunJobs = Callable[[], list[JobState]]
 
 
 @pytest.mark.promise("testing-tools-need-no-server")
-def test_jobs_run_in_the_transaction_of_the_test(
-    testapp: TestApp,
-    tm: transaction.TransactionManager,
-    job_outbox: Outbox,
-    run_jobs: RunJobs,
-) -> None:
+def test_jobs_run_in_the_transaction_of_the_test(testapp, tm, job_outbox, run_jobs):
     """What it sends is in the outbox alone, and runs in the test's environ."""
     assert job_outbox == []
     uuid = testapp.get("/send").json["uuid"]
@@ -133,7 +128,7 @@ def test_jobs_run_in_the_transaction_of_the_test(
     assert len(job_outbox) == 2 and run_jobs() == []
 
 
-def test_plain_send_is_in_the_outbox(job_outbox: Outbox, run_jobs: RunJobs) -> None:
+def test_plain_send_is_in_the_outbox(job_outbox, run_jobs):
     """What is sent without a request, in a test or by a job, is in the outbox, too."""
     actor = dramatiq.get_broker().get_actor
     message = actor("pass_on").send_with_options(args=(3,), job_owner="bob", delay=9)
@@ -149,11 +144,8 @@ def test_plain_send_is_in_the_outbox(job_outbox: Outbox, run_jobs: RunJobs) -> N
 @pytest.mark.usefixtures("app")
 @pytest.mark.parametrize("is_tracking", [True, False])
 def test_what_has_no_place_in_the_outbox_is_sent(
-    job_store: JobStore,
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
-    is_tracking: bool,
-) -> None:
+    job_store, request, monkeypatch, is_tracking
+):
     """Untracked messages, jobs that run again, and what a middleware puts back."""
     broker = StubBroker()
     monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
@@ -173,7 +165,7 @@ def test_what_has_no_place_in_the_outbox_is_sent(
     assert job_outbox == []
 
 
-def test_plain_pipeline_is_in_the_outbox(job_outbox: Outbox, run_jobs: RunJobs) -> None:
+def test_plain_pipeline_is_in_the_outbox(job_outbox, run_jobs):
     """All steps are, and get the results before them. An untracked one is refused."""
     broker = dramatiq.get_broker()
     follow = broker.get_actor("follow")
@@ -186,9 +178,7 @@ def test_plain_pipeline_is_in_the_outbox(job_outbox: Outbox, run_jobs: RunJobs) 
         pipeline([broker.get_actor("untracked").message(), follow.message()]).run()
 
 
-def test_error_of_a_job_reaches_the_test(
-    testapp: TestApp, job_outbox: Outbox, run_jobs: RunJobs
-) -> None:
+def test_error_of_a_job_reaches_the_test(testapp, job_outbox, run_jobs):
     """It is raised, later steps do not run, and the next call goes on after them."""
     testapp.get("/fail")
     with pytest.raises(ZeroDivisionError):
@@ -207,7 +197,7 @@ def left_over(jobstate_server: EmbeddedServer) -> None:
 
 
 @pytest.mark.usefixtures("left_over")
-def test_job_store_is_empty(job_store: JobStore) -> None:
+def test_job_store_is_empty(job_store):
     """A test finds no job of the test before."""
     assert job_store.list(members=True).items == []
 
@@ -227,9 +217,7 @@ def afterwards(app: Router) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("afterwards")
-def test_application_has_its_own_again(
-    job_outbox: Outbox, job_store: JobStore, app: Router
-) -> None:
+def test_application_has_its_own_again(job_outbox, job_store, app):
     """It reads the store of the test, and then where its settings say."""
     assert outbox(app.registry) is job_outbox
     job = put_job(job_store, status="retrying", owner="alice", attempt=2)
@@ -241,7 +229,7 @@ def test_application_has_its_own_again(
 
 
 @pytest.mark.promise("testing-tools-need-no-server")
-def test_outbox_keeps_what_requests_send(job_store: JobStore) -> None:
+def test_outbox_keeps_what_requests_send(job_store):
     """It does in whichever order the two are included, and nothing is written."""
     run_marathon = make_broker(NOWHERE).get_actor("run_marathon")
     names = ["pyramid_jobstate.testing", "pyramid_jobstate"]
@@ -267,7 +255,7 @@ class PutFiles(Batch):
     """A kind of batch."""
 
 
-def test_detached_records_an_asynchronous_loop() -> None:
+def test_detached_records_an_asynchronous_loop():
     """A detached JobState has its class and parameters, and all of an `async for`."""
     job_state = testing.detached(RunMarathon, miles=2)
     assert type(job_state) is RunMarathon and job_state.job_params == {"miles": 2}
@@ -284,7 +272,7 @@ def test_detached_records_an_asynchronous_loop() -> None:
     assert testing.history(job_state) == recorded
 
 
-def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
+def test_history_and_cancel_are_not_of_loaded_ones(job_store):
     """They are of a JobState that keeps its reports, and of a job that runs here."""
     wrongs: list[Any] = [testing.put_job(job_store), None]
     for wrong in wrongs:
@@ -295,7 +283,7 @@ def test_history_and_cancel_are_not_of_loaded_ones(job_store: JobStore) -> None:
     assert not wrongs[0].cancel_requested
 
 
-def test_put_job_reaches_every_status(job_store: JobStore) -> None:
+def test_put_job_reaches_every_status(job_store):
     """A job can be put into any status, with all that a page may show of it."""
     bad, cancelled = JobError("ValueError", "bad"), "The job was cancelled."
     who: Any = {"actor": "run_marathon", "owner": "alice", "params": {"miles": 26}}
@@ -322,7 +310,7 @@ def test_put_job_reaches_every_status(job_store: JobStore) -> None:
         assert (job_state.finished_at is not None) is (status in FINISHED)
 
 
-def test_wrong_argument_is_named(job_store: JobStore) -> None:
+def test_wrong_argument_is_named(job_store):
     """The error names the argument and its value, and nothing is stored."""
     wrong: list[tuple[Any, dict[str, Any], str]] = [
         ("error", {}, "^job_state_class must be a JobState class, not 'error'"),
@@ -358,7 +346,7 @@ def test_wrong_argument_is_named(job_store: JobStore) -> None:
         testing.put_job(url)
 
 
-def test_put_batch_follows_from_its_members(job_store: JobStore) -> None:
+def test_put_batch_follows_from_its_members(job_store):
     """A batch is put with members in any status, and reads what follows from these."""
     running = {"job_state_class": RunMarathon, "metrics": {"mile": 2}}
     failed = {"status": "error", "error": JobError("ValueError", "bad")}
@@ -375,7 +363,7 @@ def test_put_batch_follows_from_its_members(job_store: JobStore) -> None:
     assert {member.owner for member in found} == {"alice"}
 
 
-def test_time_passes_for_a_store(job_store: JobStore) -> None:
+def test_time_passes_for_a_store(job_store):
     """A job that runs stalls, one that is due is due, and an ended one expires."""
     working = testing.put_job(job_store)
     stalled = testing.put_job(job_store, status="stalled")
@@ -402,7 +390,7 @@ def test_time_passes_for_a_store(job_store: JobStore) -> None:
             testing.pass_time(job_store, bad)
 
 
-def test_time_passes_for_a_batch(job_store: JobStore) -> None:
+def test_time_passes_for_a_batch(job_store):
     """Its members keep their order, also in a namespace with a hash tag."""
     for store in job_store, job_store.replace(namespace="{b}:jobs"):
         batch = testing.put_batch(store, members=["success", "error", "error"])
@@ -412,7 +400,7 @@ def test_time_passes_for_a_batch(job_store: JobStore) -> None:
         assert [job.uuid for job in store.members(batch.uuid, "error").items] == before
 
 
-def test_store_that_is_away(job_store: JobStore) -> None:
+def test_store_that_is_away(job_store):
     """Inside the block it refuses. Afterwards, it has all its jobs."""
     job = testing.put_job(job_store, owner="alice")
     with testing.away(job_store), pytest.raises(redis.ConnectionError):

@@ -8,7 +8,6 @@ from typing import Any
 
 import dramatiq.broker
 import pytest
-import redis
 import transaction
 from dramatiq import Broker
 from dramatiq.middleware import Middleware
@@ -18,7 +17,7 @@ from pyramid.response import Response
 from pyramid.scripting import prepare
 from transaction.interfaces import TransientError
 
-from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate import JobState
 from pyramid_jobstate.testing import away, pass_time
 from tests.counters import SQL, Database, Zodb
 from tests.jobs import messages
@@ -92,8 +91,8 @@ def send(request: Request, miles: int = 26, broker: Broker | None = None) -> str
 
 @pytest.mark.promise("sent-with-the-commit")
 def test_commit_sends_when_the_database_is_durable(
-    tm_config: Configurator, global_broker: Broker, store: JobStore, database: Database
-) -> None:
+    tm_config, global_broker, store, database
+):
     """The message leaves, and is recorded, once others see what the request wrote."""
 
     class Watch(Middleware):
@@ -119,9 +118,7 @@ def test_commit_sends_when_the_database_is_durable(
 
 
 @pytest.mark.promise("sent-with-the-commit")
-def test_abort_leaves_nothing(
-    tm_config: Configurator, client: redis.Redis, sqlite: SQL
-) -> None:
+def test_abort_leaves_nothing(tm_config, client, sqlite):
     """A request whose transaction is aborted, however that happens, sends nothing."""
 
     def doom(request: Request) -> None:
@@ -147,9 +144,7 @@ def test_abort_leaves_nothing(
         assert (client.keys(), sqlite.read()[0]) == ([], 0), way
 
 
-def test_nobody_waits_for_a_job_before_its_commit(
-    tm_config: Configurator, global_broker: Broker, store: JobStore
-) -> None:
+def test_nobody_waits_for_a_job_before_its_commit(tm_config, global_broker, store):
     """It cannot end: a RuntimeError says so. What was taken back is unknown."""
 
     def view(request: Request) -> None:
@@ -173,9 +168,7 @@ def test_nobody_waits_for_a_job_before_its_commit(
     assert visit(tm_config, view).status_code == 200
 
 
-def test_exception_view_shares_the_transaction(
-    tm_config: Configurator, client: redis.Redis
-) -> None:
+def test_exception_view_shares_the_transaction(tm_config, client):
     """What both views send is taken back, but not what is sent immediately."""
 
     def view(request: Request) -> None:
@@ -193,9 +186,7 @@ def test_exception_view_shares_the_transaction(
     assert sent(client) == [9]
 
 
-def test_retried_request_sends_once(
-    tm_config: Configurator, store: JobStore, client: redis.Redis, database: Database
-) -> None:
+def test_retried_request_sends_once(tm_config, store, client, database):
     """Only the last attempt's job is sent, also after a conflict in the commit."""
     phases = ["tpc_vote", "commit", "view"]
     uuids = []
@@ -220,9 +211,7 @@ def test_retried_request_sends_once(
 
 
 @pytest.mark.promise("savepoint-takes-jobs-back")
-def test_savepoint_takes_back_what_was_sent_since(
-    tm_config: Configurator, client: redis.Redis, store: JobStore
-) -> None:
+def test_savepoint_takes_back_what_was_sent_since(tm_config, client, store):
     """A rollback to a savepoint drops the jobs sent since, but not those before."""
 
     def view(request: Request) -> None:
@@ -245,9 +234,7 @@ def test_savepoint_takes_back_what_was_sent_since(
 # Failures of other data managers.
 
 
-def test_manager_that_fails_leaves_nothing(
-    tm_config: Configurator, client: redis.Redis, database: Database
-) -> None:
+def test_manager_that_fails_leaves_nothing(tm_config, client, database):
     """If another manager fails before or after ours, nothing is stored or sent."""
 
     def view(request: Request) -> None:
@@ -267,9 +254,7 @@ def test_manager_that_fails_leaves_nothing(
 
 
 @pytest.mark.parametrize(("key", "status"), [("a", "error"), (LAST, "queued")])
-def test_manager_that_fails_to_finish(
-    tm_config: Configurator, client: redis.Redis, store: JobStore, key: str, status: str
-) -> None:
+def test_manager_that_fails_to_finish(tm_config, client, store, key, status):
     """If that is before ours, nothing is sent, and the job says so."""
 
     def view(request: Request) -> None:
@@ -287,12 +272,7 @@ def test_manager_that_fails_to_finish(
 
 
 @pytest.mark.promise("no-commit-without-records")
-def test_store_that_is_away_vetoes_the_commit(
-    tm_config: Configurator,
-    client: redis.Redis,
-    database: Database,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_store_that_is_away_vetoes_the_commit(tm_config, client, database, caplog):
     """Nobody could follow the job. The log says so once."""
 
     def view(request: Request) -> None:
@@ -309,8 +289,8 @@ def test_store_that_is_away_vetoes_the_commit(
 
 
 def test_store_that_goes_away_before_an_abort_is_only_logged(
-    made_tm_config: Configurator, store: JobStore, caplog: pytest.LogCaptureFixture
-) -> None:
+    made_tm_config, store, caplog
+):
     """A record that cannot be deleted hides no error, and its job will read stalled."""
     request = make_request(made_tm_config)
     stack = contextlib.ExitStack()
@@ -334,12 +314,8 @@ def test_store_that_goes_away_before_an_abort_is_only_logged(
 
 @pytest.mark.promise("unsent-job-says-so")
 def test_broker_that_is_away_marks_the_job(
-    tm_config: Configurator,
-    redis_url: str,
-    client: redis.Redis,
-    sqlite: SQL,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    tm_config, redis_url, client, sqlite, caplog
+):
     """The commit stands, the job has failed, and the other message is sent."""
     broker = broker_that_is_away(redis_url)
     tm_config.include(sqlite.includeme)
@@ -382,9 +358,7 @@ def refused(request: Request) -> None:
     assert error.__suppress_context__ or error.__context__ is None
 
 
-def test_script_sends_at_its_commit(
-    either_config: Configurator, client: redis.Redis, sqlite: SQL
-) -> None:
+def test_script_sends_at_its_commit(either_config, client, sqlite):
     """A script's database and jobs commit or abort together. Otherwise none is sent."""
     either_config.include(sqlite.includeme)
     with script(either_config) as request:
@@ -404,9 +378,7 @@ def test_script_sends_at_its_commit(
     assert sqlite.read()[0] == 1
 
 
-def test_application_without_a_manager_is_told(
-    redis_url: str, client: redis.Redis
-) -> None:
+def test_application_without_a_manager_is_told(redis_url, client):
     """Without pyramid_tm, or its manager, a request has no transaction to join."""
     hook: Any = {"tm.manager_hook": lambda request: None}
     for config in make_config(redis_url), make_tm_config(redis_url, hook):
@@ -424,9 +396,7 @@ def subrequest(request: Request, **options: Any) -> Any:
     return request.invoke_subrequest(Request.blank("/sub"), **options)
 
 
-def test_subrequest_shares_the_threads_transaction(
-    implicit: Configurator, client: redis.Redis
-) -> None:
+def test_subrequest_shares_the_threads_transaction(implicit, client):
     """Its message leaves with the outer request's, unless tweens begin anew."""
 
     def view(request: Request) -> None:
@@ -452,12 +422,7 @@ def test_subrequest_shares_the_threads_transaction(
     assert sent_by_now == [[], [], [26]]
 
 
-def test_transaction_that_nobody_commits_is_told(
-    implicit: Configurator,
-    client: redis.Redis,
-    sqlite: SQL,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_transaction_that_nobody_commits_is_told(implicit, client, sqlite, caplog):
     """A session that is used after the commit begins one. The job is logged."""
 
     def late(request: Request) -> None:
@@ -473,9 +438,7 @@ def test_transaction_that_nobody_commits_is_told(
     assert sent(client) == []
 
 
-def test_send_within_a_commit_is_refused(
-    either_config: Configurator, client: redis.Redis
-) -> None:
+def test_send_within_a_commit_is_refused(either_config, client):
     """A committing transaction takes sends from before-commit hooks alone."""
 
     def late(request: Request) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, JobStore, StoreUnavailable
 from tests.web.operating import act, uuids_of
@@ -62,9 +61,7 @@ def fail(store: JobStore, *classes: type[JobState]) -> list[str]:
     return [put(store, cls, "error", error=ERROR) for cls in classes[::-1]][::-1]
 
 
-def test_job_in_trouble_is_left_out(
-    app: TestApp, store: JobStore, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_job_in_trouble_is_left_out(app, store, caplog):
     """It is null among several, missing in lists, and logged once a kind."""
     for name, members in TROUBLES.items():
         store.client.flushdb()
@@ -94,7 +91,7 @@ def test_job_in_trouble_is_left_out(
         assert store.counts().error == 4
 
 
-def test_bulk_act_leaves_a_job_in_trouble(operated: TestApp, store: JobStore) -> None:
+def test_bulk_act_leaves_a_job_in_trouble(operated, store):
     """A job whose class or ACL raises is refused, and the others are acted on."""
     for name in "acl", "init":
         store.client.flushdb()
@@ -106,7 +103,7 @@ def test_bulk_act_leaves_a_job_in_trouble(operated: TestApp, store: JobStore) ->
         assert store.counts(anew=True).error == 1, name
 
 
-def test_key_error_of_a_class_is_not_a_404(app: TestApp, store: JobStore) -> None:
+def test_key_error_of_a_class_is_not_a_404(app, store):
     """Traversal does not mistake the error of a class for an unknown job."""
     cls, spoil = kind("key", __init__=raising(KeyError("colour")))
     (job,) = fail(store, cls)
@@ -116,9 +113,7 @@ def test_key_error_of_a_class_is_not_a_404(app: TestApp, store: JobStore) -> Non
             get(app, f"{place}/{job}", "alice")
 
 
-def test_store_that_is_away_for_one_job_is_a_503(
-    app: TestApp, operated: TestApp, store: JobStore
-) -> None:
+def test_store_that_is_away_for_one_job_is_a_503(app, operated, store):
     """StoreUnavailable concerns all jobs, so the response is a 503."""
     away = raising(StoreUnavailable(None))
     for members in {"title": property(away)}, {"__init__": away}, {"result_url": away}:

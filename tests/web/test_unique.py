@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -155,7 +154,7 @@ def nightly(global_broker: Broker) -> Any:
 
 
 @pytest.mark.promise("one-unique-job-at-a-time")
-def test_the_job_under_way_is_returned(desk: UniqueDesk) -> None:
+def test_the_job_under_way_is_returned(desk):
     """Nothing is sent or written, whatever the arguments and however late it is due."""
     first = desk.press()
     keys = set(desk.client.keys())
@@ -170,7 +169,7 @@ def test_the_job_under_way_is_returned(desk: UniqueDesk) -> None:
 
 
 @pytest.mark.promise("unique-key-is-freed")
-def test_the_next_one_is_sent_when_it_is_over(desk: UniqueDesk) -> None:
+def test_the_next_one_is_sent_when_it_is_over(desk):
     """The last one is found after a reload and after its end."""
     assert desk.find() is None
     first = desk.press()
@@ -188,7 +187,7 @@ def test_the_next_one_is_sent_when_it_is_over(desk: UniqueDesk) -> None:
     assert desk.press().uuid not in (first.uuid, second.uuid)
 
 
-def test_claim_of_another_program(desk: UniqueDesk) -> None:
+def test_claim_of_another_program(desk):
     """It is none, and harms no job."""
     first = desk.press()
     (key,) = desk.client.scan_iter("*:unique*")
@@ -200,7 +199,7 @@ def test_claim_of_another_program(desk: UniqueDesk) -> None:
     assert desk.client.get(key) == b"x"
 
 
-def test_keys_actors_and_owners_are_told_apart(desk: UniqueDesk, nightly: Any) -> None:
+def test_keys_actors_and_owners_are_told_apart(desk, nightly):
     """Owners may differ in their type alone. A key may have 200 characters."""
     keys = [{"key": "é" * 200}, {"key": 'nightly","alice'}]
     owners = [{"owner": owner} for owner in ("bob", 1, "1")]
@@ -210,7 +209,7 @@ def test_keys_actors_and_owners_are_told_apart(desk: UniqueDesk, nightly: Any) -
     assert [desk.press(**each).uuid for each in options] == jobs
 
 
-def test_a_shared_job_belongs_to_everybody(desk: UniqueDesk, nightly: Any) -> None:
+def test_a_shared_job_belongs_to_everybody(desk, nightly):
     """Whoever sent it owns it. The ACL of its class lets the others in."""
     jobs = []
     for user in "alice", "bob", None:
@@ -224,7 +223,7 @@ def test_a_shared_job_belongs_to_everybody(desk: UniqueDesk, nightly: Any) -> No
     assert desk.find(nightly, None) is None
 
 
-def test_what_cannot_be_unique(desk: UniqueDesk, global_broker: Broker) -> None:
+def test_what_cannot_be_unique(desk, global_broker):
     """A job with a bad key, of nobody, that is not followed, or nobody commits."""
     for key, error, says in (
         (b"x", TypeError, "must be a string, not b'x'"),
@@ -256,7 +255,7 @@ def test_what_cannot_be_unique(desk: UniqueDesk, global_broker: Broker) -> None:
     assert desk.sent() == [first.uuid]
 
 
-def test_a_double_click_shows_one_job_on_both_pages(desk: UniqueDesk) -> None:
+def test_a_double_click_shows_one_job_on_both_pages(desk):
     """The job that is not sent leads to the other, and is in no list or count."""
     loser, winner = desk.press_twice(miles=1)
     assert loser.uuid != winner.uuid
@@ -275,9 +274,7 @@ def test_a_double_click_shows_one_job_on_both_pages(desk: UniqueDesk) -> None:
     assert desk.state(loser)["job_state"] == "success"
 
 
-def test_acts_on_an_alias_reach_its_job(
-    desk: UniqueDesk, said: Callable[[], list[str]]
-) -> None:
+def test_acts_on_an_alias_reach_its_job(desk, said):
     """They need the rights to that. The loser's own object cancels it, too."""
     loser, winner = desk.press_twice()
     path = f"/job_state/{loser.uuid}"
@@ -291,7 +288,7 @@ def test_acts_on_an_alias_reach_its_job(
     assert desk.status(winner) == "cancelled"
 
 
-def test_an_alias_lives_as_long_as_its_job(redis_url: str, desk: UniqueDesk) -> None:
+def test_an_alias_lives_as_long_as_its_job(redis_url, desk):
     """Reading renews it. It outlives a job that is due late."""
     desk.config.set_job_store(JobStore(redis_url, active_expire_in=100, expire_in=2))
     desk.config.commit()
@@ -306,7 +303,7 @@ def test_an_alias_lives_as_long_as_its_job(redis_url: str, desk: UniqueDesk) -> 
     assert desk.same(loser, winner)
 
 
-def test_two_sends_of_a_transaction_become_one_job(desk: UniqueDesk) -> None:
+def test_two_sends_of_a_transaction_become_one_job(desk):
     """The second follows the first, even an ended one, unless it was taken back."""
 
     class Quick(Middleware):
@@ -328,7 +325,7 @@ def test_two_sends_of_a_transaction_become_one_job(desk: UniqueDesk) -> None:
     assert desk.store.load(gone.uuid) is None
 
 
-def test_what_is_taken_back_leaves_the_key_to_others(desk: UniqueDesk) -> None:
+def test_what_is_taken_back_leaves_the_key_to_others(desk):
     """The key is taken when nothing can abort any more."""
     desk.press(request := desk.begin())
     request.tm.abort()
@@ -343,9 +340,7 @@ def test_what_is_taken_back_leaves_the_key_to_others(desk: UniqueDesk) -> None:
     assert len(desk.sent()) == 1
 
 
-def test_a_store_that_goes_away_before_the_key_is_taken_leaves_an_error(
-    desk: UniqueDesk, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_store_that_goes_away_before_the_key_is_taken_leaves_an_error(desk, caplog):
     """It is written once the store is back. Before the commit, a press is refused."""
     with away(desk.store), pytest.raises(StoreUnavailable):
         desk.press(desk.begin())
@@ -363,7 +358,7 @@ def test_a_store_that_goes_away_before_the_key_is_taken_leaves_an_error(
     assert desk.sent() == [third.uuid]
 
 
-def test_a_broker_that_is_away_leaves_the_key_free(desk: UniqueDesk) -> None:
+def test_a_broker_that_is_away_leaves_the_key_free(desk):
     """The job reads as not sent."""
     refuses = [True, False]
     desk.actor.broker.add_middleware(Refusing(lambda message: refuses.pop(0)))
@@ -373,9 +368,7 @@ def test_a_broker_that_is_away_leaves_the_key_free(desk: UniqueDesk) -> None:
 
 
 @pytest.mark.promise("unique-key-is-freed")
-def test_a_job_whose_sender_died_loses_its_key_when_it_is_stalled(
-    desk: UniqueDesk, said: Callable[[], list[str]]
-) -> None:
+def test_a_job_whose_sender_died_loses_its_key_when_it_is_stalled(desk, said):
     """It is cancelled first, so that its message does nothing if it comes after all."""
     with mock.patch.object(desk.actor.broker, "enqueue"):
         first = desk.press()
@@ -388,9 +381,7 @@ def test_a_job_whose_sender_died_loses_its_key_when_it_is_stalled(
     assert f"Job {first.uuid} was never sent. Another has taken its place." in said()
 
 
-def test_a_sender_that_dies_before_it_takes_the_key_leaves_nothing_behind(
-    desk: UniqueDesk,
-) -> None:
+def test_a_sender_that_dies_before_it_takes_the_key_leaves_nothing_behind(desk):
     """The next press is a new job, to which the other leads should its sender live."""
 
     def meanwhile(dead: JobState) -> None:
@@ -411,9 +402,7 @@ def test_a_sender_that_dies_before_it_takes_the_key_leaves_nothing_behind(
 
 
 @pytest.mark.promise("one-unique-job-at-a-time")
-def test_a_press_may_come_at_any_moment_of_a_long_commit(
-    desk: UniqueDesk, far: UniqueDesk, proxy: FaultyProxy
-) -> None:
+def test_a_press_may_come_at_any_moment_of_a_long_commit(desk, far, proxy):
     """Only one that comes before the key is taken wins. One message leaves."""
 
     def grow_old(slow: JobState) -> None:
@@ -443,9 +432,7 @@ def failed(desk: UniqueDesk, crash: Any) -> JobState:
     return job
 
 
-def test_a_job_runs_again_only_if_no_other_is_under_way(
-    desk: UniqueDesk, crash: Any
-) -> None:
+def test_a_job_runs_again_only_if_no_other_is_under_way(desk, crash):
     """409, and the failure stays as it was. Then the key is its own again."""
     first = failed(desk, crash)
     second = desk.press(actor=crash)
@@ -463,9 +450,7 @@ def test_a_job_runs_again_only_if_no_other_is_under_way(
     assert desk.press(actor=crash).uuid != first.uuid
 
 
-def test_a_press_may_come_at_any_moment_of_a_rerun(
-    desk: UniqueDesk, far: UniqueDesk, proxy: FaultyProxy, crash: Any
-) -> None:
+def test_a_press_may_come_at_any_moment_of_a_rerun(desk, far, proxy, crash):
     """One message leaves, and the press shows its job, whichever comes first."""
 
     def begin() -> None:
@@ -494,7 +479,7 @@ def test_a_press_may_come_at_any_moment_of_a_rerun(
     assert answers >= {202, 409}
 
 
-def test_the_outbox_holds_one_job_of_a_key(redis_url: str, crash: Any) -> None:
+def test_the_outbox_holds_one_job_of_a_key(redis_url, crash):
     """A test of an application needs no store. A job is under way until it has run."""
     config = make_tm_config(redis_url)
     config.include("pyramid_jobstate.testing")

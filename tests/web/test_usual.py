@@ -1,7 +1,5 @@
 """How long jobs of a kind usually run, as viewers are told."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json
@@ -13,12 +11,11 @@ import pytest
 import redis
 from webtest import TestApp
 
-from pyramid_jobstate import Batch, JobState, JobStore
+from pyramid_jobstate import Batch, JobState
 from pyramid_jobstate.testing import put_batch
 from tests.asgi import Exchange, Server, pushing
 from tests.durations import put_runs
 from tests.jobs import Gate, RunMarathon, job_actor, make_broker, working
-from tests.running import Runs
 from tests.store.jobs import Diary
 from tests.support import in_child, key_of, wait_for, write
 from tests.trips import counting_trips, met
@@ -111,9 +108,7 @@ def begun() -> Iterator[list[str]]:
 
 
 @pytest.mark.promise("usual-durations-are-told")
-def test_working_job_says_what_is_usual(
-    app: TestApp, store: JobStore, begun: list[str]
-) -> None:
+def test_working_job_says_what_is_usual(app, store, begun):
     """From the second poll on: none waits for it, or takes another round trip."""
     put_runs(store)
     uuid, *others = [put(store) for _ in range(20)]
@@ -136,7 +131,7 @@ def test_working_job_says_what_is_usual(
     assert len(begun) == 2
 
 
-def test_all_processes_say_the_same(redis_url: str, store: JobStore) -> None:
+def test_all_processes_say_the_same(redis_url, store):
     """For as long as the attempt works, so that its ETag holds."""
     apps = [make_app(make_config(redis_url)) for _ in range(3)]
     put_runs(store)
@@ -151,9 +146,7 @@ def test_all_processes_say_the_same(redis_url: str, store: JobStore) -> None:
     assert usual_of(apps[0], put(store)) == {"low": 10, "high": 10, "p95": 10}
 
 
-def test_other_statuses_do_not_say_it(
-    app: TestApp, store: JobStore, begun: list[str]
-) -> None:
+def test_other_statuses_do_not_say_it(app, store, begun):
     """Jobs that wait, are silent or are to stop, and those that have ended."""
     put_runs(store)
     for status in "queued", "retrying", "stalled", "cancelling", "success", "error":
@@ -163,7 +156,7 @@ def test_other_statuses_do_not_say_it(
     assert not begun
 
 
-def test_next_attempt_asks_anew(app: TestApp, store: JobStore, redis_url: str) -> None:
+def test_next_attempt_asks_anew(app, store, redis_url):
     """What was usual is not said of the next attempt, nor of a retry that waits."""
     broker, gates = make_broker(redis_url), [Gate(), Gate()]
 
@@ -183,9 +176,7 @@ def test_next_attempt_asks_anew(app: TestApp, store: JobStore, redis_url: str) -
     assert poll(app, uuid).json["job"]["usual"] is None
 
 
-def test_kinds_of_which_nothing_is_known(
-    app: TestApp, store: JobStore, begun: list[str]
-) -> None:
+def test_kinds_of_which_nothing_is_known(app, store, begun):
     """A process asks once a minute for them."""
     put_runs(store, [1, 2, 3, 400] * 10)
     put_runs(store, [5] * 19, cls=Diary)
@@ -194,7 +185,7 @@ def test_kinds_of_which_nothing_is_known(
     assert len(begun) == 2
 
 
-def test_kind_of_which_something_gets_known(redis_url: str, store: JobStore) -> None:
+def test_kind_of_which_something_gets_known(redis_url, store):
     """The job says it a minute later, without a report of its own."""
     with pushing(make_config(redis_url)) as server:
         uuid = put(store)
@@ -208,7 +199,7 @@ def test_kind_of_which_something_gets_known(redis_url: str, store: JobStore) -> 
         assert wait_for(lambda: polled(server, uuid)) == USUAL
 
 
-def test_streams_say_what_polls_do(redis_url: str, store: JobStore) -> None:
+def test_streams_say_what_polls_do(redis_url, store):
     """As soon as it is found out, though the job reports nothing."""
     put_runs(store)
     with pushing(make_config(redis_url)) as server:
@@ -220,9 +211,7 @@ def test_streams_say_what_polls_do(redis_url: str, store: JobStore) -> None:
         assert polled(server, uuids[0]) == USUAL
 
 
-def test_class_may_keep_it_back(
-    redis_url: str, store: JobStore, begun: list[str]
-) -> None:
+def test_class_may_keep_it_back(redis_url, store, begun):
     """From polls, lists, pages and streams, of operators, too. Nobody asks for it."""
     put_runs(store, cls=Secretive)
     app = paged_app(redis_url)
@@ -246,7 +235,7 @@ def test_class_may_keep_it_back(
         type("Loud", (JobState,), {"show_usual": "no"})
 
 
-def test_what_is_not_said(app: TestApp, store: JobStore, begun: list[str]) -> None:
+def test_what_is_not_said(app, store, begun):
     """What is unknown here, nonsense, and what the viewer may not see."""
     put_runs(store)
     uuid = put(store)
@@ -269,7 +258,7 @@ def test_what_is_not_said(app: TestApp, store: JobStore, begun: list[str]) -> No
     assert not begun
 
 
-def test_batches_say_it_if_their_class_does(app: TestApp, store: JobStore) -> None:
+def test_batches_say_it_if_their_class_does(app, store):
     """Others may differ in size."""
     for cls, usual in (Batch, None), (Alike, {"low": 60, "high": 60, "p95": 60}):
         for i in range(20):
@@ -282,9 +271,7 @@ def test_batches_say_it_if_their_class_does(app: TestApp, store: JobStore) -> No
 @pytest.mark.parametrize(
     "becomes", [{}, {"status": "success"}, {"status": "working", "run": "other"}]
 )
-def test_job_that_changes_meanwhile(
-    app: TestApp, store: JobStore, client: redis.Redis, becomes: dict[str, Any]
-) -> None:
+def test_job_that_changes_meanwhile(app, store, client, becomes):
     """Its record stays what it has become, or away."""
     put_runs(store)
     uuid = put(store)
@@ -305,9 +292,7 @@ def test_job_that_changes_meanwhile(
     assert {k.decode(): v.decode() for k, v in found.items()} == becomes
 
 
-def test_troubles_of_who_finds_it_out(
-    app: TestApp, store: JobStore, begun: list[str], said: Any
-) -> None:
+def test_troubles_of_who_finds_it_out(app, store, begun, said):
     """If the store goes away, or no thread can start, polls are answered anyway."""
     put_runs(store)
     uuid = put(store)
@@ -324,7 +309,7 @@ def test_troubles_of_who_finds_it_out(
     assert len(begun) == 1 and not said()
 
 
-def test_forked_process_asks_by_itself(app: TestApp, store: JobStore) -> None:
+def test_forked_process_asks_by_itself(app, store):
     """Though its parent was at it as it forked."""
     put_runs(store)
     uuids = [put(store), put(store)]
@@ -346,9 +331,7 @@ def test_forked_process_asks_by_itself(app: TestApp, store: JobStore) -> None:
     assert poll(app, uuids[0]).json["job"]["usual"] == USUAL
 
 
-def test_followers_do_not_hear_of_it(
-    app: TestApp, store: JobStore, runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_followers_do_not_hear_of_it(app, store, runs, monkeypatch):
     """For them, the job has not changed."""
     put_runs(store)
     run = runs.start()

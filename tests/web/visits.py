@@ -1,7 +1,5 @@
 """Requests whose views send jobs, and brokers that refuse them."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator

@@ -2,8 +2,6 @@
 server that refuses lists costs no job.
 """
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections.abc import Callable
@@ -19,7 +17,7 @@ from tests.lost import disagreements
 from tests.support import wait_for
 from tests.trips import met
 from tests.web.databases import Manager
-from tests.worker.floors import Floor, MakeFloor, fail
+from tests.worker.floors import Floor, fail
 
 
 def live(floor: Floor) -> None:
@@ -68,9 +66,7 @@ def live(floor: Floor) -> None:
 
 
 @pytest.mark.promise("counts-agree-with-lists")
-def test_lists_agree_with_records_after_every_command(
-    floor: Floor, client: redis.Redis
-) -> None:
+def test_lists_agree_with_records_after_every_command(floor, client):
     """Whatever happens to jobs, batches and pipelines, no command leaves a job without
     a place, or in one where its record does not say: whoever sent it may die then.
     """
@@ -91,9 +87,7 @@ def test_lists_agree_with_records_after_every_command(
     assert [each for each in found if each] == []
 
 
-def test_run_whose_record_was_lost_leaves_its_old_places(
-    floor: Floor, client: redis.Redis
-) -> None:
+def test_run_whose_record_was_lost_leaves_its_old_places(floor, client):
     """A server that comes back without a record may still list the job."""
     sent = floor.post("a", job_owner="alice")
     client.delete(f"jobstate:{sent.message_id}")
@@ -104,9 +98,7 @@ def test_run_whose_record_was_lost_leaves_its_old_places(
 
 
 @pytest.mark.promise("full-store-takes-each-change-whole")
-def test_full_server_takes_each_change_whole_or_not_at_all(
-    make_floor: MakeFloor, floor: Floor, client: redis.Redis
-) -> None:
+def test_full_server_takes_each_change_whole_or_not_at_all(make_floor, floor, client):
     """Whatever it refuses, records and lists agree. All goes on when it has room."""
     failed, waits, ends = (floor.post(name) for name in ("fails", "w", "e"))
     batch = floor.send_batch("a", "fails")
@@ -141,9 +133,7 @@ def test_full_server_takes_each_change_whole_or_not_at_all(
 
 
 @pytest.mark.promise("deleted-job-leaves-nothing")
-def test_two_patterns_cover_all_keys_of_a_namespace(
-    make_floor: MakeFloor, client: redis.Redis, named: str
-) -> None:
+def test_two_patterns_cover_all_keys_of_a_namespace(make_floor, client, named):
     """A user of the server who may touch those alone has all that jobs need."""
     keys = ["jobstate:*", "{jobstate:*"]
     client.acl_setuser("worker", enabled=True, reset_keys=True, keys=keys)
@@ -154,9 +144,7 @@ def test_two_patterns_cover_all_keys_of_a_namespace(
 
 
 @pytest.mark.system
-def test_job_comes_through_whatever_is_refused_of_its_lists(
-    make_floor: MakeFloor, client: redis.Redis, named: str
-) -> None:
+def test_job_comes_through_whatever_is_refused_of_its_lists(make_floor, client, named):
     """If a user of the server may not run one of the commands that write lists, jobs
     are sent, run, report and end all the same; so do the members of a batch.
     """

@@ -1,7 +1,5 @@
 """Members of batches in a worker: they report, are cancelled, and send further ones."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,18 +7,15 @@ from unittest import mock
 
 import dramatiq
 import pytest
-import redis
 from dramatiq import group, pipeline
 
 from pyramid_jobstate import Batch, JobCancelled, JobStore, StoreUnavailable
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import pass_time
-from tests.faulty import FaultyProxy
 from tests.lost import disagreements
 from tests.support import wait_for
 from tests.trips import dying
-from tests.worker.conftest import Logged
-from tests.worker.floors import Ear, Floor, Held, MakeFloor
+from tests.worker.floors import Ear, Floor, Held
 
 
 def begin_batch(floor: Floor, *names: str, **options: Any) -> tuple[Batch, Held]:
@@ -79,7 +74,7 @@ def worked(floor: Floor, batch: Batch) -> Batch:
 # The bar.
 
 
-def test_reports_of_a_member_move_the_bar(make_floor: MakeFloor) -> None:
+def test_reports_of_a_member_move_the_bar(make_floor):
     """What a running member reports counts in its batch, phases included, and long
     before the next beat.
     """
@@ -101,7 +96,7 @@ def test_reports_of_a_member_move_the_bar(make_floor: MakeFloor) -> None:
 # Further members.
 
 
-def test_running_member_sends_further_ones(floor: Floor) -> None:
+def test_running_member_sends_further_ones(floor):
     """They join its batch and have its owner, who need not be that of the batch. This
     ends when all are over.
     """
@@ -129,7 +124,7 @@ def test_running_member_sends_further_ones(floor: Floor) -> None:
     assert floor.store.list(owner="carol").items == []
 
 
-def test_member_that_was_sent_is_known_to_be(make_floor: MakeFloor) -> None:
+def test_member_that_was_sent_is_known_to_be(make_floor):
     """While it waits for a worker it reads queued, however long that takes."""
     floor = make_floor(threads=1)
     batch, held = begin_batch(floor, "a", "b")
@@ -140,7 +135,7 @@ def test_member_that_was_sent_is_known_to_be(make_floor: MakeFloor) -> None:
     assert len(waits) == 2 and job.uuid in {each.uuid for each in waits}
 
 
-def test_sender_that_is_tried_again_sends_nothing_twice(floor: Floor) -> None:
+def test_sender_that_is_tried_again_sends_nothing_twice(floor):
     """Two members with the same keys send two each, and none again when tried again."""
 
     def fan_out(job_state: Any) -> None:
@@ -156,7 +151,7 @@ def test_sender_that_is_tried_again_sends_nothing_twice(floor: Floor) -> None:
     assert batch.size == 6
 
 
-def test_steps_of_a_keyed_pipeline_are_jobs_of_their_own(floor: Floor) -> None:
+def test_steps_of_a_keyed_pipeline_are_jobs_of_their_own(floor):
     """Also if they are of one actor, and each is sent once."""
 
     def fan_out(job_state: Any) -> None:
@@ -171,9 +166,7 @@ def test_steps_of_a_keyed_pipeline_are_jobs_of_their_own(floor: Floor) -> None:
     assert floor.ran == {"a": 2, "s": 1, "t": 1}
 
 
-def test_what_a_running_member_cannot_send(
-    make_floor: MakeFloor, redis_url: str
-) -> None:
+def test_what_a_running_member_cannot_send(make_floor, redis_url):
     """Each is refused with its reason, and nothing joins the batch."""
     floor = make_floor(threads=1)
     batch, held = begin_batch(floor)
@@ -201,7 +194,7 @@ def test_what_a_running_member_cannot_send(
     assert floor.ran == {"a": 1, "x": 1}
 
 
-def test_run_that_was_taken_over_sends_nothing(floor: Floor) -> None:
+def test_run_that_was_taken_over_sends_nothing(floor):
     """Its message runs elsewhere: that run sends. This one ends as a cancelled job
     does, without a retry, or is told why if it shields itself.
     """
@@ -215,7 +208,7 @@ def test_run_that_was_taken_over_sends_nothing(floor: Floor) -> None:
     assert floor.ran["x"] == 0
 
 
-def test_batch_that_is_over_takes_no_members(floor: Floor, client: redis.Redis) -> None:
+def test_batch_that_is_over_takes_no_members(floor, client):
     """Its last member runs elsewhere by now, has ended there, and has expired."""
     batch, old = begin_batch(floor)
     floor.begin(old.message).end()
@@ -226,7 +219,7 @@ def test_batch_that_is_over_takes_no_members(floor: Floor, client: redis.Redis) 
     assert floor.ran["x"] == 0
 
 
-def test_cancelled_batch_takes_no_members(make_floor: MakeFloor) -> None:
+def test_cancelled_batch_takes_no_members(make_floor):
     """The running member learns of the cancel then."""
     floor = make_floor(interval=60, threads=1)
     batch, held = begin_batch(floor, "a", "b")
@@ -240,9 +233,7 @@ def test_cancelled_batch_takes_no_members(make_floor: MakeFloor) -> None:
 # Trouble.
 
 
-def test_member_that_cannot_be_sent_raises_in_the_actor(
-    make_floor: MakeFloor, proxy: FaultyProxy
-) -> None:
+def test_member_that_cannot_be_sent_raises_in_the_actor(make_floor, proxy):
     """Nothing is sent while the store is away. A member that the broker refuses has
     failed. Both are sent when the job tries again.
     """
@@ -268,9 +259,7 @@ def test_member_that_cannot_be_sent_raises_in_the_actor(
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_sender_that_dies_loses_no_member(
-    make_floor: MakeFloor, client: redis.Redis, moment: str
-) -> None:
+def test_sender_that_dies_loses_no_member(make_floor, client, moment):
     """Between any two commands: the run after it sends what is missing, and nothing
     twice of which the broker's answer was written down.
     """
@@ -300,9 +289,7 @@ def test_sender_that_dies_loses_no_member(
 # A batch that the store has lost.
 
 
-def test_members_of_a_lost_batch_go_on(
-    make_floor: MakeFloor, client: redis.Redis, logged: Logged
-) -> None:
+def test_members_of_a_lost_batch_go_on(make_floor, client, logged):
     """The store came back empty. They, and what they send then, each once, are jobs of
     their owner outside it, which may send further ones.
     """
@@ -328,9 +315,7 @@ def test_members_of_a_lost_batch_go_on(
 # Cancels.
 
 
-def test_cancel_of_a_batch_is_heard_soon(
-    make_floor: MakeFloor, proxy: FaultyProxy
-) -> None:
+def test_cancel_of_a_batch_is_heard_soon(make_floor, proxy):
     """Members that report, are silent or wait hear of it long before the next beat."""
     floor = make_floor(JobStore(proxy.url), heartbeat=3600, threads=2)
 
@@ -359,7 +344,7 @@ def test_cancel_of_a_batch_is_heard_soon(
 # Messages that come again.
 
 
-def test_message_that_names_a_foreign_batch_runs(floor: Floor, logged: Logged) -> None:
+def test_message_that_names_a_foreign_batch_runs(floor, logged):
     """A message that names a batch that does not know it runs as any other."""
     batch = floor.send_batch("a")
     stranger = floor.post("s", job_batch=batch.uuid)
@@ -369,7 +354,7 @@ def test_message_that_names_a_foreign_batch_runs(floor: Floor, logged: Logged) -
     assert logged() == []
 
 
-def test_job_without_a_batch(floor: Floor) -> None:
+def test_job_without_a_batch(floor):
     """It has none to send members to, and neither has a detached one."""
     seen: list[object] = []
     floor.scripts["lone"] = lambda job_state: seen.append(job_state.batch)

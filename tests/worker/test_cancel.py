@@ -5,7 +5,6 @@ from typing import Any
 
 import dramatiq
 import pytest
-from dramatiq.brokers.redis import RedisBroker
 from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import StubBackend
 
@@ -18,7 +17,6 @@ from tests.jobs import (
     working,
 )
 from tests.support import wait_for
-from tests.worker.floors import Floor, MakeFloor
 
 CANCELLED = JobError(None, "The job was cancelled.")
 
@@ -41,9 +39,7 @@ def look_for_ever(job_state: JobState) -> None:
 
 
 @pytest.mark.promise("running-job-hears-of-a-cancel")
-def test_running_job_ends_quietly(
-    place: tuple[str, RedisBroker], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_running_job_ends_quietly(place, caplog):
     """It learns of its cancel at its next call, whichever that is. Whatever it raises,
     no retry, no callback and no traceback in the log follow.
     """
@@ -78,9 +74,7 @@ def test_running_job_ends_quietly(
 
 
 @pytest.mark.promise("cancelled-job-is-not-retried")
-def test_exception_before_the_job_heard_of_it_is_a_cancel(
-    make_floor: MakeFloor,
-) -> None:
+def test_exception_before_the_job_heard_of_it_is_a_cancel(make_floor):
     """A job that fails before it hears of its cancel is cancelled, and not retried. Its
     result reads as a failure.
     """
@@ -100,7 +94,7 @@ def test_exception_before_the_job_heard_of_it_is_a_cancel(
         held.message.get_result(backend=backend, block=True, timeout=2000)
 
 
-def test_job_that_shields_itself_is_a_success(floor: Floor) -> None:
+def test_job_that_shields_itself_is_a_success(floor):
     """A job that returns normally after its cancel ends as a success."""
 
     def shield(job_state: JobState) -> None:
@@ -116,9 +110,7 @@ def test_job_that_shields_itself_is_a_success(floor: Floor) -> None:
 
 
 @pytest.mark.promise("cancelled-before-it-began-never-runs")
-def test_waiting_job_never_begins(
-    floor: Floor, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_waiting_job_never_begins(floor, caplog):
     """Queued or delayed, it is skipped: no actor, callback or log line comes of it."""
     called: list[Any] = []
 
@@ -137,7 +129,7 @@ def test_waiting_job_never_begins(
     assert called == messages(caplog, "pyramid_jobstate") == []
 
 
-def test_retry_that_was_cancelled_keeps_what_the_first_try_said(floor: Floor) -> None:
+def test_retry_that_was_cancelled_keeps_what_the_first_try_said(floor):
     """It never begins again, and keeps the reports, attempt and start of its run."""
     floor.broker.add_middleware(alarm := Alarm())
     held = floor.begin(max_retries=1, min_backoff=60_000)

@@ -52,9 +52,7 @@ def declare(stub: dramatiq.Broker, store: JobStore) -> Declare:
 
 
 @pytest.mark.parametrize("is_late", [False, True])
-def test_actor_is_tracked_by_its_parameter_or_the_option(
-    redis_url: str, is_late: bool
-) -> None:
+def test_actor_is_tracked_by_its_parameter_or_the_option(redis_url, is_late):
     """An actor that declares job_state is handed the JobState of its job, whether the
     middleware was added before the actor or after it; a default is for type checkers.
     With the option it may leave out the parameter. A coroutine function is an actor
@@ -103,7 +101,7 @@ def test_actor_is_tracked_by_its_parameter_or_the_option(
     assert current_job_state() is None
 
 
-def test_other_actors_are_left_alone(broker: RedisBroker, client: redis.Redis) -> None:
+def test_other_actors_are_left_alone(broker, client):
     """They keep their function, and nothing is stored, even of a skipped message."""
     done = threading.Event()
 
@@ -125,7 +123,7 @@ def test_other_actors_are_left_alone(broker: RedisBroker, client: redis.Redis) -
 
 
 @pytest.mark.promise("mistakes-are-refused-at-declaration")
-def test_parameter_that_cannot_be_passed_is_refused(stub: dramatiq.Broker) -> None:
+def test_parameter_that_cannot_be_passed_is_refused(stub):
     """It must be a keyword. The error, at the actor or the middleware, shows how."""
 
     def by_position_only(job_state: JobState, /, miles: int) -> None: ...
@@ -151,7 +149,7 @@ def test_parameter_that_cannot_be_passed_is_refused(stub: dramatiq.Broker) -> No
         later.add_middleware(JobStateMiddleware(url="redis://localhost"))
 
 
-def test_function_whose_parameters_are_unknown(stub: dramatiq.Broker) -> None:
+def test_function_whose_parameters_are_unknown(stub):
     """An actor of such a function cannot be tracked, and is otherwise left alone."""
     with pytest.raises(ActorError, match="'tracked' cannot be tracked: Python does no"):
         dramatiq.actor(broker=stub, actor_name="tracked", job_state=True)(dict)
@@ -159,7 +157,7 @@ def test_function_whose_parameters_are_unknown(stub: dramatiq.Broker) -> None:
     assert plain(miles=26) == {"miles": 26}
 
 
-def test_option_that_is_no_class_of_jobs_is_refused(stub: dramatiq.Broker) -> None:
+def test_option_that_is_no_class_of_jobs_is_refused(stub):
     """It takes a JobState class or True. Neither it nor an annotation takes a batch."""
     for option in ("RunMarathon", int, False):
         with pytest.raises(ActorError, match=r"run_marathon.*JobState or True"):
@@ -175,7 +173,7 @@ def test_option_that_is_no_class_of_jobs_is_refused(stub: dramatiq.Broker) -> No
             dramatiq.actor(broker=stub, **options)(fn)
 
 
-def test_second_middleware_is_refused() -> None:
+def test_second_middleware_is_refused():
     """It is as it is added to a broker with a tracked actor, or with the first one."""
     first, second = (JobStateMiddleware(url="redis://localhost") for _ in range(2))
     said = r"StubBroker.* 2 JobStateMiddleware instances\. Add only one"
@@ -199,7 +197,7 @@ def actor_with(annotation: object) -> Callable[..., Any]:
     return run
 
 
-def test_annotation_names_the_class(declare: Declare) -> None:
+def test_annotation_names_the_class(declare):
     """It may stand beside None or be text, resolved where the innermost function is.
     One that names no kind of job leaves the actor tracked, as none does.
     """
@@ -226,9 +224,7 @@ def test_annotation_names_the_class(declare: Declare) -> None:
     assert [declare(fn) for fn in (run, bare, other)] == [Swim, JobState, None]
 
 
-def test_annotation_with_two_classes_is_refused(
-    stub: dramatiq.Broker, declare: Declare
-) -> None:
+def test_annotation_with_two_classes_is_refused(stub, declare):
     """It does not say which one the actor is. The option may."""
     for annotation in (RunMarathon | Swim, "Swim | JobState"):
         said = r"names several classes.*@dramatiq\.actor"
@@ -239,7 +235,7 @@ def test_annotation_with_two_classes_is_refused(
         assert declare(actor_with(annotation), actor_name=name, job_state=Swim) is Swim
 
 
-def test_option_wins_over_the_annotation(declare: Declare) -> None:
+def test_option_wins_over_the_annotation(declare):
     """If it is a class, the annotation is not evaluated. True does not name a class."""
     for option in (JobState, Swim):
         for fn in (annotated.plain, annotated.unresolvable):
@@ -250,9 +246,7 @@ def test_option_wins_over_the_annotation(declare: Declare) -> None:
     assert declare(lambda: None, actor_name="a", job_state=True) is JobState
 
 
-def test_annotation_that_cannot_be_resolved_is_refused(
-    stub: dramatiq.Broker, declare: Declare
-) -> None:
+def test_annotation_that_cannot_be_resolved_is_refused(stub, declare):
     """It could hide the class, so the declaration fails and says how to name it."""
     for fn in (
         *(annotated.unresolvable, annotated.wrapped(annotated.unresolvable)),
@@ -273,9 +267,7 @@ def test_annotation_that_cannot_be_resolved_is_refused(
 
 
 @pytest.mark.promise("called-actor-needs-no-store")
-def test_direct_call_gets_a_detached_job_state(
-    stub: dramatiq.Broker, store: JobStore
-) -> None:
+def test_direct_call_gets_a_detached_job_state(stub, store):
     """It keeps its values in memory, unless the call brings one of its own."""
 
     @job_actor(broker=stub, job_state=RunMarathon)
@@ -300,7 +292,7 @@ def test_direct_call_gets_a_detached_job_state(
 # Where the states go.
 
 
-def test_middleware_takes_one_place(client: redis.Redis) -> None:
+def test_middleware_takes_one_place(client):
     """It needs one on any broker but a RedisBroker: a store, a URL or a client, and not
     two of them. An error shows no password.
     """
@@ -330,7 +322,7 @@ def test_middleware_takes_one_place(client: redis.Redis) -> None:
         JobStateMiddleware(url="")
 
 
-def test_pace_that_no_worker_can_keep_is_refused() -> None:
+def test_pace_that_no_worker_can_keep_is_refused():
     """The error names the interval or heartbeat at which nothing could be written."""
     for name in ("interval", "heartbeat"):
         for wrong in ("1s", True, 0, -1, float("nan"), 1e10):

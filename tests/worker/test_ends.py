@@ -7,7 +7,6 @@ from typing import Any
 
 import dramatiq
 import pytest
-from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import AgeLimit, SkipMessage
 from dramatiq.middleware.time_limit import TimeLimit
 from dramatiq.results import ResultFailure, Results
@@ -23,16 +22,14 @@ from tests.jobs import (
     wait_until,
     working,
 )
-from tests.worker.floors import Floor, idle_actor
+from tests.worker.floors import idle_actor
 
 #: The stored type of the exception with which a message is skipped.
 SKIPPED = "dramatiq.middleware.middleware.SkipMessage"
 
 
 @pytest.mark.promise("end-is-true")
-def test_exception_is_an_error_once_dramatiq_gives_up(
-    place: tuple[str, RedisBroker],
-) -> None:
+def test_exception_is_an_error_once_dramatiq_gives_up(place):
     """A failing job retries, with its attempts and the time it is due, and ends in
     error when Dramatiq gives up: at once if nothing retries it, or if its actor says
     that.
@@ -83,7 +80,7 @@ def test_exception_is_an_error_once_dramatiq_gives_up(
     assert state.progress_metrics == {"try": state.attempt}
 
 
-def test_time_limit_is_an_error(redis_url: str) -> None:
+def test_time_limit_is_an_error(redis_url):
     """A job that Dramatiq interrupts at its time limit ends in error."""
     broker = make_broker(redis_url, without=TimeLimit)
     broker.add_middleware(TimeLimit(interval=20), before=JobStateMiddleware)
@@ -113,7 +110,7 @@ class Unspeakable(SyntaxError):
         raise RuntimeError
 
 
-def test_error_is_kept_short(floor: Floor, caplog: pytest.LogCaptureFixture) -> None:
+def test_error_is_kept_short(floor, caplog):
     """An exception's text is cut to a thousand characters, and is empty if str()
     fails. Of a traceback the end is kept. An actor that raises SkipMessage has
     cancelled itself.
@@ -133,7 +130,7 @@ def test_error_is_kept_short(floor: Floor, caplog: pytest.LogCaptureFixture) -> 
 
 
 @pytest.mark.parametrize("before", [None, AgeLimit])
-def test_age_limit_cancels_with_a_reason(redis_url: str, before: Any) -> None:
+def test_age_limit_cancels_with_a_reason(redis_url, before):
     """A message that it skips, before or after this middleware, ends as cancelled."""
     broker = make_broker(redis_url, before=before)
     message = idle_actor(broker, max_age=-1).send()
@@ -143,7 +140,7 @@ def test_age_limit_cancels_with_a_reason(redis_url: str, before: Any) -> None:
     assert state.error == JobError(SKIPPED, "Message age limit exceeded")
 
 
-def test_message_for_an_unknown_actor_is_an_error(redis_url: str) -> None:
+def test_message_for_an_unknown_actor_is_an_error(redis_url):
     """A message whose actor no worker knows ends in error."""
     sender, worker = make_broker(redis_url), make_broker(redis_url)
     idle_actor(worker, actor_name="other")
@@ -153,9 +150,7 @@ def test_message_for_an_unknown_actor_is_an_error(redis_url: str) -> None:
     assert state.error == JobError(None, "No worker knows the actor 'run_marathon'.")
 
 
-def test_result_is_stored_before_the_job_ends(
-    place: tuple[str, RedisBroker], redis_url: str
-) -> None:
+def test_result_is_stored_before_the_job_ends(place, redis_url):
     """It is there once the job reads success; that of a failed one is a failure."""
     name, broker = place
     backend = RedisBackend(url=redis_url)
@@ -180,7 +175,7 @@ def test_result_is_stored_before_the_job_ends(
 
 
 @pytest.mark.promise("retry-is-told")
-def test_job_that_puts_itself_back_is_due_from_then_on(floor: Floor) -> None:
+def test_job_that_puts_itself_back_is_due_from_then_on(floor):
     """`due_at` counts from when the message was put back, not from the run's end."""
     held, times = floor.begin(), []
 

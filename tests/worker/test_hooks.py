@@ -19,7 +19,6 @@ from dramatiq.middleware import Middleware, MiddlewareError, Retries
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, rerun
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import away, pass_time, put_job
-from tests.faulty import FaultyProxy
 from tests.incaller import InCallerBroker
 from tests.jobs import (
     Alarm,
@@ -32,7 +31,6 @@ from tests.jobs import (
 )
 from tests.lost import keys_of, take_over
 from tests.support import key_of, wait_for, write
-from tests.worker.conftest import Logged
 
 #: What the hooks were told: their names, the jobs, and when these ended.
 told: list[tuple[str, str, Any]] = []
@@ -132,7 +130,7 @@ def untold(broker: dramatiq.Broker) -> list[str]:
 
 
 @pytest.mark.promise("hook-runs-after-the-end")
-def test_each_end_is_told_once(broker: RedisBroker) -> None:
+def test_each_end_is_told_once(broker):
     """A hook gets the job as the store has it, whoever has ended it. Nothing is left to
     be told after that.
     """
@@ -162,7 +160,7 @@ def test_each_end_is_told_once(broker: RedisBroker) -> None:
 
 
 @pytest.mark.promise("job-that-goes-on-is-not-told")
-def test_attempt_that_is_tried_again_is_no_end(broker: RedisBroker) -> None:
+def test_attempt_that_is_tried_again_is_no_end(broker):
     """Only the last attempt is told, and so is that of a job that an operator runs
     again: its uuid and the time of its end tell two ends apart.
     """
@@ -180,7 +178,7 @@ def test_attempt_that_is_tried_again_is_no_end(broker: RedisBroker) -> None:
     assert told[0] != told[1]
 
 
-def test_failure_is_told_whose_rerun_is_refused(broker: RedisBroker) -> None:
+def test_failure_is_told_whose_rerun_is_refused(broker):
     """Its message had to wait for the broker. A hook that has returned is not told
     again.
     """
@@ -201,9 +199,7 @@ def test_failure_is_told_whose_rerun_is_refused(broker: RedisBroker) -> None:
 
 
 @pytest.mark.promise("failing-hook-spares-the-job")
-def test_hook_that_fails_is_tried_again(
-    broker: RedisBroker, logged: Logged, said: Callable[[], list[str]]
-) -> None:
+def test_hook_that_fails_is_tried_again(broker, logged, said):
     """The job stays as it was, even if somebody clears the store or a second message
     tells the end, and the hook sees the same end. After that, a clean-up takes the job.
     """
@@ -232,9 +228,7 @@ def test_hook_that_fails_is_tried_again(
 
 
 @pytest.mark.parametrize("retries", [None, Retries(max_retries=0)])
-def test_hook_that_dramatiq_gives_up_is_logged(
-    redis_url: str, logged: Logged, retries: Retries | None
-) -> None:
+def test_hook_that_dramatiq_gives_up_is_logged(redis_url, logged, retries):
     """Without retries it has one try. The job stays as it was, and is named. A hook
     that a decorator makes async has failed, too: its class could not be refused.
     """
@@ -259,7 +253,7 @@ def test_hook_that_dramatiq_gives_up_is_logged(
     assert len(told) == 2
 
 
-def test_worker_whose_class_is_another_says_so(redis_url: str, logged: Logged) -> None:
+def test_worker_whose_class_is_another_says_so(redis_url, logged):
     """It has not imported the class, or that has no such hook, as where the job was
     sent. Once Dramatiq has given up, a clean-up takes the job.
     """
@@ -284,7 +278,7 @@ def test_worker_whose_class_is_another_says_so(redis_url: str, logged: Logged) -
     assert store.clear(everything=True).done == 2
 
 
-def test_hook_cannot_put_its_own_job_back(broker: RedisBroker) -> None:
+def test_hook_cannot_put_its_own_job_back(broker):
     """Else each end would bring about the next one. It may delete another job."""
     run_marathon = make_actor(broker)
     store = store_of(broker)
@@ -311,9 +305,7 @@ def test_hook_cannot_put_its_own_job_back(broker: RedisBroker) -> None:
 
 
 @pytest.mark.promise("job-that-goes-on-is-not-told")
-def test_message_of_a_past_end_runs_nothing(
-    broker: RedisBroker, said: Callable[[], list[str]]
-) -> None:
+def test_message_of_a_past_end_runs_nothing(broker, said):
     """Nor does a second message for one that was told. Both are logged at INFO."""
     run_marathon = make_actor(broker)
     with working(broker):
@@ -337,7 +329,7 @@ def test_message_of_a_past_end_runs_nothing(
     ]
 
 
-def test_hooks_have_a_queue_of_their_own(redis_url: str) -> None:
+def test_hooks_have_a_queue_of_their_own(redis_url):
     """A worker that does not consume it leaves them to others."""
     broker = make_broker(redis_url, JobStateMiddleware(hooks_queue="mails"))
     run_marathon = make_actor(broker)
@@ -360,7 +352,7 @@ def test_hooks_have_a_queue_of_their_own(redis_url: str) -> None:
         wait_for(lambda: told)
 
 
-def test_bad_queue_is_refused() -> None:
+def test_bad_queue_is_refused():
     """Where the middleware is made, and not where the first hook is sent."""
     for queue in "", "my mails", "1st", "mails,", 'a"b':
         with pytest.raises(ValueError, match=r"hooks_queue = .* is not the name of a"):
@@ -369,7 +361,7 @@ def test_bad_queue_is_refused() -> None:
         JobStateMiddleware(hooks_queue=7)  # type: ignore[arg-type]
 
 
-def test_request_needs_a_middleware(redis_url: str) -> None:
+def test_request_needs_a_middleware(redis_url):
     """A hook with a request is refused where its actor is declared."""
 
     class Asking(JobState):
@@ -383,8 +375,8 @@ def test_request_needs_a_middleware(redis_url: str) -> None:
 
 @pytest.mark.parametrize("tells_all", [False, True])
 def test_broker_that_runs_jobs_in_the_caller_tells_them(
-    redis_url: str, tells_all: bool, logged: Logged, caplog: pytest.LogCaptureFixture
-) -> None:
+    redis_url, tells_all, logged, caplog
+):
     """The process that sends is the worker: it tells the end at once. After that, it
     may delete the job. A hook that fails is logged, and nobody tries it again: the
     sender goes on.
@@ -404,7 +396,7 @@ def test_broker_that_runs_jobs_in_the_caller_tells_them(
     assert not untold(broker)
 
 
-def test_clear_spares_what_is_to_be_told(broker: RedisBroker, store: JobStore) -> None:
+def test_clear_spares_what_is_to_be_told(broker, store):
     """It counts such jobs as refused. `delete()` deletes one, and it is not told."""
     run_marathon = make_actor(broker)
     one, other = cancel_late(run_marathon, 2)
@@ -418,9 +410,7 @@ def test_clear_spares_what_is_to_be_told(broker: RedisBroker, store: JobStore) -
     assert store.clear(everything=True).done == 1
 
 
-def test_message_that_the_broker_refuses_holds_up_no_other(
-    broker: RedisBroker, logged: Logged
-) -> None:
+def test_message_that_the_broker_refuses_holds_up_no_other(broker, logged):
     """It is logged once, and sent as soon as the broker takes it."""
     refused: list[str] = []
     broker.add_middleware(Refusing(lambda message: message.args[0] in refused))
@@ -437,7 +427,7 @@ def test_message_that_the_broker_refuses_holds_up_no_other(
     assert not untold(broker)
 
 
-def test_broker_that_is_away_is_asked_once(redis_url: str, logged: Logged) -> None:
+def test_broker_that_is_away_is_asked_once(redis_url, logged):
     """Each message would wait for it. They all leave once it is back."""
     asked: list[str] = []
 
@@ -461,9 +451,7 @@ def test_broker_that_is_away_is_asked_once(redis_url: str, logged: Logged) -> No
     assert not untold(broker)
 
 
-def test_outage_of_the_store_is_logged_once(
-    own: JobStore, logged: Logged, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_outage_of_the_store_is_logged_once(own, logged, caplog):
     """Workers look for ends all the time, and go on when the store is back. The next
     outage is logged, too.
     """
@@ -484,9 +472,7 @@ def test_outage_of_the_store_is_logged_once(
     assert all(line.startswith(said) for line in logged())
 
 
-def test_store_that_refuses_to_look_is_logged_once(
-    named: str, client: redis.Redis, logged: Logged
-) -> None:
+def test_store_that_refuses_to_look_is_logged_once(named, client, logged):
     """A worker tells what it has written itself all the same. Once the store has let it
     look, the next refusal is logged, too.
     """
@@ -513,7 +499,7 @@ def test_store_that_refuses_to_look_is_logged_once(
     assert line.startswith("The job state store refuses to say of which ends hooks are")
 
 
-def test_broker_that_hangs_holds_up_no_shutdown(broker: RedisBroker) -> None:
+def test_broker_that_hangs_holds_up_no_shutdown(broker):
     """A worker waits a second for the thread that sends the messages of hooks."""
     has_come, may_go = threading.Event(), threading.Event()
 
@@ -530,7 +516,7 @@ def test_broker_that_hangs_holds_up_no_shutdown(broker: RedisBroker) -> None:
     may_go.set()
 
 
-def test_broker_without_requests_leaves_their_hooks_to_others(redis_url: str) -> None:
+def test_broker_without_requests_leaves_their_hooks_to_others(redis_url):
     """Two brokers of a process share a store. A worker of one whose hooks receive no
     request tells none of the others'.
     """
@@ -548,9 +534,7 @@ def test_broker_without_requests_leaves_their_hooks_to_others(redis_url: str) ->
 
 
 @pytest.mark.parametrize("is_away", [False, True])
-def test_hook_is_told_again_if_its_next_try_is_lost(
-    redis_url: str, proxy: FaultyProxy, logged: Logged, is_away: bool
-) -> None:
+def test_hook_is_told_again_if_its_next_try_is_lost(redis_url, proxy, logged, is_away):
     """The broker accepts no message for that while a hook fails. The store may be away,
     too.
     """
@@ -580,9 +564,7 @@ def test_hook_is_told_again_if_its_next_try_is_lost(
     ("changes", "is_left"),
     [({}, True), ({"finished": 1}, False), ({"hook": "another"}, False)],
 )
-def test_end_whose_message_is_lost_is_noted_at_once(
-    redis_url: str, changes: dict[str, Any], is_left: bool
-) -> None:
+def test_end_whose_message_is_lost_is_noted_at_once(redis_url, changes, is_left):
     """The worker may die before it looks for ends. Nothing is noted if the job has
     another end by then, or another message tells this one.
     """
@@ -603,9 +585,7 @@ def test_end_whose_message_is_lost_is_noted_at_once(
     assert untold(broker) == [sent.message_id] * is_left
 
 
-def test_ends_of_a_busy_kind_hold_up_no_other(
-    broker: RedisBroker, store: JobStore
-) -> None:
+def test_ends_of_a_busy_kind_hold_up_no_other(broker, store):
     """A worker takes a hundred ends at a time, whatever the names of their kinds."""
     run_marathon = make_actor(broker)
 
@@ -625,9 +605,7 @@ def test_ends_of_a_busy_kind_hold_up_no_other(
         assert len(told) < 900
 
 
-def test_end_that_cannot_be_sent_yet_does_no_harm(
-    redis_url: str, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_end_that_cannot_be_sent_yet_does_no_harm(redis_url, proxy, caplog):
     """The store may go away between the end and the message of its hook. The worker
     raises nothing then, so that whatever follows the end is written, too.
     """
@@ -650,9 +628,7 @@ def outbox(store: JobStore) -> list[str]:
     return [key for key in keys_of(store.client) if ":untold:" in key]
 
 
-def test_end_is_told_though_the_clock_was_set_back(
-    broker: RedisBroker, store: JobStore
-) -> None:
+def test_end_is_told_though_the_clock_was_set_back(broker, store):
     """A server has taken over whose clock is an hour behind."""
     (uuid,) = cancel_late(make_actor(broker))
     (key,) = outbox(store)
@@ -664,9 +640,7 @@ def test_end_is_told_though_the_clock_was_set_back(
     assert hooks() == [("on_cancelled", uuid)]
 
 
-def test_outbox_of_another_program(
-    redis_url: str, store: JobStore, said: Callable[[], list[str]]
-) -> None:
+def test_outbox_of_another_program(redis_url, store, said):
     """If another program has taken the keys of the outbox, nothing fails: the worker
     that has written an end tells it, and says once what is wrong with each key.
     """
@@ -687,7 +661,7 @@ def test_outbox_of_another_program(
     assert said() == []
 
 
-def test_record_of_another_program(broker: RedisBroker, store: JobStore) -> None:
+def test_record_of_another_program(broker, store):
     """What another program has made of ended jobs holds up no others."""
     uuids = cancel_late(make_actor(broker), 3)
     take_over(store.client, key_of(store, uuids[0]))

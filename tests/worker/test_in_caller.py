@@ -22,7 +22,6 @@ from dramatiq.middleware import (
 )
 
 from pyramid_jobstate import JobError, JobState, JobStateMiddleware, current_job_state
-from pyramid_jobstate.resources import JobStates
 from tests.incaller import InCallerBroker
 from tests.jobs import job_actor, load, messages, store_of
 from tests.support import load_job, wait_for
@@ -100,7 +99,7 @@ def state_of(broker: dramatiq.Broker, job_state: JobState | None) -> JobState:
     return load_job(store_of(broker), job_state.uuid)
 
 
-def test_job_has_ended_when_send_returns(in_caller: InCaller) -> None:
+def test_job_has_ended_when_send_returns(in_caller):
     """A job that returns is a success, with all that it reported, and one that raises
     is an error, even if the broker tells only the sender, and whatever that handles.
     """
@@ -144,7 +143,7 @@ def test_job_has_ended_when_send_returns(in_caller: InCaller) -> None:
 @pytest.mark.parametrize(
     "inner", ["success", "error", "cancelled", "skipped", "untracked", "called"]
 )
-def test_job_within_a_job_leaves_that_alone(in_caller: InCaller, inner: str) -> None:
+def test_job_within_a_job_leaves_that_alone(in_caller, inner):
     """However the jobs that a job sends end, it can go on reporting, and it and they
     end with their own status. One that it calls directly has none.
     """
@@ -194,9 +193,7 @@ def test_job_within_a_job_leaves_that_alone(in_caller: InCaller, inner: str) -> 
 
 
 @pytest.mark.parametrize("is_first", [False, True])
-def test_pipeline_runs_within_its_first_step(
-    in_caller: InCaller, alice: JobStates, is_first: bool
-) -> None:
+def test_pipeline_runs_within_its_first_step(in_caller, alice, is_first):
     """Each step of a pipeline has its own end; those after a failure are cancelled."""
     broker = in_caller(*((None, Pipelines()) if is_first else (Pipelines(), None)))
 
@@ -216,9 +213,7 @@ def test_pipeline_runs_within_its_first_step(
 
 
 @pytest.mark.parametrize("is_first", [False, True])
-def test_retry_runs_within_the_try_that_failed(
-    in_caller: InCaller, is_first: bool
-) -> None:
+def test_retry_runs_within_the_try_that_failed(in_caller, is_first):
     """The job counts its tries, and ends as the last."""
     retries = Retries(max_retries=3)
     broker = in_caller(*((None, retries) if is_first else (retries,)), fail_fast=False)
@@ -253,10 +248,8 @@ class Quitting(Middleware):
 
 
 def test_job_whose_end_nobody_told_ends_with_the_next_message(
-    ours: JobStateMiddleware,
-    keeps_nothing: Callable[[], bool],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    ours, keeps_nothing, caplog
+):
     """Without one around it, its end is written when its thread processes the next
     message, which is not disturbed, not even by an end that cannot be written.
     """
@@ -291,7 +284,7 @@ def test_job_whose_end_nobody_told_ends_with_the_next_message(
     caplog.clear()
 
 
-def test_jobs_of_two_greenlets_stay_separate(ours: JobStateMiddleware) -> None:
+def test_jobs_of_two_greenlets_stay_separate(ours):
     """As in a gevent worker: one job ends, and the other still reports and ends."""
     broker = InCallerBroker([ours])
     main = greenlet.getcurrent()
@@ -319,8 +312,8 @@ def test_jobs_of_two_greenlets_stay_separate(ours: JobStateMiddleware) -> None:
 
 
 def test_job_that_leaves_with_the_transaction_runs_in_the_commit(
-    ours: JobStateMiddleware, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    ours, redis_url, monkeypatch
+):
     """All have ended after it: jobs, the jobs that they send, and pipelines."""
     broker = InCallerBroker([Pipelines(), ours])
     inner: list[Any] = []
@@ -351,9 +344,7 @@ def test_job_that_leaves_with_the_transaction_runs_in_the_commit(
     assert [load(broker, m).status for m in inner] == ["success"] * 2
 
 
-def test_nothing_is_left_behind(
-    in_caller: InCaller, keeps_nothing: Callable[[], bool]
-) -> None:
+def test_nothing_is_left_behind(in_caller, keeps_nothing):
     """Once all jobs have ended, nothing of them is kept, nor said to the store."""
     broker = in_caller(Retries(max_retries=1), Stop(MiddlewareError), fail_fast=False)
     alive: list[weakref.ref[Any]] = []
@@ -374,9 +365,7 @@ def test_nothing_is_left_behind(
     assert len(alive) == 6 and not any(ref() for ref in alive)
 
 
-def test_retry_that_the_broker_refuses_is_an_error(
-    ours: JobStateMiddleware, keeps_nothing: Callable[[], bool]
-) -> None:
+def test_retry_that_the_broker_refuses_is_an_error(ours, keeps_nothing):
     """The job ends in error, and nothing of it is kept."""
 
     class Refusing(InCallerBroker):

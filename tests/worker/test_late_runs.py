@@ -1,7 +1,5 @@
 """Runs that are late: another has begun, or the job was cancelled meanwhile."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import subprocess
@@ -18,17 +16,14 @@ from dramatiq.middleware.threading import raise_thread_exception
 
 from pyramid_jobstate import JobError, JobStore
 from pyramid_jobstate.testing import away, pass_time
-from tests.faulty import FaultyProxy
-from tests.relay import Relay
 from tests.support import ROOT, unmeasured, wait_for
-from tests.worker.conftest import Logged
-from tests.worker.floors import Ear, Floor, Held, MakeFloor
+from tests.worker.floors import Ear, Floor, Held
 
 # A newer run.
 
 
 @pytest.mark.promise("newest-run-writes")
-def test_older_run_changes_nothing(make_floor: MakeFloor, logged: Logged) -> None:
+def test_older_run_changes_nothing(make_floor, logged):
     """It logs one warning. That it failed is kept among the tries of its job."""
     floor = make_floor(heartbeat=0.05)
     old = floor.begin(max_retries=1, min_backoff=3_600_000)
@@ -50,9 +45,7 @@ def test_older_run_changes_nothing(make_floor: MakeFloor, logged: Logged) -> Non
     assert len(logged()) == 1
 
 
-def test_flush_of_a_run_that_was_replaced_is_false(
-    make_floor: MakeFloor, slow: JobStore, relay: Relay
-) -> None:
+def test_flush_of_a_run_that_was_replaced_is_false(make_floor, slow, relay):
     """Even if the run learns of the other one only then."""
     old = make_floor(slow).begin()
     with relay.frozen():
@@ -72,8 +65,8 @@ def tries(held: Held) -> list[Any]:
 
 
 def test_failure_that_comes_with_a_late_report_is_among_the_tries(
-    make_floor: MakeFloor, slow: JobStore, relay: Relay, logged: Logged
-) -> None:
+    make_floor, slow, relay, logged
+):
     """A run fails while a report of it is on its way, which a retry has overtaken."""
     old = make_floor(slow).begin(max_retries=1, min_backoff=3_600_000)
     with relay.frozen():
@@ -90,7 +83,7 @@ def test_failure_that_comes_with_a_late_report_is_among_the_tries(
     assert not logged(logging.ERROR)
 
 
-def test_late_deliveries_leave_the_later_steps_alone(make_floor: MakeFloor) -> None:
+def test_late_deliveries_leave_the_later_steps_alone(make_floor):
     """A delivery that fails after a newer run has begun, or that AgeLimit drops while
     another runs, ends neither that run nor the steps of its pipeline.
     """
@@ -111,7 +104,7 @@ def test_late_deliveries_leave_the_later_steps_alone(make_floor: MakeFloor) -> N
     wait_for(lambda: floor.statuses(*steps) == ["success"] * 3)
 
 
-def test_redelivered_job_that_was_cancelled_is_skipped(make_floor: MakeFloor) -> None:
+def test_redelivered_job_that_was_cancelled_is_skipped(make_floor):
     """It was cancelled while a worker ran it, from which it is then taken away."""
     floor, other = make_floor(interval=60), make_floor()
     held = floor.begin()
@@ -124,9 +117,7 @@ def test_redelivered_job_that_was_cancelled_is_skipped(make_floor: MakeFloor) ->
     assert (held.load().attempt, held.load().started_at) == (1, began.started_at)
 
 
-def test_start_that_is_written_late_does_not_take_over(
-    make_floor: MakeFloor, own: JobStore, logged: Logged
-) -> None:
+def test_start_that_is_written_late_does_not_take_over(make_floor, own, logged):
     """A run that began without the store, before another one, does not own the job: its
     failure begins nothing, even if the job is put back in the queue meanwhile.
     """
@@ -150,9 +141,7 @@ def test_start_that_is_written_late_does_not_take_over(
 # A cancel.
 
 
-def test_silent_job_hears_of_its_cancel_at_once(
-    make_floor: MakeFloor, proxy: FaultyProxy
-) -> None:
+def test_silent_job_hears_of_its_cancel_at_once(make_floor, proxy):
     """It is announced, long before the next beat. Other jobs are left alone."""
     floor = make_floor(JobStore(proxy.url), heartbeat=3600)
     silent, other = floor.begin(), floor.begin()
@@ -168,8 +157,8 @@ def test_silent_job_hears_of_its_cancel_at_once(
 
 @pytest.mark.promise("stalled-job-can-be-cancelled")
 def test_run_that_was_cancelled_while_it_was_silent_is_told(
-    make_floor: MakeFloor, slow: JobStore, relay: Relay, logged: Logged
-) -> None:
+    make_floor, slow, relay, logged
+):
     """It stays cancelled even if it returns, which is logged."""
     floor = make_floor(slow, heartbeat=0.05)
     held = floor.begin()
@@ -188,8 +177,8 @@ def test_run_that_was_cancelled_while_it_was_silent_is_told(
 
 @pytest.mark.parametrize("is_over", [False, True])
 def test_cancelled_job_that_began_without_the_store(
-    make_floor: MakeFloor, slow: JobStore, relay: Relay, logged: Logged, is_over: bool
-) -> None:
+    make_floor, slow, relay, logged, is_over
+):
     """It hears when that is back, and stays cancelled, logged once, if it succeeded."""
     floor = make_floor(slow)
     floor.start()
@@ -217,7 +206,7 @@ def make_waiting(floor: Floor, message: Message[Any]) -> Any:
 # Interrupts, threads that die, and faults of others.
 
 
-def test_worker_survives_the_unforeseen(make_floor: MakeFloor, logged: Logged) -> None:
+def test_worker_survives_the_unforeseen(make_floor, logged):
     """If logging itself fails, for one, that is logged, and reports go on."""
     floor = make_floor(heartbeat=0.05)
     other = floor.begin()
@@ -237,9 +226,7 @@ def test_worker_survives_the_unforeseen(make_floor: MakeFloor, logged: Logged) -
 
 # It ends Dramatiq's thread.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_interrupt_at_the_end_loses_no_end(
-    make_floor: MakeFloor, slow: JobStore, relay: Relay
-) -> None:
+def test_interrupt_at_the_end_loses_no_end(make_floor, slow, relay):
     """A job's end is written even if its thread is interrupted while waiting for it."""
     held = make_floor(slow).begin()
     threads: list[int] = []
@@ -250,7 +237,7 @@ def test_interrupt_at_the_end_loses_no_end(
     wait_for(lambda: held.reads("success"))
 
 
-def test_job_whose_thread_is_gone_stalls(make_floor: MakeFloor, logged: Logged) -> None:
+def test_job_whose_thread_is_gone_stalls(make_floor, logged):
     """An interrupt at the wrong time kills it. Nothing that the job set is written."""
     floor = make_floor(heartbeat=0.05, interval=0.05)
     gone, alive = floor.message("gone"), floor.begin()
@@ -271,7 +258,7 @@ def test_job_whose_thread_is_gone_stalls(make_floor: MakeFloor, logged: Logged) 
 
 @pytest.mark.system
 @pytest.mark.parametrize("rounds", [80, pytest.param(400, marks=pytest.mark.long)])
-def test_interrupts_at_any_time_do_no_harm(redis_url: str, rounds: int) -> None:
+def test_interrupts_at_any_time_do_no_harm(redis_url, rounds):
     """The worker goes on with other jobs, and keeps nothing of the interrupted runs."""
     command = [sys.executable, "-m", "tests.interrupts", redis_url, str(rounds)]
     subprocess.run(command, cwd=ROOT, env=unmeasured(), check=True, timeout=100)

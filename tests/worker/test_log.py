@@ -1,7 +1,5 @@
 """What jobs log with `logging`, in classes with a `log_level`."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import contextvars
@@ -19,14 +17,11 @@ from typing import Any
 
 import dramatiq
 import pytest
-import redis
-from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import AsyncIO, Shutdown
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, LogLine
 from pyramid_jobstate.testing import away
-from tests.faulty import FaultyProxy
 from tests.incaller import InCallerBroker
 from tests.jobs import Gate, job_actor, make_broker, messages, wait_until, working
 from tests.support import in_child, load_job, wait_for
@@ -98,7 +93,7 @@ def ran(own: JobStore, store: JobStore) -> Ran:
 
 
 @pytest.mark.promise("logging-is-captured")
-def test_job_keeps_what_it_logs(ran: Ran) -> None:
+def test_job_keeps_what_it_logs(ran):
     """Records of its level and above stand in the order in which they came, with their
     times, levels and loggers, and with the lines of append_log().
     """
@@ -127,7 +122,7 @@ def test_job_keeps_what_it_logs(ran: Ran) -> None:
     assert first.time <= fourth.time
 
 
-def test_class_says_from_which_level_on(ran: Ran, caplog: Any) -> None:
+def test_class_says_from_which_level_on(ran, caplog):
     """A level of logging, by its name or its number. Other classes keep nothing, and
     nothing is lost for the handlers of the application.
     """
@@ -138,7 +133,7 @@ def test_class_says_from_which_level_on(ran: Ran, caplog: Any) -> None:
     assert messages(caplog, "tests.diary") == ["e", "w", "n"]
 
 
-def test_lower_level_than_the_loggers_is_warned_of(ran: Ran, caplog: Any) -> None:
+def test_lower_level_than_the_loggers_is_warned_of(ran, caplog):
     """Once. Nothing is captured that loggers do not let through."""
     for _ in range(2):
         assert ran(lambda _: log.debug("d"), DebugJournaled) == []
@@ -153,7 +148,7 @@ def test_lower_level_than_the_loggers_is_warned_of(ran: Ran, caplog: Any) -> Non
         log.setLevel(logging.NOTSET)
 
 
-def test_record_that_cannot_be_formatted_is_counted(ran: Ran, caplog: Any) -> None:
+def test_record_that_cannot_be_formatted_is_counted(ran, caplog):
     """The job goes on. A line is missing, and a warning says how many are."""
 
     class Rough:
@@ -178,7 +173,7 @@ def test_record_that_cannot_be_formatted_is_counted(ran: Ran, caplog: Any) -> No
     assert warning.startswith("2 of the records that job ")
 
 
-def test_exceptions_keep_type_text_and_notes(ran: Ran) -> None:
+def test_exceptions_keep_type_text_and_notes(ran):
     """Notes come after the text, not in its place. An interrupt of Dramatiq's passes
     through the formatting.
     """
@@ -206,7 +201,7 @@ def test_exceptions_keep_type_text_and_notes(ran: Ran) -> None:
 
 
 @pytest.mark.promise("logging-is-captured")
-def test_contexts_of_the_job_log_for_it(redis_url: str, store: JobStore) -> None:
+def test_contexts_of_the_job_log_for_it(redis_url, store):
     """Its tasks, and what asyncio.to_thread() runs. Pools and threads that it starts do
     not, unless they run in a copy of its context.
     """
@@ -238,7 +233,7 @@ def test_contexts_of_the_job_log_for_it(redis_url: str, store: JobStore) -> None
             ]
 
 
-def test_job_inside_a_job_has_its_own_log(redis_url: str, store: JobStore) -> None:
+def test_job_inside_a_job_has_its_own_log(redis_url, store):
     """A broker that runs jobs in the caller nests them. A nested job that captures
     nothing, or is not tracked, does not log for the one around it. What a job calls
     logs for it, whatever that captures; what it reports is lost.
@@ -281,7 +276,7 @@ def test_job_inside_a_job_has_its_own_log(redis_url: str, store: JobStore) -> No
     assert texts(store, inner) == ["inner", "own"]
 
 
-def test_run_that_is_over_logs_no_more(broker: RedisBroker, store: JobStore) -> None:
+def test_run_that_is_over_logs_no_more(broker, store):
     """A thread may outlive its job: what it logs belongs to nobody, even while the
     same job runs again.
     """
@@ -316,7 +311,7 @@ def test_run_that_is_over_logs_no_more(broker: RedisBroker, store: JobStore) -> 
     ]
 
 
-def test_forked_child_logs_nothing(ran: Ran) -> None:
+def test_forked_child_logs_nothing(ran):
     """The parent goes on."""
 
     def child() -> str:
@@ -331,7 +326,7 @@ def test_forked_child_logs_nothing(ran: Ran) -> None:
     assert [line.text for line in ran(act)] == ["before", "after"]
 
 
-def test_logging_may_be_configured_during_the_run(ran: Ran) -> None:
+def test_logging_may_be_configured_during_the_run(ran):
     """Capturing takes no handler, so basicConfig() works, and Python's handler of last
     resort stays.
     """
@@ -348,7 +343,7 @@ def test_logging_may_be_configured_during_the_run(ran: Ran) -> None:
     assert [line.text for line in ran(act)] == ["first", "second"]
 
 
-def test_application_may_set_another_record_factory(ran: Ran) -> None:
+def test_application_may_set_another_record_factory(ran):
     """One that calls the factory it found, one that does not, and one that it puts
     back: the next run captures each record once, as the application made it.
     """
@@ -373,9 +368,7 @@ def test_application_may_set_another_record_factory(ran: Ran) -> None:
     assert [line.text for line in ran(lambda _: log.info("y"))] == ["y"]
 
 
-def test_record_factory_may_be_replaced_for_a_while(
-    redis_url: str, store: JobStore
-) -> None:
+def test_record_factory_may_be_replaced_for_a_while(redis_url, store):
     """Another job begins meanwhile. The one that goes on keeps each record once."""
     broker = InCallerBroker([JobStateMiddleware(url=redis_url)])
     uuids: list[str] = []
@@ -403,7 +396,7 @@ def test_record_factory_may_be_replaced_for_a_while(
 
 
 @pytest.mark.promise("log-has-the-newest-lines")
-def test_log_is_bounded(ran: Ran, client: redis.Redis) -> None:
+def test_log_is_bounded(ran, client):
     """A line keeps 1,000 characters, and a job its newest 64 KiB: numbers tell how many
     lines are gone.
     """
@@ -424,7 +417,7 @@ def test_log_is_bounded(ran: Ran, client: redis.Redis) -> None:
     assert sum(map(len, client.lrange(key, 0, -1))) <= 64 * 1024
 
 
-def test_flush_writes_no_more_than_64_kib(ran: Ran, client: redis.Redis) -> None:
+def test_flush_writes_no_more_than_64_kib(ran, client):
     """However the lines read as JSON."""
     sent: list[int] = []
 
@@ -443,7 +436,7 @@ def test_flush_writes_no_more_than_64_kib(ran: Ran, client: redis.Redis) -> None
     assert sent[0] < 80 * 1024
 
 
-def test_outage_loses_no_line_and_doubles_none(ran: Ran, own: JobStore) -> None:
+def test_outage_loses_no_line_and_doubles_none(ran, own):
     """What is logged while the store is away comes later, up to 64 KiB."""
 
     def act(job_state: JobState) -> None:
@@ -463,7 +456,7 @@ def test_outage_loses_no_line_and_doubles_none(ran: Ran, own: JobStore) -> None:
     assert [line.number for line in lines] == [*range(1, 503)]
 
 
-def test_long_outage_keeps_the_newest_lines(ran: Ran, own: JobStore) -> None:
+def test_long_outage_keeps_the_newest_lines(ran, own):
     """A gap in the numbers tells how many lines are gone, and memory is bounded."""
     used: list[int] = []
 
@@ -485,7 +478,7 @@ def test_long_outage_keeps_the_newest_lines(ran: Ran, own: JobStore) -> None:
     assert used[0] < 1024 * 1024
 
 
-def test_line_waits_while_others_are_sent(ran: Ran, proxy: FaultyProxy) -> None:
+def test_line_waits_while_others_are_sent(ran, proxy):
     """What is logged between a request and its reply is in the next request."""
     contexts: list[contextvars.Context] = []
 
@@ -506,7 +499,7 @@ def test_line_waits_while_others_are_sent(ran: Ran, proxy: FaultyProxy) -> None:
 
 
 @pytest.mark.promise("log-has-the-newest-lines")
-def test_lost_replies_double_no_line(ran: Ran, proxy: FaultyProxy) -> None:
+def test_lost_replies_double_no_line(ran, proxy):
     """What was sent is sent again if its reply is lost, and stands once."""
     seen: set[bytes] = set()
 
@@ -529,7 +522,7 @@ def test_lost_replies_double_no_line(ran: Ran, proxy: FaultyProxy) -> None:
     assert [x.text for x in lines if x.is_captured] == [f"line {n}" for n in range(20)]
 
 
-def test_threads_of_a_job_lose_no_line(ran: Ran) -> None:
+def test_threads_of_a_job_lose_no_line(ran):
     """Whenever another one logs, and its line is stored, in the middle of a call."""
 
     def act(job_state: JobState) -> None:
@@ -556,9 +549,7 @@ def test_threads_of_a_job_lose_no_line(ran: Ran) -> None:
     assert [line.number for line in lines] == [*range(1, len(lines) + 1)]
 
 
-def test_late_line_is_dropped_while_the_end_is_unwritten(
-    own: JobStore, store: JobStore
-) -> None:
+def test_late_line_is_dropped_while_the_end_is_unwritten(own, store):
     """A thread outlives its job while the store is away."""
     stub = StubBroker()
     stub.add_middleware(JobStateMiddleware(own, interval=0.01))
@@ -579,7 +570,7 @@ def test_late_line_is_dropped_while_the_end_is_unwritten(
     assert texts(store, message.message_id) == ["in time"]
 
 
-def test_handlers_and_finalizers_may_log(ran: Ran) -> None:
+def test_handlers_and_finalizers_may_log(ran):
     """A handler holds its lock while it logs. A finalizer, which may run anywhere,
     waits for that lock.
     """
@@ -633,9 +624,7 @@ def test_handlers_and_finalizers_may_log(ran: Ran) -> None:
     assert not stuck
 
 
-def test_log_of_a_store_that_came_back_empty_goes_on(
-    ran: Ran, client: redis.Redis
-) -> None:
+def test_log_of_a_store_that_came_back_empty_goes_on(ran, client):
     """What it had is gone with the record. Numbers do not begin again."""
 
     def act(job_state: JobState) -> None:
@@ -650,9 +639,7 @@ def test_log_of_a_store_that_came_back_empty_goes_on(
     assert (line.number, line.text) == (2, "kept")
 
 
-def test_log_that_another_program_has_written_does_no_harm(
-    ran: Ran, store: JobStore, client: redis.Redis
-) -> None:
+def test_log_that_another_program_has_written_does_no_harm(ran, store, client):
     """The job goes on, and its log is empty."""
 
     def act(job_state: JobState) -> None:

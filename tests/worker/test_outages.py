@@ -1,35 +1,26 @@
 """What a worker does while its store is away, slow or empty, and afterwards."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import redis
 from dramatiq import Middleware
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.testing import away, pass_time
-from tests.faulty import FaultyProxy
 from tests.jobs import Alarm
-from tests.relay import Relay
 from tests.support import crowded, wait_for
-from tests.worker.conftest import Logged
-from tests.worker.floors import Floor, Held, MakeFloor, fail
+from tests.worker.floors import Held, fail
 
 # The log, and who waits.
 
 
 @pytest.mark.promise("outage-is-logged-once")
-def test_outage_is_one_warning_and_one_info(
-    make_floor: MakeFloor, own: JobStore, said: Callable[[], list[str]]
-) -> None:
+def test_outage_is_one_warning_and_one_info(make_floor, own, said):
     """However much fails, one warning is logged, and one info at its end."""
     held = make_floor(own).begin()
     lines: list[str] = []
@@ -52,9 +43,7 @@ def test_outage_is_one_warning_and_one_info(
     assert held.load().progress_metrics == {"number": 9}
 
 
-def test_flush_says_whether_all_is_stored(
-    make_floor: MakeFloor, slow: JobStore, relay: Relay
-) -> None:
+def test_flush_says_whether_all_is_stored(make_floor, slow, relay):
     """It waits no longer than its timeout, and may wait for ever."""
     held = make_floor(slow, interval=60).begin()
     with relay.frozen():
@@ -66,9 +55,7 @@ def test_flush_says_whether_all_is_stored(
 
 
 @pytest.mark.promise("actor-outlives-the-store")
-def test_starts_and_ends_wait_for_a_second(
-    make_floor: MakeFloor, slow: JobStore, relay: Relay
-) -> None:
+def test_starts_and_ends_wait_for_a_second(make_floor, slow, relay):
     """Not for the connection's timeout. Both are written once the store answers."""
     floor = make_floor(slow, heartbeat=3600)
     floor.start()
@@ -90,9 +77,7 @@ def test_starts_and_ends_wait_for_a_second(
     wait_for(lambda: held.reads("success"), 4)
 
 
-def test_nobody_waits_for_a_store_that_has_been_away(
-    make_floor: MakeFloor, slow: JobStore, relay: Relay
-) -> None:
+def test_nobody_waits_for_a_store_that_has_been_away(make_floor, slow, relay):
     """Starts and ends wait for it no longer, but for one a second."""
     floor = make_floor(slow, threads=1)
     floor.start()
@@ -109,8 +94,8 @@ def test_nobody_waits_for_a_store_that_has_been_away(
 
 
 def test_senders_ask_a_store_that_has_failed_once_a_second(
-    make_floor: MakeFloor, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    make_floor, proxy, monkeypatch
+):
     """200 sends take as long as one, and all leave. Once it is back, each is noted."""
     floor = make_floor(JobStore(proxy.url))
     proxy.judge = lambda request: "refuse"
@@ -131,9 +116,7 @@ def test_senders_ask_a_store_that_has_failed_once_a_second(
     assert floor.statuses(*sent) == ["queued"] * 3
 
 
-def test_full_pool_is_no_outage(
-    make_floor: MakeFloor, redis_url: str, logged: Logged
-) -> None:
+def test_full_pool_is_no_outage(make_floor, redis_url, logged):
     """While no connection is free, jobs run and end, and messages leave. The store is
     not taken to be away: as soon as one is free, all is written, and the next send has
     its record. The log says once what is so.
@@ -162,7 +145,7 @@ def test_full_pool_is_no_outage(
 
 
 @pytest.mark.promise("updates-change-nothing-twice")
-def test_lost_reply_is_made_good(make_floor: MakeFloor, proxy: FaultyProxy) -> None:
+def test_lost_reply_is_made_good(make_floor, proxy):
     """If a change may be stored, it is written again, even back to the value before. If
     it is not, it is written as soon as the store answers, though the job is silent.
     """
@@ -191,9 +174,7 @@ def test_lost_reply_is_made_good(make_floor: MakeFloor, proxy: FaultyProxy) -> N
 
 
 @pytest.mark.promise("empty-store-gets-running-jobs")
-def test_store_that_came_back_empty_is_told_everything(
-    make_floor: MakeFloor, client: redis.Redis
-) -> None:
+def test_store_that_came_back_empty_is_told_everything(make_floor, client):
     """All that a running job has reported is written, even if it has nothing new."""
     floor = make_floor(heartbeat=0.05)
     held = floor.begin(job_owner="alice")
@@ -216,9 +197,7 @@ def test_store_that_came_back_empty_is_told_everything(
 
 
 @pytest.mark.promise("ends-outlive-an-outage")
-def test_end_that_waits_is_written_to_an_empty_store(
-    make_floor: MakeFloor, own: JobStore, client: redis.Redis, logged: Logged
-) -> None:
+def test_end_that_waits_is_written_to_an_empty_store(make_floor, own, client, logged):
     """It has all values and, if the job has failed, its failure."""
     floor = make_floor(own)
     held, failing = floor.begin(), floor.begin()
@@ -237,9 +216,7 @@ def test_end_that_waits_is_written_to_an_empty_store(
     assert not logged(logging.ERROR)
 
 
-def test_values_that_a_failover_lost_are_written_again(
-    floor: Floor, client: redis.Redis
-) -> None:
+def test_values_that_a_failover_lost_are_written_again(floor, client):
     """The next report brings all that the run has reported."""
     held = floor.begin()
     job_state, key = held.job_state, f"jobstate:{held.uuid}"
@@ -258,9 +235,7 @@ def test_values_that_a_failover_lost_are_written_again(
 
 
 @pytest.mark.promise("expired-record-stays-away")
-def test_expired_record_is_not_created_again(
-    make_floor: MakeFloor, store: JobStore, client: redis.Redis, logged: Logged
-) -> None:
+def test_expired_record_is_not_created_again(make_floor, store, client, logged):
     """A run was frozen so long that its job may have ended elsewhere and expired."""
     held = make_floor(store.replace(expire_in=0.2), heartbeat=3600).begin()
     assert held.job_state.flush(10)
@@ -285,9 +260,7 @@ def end_all(jobs: list[Held]) -> None:
         assert held.settled.wait(30)
 
 
-def test_worker_that_stops_waits_for_a_store_that_comes_back(
-    make_floor: MakeFloor, proxy: FaultyProxy, logged: Logged
-) -> None:
+def test_worker_that_stops_waits_for_a_store_that_comes_back(make_floor, proxy, logged):
     """Ends that could not be written are written at its shutdown."""
     floor, stopping = make_floor(JobStore(proxy.url)), threading.Event()
 
@@ -318,9 +291,7 @@ def test_worker_that_stops_waits_for_a_store_that_comes_back(
 
 
 @pytest.mark.promise("worker-stops-in-time")
-def test_worker_that_stops_gives_up_in_time(
-    make_floor: MakeFloor, own: JobStore, logged: Logged
-) -> None:
+def test_worker_that_stops_gives_up_in_time(make_floor, own, logged):
     """It takes some seconds. One line counts the lost outcomes, not running jobs. A job
     whose outcome is lost reads stalled or, if it had also begun meanwhile, as before.
     """
@@ -355,9 +326,7 @@ def test_worker_that_stops_gives_up_in_time(
 
 
 @pytest.mark.system
-def test_memory_is_bounded_while_the_store_is_away(
-    make_floor: MakeFloor, own: JobStore, logged: Logged
-) -> None:
+def test_memory_is_bounded_while_the_store_is_away(make_floor, own, logged):
     """Of ends that take over 64 MiB the oldest are dropped, with one error. The others,
     and running jobs, are stored once it is back, in round trips of limited length.
     """
@@ -393,9 +362,7 @@ def test_memory_is_bounded_while_the_store_is_away(
 
 
 @pytest.mark.system
-def test_numbers_that_are_kept_count_as_what_they_take(
-    make_floor: MakeFloor, own: JobStore, logged: Logged
-) -> None:
+def test_numbers_that_are_kept_count_as_what_they_take(make_floor, own, logged):
     """Ends with thousands of numbers are kept as far as they fit, in memory, into 64
     MiB. Writing them takes little more.
     """

@@ -7,7 +7,6 @@ from typing import Any
 import dramatiq
 import dramatiq.broker
 import pytest
-import redis
 from dramatiq import Broker, group, pipeline
 from dramatiq.middleware import (
     AgeLimit,
@@ -90,9 +89,7 @@ NOT_RUN = ("cancelled", "An earlier step did not succeed.")
 
 
 @pytest.mark.promise("pipelines-are-tracked")
-def test_steps_succeed_in_their_turn(
-    broker: Broker, alice: JobStates, step: Any, gate: Gate, ended: Any
-) -> None:
+def test_steps_succeed_in_their_turn(broker, alice, step, gate, ended):
     """Each is queued until then, gets the result of the last, and is the sender's."""
     sent = alice.send_immediately(step.message(7) | step.message(2) | step.message(3))
     with working(broker):
@@ -111,8 +108,8 @@ def test_steps_succeed_in_their_turn(
 
 @pytest.mark.promise("pipelines-are-tracked")
 def test_steps_after_one_that_does_not_succeed_are_cancelled(
-    broker: Broker, alice: JobStates, step: Any, ended: Any
-) -> None:
+    broker, alice, step, ended
+):
     """If it fails or is skipped, they say so. One cancelled before keeps its reason."""
     cases = [
         ([1, 13, 2, 3], [GOOD, BAD, NOT_RUN, NOT_RUN]),
@@ -126,9 +123,7 @@ def test_steps_after_one_that_does_not_succeed_are_cancelled(
         assert [outcome(ended(jobs)) for jobs in sent] == [ends for _, ends in cases]
 
 
-def test_steps_after_a_message_that_is_put_back_run(
-    broker: Broker, alice: JobStates, ended: Any, client: redis.Redis
-) -> None:
+def test_steps_after_a_message_that_is_put_back_run(broker, alice, ended, client):
     """An operator may put back that of a job that failed, or was skipped. It runs."""
     troubles = ["fail", "skip"]
 
@@ -156,9 +151,7 @@ def test_steps_after_a_message_that_is_put_back_run(
         wait_for(lambda: outcome([alice[job.uuid] for job in sent]) == [GOOD] * 4)
 
 
-def test_step_is_told_each_time_that_its_turn_does_not_come(
-    broker: Broker, alice: JobStates
-) -> None:
+def test_step_is_told_each_time_that_its_turn_does_not_come(broker, alice):
     """An earlier step may run again, and fail again."""
     told: list[str] = []
 
@@ -177,9 +170,7 @@ def test_step_is_told_each_time_that_its_turn_does_not_come(
         wait_for(lambda: told == [second.uuid] * 2)
 
 
-def test_steps_after_one_that_is_tried_again_wait(
-    broker: Broker, alice: JobStates, ended: Any
-) -> None:
+def test_steps_after_one_that_is_tried_again_wait(broker, alice, ended):
     """Steps after one that will be retried stay queued."""
     tries: list[int] = []
     statuses = []
@@ -201,7 +192,7 @@ def test_steps_after_one_that_is_tried_again_wait(
     assert tries == [1, 1, 1, 2]
 
 
-def test_steps_outlast_the_delay_of_the_first(alice: JobStates, step: Any) -> None:
+def test_steps_outlast_the_delay_of_the_first(alice, step):
     """A later step is kept for as long as an earlier one may be due."""
     day = 24 * 3600
     first = step.message_with_options(args=(1,), delay=30 * day * 1000)
@@ -210,9 +201,7 @@ def test_steps_outlast_the_delay_of_the_first(alice: JobStates, step: Any) -> No
     assert [alice[job_state.uuid].status for job_state in sent] == ["queued"] * 3
 
 
-def test_step_that_waits_can_be_cancelled(
-    broker: Broker, alice: JobStates, step: Any, gate: Gate, ended: Any
-) -> None:
+def test_step_that_waits_can_be_cancelled(broker, alice, step, gate, ended):
     """It is at once. Those before go on, those after are cancelled in their turn."""
     sent = alice.send_immediately(step.message(7) | step.message(2) | step.message(3))
     with working(broker):
@@ -226,8 +215,8 @@ def test_step_that_waits_can_be_cancelled(
 
 
 def test_step_of_an_actor_that_is_not_declared_ends_the_pipeline(
-    broker: Broker, alice: JobStates, step: Any, ended: Any
-) -> None:
+    broker, alice, step, ended
+):
     """A step whose actor no worker knows fails, and those after it are cancelled."""
     sent = alice.send_immediately(step.message(1) | step.message(2))
     with contextlib.ExitStack() as stack:
@@ -238,9 +227,7 @@ def test_step_of_an_actor_that_is_not_declared_ends_the_pipeline(
     assert [j.status for j in jobs] == ["error", "cancelled"]
 
 
-def test_step_that_is_not_tracked_does_no_harm(
-    broker: Broker, alice: JobStates, step: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_step_that_is_not_tracked_does_no_harm(broker, alice, step, caplog):
     """A plain pipeline may have such a step. It ends as quietly as any other."""
     sweep: Any = dramatiq.actor(broker=broker, actor_name="sweep")(lambda *_: None)
     steps = [step.message(13), sweep.message(), step.message(2)]
@@ -252,9 +239,7 @@ def test_step_that_is_not_tracked_does_no_harm(
     assert not [r for r in caplog.records if "Unexpected" in r.getMessage()]
 
 
-def test_groups_and_their_pipelines_succeed(
-    broker: Broker, alice: JobStates, step: Any, ended: Any
-) -> None:
+def test_groups_and_their_pipelines_succeed(broker, alice, step, ended):
     """A failing member ends only its own pipeline, and both may be nested."""
     inner = group([step.message(3), step.message(4) | step.message(5)])
     steps = step.message(13) | step.message(2)
@@ -264,9 +249,7 @@ def test_groups_and_their_pipelines_succeed(
     assert outcome(jobs) == [GOOD, BAD, NOT_RUN, GOOD, GOOD, GOOD]
 
 
-def test_completion_callback_is_a_job_of_the_senders(
-    broker: Broker, alice: JobStates, step: Any, ended: Any
-) -> None:
+def test_completion_callback_is_a_job_of_the_senders(broker, alice, step, ended):
     """It has a state under its message's id, and the owner of the group."""
     what = group([step.message(1), step.message(2) | step.message(3)])
     last = step.message(4)
@@ -278,9 +261,7 @@ def test_completion_callback_is_a_job_of_the_senders(
     assert alice[last.message_id].owner == "alice"
 
 
-def test_next_step_that_is_never_sent_is_an_error(
-    redis_url: str, alice: JobStates, ended: Any
-) -> None:
+def test_next_step_that_is_never_sent_is_an_error(redis_url, alice, ended):
     """A broker without Pipelines sends none. Those after it read as not reached."""
     broker = make_broker(redis_url, without=Pipelines)
     broker.actor_options |= {"pipe_target", "pipe_ignore"}

@@ -6,12 +6,10 @@ from unittest import mock
 
 import dramatiq
 import pytest
-import redis
-from dramatiq.brokers.redis import RedisBroker
 from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware
 
-from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate import JobState
 from pyramid_jobstate.testing import away, pass_time
 from tests.jobs import (
     Alarm,
@@ -23,8 +21,7 @@ from tests.jobs import (
 )
 from tests.support import load_job, wait_for
 from tests.trips import counting_trips
-from tests.worker.conftest import Logged
-from tests.worker.floors import Floor, MakeFloor, failed, idle_actor
+from tests.worker.floors import Floor, failed, idle_actor
 
 
 def refusing(floor: Floor) -> Any:
@@ -36,7 +33,7 @@ def refusing(floor: Floor) -> Any:
 # Parameters.
 
 
-def test_params_have_the_names_that_the_actor_gives_them(stub: dramatiq.Broker) -> None:
+def test_params_have_the_names_that_the_actor_gives_them(stub):
     """What was sent is stored by them, even if the call is going to fail."""
 
     @dramatiq.actor(broker=stub, job_state=True)
@@ -53,7 +50,7 @@ def test_params_have_the_names_that_the_actor_gives_them(stub: dramatiq.Broker) 
         assert load(stub, run.send(*args, **kwargs)).job_params == params
 
 
-def test_params_leave_out_what_cannot_be_stored(stub: dramatiq.Broker) -> None:
+def test_params_leave_out_what_cannot_be_stored(stub):
     """Values over 16 KiB, or not JSON, which another encoder of messages allows."""
 
     @dramatiq.actor(broker=stub, job_state=True)
@@ -73,7 +70,7 @@ def test_params_leave_out_what_cannot_be_stored(stub: dramatiq.Broker) -> None:
 
 @pytest.mark.promise("job-is-queued-when-sent")
 @pytest.mark.promise("plain-sends-are-tracked")
-def test_job_is_queued_before_its_message_is_visible(floor: Floor) -> None:
+def test_job_is_queued_before_its_message_is_visible(floor):
     """Its owner is the one that the send names."""
     seen: list[JobState] = []
 
@@ -92,7 +89,7 @@ def test_job_is_queued_before_its_message_is_visible(floor: Floor) -> None:
         assert state.started_at is state.due_at is state.finished_at is None
 
 
-def test_owner_that_cannot_be_one_owns_nothing(floor: Floor, logged: Logged) -> None:
+def test_owner_that_cannot_be_one_owns_nothing(floor, logged):
     """The job runs, for nobody, and a warning names the owner."""
     owners: list[Any] = [float("nan"), True, ["a"], "system.Everyone"]
     sent = [floor.post(job_owner=owner) for owner in owners]
@@ -104,7 +101,7 @@ def test_owner_that_cannot_be_one_owns_nothing(floor: Floor, logged: Logged) -> 
         assert any(f"not {owner!r}." in line for line in said), owner
 
 
-def test_delayed_job_says_when_it_is_due(broker: RedisBroker) -> None:
+def test_delayed_job_says_when_it_is_due(broker):
     """It is queued until then, and runs. A delay that no time can say is cut short."""
     broker.add_middleware(alarm := Alarm())
     run_marathon = idle_actor(broker, job_state=RunMarathon)
@@ -120,9 +117,7 @@ def test_delayed_job_says_when_it_is_due(broker: RedisBroker) -> None:
     assert endless.due_at is not None and endless.due_at.year > 5000
 
 
-def test_message_whose_id_is_no_uuid_is_not_tracked(
-    floor: Floor, client: redis.Redis, logged: Logged
-) -> None:
+def test_message_whose_id_is_no_uuid_is_not_tracked(floor, client, logged):
     """Its actor gets a detached JobState, with one warning for all such messages."""
     floor.scripts["a"] = lambda job_state: job_state.set_progress_metric("x", 1)
     for number in range(2):
@@ -135,16 +130,14 @@ def test_message_whose_id_is_no_uuid_is_not_tracked(
     ]
 
 
-def test_message_that_cannot_be_encoded_leaves_no_job(
-    floor: Floor, client: redis.Redis
-) -> None:
+def test_message_that_cannot_be_encoded_leaves_no_job(floor, client):
     """The sender is told, and nothing is stored."""
     with pytest.raises(TypeError, match="not JSON serializable"):
         floor.errand.send(object())
     assert client.keys("jobstate*") == []
 
 
-def test_worker_that_is_faster_than_the_senders_hook_wins(floor: Floor) -> None:
+def test_worker_that_is_faster_than_the_senders_hook_wins(floor):
     """A job that has begun before its sender hears from the broker keeps its status."""
     held = floor.hold(floor.message())
 
@@ -161,7 +154,7 @@ def test_worker_that_is_faster_than_the_senders_hook_wins(floor: Floor) -> None:
     assert held.load().status == "success"
 
 
-def test_job_of_a_stub_broker_has_ended_after_its_joins(stub: dramatiq.Broker) -> None:
+def test_job_of_a_stub_broker_has_ended_after_its_joins(stub):
     """They are the two of Dramatiq's guide to unit tests. The job may be delayed."""
 
     @job_actor(broker=stub)
@@ -181,9 +174,7 @@ def test_job_of_a_stub_broker_has_ended_after_its_joins(stub: dramatiq.Broker) -
 # Trouble with the store.
 
 
-def test_send_without_the_store_goes_out(
-    make_floor: MakeFloor, own: JobStore, logged: Logged
-) -> None:
+def test_send_without_the_store_goes_out(make_floor, own, logged):
     """One warning tells of all. Later their jobs appear as they start or are sent."""
     floor = make_floor(own)
     floor.scripts["a"] = lambda job_state: job_state.set_message("a")
@@ -205,9 +196,7 @@ def test_send_without_the_store_goes_out(
     assert is_recorded() and is_recorded()
 
 
-def test_send_that_the_store_refuses_is_logged(
-    floor: Floor, client: redis.Redis, logged: Logged
-) -> None:
+def test_send_that_the_store_refuses_is_logged(floor, client, logged):
     """A full server keeps no message from its actor, and the next send asks again."""
     client.config_set("maxmemory", 1)
     try:
@@ -221,7 +210,7 @@ def test_send_that_the_store_refuses_is_logged(
     assert floor.statuses(message) == ["success"]
 
 
-def test_job_put_back_by_an_operator_is_queued(floor: Floor) -> None:
+def test_job_put_back_by_an_operator_is_queued(floor):
     """A failed job whose message is put back reads queued for as long as it waits, and
     runs again. It makes no difference if somebody else has failed to put it back.
     """
@@ -235,7 +224,7 @@ def test_job_put_back_by_an_operator_is_queued(floor: Floor) -> None:
     assert floor.statuses(message) == ["success"]
 
 
-def test_late_sender_does_not_confirm_a_message_that_was_put_back(floor: Floor) -> None:
+def test_late_sender_does_not_confirm_a_message_that_was_put_back(floor):
     """If a job ends before its sender hears from the broker, and the broker refuses its
     message when somebody puts that back, the job does not read queued for ever.
     """
@@ -258,9 +247,7 @@ def test_late_sender_does_not_confirm_a_message_that_was_put_back(floor: Floor) 
     assert floor.statuses(message) == ["stalled"]
 
 
-def test_job_costs_two_round_trips_and_four_scripts(
-    stub: Any, store: JobStore, client: redis.Redis
-) -> None:
+def test_job_costs_two_round_trips_and_four_scripts(stub, store, client):
     """Beside those of Dramatiq: it is recorded and confirmed, begins and ends."""
 
     @dramatiq.actor(broker=stub, job_state=True)

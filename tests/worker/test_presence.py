@@ -8,7 +8,6 @@ from unittest import mock
 
 import dramatiq
 import pytest
-import redis
 
 from pyramid_jobstate import JobStateMiddleware, JobStore, WorkerInfo, rerun
 from pyramid_jobstate.testing import pass_time
@@ -35,7 +34,7 @@ def the_worker(store: JobStore) -> WorkerInfo:
 
 
 @pytest.mark.promise("workers-are-listed")
-def test_worker_is_known_while_it_lives(redis_url: str, store: JobStore) -> None:
+def test_worker_is_known_while_it_lives(redis_url, store):
     """It tells its host, pid, threads and queues, how many tracked jobs it runs, its
     memory and its versions. It is forgotten as it shuts down.
     """
@@ -58,9 +57,7 @@ def test_worker_is_known_while_it_lives(redis_url: str, store: JobStore) -> None
     assert not store.client.keys("*workers*")
 
 
-def test_workers_of_a_process_are_one(
-    redis_url: str, store: JobStore, client: redis.Redis
-) -> None:
+def test_workers_of_a_process_are_one(redis_url, store, client):
     """Their threads and queues count together. The process is known until the last of
     them has shut down, and each of their jobs names it, until it waits to run again.
     """
@@ -93,9 +90,7 @@ def test_workers_of_a_process_are_one(
     assert worker_of(sent.message_id) is None
 
 
-def test_worker_without_tracked_actors_is_not_known(
-    redis_url: str, store: JobStore
-) -> None:
+def test_worker_without_tracked_actors_is_not_known(redis_url, store):
     """It would say that nobody is busy, whatever it runs."""
     broker = make_broker(redis_url, JobStateMiddleware(heartbeat=0.05))
 
@@ -108,9 +103,7 @@ def test_worker_without_tracked_actors_is_not_known(
         assert store.workers() == []
 
 
-def test_silent_worker_is_remembered_for_an_hour(
-    redis_url: str, store: JobStore, client: redis.Redis
-) -> None:
+def test_silent_worker_is_remembered_for_an_hour(redis_url, store, client):
     """One that has died could not say so. Another one takes away what it has left, and
     what that one leaves expires.
     """
@@ -134,9 +127,7 @@ def test_silent_worker_is_remembered_for_an_hour(
             assert all(0 < client.pttl(key) <= 3_600_000 for key in keys)
 
 
-def test_version_may_be_unknown(
-    redis_url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_version_may_be_unknown(redis_url, store, monkeypatch):
     """An application may be bundled without the metadata of its packages."""
     missing = mock.Mock(side_effect=importlib.metadata.PackageNotFoundError("a"))
     monkeypatch.setattr(importlib.metadata, "version", missing)
@@ -145,9 +136,7 @@ def test_version_may_be_unknown(
         assert set(the_worker(store).versions) == {"python"}
 
 
-def test_what_another_program_writes_is_skipped(
-    redis_url: str, store: JobStore, client: redis.Redis
-) -> None:
+def test_what_another_program_writes_is_skipped(redis_url, store, client):
     """It keeps no other worker from being known."""
     run_marathon, _ = make(redis_url, heartbeat=3600)
     with working(run_marathon.broker):

@@ -1,22 +1,13 @@
 """Stores that refuse: keys of another program, full servers, missing rights."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 
-import pytest
-import redis
-
 from pyramid_jobstate import JobStore
 from tests.support import wait_for
-from tests.worker.conftest import Logged
-from tests.worker.floors import Floor, MakeFloor
 
 
-def test_poisoned_record_does_not_hold_up_the_others(
-    floor: Floor, client: redis.Redis, logged: Logged
-) -> None:
+def test_poisoned_record_does_not_hold_up_the_others(floor, client, logged):
     """A job whose key holds text of another program is given up with a warning, and so
     is its next run. The other jobs are recorded as usual, and their ends waited for.
     """
@@ -36,12 +27,8 @@ def test_poisoned_record_does_not_hold_up_the_others(
 
 
 def test_cancel_is_heard_though_the_store_refuses_its_list(
-    make_floor: MakeFloor,
-    client: redis.Redis,
-    named: str,
-    logged: Logged,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    make_floor, client, named, logged, caplog
+):
     """A beat brings it. The refusal is logged once, and its end not at all."""
 
     def is_asked() -> bool:

@@ -1,7 +1,5 @@
 """Reports of a running job: they reach the store soon, whole and in few round trips."""
 
-from __future__ import annotations
-
 import functools
 import gc
 import sys
@@ -17,11 +15,9 @@ from dramatiq.brokers.stub import StubBroker
 
 from pyramid_jobstate import JobError, JobStore
 from pyramid_jobstate.testing import pass_time, put_job
-from tests.faulty import FaultyProxy
 from tests.jobs import RunMarathon, job_actor, working
 from tests.support import PACKAGE, counted, in_child, load_job, wait_for
-from tests.worker.conftest import Logged
-from tests.worker.floors import Chore, Ear, Floor, Held, MakeFloor
+from tests.worker.floors import Chore, Ear, Held
 
 
 def in_thread(call: Callable[[], object]) -> threading.Thread:
@@ -35,9 +31,7 @@ def in_thread(call: Callable[[], object]) -> threading.Thread:
 
 @pytest.mark.promise("last-value-lands")
 @pytest.mark.promise("end-is-true")
-def test_end_is_stored_before_the_message_is_acknowledged(
-    make_floor: MakeFloor,
-) -> None:
+def test_end_is_stored_before_the_message_is_acknowledged(make_floor):
     """The end carries all that was reported. After it, nothing can be reported."""
     floor = make_floor(interval=60)
     found: list[Any] = []
@@ -59,9 +53,7 @@ def test_end_is_stored_before_the_message_is_acknowledged(
         held.job_state.set_message("late")
 
 
-def test_what_an_actor_returns_is_never_shown(
-    floor: Floor, client: redis.Redis
-) -> None:
+def test_what_an_actor_returns_is_never_shown(floor, client):
     """Nor is it stored."""
     floor.scripts["a"] = lambda job_state: "hush"
     message = floor.post("a")
@@ -73,9 +65,7 @@ def test_what_an_actor_returns_is_never_shown(
     assert "hush" not in str(shown) + str(stored)
 
 
-def test_clock_of_the_host_does_not_matter(
-    make_floor: MakeFloor, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clock_of_the_host_does_not_matter(make_floor, client, monkeypatch):
     """All times are Redis's."""
     time_of_redis: Any = client.time()
     monkeypatch.setattr(time, "time", lambda: 10**9)
@@ -85,7 +75,7 @@ def test_clock_of_the_host_does_not_matter(
     assert abs(state.started_at.timestamp() - time_of_redis[0]) < 60
 
 
-def test_tight_loop_costs_few_writes(make_floor: MakeFloor, proxy: FaultyProxy) -> None:
+def test_tight_loop_costs_few_writes(make_floor, proxy):
     """However often a job reports, the store gets one write an interval."""
     floor = make_floor(JobStore(proxy.url), interval=0.05)
     held = floor.begin()
@@ -102,9 +92,7 @@ def test_tight_loop_costs_few_writes(make_floor: MakeFloor, proxy: FaultyProxy) 
     assert held.load().progress_metrics == {"count": count}
 
 
-def test_all_jobs_are_written_together(
-    make_floor: MakeFloor, proxy: FaultyProxy
-) -> None:
+def test_all_jobs_are_written_together(make_floor, proxy):
     """The reports of many jobs are written in one round trip."""
     floor = make_floor(JobStore(proxy.url), interval=3600, threads=12)
     jobs = [floor.begin() for _ in range(12)]
@@ -122,9 +110,7 @@ def test_all_jobs_are_written_together(
 
 
 @pytest.mark.promise("silent-job-is-stalled")
-def test_silent_job_reads_stalled_until_it_is_heard_of(
-    make_floor: MakeFloor, store: JobStore
-) -> None:
+def test_silent_job_reads_stalled_until_it_is_heard_of(make_floor, store):
     """It reads stalled after a while without a sign, and working after a report."""
     floor = make_floor(heartbeat=3600)
     held = floor.hold(floor.post())
@@ -139,7 +125,7 @@ def test_silent_job_reads_stalled_until_it_is_heard_of(
     assert held.reads("working")
 
 
-def test_silent_job_reads_working(make_floor: MakeFloor, store: JobStore) -> None:
+def test_silent_job_reads_working(make_floor, store):
     """Its beats keep a job that reports nothing from stalling, and are no updates."""
     held = make_floor(heartbeat=0.05).begin()
     pass_time(store, store.stalled_after + 1)
@@ -149,9 +135,7 @@ def test_silent_job_reads_working(make_floor: MakeFloor, store: JobStore) -> Non
 
 
 @pytest.mark.parametrize("lifetime", ["stalled_after", "active_expire_in"])
-def test_beats_come_as_often_as_the_store_needs(
-    make_floor: MakeFloor, store: JobStore, proxy: FaultyProxy, lifetime: str
-) -> None:
+def test_beats_come_as_often_as_the_store_needs(make_floor, store, proxy, lifetime):
     """By default two come before a job would stall, or its record expire."""
     held = make_floor(JobStore(proxy.url).replace(**{lifetime: 0.9})).begin()
     pass_time(store, store.stalled_after + 1)
@@ -169,7 +153,7 @@ def test_beats_come_as_often_as_the_store_needs(
 
 
 @pytest.mark.promise("nothing-expires-under-a-viewer")
-def test_running_job_does_not_expire(make_floor: MakeFloor, store: JobStore) -> None:
+def test_running_job_does_not_expire(make_floor, store):
     """Each report of a running job renews its record."""
     brief = store.replace(active_expire_in=1000)
     held = make_floor(brief, heartbeat=3600).begin()
@@ -180,9 +164,7 @@ def test_running_job_does_not_expire(make_floor: MakeFloor, store: JobStore) -> 
         assert held.load().progress_metrics == {"miles_run": mile}
 
 
-def test_job_that_runs_for_long_stays_listed(
-    make_floor: MakeFloor, store: JobStore
-) -> None:
+def test_job_that_runs_for_long_stays_listed(make_floor, store):
     """It runs longer than `active_expire_in`, while new jobs trim the lists."""
     brief = store.replace(active_expire_in=5)
     held = make_floor(brief, heartbeat=0.05).begin()
@@ -199,9 +181,7 @@ def test_job_that_runs_for_long_stays_listed(
 # Waiting for it.
 
 
-def test_flush_waits_for_a_write_that_has_its_values(
-    make_floor: MakeFloor, proxy: FaultyProxy
-) -> None:
+def test_flush_waits_for_a_write_that_has_its_values(make_floor, proxy):
     """A write that was under way when flush() was called does not count."""
     floor = make_floor(JobStore(redis.Redis.from_url(proxy.url)), interval=60)
     held = floor.begin()
@@ -226,9 +206,7 @@ def test_flush_waits_for_a_write_that_has_its_values(
     assert held.load().message == "the second"
 
 
-def test_sixteen_threads_lose_nothing(
-    make_floor: MakeFloor, proxy: FaultyProxy
-) -> None:
+def test_sixteen_threads_lose_nothing(make_floor, proxy):
     """While replies are lost, each last value is stored, and each count is exact."""
     threads, rounds = 16, 40
     floor = make_floor(JobStore(proxy.url), interval=0.002)
@@ -328,9 +306,7 @@ class Steps:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_flush_at_any_line_of_a_call_loses_nothing(
-    make_floor: MakeFloor, name: str
-) -> None:
+def test_flush_at_any_line_of_a_call_loses_nothing(make_floor, name):
     """What the call sets is stored, and of several metrics all or none."""
     prepare, expected = CALLS[name]
     floor, steps, point = make_floor(interval=3600), Steps(), 0
@@ -365,7 +341,7 @@ def test_flush_at_any_line_of_a_call_loses_nothing(
 # Stopping.
 
 
-def test_finalizer_may_flush_anywhere(make_floor: MakeFloor) -> None:
+def test_finalizer_may_flush_anywhere(make_floor):
     """A garbage collection may come whenever a thread makes an object, such as that
     which writes, and close a generator that flushes at its end.
     """
@@ -392,7 +368,7 @@ def test_finalizer_may_flush_anywhere(make_floor: MakeFloor) -> None:
     assert held.job_state.flush(10)
 
 
-def test_worker_that_stops_writes_what_is_left(make_floor: MakeFloor) -> None:
+def test_worker_that_stops_writes_what_is_left(make_floor):
     """Its threads end with its last job, and the next worker begins anew."""
     threads = threading.active_count()
     floor = make_floor(interval=60)
@@ -411,7 +387,7 @@ def test_worker_that_stops_writes_what_is_left(make_floor: MakeFloor) -> None:
     assert held.load().message == "on we go"
 
 
-def test_worker_that_stops_leaves_the_jobs_of_others_alone(floor: Floor) -> None:
+def test_worker_that_stops_leaves_the_jobs_of_others_alone(floor):
     """The jobs of another worker in its process still report, and hear of a cancel."""
     held = floor.begin()
     floor.new_worker().stop()
@@ -427,7 +403,7 @@ def test_worker_that_stops_leaves_the_jobs_of_others_alone(floor: Floor) -> None
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_job_may_fork(make_floor: MakeFloor, logged: Logged) -> None:
+def test_job_may_fork(make_floor, logged):
     """In the child it raises, and new jobs are recorded. The parent is undisturbed."""
     floor = make_floor(interval=3600)
     held = floor.begin()
@@ -469,7 +445,7 @@ def test_job_may_fork(make_floor: MakeFloor, logged: Logged) -> None:
     assert not logged()
 
 
-def test_time_left_is_reckoned_at_the_pace_so_far(floor: Floor) -> None:
+def test_time_left_is_reckoned_at_the_pace_so_far(floor):
     """It is unknown until some of a known total is done. A new loop begins anew."""
     held = floor.begin()
     ends = iter(range(10**6))

@@ -1,7 +1,5 @@
 """Running failed jobs again, each under its uuid."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import itertools
@@ -33,11 +31,9 @@ from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
 from tests.lost import disagreements
 from tests.support import STATUSES, UUID, wait_for
 from tests.trips import dying
-from tests.worker.conftest import Logged
 from tests.worker.floors import (
     Chore,
     Floor,
-    MakeFloor,
     fail,
     failed,
     records,
@@ -88,7 +84,7 @@ def refusing(floor: Floor, call: Callable[..., Any] = refuse) -> Any:
 
 @pytest.mark.promise("job-is-put-back")
 @pytest.mark.promise("new-run-starts-clean")
-def test_failed_job_runs_again(floor: Floor) -> None:
+def test_failed_job_runs_again(floor):
     """It keeps its owner, its parameters and the time at which it was sent, and its
     tries. Its message is kept for as long as it has failed.
     """
@@ -112,7 +108,7 @@ def test_failed_job_runs_again(floor: Floor) -> None:
     assert floor.ran == {"a": 1}
 
 
-def test_other_jobs_do_not_run_again(floor: Floor) -> None:
+def test_other_jobs_do_not_run_again(floor):
     """Only a job that failed does, and nobody knows one without a record."""
     for status in set(STATUSES) - {"error"}:
         job = put_job(floor.store, Chore, status, actor="errand")
@@ -128,7 +124,7 @@ def test_other_jobs_do_not_run_again(floor: Floor) -> None:
     assert floor.waiting() == []
 
 
-def test_tries_of_a_job_are_kept(floor: Floor) -> None:
+def test_tries_of_a_job_are_kept(floor):
     """Each attempt of Dramatiq's is one, and each run by request. The last ten are
     kept, and the last traceback. The record that a poll reads has nothing of it.
     """
@@ -154,9 +150,7 @@ def test_tries_of_a_job_are_kept(floor: Floor) -> None:
     assert "Traceback" not in str(record)
 
 
-def test_age_limit_skips_nothing_that_runs_again(
-    floor: Floor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_age_limit_skips_nothing_that_runs_again(floor, monkeypatch):
     """A message that runs again counts as new, and so do the later steps."""
     then = int(time.time() * 1000) - 120_000
     with monkeypatch.context() as patch:
@@ -175,9 +169,7 @@ def test_age_limit_skips_nothing_that_runs_again(
 # Brokers that fail.
 
 
-def test_broker_that_refuses_leaves_the_failure(
-    floor: Floor, client: redis.Redis
-) -> None:
+def test_broker_that_refuses_leaves_the_failure(floor, client):
     """A broker that does not accept the message leaves all as it was."""
     (sent,) = failed(floor)
     before, keys = floor.load(sent.message_id), sorted(client.keys())
@@ -196,9 +188,7 @@ def test_broker_that_refuses_leaves_the_failure(
     assert floor.statuses(sent) == ["success"]
 
 
-def test_failure_that_another_program_overwrote_loses_no_job(
-    floor: Floor, client: redis.Redis
-) -> None:
+def test_failure_that_another_program_overwrote_loses_no_job(floor, client):
     """It cannot be put back, so the job stays as it is, and in the lists."""
     (sent,) = failed(floor)
 
@@ -214,7 +204,7 @@ def test_failure_that_another_program_overwrote_loses_no_job(
 
 
 @pytest.mark.promise("job-is-put-back")
-def test_message_that_the_broker_took_after_all_does_not_run(floor: Floor) -> None:
+def test_message_that_the_broker_took_after_all_does_not_run(floor):
     """The broker says that it did not take it, so the failure stays."""
     (sent,) = failed(floor)
 
@@ -233,7 +223,7 @@ def test_message_that_the_broker_took_after_all_does_not_run(floor: Floor) -> No
 # Messages that come again.
 
 
-def test_old_message_that_comes_again_does_not_run(floor: Floor) -> None:
+def test_old_message_that_comes_again_does_not_run(floor):
     """That of the failed run may come again when its worker has died: it runs nothing,
     before and after the wanted run. AgeLimit, which skips it, does not cancel the job.
     """
@@ -256,7 +246,7 @@ def test_old_message_that_comes_again_does_not_run(floor: Floor) -> None:
     assert floor.ran == {"a": 1}
 
 
-def test_store_that_goes_away_after_the_message_has_left(floor: Floor) -> None:
+def test_store_that_goes_away_after_the_message_has_left(floor):
     """The job runs again as far as anybody knows."""
     (sent,) = failed(floor)
     enqueue = floor.broker.enqueue
@@ -275,7 +265,7 @@ def test_store_that_goes_away_after_the_message_has_left(floor: Floor) -> None:
 # Pipelines.
 
 
-def test_later_steps_of_a_pipeline_run(floor: Floor) -> None:
+def test_later_steps_of_a_pipeline_run(floor):
     """They wait again, but stay cancelled if the broker refuses the first one."""
     steps = failed_pipeline(floor)
     before = [floor.load(step.message_id).error for step in steps]
@@ -296,7 +286,7 @@ def test_later_steps_of_a_pipeline_run(floor: Floor) -> None:
     assert floor.ran == dict.fromkeys("ast", 1)
 
 
-def test_later_step_that_a_user_cancelled_stays_so(floor: Floor) -> None:
+def test_later_step_that_a_user_cancelled_stays_so(floor):
     """A step that was cancelled does not run after a rerun one, nor what follows it."""
     steps = failed_pipeline(floor, cancels=1)
     assert again(floor, steps[0])
@@ -306,7 +296,7 @@ def test_later_step_that_a_user_cancelled_stays_so(floor: Floor) -> None:
     assert floor.ran == {"a": 1}
 
 
-def test_pipeline_whose_later_step_was_deleted_does_not_run(floor: Floor) -> None:
+def test_pipeline_whose_later_step_was_deleted_does_not_run(floor):
     """A step does not run again if a later one would be skipped in silence."""
     steps = failed_pipeline(floor)
     assert floor.load(steps[2].message_id).delete()
@@ -319,7 +309,7 @@ def test_pipeline_whose_later_step_was_deleted_does_not_run(floor: Floor) -> Non
 # Operators who were taken for dead.
 
 
-def test_operator_who_died_is_followed_by_another(floor: Floor) -> None:
+def test_operator_who_died_is_followed_by_another(floor):
     """A job whose operator died before the message left may run again, but not while
     that one may still be at work. What the first one sends then runs nothing.
     """
@@ -344,7 +334,7 @@ def test_operator_who_died_is_followed_by_another(floor: Floor) -> None:
     assert floor.ran == {"a": 1}
 
 
-def test_running_again_while_a_worker_is_at_work(floor: Floor) -> None:
+def test_running_again_while_a_worker_is_at_work(floor):
     """Two operators run all failed jobs again: each runs once more."""
     names = [str(number) for number in range(30)]
     floor.scripts = dict.fromkeys(names, lambda _: fail(ValueError("x")))
@@ -365,9 +355,7 @@ def test_running_again_while_a_worker_is_at_work(floor: Floor) -> None:
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("is_bulk", [False, True])
-def test_operator_who_dies_runs_a_job_once(
-    floor: Floor, is_bulk: bool, moment: str
-) -> None:
+def test_operator_who_dies_runs_a_job_once(floor, is_bulk, moment):
     """The job runs once more, at the latest when another operator does it."""
     for number in itertools.count(1):
         (sent,) = failed(floor)
@@ -392,7 +380,7 @@ def test_operator_who_dies_runs_a_job_once(
 # What cannot run again.
 
 
-def test_message_that_json_cannot_hold_is_not_kept(floor: Floor) -> None:
+def test_message_that_json_cannot_hold_is_not_kept(floor):
     """What the store cannot hold as JSON, exactly, cannot run again: it says why."""
     cases: list[tuple[Any, str]] = [
         (b"bytes", "bytes is not JSON serializable"),
@@ -419,9 +407,7 @@ def test_message_that_json_cannot_hold_is_not_kept(floor: Floor) -> None:
         assert floor.store.failures(message.message_id).message == "", value
 
 
-def test_job_that_this_broker_cannot_run_is_refused(
-    floor: Floor, store: JobStore, make_floor: MakeFloor
-) -> None:
+def test_job_that_this_broker_cannot_run_is_refused(floor, store, make_floor):
     """It is left as it is, and the operator is told why."""
     (sent,) = failed(floor)
     other = StubBroker()
@@ -445,7 +431,7 @@ def test_job_that_this_broker_cannot_run_is_refused(
     assert floor.waiting() == []
 
 
-def test_member_of_a_cancelled_batch_does_not_run_again(floor: Floor) -> None:
+def test_member_of_a_cancelled_batch_does_not_run_again(floor):
     """A failed member of a batch that was cancelled is refused, and stays failed."""
     batch = put_batch(floor.store, Batch, [FAILED, "working"])
     member = floor.store.members(batch.uuid, "error").items[0]
@@ -473,7 +459,7 @@ def forge(client: redis.Redis, message: Message[Any], **changes: Any) -> None:
     client.hset(key, "message", json.dumps({**json.loads(text), **changes}))
 
 
-def test_foreign_message_runs_nothing(floor: Floor, client: redis.Redis) -> None:
+def test_foreign_message_runs_nothing(floor, client):
     """The store holds another job's message, or text that is not a message."""
     dramatiq.actor(broker=floor.broker, actor_name="other")(lambda: None)
     step = {"actor_name": "unknown", "message_id": UUID, "args": []}
@@ -502,9 +488,7 @@ def test_foreign_message_runs_nothing(floor: Floor, client: redis.Redis) -> None
     assert floor.waiting() == []
 
 
-def test_message_may_not_choose_owner_or_queue(
-    floor: Floor, client: redis.Redis
-) -> None:
+def test_message_may_not_choose_owner_or_queue(floor, client):
     """The owner and the queue come from the record."""
     for owner in "alice", None:
         (message,) = failed(floor)
@@ -534,7 +518,7 @@ def each_call(floor: Floor, **options: Any) -> Iterator[BulkResult]:
             return
 
 
-def test_all_failed_jobs_run_again(floor: Floor) -> None:
+def test_all_failed_jobs_run_again(floor):
     """A few at a time. Jobs that fail meanwhile are left to the next call. The caller
     is told of each job as soon as it was sent, and of no others.
     """
@@ -560,9 +544,7 @@ def test_all_failed_jobs_run_again(floor: Floor) -> None:
 
 
 @pytest.mark.parametrize("wanted", [{"owner": "alice"}, {"everything": True}], ids=str)
-def test_jobs_that_were_lost_run_again_with_those_that_failed(
-    floor: Floor, wanted: dict[str, Any]
-) -> None:
+def test_jobs_that_were_lost_run_again_with_those_that_failed(floor, wanted):
     """A job whose operator died before its message left runs again with the jobs that
     failed, a few at a time. Others that read "stalled" do not.
     """
@@ -580,7 +562,7 @@ def test_jobs_that_were_lost_run_again_with_those_that_failed(
     assert floor.store.counts() == Counts(success=5, stalled=1)
 
 
-def test_members_that_were_never_sent_are_told(floor: Floor, logged: Logged) -> None:
+def test_members_that_were_never_sent_are_told(floor, logged):
     """If the sender of a batch died, the log says what to do about the jobs that were
     never sent, once the batch has been silent for a while. The failed ones run again.
     """
@@ -601,7 +583,7 @@ def test_members_that_were_never_sent_are_told(floor: Floor, logged: Logged) -> 
         )
 
 
-def test_batches_are_not_among_failed_jobs(floor: Floor) -> None:
+def test_batches_are_not_among_failed_jobs(floor):
     """A batch does not run, so it is not counted as refused: its failed jobs run."""
     batch = put_batch(floor.store, Batch, ["success", FAILED])
     assert batch.status == "error"
@@ -614,7 +596,7 @@ def test_batches_are_not_among_failed_jobs(floor: Floor) -> None:
 # Deleting.
 
 
-def test_deleted_job_does_not_come_back(floor: Floor) -> None:
+def test_deleted_job_does_not_come_back(floor):
     """It is unknown, and its message runs nothing if it comes again."""
     (lost,) = failed(floor)
     succeeded, cancelled = floor.post("a"), floor.post("a")

@@ -7,7 +7,6 @@ from typing import Any
 
 import dramatiq
 import pytest
-import redis
 from dramatiq.middleware import (
     AgeLimit,
     Middleware,
@@ -17,12 +16,10 @@ from dramatiq.middleware import (
 )
 
 from pyramid_jobstate import JobState, JobStateMiddleware, rerun
-from pyramid_jobstate.resources import JobStates
 from tests.jobs import Alarm, job_actor, load, make_broker, wait_until, working
 from tests.lost import disagreements, places_of
 from tests.support import wait_for
-from tests.worker.conftest import Logged
-from tests.worker.floors import Floor, idle_actor
+from tests.worker.floors import idle_actor
 
 
 class RefusedError(MiddlewareError):
@@ -49,7 +46,7 @@ class Stopping(Middleware):
 
 
 @pytest.mark.parametrize("order", ["after", "before", "first"])
-def test_attempt_is_that_of_the_last_run_that_began(redis_url: str, order: str) -> None:
+def test_attempt_is_that_of_the_last_run_that_began(redis_url, order):
     """Its start is, too, wherever the middleware stands that stops the job. That run's
     reports are kept if the message is stopped before ours sees it.
     """
@@ -132,8 +129,8 @@ OF_AN_END = (
 )
 @pytest.mark.parametrize("end", ["success", "error", "cancelled"])
 def test_end_stands_if_the_message_that_comes_again_is_stopped(
-    floor: Floor, client: redis.Redis, logged: Logged, order: str, how: str, end: str
-) -> None:
+    floor, client, logged, order, how, end
+):
     """Whichever middleware stops it, wherever that stands. The job keeps its values and
     its failures, and stands in the lists as before.
     """
@@ -182,7 +179,7 @@ def test_end_stands_if_the_message_that_comes_again_is_stopped(
 
 
 @pytest.mark.parametrize("order", ["after", "before", "last"])
-def test_message_that_is_refused_and_put_back_waits(redis_url: str, order: str) -> None:
+def test_message_that_is_refused_and_put_back_waits(redis_url, order):
     """It reads retrying, with the time it is due, wherever the middlewares stand."""
     places: dict[str, Any] = {"before": AgeLimit, "last": Retries}
     broker = make_broker(redis_url, before=places.get(order))
@@ -211,9 +208,7 @@ def test_message_that_is_refused_and_put_back_waits(redis_url: str, order: str) 
 
 
 @pytest.mark.parametrize("order", ["before", "after", "first"])
-def test_message_that_a_limiter_puts_back_waits(
-    redis_url: str, alice: JobStates, order: str
-) -> None:
+def test_message_that_a_limiter_puts_back_waits(redis_url, alice, order):
     """It is not finished, and the next step waits, wherever the limiter stands."""
     broker = make_broker(redis_url, before=AgeLimit if order == "first" else None)
     seen: list[str] = []

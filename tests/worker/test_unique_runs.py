@@ -1,19 +1,14 @@
 """Unique jobs in a worker: a message that comes again never makes two of them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
-import redis
 from dramatiq.errors import Retry
 
-from pyramid_jobstate import JobStore
 from pyramid_jobstate.testing import away, pass_time
 from tests.lost import keys_without_end
 from tests.support import wait_for
-from tests.worker.conftest import Logged
-from tests.worker.floors import Floor, Held, MakeFloor, records
+from tests.worker.floors import Floor, Held, records
 
 #: Seconds.
 DAY = 24 * 3600
@@ -42,9 +37,7 @@ def is_under_way(floor: Floor, uuid: str) -> bool:
 
 
 @pytest.mark.parametrize("how", ["redelivered", "put back"])
-def test_ended_job_does_not_run_while_another_is_under_way(
-    floor: Floor, how: str, logged: Logged
-) -> None:
+def test_ended_job_does_not_run_while_another_is_under_way(floor, how, logged):
     """Its message is redelivered, or put back by an operator. Its record stays."""
     first = run(floor)
     before = first.load()
@@ -66,7 +59,7 @@ def test_ended_job_does_not_run_while_another_is_under_way(
 
 
 @pytest.mark.parametrize("how", ["redelivered", "put back"])
-def test_ended_job_runs_again_if_no_other_is_under_way(floor: Floor, how: str) -> None:
+def test_ended_job_runs_again_if_no_other_is_under_way(floor, how):
     """And is under way from then on, also if another one has ended meanwhile."""
     first, second = run(floor), run(floor)
     assert first.uuid != second.uuid
@@ -82,7 +75,7 @@ def test_ended_job_runs_again_if_no_other_is_under_way(floor: Floor, how: str) -
     assert floor.press() not in (first.uuid, second.uuid)
 
 
-def test_job_that_is_tried_again_is_under_way(make_floor: MakeFloor) -> None:
+def test_job_that_is_tried_again_is_under_way(make_floor):
     """From a failed try to the end of the next one, and while its run is stalled, since
     Dramatiq delivers its message again.
     """
@@ -103,9 +96,7 @@ def test_job_that_is_tried_again_is_under_way(make_floor: MakeFloor) -> None:
     assert floor.press() != held.uuid
 
 
-def test_late_run_is_stopped_if_another_job_is_under_way(
-    make_floor: MakeFloor, own: JobStore, logged: Logged
-) -> None:
+def test_late_run_is_stopped_if_another_job_is_under_way(make_floor, own, logged):
     """The store was away when its message came: it is told when that is back."""
     floor = make_floor(own)
     first = run(floor)
@@ -122,7 +113,7 @@ def test_late_run_is_stopped_if_another_job_is_under_way(
     assert is_under_way(floor, second.uuid)
 
 
-def test_lost_record_does_not_make_two_jobs(floor: Floor, client: redis.Redis) -> None:
+def test_lost_record_does_not_make_two_jobs(floor, client):
     """It is evicted while the message waits, or expires before that is put back."""
     for how in floor.deliver, floor.broker.enqueue:
         client.flushall()
@@ -140,7 +131,7 @@ def test_lost_record_does_not_make_two_jobs(floor: Floor, client: redis.Redis) -
         assert second.load().status == "success"
 
 
-def test_job_is_found_for_as_long_as_its_record_lives(floor: Floor) -> None:
+def test_job_is_found_for_as_long_as_its_record_lives(floor):
     """While it is put back, and after its end."""
     held = press(floor, max_retries=1)
     floor.start()
@@ -157,9 +148,7 @@ def test_job_is_found_for_as_long_as_its_record_lives(floor: Floor) -> None:
     assert floor.last() is None
 
 
-def test_lost_claim_is_taken_again(
-    make_floor: MakeFloor, store: JobStore, client: redis.Redis
-) -> None:
+def test_lost_claim_is_taken_again(make_floor, store, client):
     """By the run that is under way, when it renews its place in the lists."""
     floor = make_floor(store.replace(active_expire_in=2), heartbeat=0.05)
     first = press(floor)
@@ -171,7 +160,7 @@ def test_lost_claim_is_taken_again(
     assert is_under_way(floor, first.uuid)
 
 
-def test_stalled_run_is_under_way(make_floor: MakeFloor) -> None:
+def test_stalled_run_is_under_way(make_floor):
     """Dramatiq delivers its message again."""
     floor = make_floor(heartbeat=3600)
     held = press(floor)

@@ -14,7 +14,6 @@ from dramatiq.middleware import AsyncIO
 from transaction import TransactionManager
 
 from pyramid_jobstate import Batch, JobCancelled, JobState
-from pyramid_jobstate.resources import JobStates
 from pyramid_jobstate.testing import put_job
 from tests.jobs import job_actor, make_broker, new_id, store_of, wait_until, working
 from tests.support import load_job, wait_for, write
@@ -62,7 +61,7 @@ def declare(
     return declare
 
 
-def test_actor_waits_for_another_job(broker: RedisBroker, declare: Any) -> None:
+def test_actor_waits_for_another_job(broker, declare):
     """It gets the ended job, with what that has reported."""
     seen: list[Any] = []
     waiting = declare(lambda job_state, found: seen.append(found))
@@ -80,7 +79,7 @@ def test_actor_waits_for_another_job(broker: RedisBroker, declare: Any) -> None:
     ]
 
 
-def test_cancelled_job_stops_waiting(broker: RedisBroker, declare: Any) -> None:
+def test_cancelled_job_stops_waiting(broker, declare):
     """Each look raises JobCancelled as a report does, once: what cleans up may wait."""
     store = store_of(broker)
     seen: list[Any] = []
@@ -101,7 +100,7 @@ def test_cancelled_job_stops_waiting(broker: RedisBroker, declare: Any) -> None:
     assert load_job(store, other).status == "working"
 
 
-def test_job_cannot_wait_for_itself(broker: RedisBroker, declare: Any) -> None:
+def test_job_cannot_wait_for_itself(broker, declare):
     """It would never end: a RuntimeError says so."""
     seen: list[Any] = []
     waiting = declare(lambda job_state, found: seen.append(str(found)))
@@ -114,9 +113,7 @@ def test_job_cannot_wait_for_itself(broker: RedisBroker, declare: Any) -> None:
     assert seen[0].startswith(f"The job {own} cannot wait for {own}, which ends after")
 
 
-def test_member_cannot_wait_for_its_batch(
-    broker: RedisBroker, declare: Any, alice: JobStates
-) -> None:
+def test_member_cannot_wait_for_its_batch(broker, declare, alice):
     """A batch ends after its members. Another member may be waited for."""
     seen: dict[str, Any] = {}
     waiting = declare(lambda job_state, found: seen.update({job_state.uuid: found}))
@@ -133,9 +130,7 @@ def test_member_cannot_wait_for_its_batch(
     assert seen[well].uuid == other
 
 
-def test_step_cannot_wait_for_a_later_one(
-    broker: RedisBroker, declare: Any, alice: JobStates
-) -> None:
+def test_step_cannot_wait_for_a_later_one(broker, declare, alice):
     """Neither for the next step of its pipeline nor for one after that. A later step
     may wait for an earlier one.
     """
@@ -160,7 +155,7 @@ def test_step_cannot_wait_for_a_later_one(
         assert "a later step" in str(seen[uuids[2]])
 
 
-def test_task_may_outlive_its_actor(broker: RedisBroker) -> None:
+def test_task_may_outlive_its_actor(broker):
     """A task that goes on after its job waits as outside a job, even for that."""
     store = store_of(broker)
     other = put_job(store, JobState, "working").uuid

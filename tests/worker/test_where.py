@@ -30,7 +30,6 @@ from dramatiq.middleware import AsyncIO
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, Whereabouts
 from pyramid_jobstate.testing import pass_time
 from tests.cluster import cluster_of_one
-from tests.faulty import FaultyProxy
 from tests.incaller import InCallerBroker
 from tests.jobs import (
     Gate,
@@ -106,7 +105,7 @@ def in_caller(redis_url: str) -> Iterator[InCallerBroker]:
 
 
 @pytest.mark.promise("where-a-job-is")
-def test_job_says_where_it_is(redis_url: str, store: JobStore) -> None:
+def test_job_says_where_it_is(redis_url, store):
     """The answer has the stack, the innermost call last, and what runs it. It has no
     values, which may be secret.
     """
@@ -134,7 +133,7 @@ def test_job_says_where_it_is(redis_url: str, store: JobStore) -> None:
         gate.open()
 
 
-def test_each_job_says_where_it_is_itself(redis_url: str, store: JobStore) -> None:
+def test_each_job_says_where_it_is_itself(redis_url, store):
     """Others run in the same process, and report all the time."""
     broker = make_broker(redis_url)
 
@@ -160,9 +159,7 @@ def test_each_job_says_where_it_is_itself(redis_url: str, store: JobStore) -> No
         gate.open()
 
 
-def test_job_is_asked_once_a_second(
-    redis_url: str, store: JobStore, client: redis.Redis
-) -> None:
+def test_job_is_asked_once_a_second(redis_url, store, client):
     """Further requests get the same answer, also those for an alias of the job. It is
     kept for five minutes.
     """
@@ -182,7 +179,7 @@ def test_job_is_asked_once_a_second(
         assert store.where(run.uuid) is None
 
 
-def test_job_that_does_not_run_is_not_asked(redis_url: str, store: JobStore) -> None:
+def test_job_that_does_not_run_is_not_asked(redis_url, store):
     """It is queued, has ended, or is unknown. What it has said stays until it is
     deleted.
     """
@@ -199,7 +196,7 @@ def test_job_that_does_not_run_is_not_asked(redis_url: str, store: JobStore) -> 
     assert not store.ask_where(queued.message_id)
 
 
-def test_answer_of_another_run_is_dropped(redis_url: str, store: JobStore) -> None:
+def test_answer_of_another_run_is_dropped(redis_url, store):
     """A newer run of the job has begun elsewhere meanwhile."""
     broker = make_broker(redis_url, JobStateMiddleware(interval=0.5))
 
@@ -222,7 +219,7 @@ def test_answer_of_another_run_is_dropped(redis_url: str, store: JobStore) -> No
         gate.open()
 
 
-def test_deep_stack_is_cut(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deep_stack_is_cut(found, monkeypatch):
     """Its innermost frames stay, in 64 KiB, whatever Python shows of tracebacks."""
 
     def odd(depth: int) -> None:
@@ -352,24 +349,20 @@ async def wait_for_close() -> None:
         (wait_for_close, ["steps", "stand"]),
     ],
 )
-def test_whatever_a_job_waits_for_says_where_it_is(
-    found: Found, act: Callable[[], Any], inside: list[str]
-) -> None:
+def test_whatever_a_job_waits_for_says_where_it_is(found, act, inside):
     """Loops, threads, and all that a coroutine may await."""
     assert calls(found(act)) == [act.__name__, *inside]
 
 
 @pytest.mark.parametrize(("act", "inside"), [(stand, "stand"), (block, "wait")])
-def test_loop_without_frames_says_where_it_is(
-    found: Found, act: Callable[[], Coroutine[Any, Any, None]], inside: str
-) -> None:
+def test_loop_without_frames_says_where_it_is(found, act, inside):
     """Those of uvloop are compiled."""
     uvloop = pytest.importorskip("uvloop")
     names = [act.__name__, inside] if act is block else [inside]
     assert calls(found(lambda: uvloop.run(act()))) == names
 
 
-def test_coroutine_says_where_it_is(redis_url: str, store: JobStore) -> None:
+def test_coroutine_says_where_it_is(redis_url, store):
     """It is suspended, several calls deep, as others of the same actor are."""
     broker = make_broker(redis_url, others=(AsyncIO(),))
 
@@ -395,9 +388,7 @@ def test_coroutine_says_where_it_is(redis_url: str, store: JobStore) -> None:
         gate.open()
 
 
-def test_greenlets_say_where_they_are(
-    in_caller: InCallerBroker, store: JobStore
-) -> None:
+def test_greenlets_say_where_they_are(in_caller, store):
     """Those that wait are in no thread's stack. Each job of a thread has its own."""
     main = greenlet.getcurrent()
     seen: list[str] = []
@@ -422,7 +413,7 @@ def test_greenlets_say_where_they_are(
     second.switch()
 
 
-def test_refused_question_leaves_the_garbage_collector_on(redis_url: str) -> None:
+def test_refused_question_leaves_the_garbage_collector_on(redis_url):
     """It is off while they are read. An audit hook of the application may forbid it."""
 
     def ask() -> str:
@@ -449,7 +440,7 @@ def test_refused_question_leaves_the_garbage_collector_on(redis_url: str) -> Non
     assert in_child(ask) == "[False] True"
 
 
-def test_job_inside_a_job(in_caller: InCallerBroker, store: JobStore) -> None:
+def test_job_inside_a_job(in_caller, store):
     """The outer one is where the inner one is. Without a worker, none is named."""
     found: dict[str, Whereabouts] = {}
 
@@ -469,7 +460,7 @@ def test_job_inside_a_job(in_caller: InCallerBroker, store: JobStore) -> None:
     assert (inner.worker, outer.worker) == (None, None)
 
 
-def test_source_and_names_may_be_anything(found: Found) -> None:
+def test_source_and_names_may_be_anything(found):
     """What UTF-8 cannot say is replaced. A thread's name is cut to 200 characters."""
     names: dict[str, Any] = {"gate": gate}
     exec(compile("def run():\n    gate.wait()", "/tests/\udcff<b>", "exec"), names)
@@ -484,7 +475,7 @@ def test_source_and_names_may_be_anything(found: Found) -> None:
 
 
 @pytest.mark.parametrize("namespace", ["jobstate", "{jobstate}"])
-def test_job_is_asked_on_a_cluster(redis_url: str, namespace: str) -> None:
+def test_job_is_asked_on_a_cluster(redis_url, namespace):
     """The request may be announced in another slot."""
     with cluster_of_one() as node:
         (port,) = re.findall(r":(\d+)", node.url)
@@ -494,9 +485,7 @@ def test_job_is_asked_on_a_cluster(redis_url: str, namespace: str) -> None:
                 assert calls(asked(store, runs.start().uuid))[-1] == "live"
 
 
-def test_coroutine_that_was_asked_leaves_nothing(
-    redis_url: str, store: JobStore
-) -> None:
+def test_coroutine_that_was_asked_leaves_nothing(redis_url, store):
     """When it fails, its variables go without the garbage collector."""
     broker = make_broker(redis_url, others=(AsyncIO(),))
     left: list[weakref.ref[Gate]] = []
@@ -521,9 +510,7 @@ def test_coroutine_that_was_asked_leaves_nothing(
             gc.enable()
 
 
-def test_jobs_of_a_blocked_loop_wait_for_it_once(
-    redis_url: str, store: JobStore
-) -> None:
+def test_jobs_of_a_blocked_loop_wait_for_it_once(redis_url, store):
     """If many of them are asked at once, all answer in time."""
     broker = make_broker(redis_url, others=(AsyncIO(),))
     blocker = Gate()
@@ -548,9 +535,7 @@ def test_jobs_of_a_blocked_loop_wait_for_it_once(
         gate.open()
 
 
-def test_job_that_could_not_answer_is_asked_again(
-    redis_url: str, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_job_that_could_not_answer_is_asked_again(redis_url, store, monkeypatch):
     """The process could start no thread."""
     tried: list[threading.Thread] = []
 
@@ -568,9 +553,7 @@ def test_job_that_could_not_answer_is_asked_again(
         asked(store, run.uuid)
 
 
-def test_job_is_asked_again_as_it_has_answered(
-    redis_url: str, store: JobStore, proxy: FaultyProxy
-) -> None:
+def test_job_is_asked_again_as_it_has_answered(redis_url, store, proxy):
     """Its worker does not know yet that the answer is stored."""
     own = JobStore(redis.Redis.from_url(proxy.url))
     with running(redis_url, store=own) as runs:
@@ -581,9 +564,7 @@ def test_job_is_asked_again_as_it_has_answered(
             pass_time(store, 1)
 
 
-def test_child_of_a_job_does_not_answer_for_it(
-    in_caller: InCallerBroker, store: JobStore
-) -> None:
+def test_child_of_a_job_does_not_answer_for_it(in_caller, store):
     """It runs a job of its own, and would say where that is."""
     begun = multiprocessing.get_context("fork").Event()
     found: list[Whereabouts] = []

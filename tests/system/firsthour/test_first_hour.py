@@ -8,7 +8,6 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from pyramid_jobstate import JobStore
 from tests.support import free_ports, listens
 from tests.system.firsthour.conftest import MakeProject
 from tests.system.firsthour.projects import OWN_TESTS, PJOBS, Project
@@ -125,7 +124,7 @@ def run_a_marathon(page: Page) -> str:
     [*BOTH, "plain", pytest.param("wiki2", marks=pytest.mark.long)],
     indirect=True,
 )
-def test_projects_pass_their_tests_after_the_recipe(project: Project) -> None:
+def test_projects_pass_their_tests_after_the_recipe(project):
     """After the recipe, the projects pass their own tests and those of the README."""
     tests = OWN_TESTS[project.name]
     if project.name == "sqlalchemy":
@@ -136,7 +135,7 @@ def test_projects_pass_their_tests_after_the_recipe(project: Project) -> None:
 
 
 @pytest.mark.parametrize("project", BOTH, indirect=True)
-def test_recipe_leads_to_a_live_bar(site: Site, page: Page) -> None:
+def test_recipe_leads_to_a_live_bar(site, page):
     """After the recipe, one command starts all that a page needs to show the progress
     of a job, which its sender alone sees and can cancel. What a job stores is in the
     database once it is a success, and only then.
@@ -160,9 +159,7 @@ def test_recipe_leads_to_a_live_bar(site: Site, page: Page) -> None:
 
 
 @pytest.mark.parametrize("project", ["sqlalchemy"], indirect=True)
-def test_page_of_a_job_can_be_reloaded_and_leads_on(
-    project: Project, page: Page, request: pytest.FixtureRequest
-) -> None:
+def test_page_of_a_job_can_be_reloaded_and_leads_on(project, page, request):
     """After the redirect, a reload shows the same job. When that succeeds the page goes
     on, once it is visible, and back leads past the page of the job.
     """
@@ -201,14 +198,7 @@ def test_page_of_a_job_can_be_reloaded_and_leads_on(
         ("plain", "plain", ("job_states.send(", "job_states.send_immediately(")),
     ],
 )
-def test_other_projects_send(
-    make_project: MakeProject,
-    store: JobStore,
-    redis_url: str,
-    name: str,
-    recipe: str,
-    edit: tuple[str, str] | None,
-) -> None:
+def test_other_projects_send(make_project, store, redis_url, name, recipe, edit):
     """After the lines for Mako, and for a project without a database, the button sends
     a job and shows its element. A job that is sent immediately needs no pyramid_tm.
     """
@@ -225,9 +215,7 @@ def test_other_projects_send(
     assert (uuid_in(src), job_state.status) == (job_state.uuid, "queued")
 
 
-def test_shell_sends_when_it_commits(
-    make_project: MakeProject, store: JobStore, redis_url: str
-) -> None:
+def test_shell_sends_when_it_commits(make_project, store, redis_url):
     """The project's pshell sends a job with the lines of the documentation."""
     project = make_project("sqlalchemy")
     apply(project, quick_start(project.name))

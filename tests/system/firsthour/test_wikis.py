@@ -1,6 +1,5 @@
 """Owners and their jobs in the application of a Pyramid tutorial."""
 
-from tests.system.firsthour.conftest import MakeProject
 from tests.system.firsthour.recipe import apply, quick_start
 
 #: Visits the application as its users do, whose names are also their passwords.
@@ -51,9 +50,7 @@ owner.post(url + "cancel", headers=headers, status=400)
 """
 
 
-def test_owners_alone_see_and_cancel_their_jobs(
-    make_project: MakeProject, redis_url: str
-) -> None:
+def test_owners_alone_see_and_cancel_their_jobs(make_project, redis_url):
     """Users who log in by the application's form see and cancel only their own jobs.
     Others send none.
     """
