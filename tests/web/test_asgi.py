@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import http.client
+import importlib
 import json
 import logging
 import re
@@ -416,3 +417,11 @@ def test_response_may_be_replaced_until_its_first_byte():
         call(app)
     with pytest.raises(AssertionError, match="did not call start_response"):
         call(lambda environ, start_response: [b"one"])
+
+
+def test_import_without_a2wsgi(monkeypatch):
+    """Without a2wsgi, the import says what to install."""
+    monkeypatch.setitem(sys.modules, "a2wsgi", None)
+    monkeypatch.delitem(sys.modules, "pyramid_jobstate.asgi")
+    with pytest.raises(ImportError, match=r"Install pyramid_jobstate\[asgi\]"):
+        importlib.import_module("pyramid_jobstate.asgi")

@@ -22,7 +22,7 @@ from pyramid_jobstate import (
     testing,
 )
 from pyramid_jobstate.errors import ActorError
-from tests.jobs import job_actor, make_broker, store_of, working
+from tests.jobs import Alarm, job_actor, make_broker, store_of, working
 from tests.support import wait_for
 from tests.web.databases import Manager, fail
 from tests.webapp import (
@@ -380,3 +380,29 @@ def test_queue_of_the_hooks_is_a_setting():
 
     broker.emit_before("worker_boot", None)
     assert broker.actors["jobstate_request_hook"].queue_name == "mails"
+
+
+def test_hook_of_a_newer_version_gets_its_request(config, broker):
+    """A message may have been sent for a hook that took none then, even if that has
+    begun.
+    """
+    broker.add_middleware(alarm := Alarm())
+
+    def fail_once(job: JobState) -> None:
+        notes.append("The earlier version fails.")
+        raise ZeroDivisionError
+
+    def make_class(hook: Callable[..., None]) -> type[JobState]:
+        return type("Punting", (JobState,), {"on_success": hook})
+
+    @dramatiq.actor(broker=broker, job_state=make_class(fail_once))
+    def row() -> None: ...
+
+    with working(broker):
+        job = alices(config).job_states.send_immediately(row)
+        wait_for(lambda: notes)
+        make_class(lambda self, request: note(self, request))
+        alarm.ring()
+        wait_for(lambda: len(notes) == 2)
+    url = f"http://localhost/job_state/{job.uuid}/"
+    assert notes[1] == ("Punting", "success", "alice", "alice", url, True)

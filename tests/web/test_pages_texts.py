@@ -11,6 +11,7 @@ from babel import Locale
 from babel.messages.pofile import read_po
 from bs4 import BeautifulSoup
 from pyramid.i18n import TranslationStringFactory
+from pyramid.request import Request
 from webtest import TestApp
 
 from pyramid_jobstate import JobError, JobState, NotUnique, Progress
@@ -375,3 +376,29 @@ def test_hostile_queries_stay_text(store, visit):
     assert page.one("input[name=owner]")["value"] == HOSTILE
     filters = {"kind": HOSTILE, "owner": HOSTILE, "status": "error"}
     assert page.link("Failed") == f"http://localhost/job_state/?{urlencode(filters)}"
+
+
+def test_each_request_may_have_a_localizer(redis_url, store):
+    """A request's own localizer is used, even one that is not hashable."""
+    (job,) = put(store, "alice")
+
+    class Odd(Asking):
+        """A localizer that cannot be the key of a dictionary, because of its method."""
+
+        def __eq__(self, other: object) -> bool:
+            return self is other
+
+    for cls, count in (Asking, 70), (Odd, 1):
+        made: list[Asking] = []
+
+        def make(request: Request, cls: Any = cls, made: Any = made) -> Asking:
+            made.append(cls())
+            return made[-1]
+
+        config = paged_config(redis_url)
+        config.add_request_method(make, "localizer", reify=True)
+        app = make_app(config)
+        for _ in range(count):
+            assert ">Running<" in browse(app, f"/job_state/{job}").text
+        assert len(made) == count
+        assert all("Running" in each.ids for each in made)

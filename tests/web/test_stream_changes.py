@@ -336,6 +336,10 @@ def test_busy_store_has_lost_nothing(far, relay, runs):
 
 def test_server_that_says_what_it_should_not(far, relay, runs, caplog):
     """After a reply to no question there is a new connection. No secret is logged."""
+
+    def is_logged(reason: str) -> bool:
+        return reason in caplog.text
+
     run = runs.start(n=0)
     stream = follow(far, run)
     secret = b"*2\r\n$6\r\nparams\r\n$6\r\nsecret\r\n"
@@ -344,9 +348,16 @@ def test_server_that_says_what_it_should_not(far, relay, runs, caplog):
         (3, secret, "says unasked: list"),
     ):
         relay.say(said)
-        wait_until(True, lambda reason=reason: reason in caplog.text)
+        wait_until(True, is_logged, reason)
         far.pass_time(1)
         report(run, n, stream)
+    with relay.held():
+        far.open(one(run.uuid)).at(0)
+        wait_for(lambda: relay.is_holding)
+        relay.say(secret)
+        wait_until(True, is_logged, "out of order, with a list")
+    far.pass_time(1)
+    report(run, 4, stream)
     assert names(stream) == []
     assert "secret" not in caplog.text
 

@@ -18,16 +18,18 @@ import redis
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.asgi import asgi_app
-from tests.asgi import FEEDS, Exchange, Server, pushing, serving
+from tests.asgi import FEEDS, LINKS, Exchange, Server, pushing, serving
 from tests.jobs import Gate, messages
 from tests.support import in_child, load_job, wait_for
 from tests.web.streaming import (
     HINT,
     PublicRun,
+    UntimedRun,
     batch,
     flagged,
     follow,
     one,
+    pooling,
     put,
     put_members,
     refusing_threads,
@@ -435,3 +437,25 @@ def test_streams_that_come_and_go_leave_nothing(server, runs, store):
     # A job that is kept takes some thousand bytes.
     assert min(after - before for before, after in pairwise(sizes)) < 40 * 800
     assert not stream.is_done
+
+
+def test_connection_that_comes_after_a_failure(redis_url, runs):
+    """A connection that comes after a failure is given back with the next stream."""
+    run, gate = runs.start(UntimedRun, n=0), Gate()
+
+    def wait(connection: Any, name: str) -> None:
+        if name == LINKS:
+            gate.wait()
+
+    with pooling(redis_url, wait) as (server, pool):
+        stream = server.open(one(run.uuid))
+        gate.wait_for_job()
+        (link,) = (t for t in server.threads if t.name == LINKS)
+        with failing(server, 1, ZeroDivisionError("bug")):
+            # Another stream wakes the thread.
+            server.open(one(run.uuid)).go()
+            stream.wait()
+        gate.open()
+        link.join()
+        follow(server, run)
+        assert pool.lent == 1
