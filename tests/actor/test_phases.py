@@ -87,6 +87,17 @@ def test_loops_in_and_after_phases(job_state, phase_in):
     assert [*shares, share(job_state)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
 
 
+def test_phase_may_be_left_with_the_one_around_it(job_state):
+    """An async generator that is closed late leaves a phase that is over."""
+    with contextlib.ExitStack() as late, job_state.phase("Parsing", percent=50):
+        late.enter_context(job_state.phase("Rows", percent=50))
+        job_state.set_progress(1, 2)
+    with job_state.phase("Writing", percent=50):
+        late.close()
+        job_state.set_progress(1, 2)
+        assert share(job_state) == pytest.approx(0.75)
+
+
 def test_bar_stays_where_it_is(job_state):
     """It waits until progress that goes back has come as far again. An exception
     leaves it, and what follows begins there.

@@ -428,6 +428,7 @@ def test_captured_log_is_followed_to_the_end(pjobs, runs):
             yield
             proxy.judge = lambda request: "refuse"
             run.do(lambda job: job.append_log("own"))
+            run.do(warn("two"))
             yield
             proxy.judge = lambda request: "pass"
             yield
@@ -442,11 +443,12 @@ def test_captured_log_is_followed_to_the_end(pjobs, runs):
         assert pjobs.main(*follow, "--stalled", "2s").code == 1
         assert 0 < sum(pjobs.pauses.slept) <= 2
     logged = ["one", HARMLESS, *(f"line {n}" for n in range(50))]
-    lines = [*(f"WARNING tests.ledger: {text}" for text in logged), "own"]
+    lines = [f"WARNING tests.ledger: {text}" for text in logged]
+    lines += ["own", "WARNING tests.ledger: two"]
     found = without_times(ran.out)
-    assert (ran.code, found[:53]) == (0, lines)
-    assert 0 < len(found[53:]) < 70
-    assert without_times(pjobs("log", run.uuid).printed()) == found[53:]
+    assert (ran.code, found[:54]) == (0, lines)
+    assert 0 < len(found[54:]) < 70
+    assert without_times(pjobs("log", run.uuid).printed()) == found[54:]
     gone, back, missing = ran.err
     assert "does not answer" in gone and back == "pjobs: The store answers again."
     assert missing == f"pjobs: Lines of {run.uuid} are missing here."

@@ -276,12 +276,13 @@ async def follow(store: JobStore, uuid: str, timeout: float) -> Any:
 def test_limit_is_for_clients_of_ours(redis_url, client):
     """A limit beside a client or a store, and one out of range, is refused."""
     store = JobStore(client)
+    text: Any = "5"
     for make in (
         lambda: JobStore(client, max_connections=5),
         lambda: store.replace(max_connections=5),
         lambda: JobStateMiddleware(store, max_connections=5),
         lambda: JobStateMiddleware(client=client, max_connections=5),
-        lambda: JobStore(redis_url, max_connections="5"),  # type: ignore[arg-type]
+        lambda: JobStore(redis_url, max_connections=text),
         lambda: JobStateMiddleware(max_connections=True),
     ):
         with pytest.raises(TypeError, match="max_connections"):

@@ -327,7 +327,9 @@ def test_conflict_beyond_the_attempts_waits_like_any_failure(broker, events):
 
 
 def test_actor_decides_about_conflicts(broker, config, events):
-    """`retry_when` sees a Retry caused by the conflict. What it `throws` is none."""
+    """`retry_when` gets a Retry with the conflict as its cause. An error listed in
+    `throws` fails the job at once, even a conflict.
+    """
     seen: list[BaseException] = []
 
     def retry_when(retries: int, exception: BaseException) -> bool:

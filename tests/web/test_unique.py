@@ -188,7 +188,7 @@ def test_the_next_one_is_sent_when_it_is_over(desk):
 
 
 def test_claim_of_another_program(desk):
-    """It is none, and harms no job."""
+    """A key that another program took holds back no job, and stays as it was."""
     first = desk.press()
     (key,) = desk.client.scan_iter("*:unique*")
     desk.client.set(key, "x")

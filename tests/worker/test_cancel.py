@@ -1,10 +1,13 @@
 """Cancelling a running job, in a real worker."""
 
+import asyncio
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import dramatiq
 import pytest
+from dramatiq.middleware import AsyncIO
 from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import StubBackend
 
@@ -12,6 +15,7 @@ from pyramid_jobstate import JobCancelled, JobError, JobState
 from tests.jobs import (
     Alarm,
     job_actor,
+    make_broker,
     messages,
     wait_until,
     working,
@@ -127,6 +131,39 @@ def test_waiting_job_never_begins(floor, caplog):
     assert floor.statuses(*sent) == ["cancelled"] * 2
     assert not floor.ran
     assert called == messages(caplog, "pyramid_jobstate") == []
+
+
+def test_async_job_stops_and_cleans_up(redis_url, caplog):
+    """A cancel stops `async for` at its next step. The generator and the actor may
+    report while they clean up, which may take longer than a second.
+    """
+    broker = make_broker(redis_url, others=(AsyncIO(),))
+
+    async def miles(job_state: JobState) -> AsyncIterator[int]:
+        try:
+            for mile in range(1_000_000):
+                await asyncio.sleep(0.001)
+                yield mile
+        finally:
+            await asyncio.sleep(0.01)
+            job_state.set_message("swept up")
+
+    @job_actor(broker=broker)
+    async def run_marathon(*, job_state: JobState) -> None:
+        try:
+            async for mile in job_state.track(miles(job_state), unit="miles"):
+                assert mile >= 0
+        finally:
+            await asyncio.sleep(1.2)
+            job_state.set_progress_metric("swept", 2)
+
+    with working(broker):
+        message = run_marathon.send()
+        wait_until(broker, message, "working").cancel()
+        state = wait_until(broker, message, "cancelled", "error", "retrying")
+    assert (state.status, state.message) == ("cancelled", "swept up")
+    assert state.progress_metrics == {"swept": 2}
+    assert not [r for r in caplog.records if r.exc_info]
 
 
 def test_retry_that_was_cancelled_keeps_what_the_first_try_said(floor):
