@@ -8,9 +8,9 @@
     python -m bench.mutants --minutes 5              # as many as there is time for
     python -m bench.mutants --check                  # does each still fit the code?
 
-A mutant names the file of tests that notices it. They have to pass without it, and with
-it one has to fail, twice: the first time may be a coincidence. A crash counts as well,
-and so does a run that takes ten times as long.
+A mutant names the file of tests that notices it. These have to pass without it, and
+with it one has to fail, twice: the first time may be a coincidence. A crash counts as
+well, and so does a run that takes ten times as long.
 
 The exit code is 1 if a mutant survives.
 """

@@ -138,7 +138,7 @@ def test_no_metrics_while_the_store_is_away(store):
 
 
 def test_full_pool_has_no_metrics(redis_url):
-    """The store is not away, and nobody knows whether it is there."""
+    """Nobody knows whether the store is away, so `jobstate_up` is missing, too."""
     store = JobStore(redis_url, max_connections=1)
     with crowded(store):
         assert scrape(store) == {}

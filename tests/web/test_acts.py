@@ -200,7 +200,7 @@ def test_acts_tell_a_class_from_an_actor(operated, store, marathons):
 
 
 def test_cursor_leads_to_the_other_jobs(operated, store):
-    """To those sent before, for the same user and in the same request alone."""
+    """It goes on with older jobs, for the same user and in the same request alone."""
     jobs = put(store, *["alice"] * 3, *["bob"] * 3, cls=RunMarathon, status="queued")
     cancel = functools.partial(act, operated, "/job_state/cancel")
     first = cancel("alice", everything=1, limit=1).json

@@ -91,7 +91,7 @@ def make_floor(store: JobStore) -> Iterator[Callable[..., Floor]]:
 
 @pytest.mark.promise("costs-are-bounded")
 def test_what_a_job_and_its_viewers_cost(make_floor, client, paged):
-    """No more than ever, if nobody uses anything beside them."""
+    """A job costs as much as ever, as long as nobody uses another feature."""
     # The worker writes what somebody waits for.
     sender, floor = make_floor(), make_floor(interval=3600)
     held: list[Held] = []
@@ -172,7 +172,7 @@ def test_what_a_stream_costs(make_floor, client, redis_url):
 
 
 def test_what_a_view_asks_the_policy(redis_url, store):
-    """Whether the viewer may see the job, and cancel it, and nothing else."""
+    """It asks whether the viewer may see the job and cancel it, and nothing else."""
     asked: list[str] = []
     app = operated_app(redis_url, lambda _, context, right: asked.append(right))
     uuid = put_job(store, Diary, owner="alice").uuid

@@ -185,7 +185,7 @@ def test_batch_is_told(config, run_marathon):
 
 
 def test_hook_of_a_batch_cannot_put_its_members_back(config, run_marathon):
-    """Else each end of the batch would bring about the next one."""
+    """Otherwise, each end of the batch would bring about the next one."""
     store, broker = store_of(run_marathon.broker), run_marathon.broker
     found: list[str] = []
     left: list[int] = []

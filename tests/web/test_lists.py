@@ -185,7 +185,7 @@ def test_page_of_large_jobs_ends_early(app, store, query):
 @pytest.mark.promise("answers-are-bounded")
 @pytest.mark.system
 def test_answer_about_large_jobs_ends_early(app, store):
-    """What it leaves out is neither a state nor null, and is asked for again."""
+    """A job that it leaves out is missing, not null, so that the page asks again."""
     small = put(store, *["alice"] * 60, cls=RunMarathon)
     large = put(store, *["alice"] * 20, cls=RunMarathon, metrics=LARGE)
     huge = put(store, *["alice"] * 2, cls=RunMarathon, params={"x": "x" * 5_000_000})

@@ -284,7 +284,7 @@ def test_page_says_that_nobody_answers(operated, store, visit):
 
 
 def test_job_that_cannot_run_is_not_asked(operated, store, visit):
-    """Neither one that was never sent nor a batch is somewhere."""
+    """A job that was never sent, and a batch, run nowhere, so nobody is asked."""
     job = put_job(store, status="queued")
     write(store, job.uuid, status="sending")
     pass_time(store, 3600)
@@ -348,7 +348,7 @@ def test_level_may_be_of_an_enum(operated, logged):
 
 
 def test_class_may_open_its_log(operated, store, logged):
-    """To everybody who may view the job, and to nobody else."""
+    """Everybody who may view the job then reads its log, and nobody else does."""
     job = logged(OpenMinutes)
     path = f"{job}/log"
     for user in "alice", ADMIN:

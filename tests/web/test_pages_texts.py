@@ -119,7 +119,7 @@ def test_pages_are_in_the_requests_language(german, store):
 
 
 def test_page_without_a_catalog_is_english(redis_url, store, tmp_path):
-    """In its words, numbers, times and durations, whatever a request says."""
+    """Words, numbers, times and durations are English, whatever a request asks for."""
     job = put_job(store, RunMarathon, progress=Progress(1234.5, 5000, "m")).uuid
     write_catalog(tmp_path, "sports", "de", {"Cancel": "Abbrechen"})
     for default, name, lang, time in (

@@ -141,7 +141,7 @@ ALL, NONE = (True,) * 4, (False,) * 4
 
 @pytest.mark.promise("hand-written-policy-is-asked")
 def test_policy_decides(redis_url, store):
-    """By principals such as `u:alice`, by a second factor, or by a table of roles."""
+    """It may use principals such as `u:alice`, a second factor, or a table of roles."""
     job, stern = put(store), put(store, Stern)
     app = app_of(RolePolicy(), redis_url)
     assert rights(app, job, X_User='"alice"') == NONE
@@ -156,7 +156,7 @@ def test_policy_decides(redis_url, store):
 
 @pytest.mark.promise("hand-written-policy-is-asked")
 def test_policy_may_raise_to_refuse(redis_url, store, caplog):
-    """HTTPForbidden is a denial, or if one job is asked for the answer."""
+    """HTTPForbidden counts as a denial. For a single job, it is the answer itself."""
 
     class TwoFactors(HTTPForbidden):
         pass
@@ -223,7 +223,7 @@ def test_owners_ace_holds_in_no_other_request(redis_url, store):
 
 
 def test_owner_setting_lets_visitors_in(redis_url, store):
-    """Visitors see their own jobs. Nobody owns as a system principal."""
+    """Visitors see their own jobs. A system principal cannot own any."""
     asked = []
 
     def owner(request: Request) -> str | None:
@@ -523,7 +523,7 @@ def test_invalidated_session_gets_a_new_name(new_visitor, store):
 
 
 def test_reading_sets_no_cookie(new_visitor):
-    """Neither a poll nor a cancel does: it could undo what another request stored."""
+    """A cookie of a poll or a cancel could undo what another request has stored."""
     sender = new_visitor()
     uuid = sender.post("/send").json
     cookie = sender.cookies["session"]

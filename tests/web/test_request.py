@@ -463,7 +463,7 @@ def test_request_of_an_application_that_was_made_before_the_broker(
 def test_job_in_the_caller_has_a_transaction_of_its_own(
     redis_url, set_broker, events, store
 ):
-    """With explicit managers. It may not end that of its sender."""
+    """It has an explicit manager, and may not end the transaction of its sender."""
     middleware = [JobStateMiddleware(url=redis_url), RequestMiddleware()]
     broker = InCallerBroker(middleware, tells_all=True)
     set_broker(broker)

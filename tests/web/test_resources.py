@@ -55,7 +55,7 @@ def test_container_finds_jobs(config, store):
 
 
 def test_anything_but_a_uuid_is_unknown():
-    """No other name asks the store, and so none leads to another key of it."""
+    """The store is asked for no other name, which could lead to a foreign key."""
     job_states = make_request(made_config(NOWHERE)).job_states
     for name in "", "x", UUID.upper(), UUID + "\n", f"{{{UUID}}}", UUID[:-1], None, 5:
         assert job_states.find(name) is None, name
@@ -84,7 +84,7 @@ def test_root_that_fails_hides_no_rights(redis_url, store):
 
 
 def test_mounted_container_has_the_jobs_of_all(redis_url, store):
-    """So the ACL of a user's folder above one gives permissions on all of them."""
+    """The ACL of a folder above the container gives permissions on every job in it."""
 
     class Folder(Root):
         __name__, __acl__ = "folder", ((Allow, "alice", ALL_PERMISSIONS),)
@@ -105,7 +105,7 @@ def test_mounted_container_has_the_jobs_of_all(redis_url, store):
 
 
 def test_persistent_root(redis_url, store, monkeypatch, tmp_path):
-    """That of the documents serves jobs through a container that is never stored."""
+    """The documents' root serves jobs through a container that is never stored."""
     (snippet,) = [text for text in snippets("python") if "PersistentMapping" in text]
     # ZODB finds the class in a module.
     module = types.ModuleType("persistent_site")
@@ -219,7 +219,7 @@ def test_state_has_the_url_that_pyramid_gives(redis_url, store):
 
 
 def test_base_url_begins_the_urls_in_states(redis_url, store):
-    """Whatever host a request names. Those of resource_url() do not begin so."""
+    """It does so whatever host the request names. resource_url() does not use it."""
     base = "https://example.com/shop"
     settings = {"jobstate.base_url": base}
     config = make_config(redis_url, settings=settings, root_factory=mounted_root)

@@ -142,7 +142,7 @@ ON_MANY = [
 
 
 def test_rights_on_the_jobs_of_others(roles, store):
-    """Whatever names others, or all, needs list_jobs, and then the right to each."""
+    """Naming another owner, or all, takes list_jobs, and each job its own right."""
     acted_on = {"/clear": "success", "/cancel": "queued", "/rerun": "error"}
     listers = {user for user, may in USERS.items() if "list_jobs" in may}
     for method, end, right in ON_MANY:
@@ -475,7 +475,7 @@ def answer_to(server: Server, accept: str, path: str, user: str | None) -> str:
 @pytest.mark.promise("secrets-stay-inside")
 @pytest.mark.parametrize("is_page", [False, True])
 def test_each_path_tells_what_the_rights_are_for(server, store, voyage, is_page):
-    """By no path does anybody learn what they may not read, or miss what they may."""
+    """On each path, users learn what they may read, and nothing else."""
     worker = f"{socket.gethostname()}:{os.getpid()}"
     failed = put_job(
         store,
@@ -575,7 +575,7 @@ def sink(job_state: JobState) -> None:
 def test_job_that_becomes_an_alias_shows_nothing_of_the_job_of_another(
     redis_url, client, store, end
 ):
-    """If another's job wins the claim meanwhile, no right on that was asked for."""
+    """Another user's job may win the claim after the rights were checked."""
     theirs = take_minutes(redis_url, Logbook, sink)
     own = put_job(store, Logbook, owner="bob").uuid
     app = paged_app(

@@ -102,7 +102,7 @@ def test_paths_beside_ours_are_the_applications(redis_url):
 
 
 def test_other_methods_are_refused(redis_url, store):
-    """Whatever the application checks, and whatever method a header names."""
+    """An override in a header, or a check of the application's, changes nothing."""
     config = checking_csrf(make_config(redis_url))
     config.set_default_permission("enter")
     app = make_app(config)
@@ -141,7 +141,7 @@ def test_other_methods_are_refused(redis_url, store):
 
 
 def test_routes_and_views_of_the_application_do_not_answer_for_ours(redis_url, store):
-    """Neither a catch-all route, a view without a context nor a default permission."""
+    """It may have a catch-all route, a general view, or a default permission."""
     job = reading.put(store)
     config = make_config(redis_url)
     config.set_default_permission("enter")
@@ -184,7 +184,7 @@ def test_error_views_of_the_application_answer_for_its_pages_alone(redis_url, st
 
 @pytest.mark.promise("unsafe-requests-need-a-token")
 def test_refused_csrf_check_is_json(redis_url, store):
-    """Below our path alone, by token or origin, whatever views the application has."""
+    """Below our path, that of a token or an origin is, whatever views there are."""
     config = checking_csrf(make_config(redis_url, root_factory=mounted_root))
     config.add_view(lambda c, r: Response("posted"), name="post")
     for method in "POST", "DELETE":

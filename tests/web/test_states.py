@@ -73,7 +73,7 @@ def test_get_answers_the_state(app, store, job):
 
 @pytest.mark.promise("poll-says-when-nothing-changed")
 def test_current_etag_is_a_304(app, store, job):
-    """For those who may see the job, until something changes, even by time alone."""
+    """Viewers get a 304 until something changes, which may be the passing of time."""
     etag = get(app, f"/job_state/{job}", "alice").headers["ETag"]
     for form in "{}", "W/{}", '"other", {}':
         known = form.format(etag)
@@ -238,7 +238,7 @@ def millis(store: JobStore) -> int:
 
 
 def test_every_answer_tells_the_time(app, store, monkeypatch):
-    """That of the store, but for a bad query, for which that was not asked."""
+    """The time is the store's. A bad query is refused before the store is asked."""
     job, ended = put(store), put(store, status="success")
     monkeypatch.setattr("time.time", lambda: 1_000_000.0)
     monkeypatch.setattr("time.time_ns", lambda: 10**15)

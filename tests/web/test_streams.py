@@ -167,7 +167,7 @@ def test_what_a_poll_refuses_a_stream_refuses(pushed, store):
 
 
 def test_id_stands_for_what_was_shown(pushed, runs):
-    """For the state of a job, or those of several in any order, and for no others."""
+    """It fits the state of one job, or of several in any order, and no others."""
     run = runs.start(n=1)
     first = pushed.open(one(run.uuid)).at(0).id
     assert first is not None and len(first) == 16
@@ -837,7 +837,7 @@ def test_waiting_member_hears_that_its_batch_was_cancelled(pushed, store):
 def test_stream_looks_at_the_members_of_a_silent_batch(
     redis_url, client, store, caplog
 ):
-    """It finds that a member was lost, if not at once then a moment later."""
+    """The stream finds out that a member was lost, at once or a moment later."""
     made = put_batch(store, Batch, ["working"], owner="alice")
     (member,) = store.members(made.uuid).items
     gate = Gate()

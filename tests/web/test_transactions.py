@@ -255,7 +255,7 @@ def test_manager_that_fails_leaves_nothing(tm_config, client, database):
 
 @pytest.mark.parametrize(("key", "status"), [("a", "error"), (LAST, "queued")])
 def test_manager_that_fails_to_finish(tm_config, client, store, key, status):
-    """If that is before ours, nothing is sent, and the job says so."""
+    """If it comes before ours, nothing is sent, and the job says so."""
 
     def view(request: Request) -> None:
         send(request)

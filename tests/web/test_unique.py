@@ -275,7 +275,7 @@ def test_a_double_click_shows_one_job_on_both_pages(desk):
 
 
 def test_acts_on_an_alias_reach_its_job(desk, said):
-    """They need the rights to that. The loser's own object cancels it, too."""
+    """They need the rights to that job. The loser's own object cancels it, too."""
     loser, winner = desk.press_twice()
     path = f"/job_state/{loser.uuid}"
     assert act(desk.app, f"{path}/cancel", "bob").status_int == 403

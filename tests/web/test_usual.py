@@ -132,7 +132,7 @@ def test_working_job_says_what_is_usual(app, store, begun):
 
 
 def test_all_processes_say_the_same(redis_url, store):
-    """For as long as the attempt works, so that its ETag holds."""
+    """They agree for as long as the attempt works, so that its ETag holds."""
     apps = [make_app(make_config(redis_url)) for _ in range(3)]
     put_runs(store)
     uuid = put(store)
@@ -236,7 +236,7 @@ def test_class_may_keep_it_back(redis_url, store, begun):
 
 
 def test_what_is_not_said(app, store, begun):
-    """What is unknown here, nonsense, and what the viewer may not see."""
+    """Unknown classes, nonsense, and what the viewer may not see are left out."""
     put_runs(store)
     uuid = put(store)
     for path in f"/job_state/{uuid}", f"/job_state?uuid={uuid}", "/job_state":

@@ -350,7 +350,7 @@ async def wait_for_close() -> None:
     ],
 )
 def test_whatever_a_job_waits_for_says_where_it_is(found, act, inside):
-    """Loops, threads, and all that a coroutine may await."""
+    """A job may wait in a loop, for a thread, or for whatever a coroutine awaits."""
     assert calls(found(act)) == [act.__name__, *inside]
 
 
@@ -455,7 +455,7 @@ def test_greenlets_are_told_apart_without_touching_other_objects(redis_url):
 
 
 def test_refused_question_leaves_the_garbage_collector_on(redis_url):
-    """It is off while they are read. An audit hook of the application may forbid it."""
+    """The collector is off while frames are read, which an audit hook may forbid."""
 
     def ask() -> str:
         states: list[bool] = []
