@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 from datetime import timedelta, timezone
 from typing import Any
 
@@ -448,8 +449,8 @@ def test_worker_is_asked_where_the_job_is(pages, runner):
 
 
 def test_worker_may_not_answer(pages, store):
-    """The page waits for it for a while, also after a reload, unless the job has ended
-    its try meanwhile.
+    """It may also answer late. The page waits for it for a while, also after a reload,
+    unless the job has ended its try meanwhile.
     """
     (job,) = put(store, "working")
     pages.visit(f"/job_state/{job}/")
@@ -464,6 +465,15 @@ def test_worker_may_not_answer(pages, store):
     pages.expect_said("You may not do this.")
     pages.forgive("status of 403")
     pages.refuse = lambda method: None
+    now = time.time_ns() // 1_000_000
+    # The page looks for the answer, as the job neither changes nor stalls.
+    write(store, job, seen=now + 3_600_000)
+    button(pages, "Where is it now?").click()
+    expect(pages.one("where")).to_have_text("Asking the worker…")
+    answer: Any = {"taken_at": now, "stack": "in a queue"}
+    store.client.hset(f"{{jobstate:{job}}}:where", mapping=answer)
+    expect(pages.one("stack")).to_contain_text("in a queue")
+    pass_time(store, 1)
     button(pages, "Where is it now?").click()
     expect(pages.one("where")).to_have_text("Asking the worker…")
     write(store, job, status="retrying")
