@@ -97,7 +97,8 @@ def facts(job: JobState, kind: str) -> Iterator[tuple[str, str]]:
     yield "attempt", str(job.attempt)
     if job.progress is not None:
         yield "progress", progress_text(job.progress)
-        if job.progress.eta is not None and not job.is_finished:
+        is_running = job.is_working and job.status != "retrying"
+        if job.progress.eta is not None and is_running:
             yield "left", span(job.progress.eta)
     if isinstance(job, Batch):
         yield "jobs", ", ".join(counted(job)) or "none"

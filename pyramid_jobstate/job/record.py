@@ -32,6 +32,9 @@ RUNNING = ("working", "cancelling")
 #: All statuses that a job reads as.
 STATUSES = UNFINISHED + FINISHED
 
+#: The fewest milliseconds without a report after which a running job reads quiet.
+QUIET_AFTER = 15_000
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Counts:
@@ -222,9 +225,11 @@ class Record:
       status: The job's status.
       silent_at: When the job will read "stalled" unless its worker is heard from, in
         milliseconds of the store's clock, or None.
+      is_quiet: Whether a running job has reported nothing for so long that neither its
+        pace nor the time left holds any more.
     """
 
-    __slots__ = ("_fields", "name", "silent_at", "status", "uuid")
+    __slots__ = ("_fields", "is_quiet", "name", "silent_at", "status", "uuid")
 
     def __init__(
         self,
@@ -236,6 +241,7 @@ class Record:
         self.uuid = self.name = uuid
         self.status = status or fields.get("status", "")
         self.silent_at = silent_at
+        self.is_quiet = False
         self._fields = fields
 
     @classmethod
@@ -243,10 +249,11 @@ class Record:
         cls, uuid: str, fields: Mapping[str, str], now: int, stalled_after: int
     ) -> Record:
         """Return the record as it reads at `now`, in milliseconds of the store's
-        clock. After `stalled_after` milliseconds of silence it reads "stalled".
+        clock. After `stalled_after` milliseconds of silence it reads "stalled", and
+        without a report for twice the time that was left, it reads quiet.
         """
         status = fields.get("status", "")
-        heard = None
+        heard, reported = None, now
         silent_status = "stalled"
         if fields.get("batch") == BATCH_MARK and status in UNFINISHED:
             heard = parse_natural(fields.get("updated"))
@@ -257,13 +264,19 @@ class Record:
             status, heard = "queued", parse_natural(fields.get("updated"))
         elif status in RUNNING:
             heard = parse_natural(fields.get("seen"))
+            reported = parse_natural(fields.get("updated")) or now
         elif status not in STATUSES:
             # An unknown status tells nothing about the job.
             status = "stalled"
         silent_at = None if heard is None else heard + stalled_after
         if silent_at is not None and now > silent_at:
             status, silent_at = silent_status, None
-        return cls(uuid, fields, status, silent_at)
+        record = cls(uuid, fields, status, silent_at)
+        if now - reported > QUIET_AFTER:
+            # The progress of jobs that have reported lately is not parsed for it.
+            quiet_at = record.quiet_at
+            record.is_quiet = quiet_at is not None and now > quiet_at
+        return record
 
     def stop(self, stopped: str) -> None:
         """Read as cancelled: the batch of the job was, and the job does not run.
@@ -281,7 +294,19 @@ class Record:
           fields: The fields that differ, as they are stored.
         """
         self.status, self.silent_at = status, None
+        self.is_quiet = False
         self._fields = {**self._fields, **fields}
+
+    @property
+    def quiet_at(self) -> int | None:
+        """When the job will read quiet unless it reports, in milliseconds of the
+        store's clock, or None: it does not run, has no progress, or reads quiet.
+        """
+        progress, updated = self.progress, self.millis("updated")
+        is_running = self.stored_status in RUNNING and not self.is_finished
+        if not is_running or self.is_quiet or progress is None or updated is None:
+            return None
+        return updated + max(QUIET_AFTER, int(2000 * (progress.eta or 0)))
 
     @property
     def is_finished(self) -> bool:
@@ -369,7 +394,10 @@ class Record:
 
     @property
     def progress(self) -> Progress | None:
-        return parse_progress(self._fields.get("progress"), self._fields.get("phase"))
+        found = parse_progress(self._fields.get("progress"), self._fields.get("phase"))
+        if found is not None and self.is_quiet:
+            return dataclasses.replace(found, eta=None)
+        return found
 
     @property
     def message(self) -> str | None:
@@ -398,6 +426,8 @@ class Record:
     def reads_like(self, other: Record) -> bool:
         """Return whether it says the same as another, apart from signs of life."""
         if (self.uuid, self.status) != (other.uuid, other.status):
+            return False
+        if self.is_quiet != other.is_quiet:
             return False
         mine, others = dict(self._fields), dict(other._fields)
         for name in SIGNS:
@@ -435,6 +465,7 @@ class Record:
             "due_at": parse(get("due")),
             "started_at": parse(get("started")),
             "updated_at": parse(get("updated")),
+            "quiet_since": parse(get("updated")) if self.is_quiet else None,
             "finished_at": parse(get("finished")),
         }
 

@@ -553,6 +553,11 @@ declare namespace JobState {
     started_at: string | null;
     /** When it last changed or reported. */
     updated_at: string | null;
+    /**
+     * The same, once a running job has reported nothing for so long that no time left holds
+     * any more: the longer of 15 seconds and twice `progress.eta`. Null until then.
+     */
+    quiet_since: string | null;
     /** When it ended. */
     finished_at: string | null;
     /** Whether the job has not ended and this viewer may cancel it. */
@@ -587,7 +592,7 @@ declare namespace JobState {
     unit: string | null;
     /** How far the whole job has come, from 0 to 1. */
     fraction: number | null;
-    /** Seconds from `updated_at` to the end, as the worker estimated then. */
+    /** Seconds from `updated_at` to the end, as the worker estimated then; null once quiet. */
     eta: number | null;
   }
 

@@ -1447,7 +1447,8 @@ class JobStateElement extends HTMLElement {
     // A loop of a part of the job has begun later.
     const isWhole = !total || fraction == null || Math.abs(fraction - Math.min(done / total, 1)) < 1e-6;
     // A batch may have been over in the meantime.
-    if (state === "working" && !isBatch && rate > 0 && elapsed >= 1 && !phase && isWhole) {
+    const hasRate = state === "working" && !isBatch && !job.quiet_since && rate > 0;
+    if (hasRate && elapsed >= 1 && !phase && isWhole) {
       const slow = rate < 1;
       const amount = this._number(slow ? rate * 60 : rate, { maximumSignificantDigits: 2 });
       details.push(this._label(slow ? "rate-slow" : "rate", { amount }));

@@ -67,6 +67,7 @@ def test_json_shows_a_job(store, viewer):
             "due_at": None,
             "started_at": iso(state.started_at),
             "updated_at": iso(state.updated_at),
+            "quiet_since": None,
             "finished_at": iso(state.finished_at),
             "cancellable": False,
             "error": {"message": "ValueError: too far"},

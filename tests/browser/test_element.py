@@ -50,6 +50,9 @@ def test_element_shows_a_working_job(stage):
     assert seen["left"] == "about 2 min left"
     assert seen["message"] == "On the bridge"
     assert seen["notice"] is None
+    quiet = stage.show(data(progress=progress(12, 26), quiet_since=at(0)))
+    assert (quiet["details"], quiet["left"]) == ("· 12 of 26 \u2068miles\u2069", None)
+    stage.show(STATES["working"])
     bar = stage.page.locator("#job").get_by_role("progressbar", name="Run marathon")
     spoken = bar.get_attribute("aria-valuetext") or ""
     assert spoken.startswith("46%, 12 of 26")

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import redis
 
-from pyramid_jobstate import JobStore
+from pyramid_jobstate import JobStore, Progress
+from pyramid_jobstate.testing import pass_time
 from tests.asgi import LINKS, Exchange, Server, pushing
 from tests.jobs import Gate, messages
 from tests.relay import Relay, shut
@@ -184,6 +185,28 @@ def test_stream_that_begins_during_a_reading_waits_for_no_change(relay, store):
             for _ in range(3):
                 server.pass_time(0.02)
         wait_until(["working", "cancelling"], statuses, late)
+
+
+def test_silence_is_shown_without_a_change(redis_url, store):
+    """A stream shows that a job has become quiet, and that it is stalled, though nobody
+    writes meanwhile.
+    """
+    job = put(store, kind=UntimedRun, progress=Progress(1, 4))
+    config = make_config(redis_url, settings={"jobstate.stalled_after": "30"})
+
+    def seen() -> list[tuple[str, bool]]:
+        states = [event.state for event in stream.events if event.name == "message"]
+        return [
+            (s["job"]["status"], s["job"]["quiet_since"] is not None) for s in states
+        ]
+
+    with pushing(config) as server:
+        pass_time(store, 14)
+        stream = server.open(one(job))
+        wait_until([("working", False), ("working", True)], seen)
+        pass_time(store, 14)
+        wait_until(("stalled", True), lambda: seen()[-1])
+        assert ("stalled", False) not in seen()
 
 
 def test_only_what_is_shown_is_read(far, relay, runs, store):

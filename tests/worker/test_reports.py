@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -132,6 +133,34 @@ def test_silent_job_reads_working(make_floor, store):
     updated = held.load().updated_at
     wait_for(lambda: held.reads("working"))
     assert held.load().updated_at == updated
+
+
+@pytest.mark.promise("time-left-ends")
+def test_quiet_job_tells_no_time_left(make_floor, store, alice):
+    """Once nothing has been reported for the longer of 15 s and twice the time left, a
+    job that beats tells no time left, but since when. The next report brings it back.
+    """
+    for done in 999, 1:
+        held = make_floor(heartbeat=0.05).begin()
+
+        def told(held: Held = held) -> tuple[bool, datetime | None]:
+            wait_for(lambda: held.reads("working"))
+            job = alice[held.uuid].__json__(alice.request)["job"]
+            since = job["quiet_since"] and datetime.fromisoformat(job["quiet_since"])
+            return job["progress"]["eta"] is not None, since
+
+        for amount in 0, done:
+            held.job_state.set_progress(amount, 1000)
+            assert held.job_state.flush(10)
+        patience = max(15, 2 * held.load().progress.eta)
+        assert told() == (True, None)
+        pass_time(store, patience - 3)
+        assert told() == (True, None)
+        pass_time(store, 4)
+        assert told() == (False, held.load().updated_at)
+        held.job_state.set_progress(done + 0.5, 1000)
+        assert held.job_state.flush(10)
+        assert told() == (True, None)
 
 
 @pytest.mark.parametrize("lifetime", ["stalled_after", "active_expire_in"])

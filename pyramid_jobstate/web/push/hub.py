@@ -476,8 +476,9 @@ class Feed:
         if job_state is None or not is_streamable(type(job_state)):
             return True
         job.is_over = record.is_finished
-        if record.silent_at is not None:
-            job.look_at = now + (record.silent_at + 1 - self._tracker.now()) / 1000
+        changes = [t for t in (record.silent_at, record.quiet_at) if t is not None]
+        if changes:
+            job.look_at = now + (min(changes) + 1 - self._tracker.now()) / 1000
         elif record.is_batch and not job.is_over:
             # It is silent. What its members say then changes it.
             job.look_at = now + 1
