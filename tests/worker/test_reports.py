@@ -152,6 +152,8 @@ def test_quiet_job_tells_no_time_left(make_floor, store, alice):
         for amount in 0, done:
             held.job_state.set_progress(amount, 1000)
             assert held.job_state.flush(10)
+            # At this pace, 999 more take at least 50 s.
+            time.sleep(0.05)
         patience = max(15, 2 * held.load().progress.eta)
         assert told() == (True, None)
         pass_time(store, patience - 3)
