@@ -243,6 +243,7 @@ def test_keys_of_the_json(app, store):
         ("queued", {}, {"queued": "", "updated": ""}),
         ("queued", {"delay": 60}, {}),
         ("working", {"message": "Reading"}, {"progress": "[1,null,null,null]"}),
+        ("working", {}, {"progress": "[1,null,null,null]", "updated": "1"}),
         ("error", {"error": JobError("ValueError", "wrong")}, {}),
         ("success", {"params": {"miles": 26}}, {}),
     ]
