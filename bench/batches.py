@@ -17,7 +17,7 @@ from pyramid_jobstate import Batch, JobStateMiddleware, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.record import BATCH_MARK, JobInfo, Member, NewBatch, NewJob
 from pyramid_jobstate.job.run import Run
-from pyramid_jobstate.store import records_of
+from pyramid_jobstate.store.jobstore import records_of
 from pyramid_jobstate.worker.batches import OutgoingBatch
 from pyramid_jobstate.worker.unsaved import Unsaved
 

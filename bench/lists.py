@@ -8,7 +8,7 @@ from typing import Any
 
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
-from pyramid_jobstate.store import Page
+from pyramid_jobstate.store.lists import Page
 from pyramid_jobstate.testing import put_job
 from tests.support import key_of
 

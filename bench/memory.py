@@ -12,7 +12,7 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.record import End, JobInfo, NewJob, Record
 from pyramid_jobstate.job.run import Run
-from pyramid_jobstate.store import records_of
+from pyramid_jobstate.store.jobstore import records_of
 from pyramid_jobstate.worker.unsaved import Unsaved
 
 from .jobs import OWNER, set_ten_metrics

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.record import Update
-from pyramid_jobstate.store import records_of
+from pyramid_jobstate.store.jobstore import records_of
 from tests.support import ROOT, wait_for
 
 from .jobs import OWNER, running_job

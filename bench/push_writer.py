@@ -15,7 +15,7 @@ import time
 
 from pyramid_jobstate import JobStore
 from pyramid_jobstate.job.record import JobInfo, Update
-from pyramid_jobstate.store import records_of
+from pyramid_jobstate.store.jobstore import records_of
 
 INFO = JobInfo("JobState", "run_marathon", 1, None, '{"miles":26}')
 TOKEN = "0" * 12

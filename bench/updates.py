@@ -21,7 +21,7 @@ from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.capture import new_journal
 from pyramid_jobstate.job.record import End, NewJob, Update
 from pyramid_jobstate.job.state import current_state, run_of
-from pyramid_jobstate.store import records_of
+from pyramid_jobstate.store.jobstore import records_of
 
 from .jobs import OWNER, running_job
 from .push_writer import INFO

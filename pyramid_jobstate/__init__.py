@@ -12,35 +12,26 @@ from .errors import (
     NotUnique,
     StoreUnavailable,
 )
-from .job import (
-    Batch,
-    Counts,
-    JobError,
-    JobState,
-    OwnBatch,
-    Phase,
-    Progress,
-    current_job_state,
-)
-from .store import (
-    Bucket,
-    BulkResult,
-    Durations,
-    Failures,
-    FollowedJobs,
-    JobStore,
-    LogLine,
-    Page,
-    Try,
-    Whereabouts,
-    WorkerInfo,
-)
-from .worker import JobStateMiddleware, rerun, rerun_all
+from .job.batch import Batch
+from .job.members import OwnBatch
+from .job.progress import Phase, Progress
+from .job.record import Counts, JobError
+from .job.state import JobState, current_job_state
+from .store.bulk import BulkResult
+from .store.durations import Durations
+from .store.jobstore import JobStore
+from .store.lists import Bucket, Page
+from .store.looks import FollowedJobs
+from .store.reader import Failures, LogLine, Try
+from .store.whereabouts import Whereabouts
+from .store.workers import WorkerInfo
+from .worker.middleware import JobStateMiddleware
+from .worker.reruns import rerun, rerun_all
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
 
-    from .web import RequestMiddleware
+    from .web.request import RequestMiddleware
 
 __all__ = [
     "ActorError",
@@ -79,7 +70,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "RequestMiddleware":
         # Loaded at first use: a worker that needs no ini does not import Pyramid.
-        from .web import RequestMiddleware
+        from .web.request import RequestMiddleware
 
         return RequestMiddleware
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -112,6 +103,6 @@ def includeme(config: Configurator) -> None:
         is configured, or the process has another broker.
     """
     # Imported here: a worker that needs no ini does not import Pyramid.
-    from .web import include
+    from .web.config import include
 
     include(config)

@@ -17,15 +17,8 @@ import weakref
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, cast
 
-from .web.push import (
-    AsgiOffer,
-    ClientGone,
-    Connection,
-    LoopQueue,
-    Receive,
-    Send,
-    mended,
-)
+from .web.push.bridge import ClientGone, Connection, mended
+from .web.push.response import AsgiOffer, LoopQueue, Receive, Send
 
 try:
     from a2wsgi import WSGIMiddleware

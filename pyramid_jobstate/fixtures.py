@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .embedded import EmbeddedServer
-from .job import JobState
-from .store import JobStore
+from .job.state import JobState
+from .store.jobstore import JobStore
 from .testing import Clerk, Outbox
 from .testing import run_jobs as run_jobs_of
-from .worker import global_broker
+from .worker.ledger import global_broker
 
 if TYPE_CHECKING:
     from pyramid.registry import Registry
@@ -46,7 +46,7 @@ def job_store(
     """A store on the `jobstate_server`, emptied before each test. If the test uses the
     fixture `app`, that application reads from it.
     """
-    from .web import IJobStore
+    from .web.interfaces import IJobStore
 
     store = JobStore(jobstate_server.url)
     store.client.flushdb()
@@ -65,7 +65,7 @@ def job_outbox(app: Router) -> Iterator[Outbox]:
     neither written nor sent, whether or not the transaction commits. Those that
     ``actor.send()`` sends without a request are among them, and the steps of pipelines.
     """
-    from .web import IOutbox
+    from .web.interfaces import IOutbox
 
     clerk = Clerk()
     with _utility(_registry(app), clerk, IOutbox), clerk.instead_of(global_broker()):

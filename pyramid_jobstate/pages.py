@@ -36,7 +36,7 @@ def includeme(config: Configurator) -> None:
     """
     # Imported here: a missing package is then a ConfigurationError.
     try:
-        from .web.pages import include
+        from .web.pages.config import include
     except ModuleNotFoundError as e:
         if e.name not in ("pyramid_jinja2", "jinja2", "markupsafe", "babel"):
             raise

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 
 from redis.exceptions import RedisError
 
-from .job import STATUSES
-from .store import ConnectionsInUse, JobStore
+from .job.record import STATUSES
+from .store.connection import ConnectionsInUse
+from .store.jobstore import JobStore
 
 try:
     from prometheus_client.metrics_core import GaugeMetricFamily

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .web import Default, JobStates
+from .web.jobstates import Default, JobStates
 
 __all__ = ["Default", "JobStates"]

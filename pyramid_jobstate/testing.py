@@ -32,66 +32,59 @@ from dramatiq import Message, Worker, pipeline
 from dramatiq.broker import MessageProxy
 from redis import Redis
 
-from .job import (
+from .job.batch import Batch
+from .job.hooks import HookInfo
+from .job.journal import Journal
+from .job.members import check_weight
+from .job.progress import Progress
+from .job.record import (
     CANCELLED,
-    MAX_DELAY,
-    NO_RUN,
     STATUSES,
     TIMES,
     UUID,
-    Batch,
     End,
     Failure,
-    HookInfo,
     JobError,
     JobInfo,
-    JobState,
-    Journal,
     Member,
     NewBatch,
     NewJob,
-    Progress,
     Record,
-    RecordingRun,
-    Run,
-    check_weight,
-    class_hooks,
-    did_you_mean,
     dump_error,
-    dumps,
-    encode_owner,
+)
+from .job.run import NO_RUN, RecordingRun, Run
+from .job.state import (
+    JobState,
+    class_hooks,
     log_level_of,
     record_of,
     run_of,
     set_container,
     set_member_sender,
 )
-from .store import JobStore, UntoldEnd, connect, positive, records_of, type_name
-from .worker import (
-    BATCH,
-    OWNER,
-    UNIQUE,
-    JobStateMiddleware,
-    Outgoing,
-    RunningMember,
-    Unsaved,
-    call_hook,
-    check_delay,
-    check_owner,
-    describe,
-    describe_batch,
-    hook_message,
-    ledger_of,
-    receives_request,
-    release_broker,
-)
+from .job.values import MAX_DELAY, dumps, encode_owner
+from .job.words import did_you_mean
+from .store.arguments import positive, type_name
+from .store.connection import connect
+from .store.ends import UntoldEnd
+from .store.jobstore import JobStore, records_of
+from .worker.actors import receives_request
+from .worker.batches import RunningMember, describe_batch
+from .worker.brokers import release_broker
+from .worker.current import describe
+from .worker.hooks import call_hook, hook_message
+from .worker.ledger import ledger_of
+from .worker.message import BATCH, OWNER, UNIQUE, check_delay, check_owner
+from .worker.middleware import JobStateMiddleware
+from .worker.outgoing import Outgoing
+from .worker.unsaved import Unsaved
 
 if TYPE_CHECKING:
     from dramatiq import Broker
     from pyramid.config import Configurator
     from pyramid.registry import Registry
 
-    from .worker import OutgoingBatch
+    from .worker.batches import OutgoingBatch
 
 
 __all__ = [
@@ -327,7 +320,7 @@ def includeme(config: Configurator) -> None:
     Include this module before or after the package itself, for example with the
     setting ``pyramid.includes``.
     """
-    from .web import IOutbox
+    from .web.interfaces import IOutbox
 
     config.registry.registerUtility(Clerk(), IOutbox)
 
@@ -346,7 +339,7 @@ def outbox(registry: Registry) -> Outbox:
 
 
 def _clerk_of(registry: Registry) -> Clerk:
-    from .web import IOutbox
+    from .web.interfaces import IOutbox
 
     found: Clerk | None = registry.queryUtility(IOutbox)
     if found is None:
@@ -439,7 +432,7 @@ def _run_job(
     environ: Mapping[str, Any],
 ) -> Any:
     """Run a job, and return its result."""
-    from .web import with_request
+    from .web.request import with_request
 
     function = ledger_of(broker).functions[message.actor_name]
     if not receives_request(broker, message.actor_name):
@@ -485,7 +478,7 @@ def _run_hook(
     registry: Registry, job_state: JobState, environ: Mapping[str, Any] | None
 ) -> None:
     """Run the hook of a job that has ended, if its class has one."""
-    from .web import with_request
+    from .web.request import with_request
 
     record, hooks = record_of(job_state), class_hooks(type(job_state))
     if record.status not in hooks:

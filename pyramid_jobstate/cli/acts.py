@@ -14,8 +14,12 @@ from types import FrameType
 from typing import Any
 
 from ..errors import NotRepeatable
-from ..job import FINISHED, UNFINISHED, Batch, JobState, record_of
-from ..store import AmbiguousKind, BulkResult, JobStore
+from ..job.batch import Batch
+from ..job.record import FINISHED, UNFINISHED
+from ..job.state import JobState, record_of
+from ..store.bulk import BulkResult
+from ..store.jobstore import JobStore
+from ..store.lists import AmbiguousKind
 from .arguments import (
     Operation,
     add_duration,
@@ -425,7 +429,7 @@ def rerun_jobs(store: JobStore, args: argparse.Namespace, output: Output) -> int
     filters = filters_of(args)
     broker = find_broker(store, args.broker)
     # Dramatiq is imported only where jobs run again.
-    from ..worker import rerun, rerun_all, why_not_repeatable
+    from ..worker.reruns import rerun, rerun_all, why_not_repeatable
 
     if filters is not None:
         if filters.pop("status", None) is not None:

@@ -16,9 +16,9 @@ from pyramid.config import global_registries
 from pyramid.exceptions import ConfigurationError
 from pyramid.paster import get_app, setup_logging
 
-from ..store import JobStore
-from ..web import IJobStore
-from ..worker import STUB, masked
+from ..store.jobstore import JobStore
+from ..web.interfaces import IJobStore
+from ..worker.brokers import STUB, masked
 from .ini import Ini, explained
 from .terminal import CouldNot, Refused, log_to_stderr, one_line, without_passwords
 

@@ -8,11 +8,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
-from ..job import STATUSES, did_you_mean, is_owner, parse_duration
+from ..job.record import STATUSES
+from ..job.values import is_owner, parse_duration
+from ..job.words import did_you_mean
 from .terminal import Refused
 
 if TYPE_CHECKING:
-    from ..store import JobStore
+    from ..store.jobstore import JobStore
     from .terminal import Output
 
 

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from ..errors import ActorError
-from ..store import AmbiguousKind, JobStore, refusal
+from ..store.jobstore import JobStore
+from ..store.lists import AmbiguousKind
+from ..store.places import refusal
 from .terminal import CouldNot, Refused, log_to_stderr, without_passwords
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def find_broker(store: JobStore, name: str | None) -> Broker:
     import dramatiq.broker
     from dramatiq.brokers.stub import StubBroker
 
-    from ..worker import global_broker, ledger_of
+    from ..worker.ledger import global_broker, ledger_of
 
     found = global_broker() if name is None else _import(name)
     if found is None:
@@ -84,7 +86,7 @@ def sending() -> Iterator[None]:
       AmbiguousKind: A class and an actor have the name that the filters give.
       redis.exceptions.RedisError: The store does not answer.
     """
-    from ..worker import BROKER_IS_AWAY
+    from ..worker.reruns import BROKER_IS_AWAY
 
     try:
         yield

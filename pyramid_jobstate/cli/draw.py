@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ..job import JobState
+from ..job.state import JobState
 from .jobs import RUNNING, Kinds, remarks, shortened
 from .terminal import clean, clock, here, number, owner_text, short, span
 

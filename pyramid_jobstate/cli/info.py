@@ -7,8 +7,12 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ..job import Batch, Counts, JobState
-from ..store import Bucket, Durations, JobStore, kind_texts
+from ..job.batch import Batch
+from ..job.record import Counts
+from ..job.state import JobState
+from ..store.durations import Durations
+from ..store.jobstore import JobStore
+from ..store.lists import Bucket, kind_texts
 from .arguments import Operation, add_members
 from .terminal import DONE, Output, number, short, span
 

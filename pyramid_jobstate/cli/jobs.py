@@ -8,26 +8,15 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..job import (
-    Batch,
-    JobState,
-    is_uuid,
-    iso_time,
-    member_counts,
-    phase_of,
-    progress_json,
-    record_of,
-)
-from ..store import (
-    Failures,
-    JobStore,
-    Try,
-    kind_name,
-    kind_texts,
-    newest_uuids,
-    records_of,
-    worker_name,
-)
+from ..job.batch import Batch, member_counts
+from ..job.progress import phase_of, progress_json
+from ..job.record import is_uuid
+from ..job.state import JobState, record_of
+from ..job.values import iso_time
+from ..store.jobstore import JobStore, records_of
+from ..store.lists import kind_name, kind_texts, newest_uuids
+from ..store.reader import Failures, Try
+from ..store.workers import worker_name
 from .terminal import (
     CouldNot,
     clean,

@@ -6,8 +6,8 @@ import argparse
 import itertools
 from collections.abc import Iterator
 
-from ..job import JobState
-from ..store import JobStore
+from ..job.state import JobState
+from ..store.jobstore import JobStore
 from .arguments import Filters, Operation, add_filters, add_limit, add_members
 from .jobs import Kinds, as_json, row
 from .terminal import DONE, Output

@@ -15,17 +15,12 @@ from typing import NamedTuple, NoReturn
 from redis import exceptions as errors
 from redis.exceptions import RedisError
 
-from ..job import JobState
-from ..store import (
-    HOPELESS,
-    AmbiguousKind,
-    ConnectionsInUse,
-    JobStore,
-    Looks,
-    Unended,
-    name_of,
-    namespace_fault,
-)
+from ..job.state import JobState
+from ..store.arguments import namespace_fault
+from ..store.connection import HOPELESS, ConnectionsInUse, name_of
+from ..store.jobstore import JobStore
+from ..store.lists import AmbiguousKind
+from ..store.looks import Looks, Unended
 from .arguments import EXIT_CODES, Operation, Parser
 from .jobs import find_all
 from .terminal import (

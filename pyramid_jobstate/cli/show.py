@@ -8,18 +8,17 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 
-from ..job import Batch, JobState, record_of
-from ..store import (
+from ..job.batch import Batch
+from ..job.state import JobState, record_of
+from ..store.jobstore import JobStore
+from ..store.reader import Failures, LogLine, line_as_json
+from ..store.whereabouts import (
     ANSWER_SECONDS,
     NO_ANSWER,
-    Failures,
-    JobStore,
-    LogLine,
     Whereabouts,
-    line_as_json,
     whereabouts_as_json,
-    worker_name,
 )
+from ..store.workers import worker_name
 from .arguments import Operation, add_duration, add_ids, named
 from .jobs import (
     Kinds,

@@ -16,7 +16,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..job import JobError, Progress, dumps
+from ..job.progress import Progress
+from ..job.record import JobError
+from ..job.values import dumps
 
 #: What may act on a terminal, end a line, reorder the text around it or is not to be
 #: exchanged: C0 and C1 controls, DEL, separators of lines, invisible and bidirectional
@@ -52,7 +54,7 @@ def one_line(text: str) -> str:
 
 def without_passwords(text: str) -> str:
     """Return a text with the URLs in it masked."""
-    from ..worker import masked
+    from ..worker.brokers import masked
 
     return URL.sub(lambda match: masked(match[0]), text)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..errors import JobStalled
-from ..job import JobState
-from ..store import JobStore
+from ..job.state import JobState
+from ..store.jobstore import JobStore
 from .arguments import Operation, add_duration, add_ids
 from .jobs import Changes, as_json, shortened
 from .operate import Followed

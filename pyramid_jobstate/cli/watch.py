@@ -10,8 +10,9 @@ from typing import Protocol
 
 from redis.exceptions import RedisError
 
-from ..job import JobState
-from ..store import JobStore, Looks, Spans
+from ..job.state import JobState
+from ..store.jobstore import JobStore
+from ..store.looks import Looks, Spans
 from .arguments import Filters, Operation, add_ids, add_members
 from .jobs import RUNNING, Changes, Kinds, as_json, find_all
 from .lists import PAGE, jobs

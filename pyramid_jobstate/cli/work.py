@@ -22,7 +22,8 @@ from pyramid.paster import get_app, setup_logging
 from pyramid.settings import aslist, falsey, truthy
 from redis.exceptions import RedisError
 
-from ..worker import global_broker, is_default
+from ..worker.brokers import is_default
+from ..worker.ledger import global_broker
 from .application import misconfigured, place_of
 from .brokers import NO_BROKER
 from .ini import Ini

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..store import JobStore, WorkerInfo, worker_as_json
+from ..store.jobstore import JobStore
+from ..store.workers import WorkerInfo, worker_as_json
 from .arguments import Operation
 from .terminal import DONE, Output, clean, joined, local
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..job import MAX_SECONDS, is_number
+from ..job.values import MAX_SECONDS, is_number
 from .connection import MAX_CONNECTIONS, MOST_CONNECTIONS, Client, connect
 from .scripts import has_tag
 

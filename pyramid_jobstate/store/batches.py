@@ -16,14 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import RedisError
 
-from ..job import (
-    FINISHED,
-    NOT_SENT,
-    RUNNING,
-    Member,
-    NewBatch,
-    Record,
-)
+from ..job.record import FINISHED, NOT_SENT, RUNNING, Member, NewBatch, Record
 from .arguments import check_int
 from .connection import text
 from .lists import (

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from ..job import Record, did_you_mean, dumps, is_uuid
+from ..job.record import Record, is_uuid
+from ..job.values import dumps
+from ..job.words import did_you_mean
 from .arguments import check_int, check_seconds
 from .batches import FailedMembers
 from .lists import (

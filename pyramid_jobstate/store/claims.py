@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import RedisError
 
-from ..job import FINISHED, JobInfo, NewJob, Record, Update
+from ..job.record import FINISHED, JobInfo, NewJob, Record, Update
 from .connection import text
 from .reader import Alias
 from .scripts import Reply, millis

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from redis.exceptions import RedisError
 
-from ..job import UUID, Record, dumps, is_amount, parse_json
+from ..job.progress import is_amount
+from ..job.record import UUID, Record
+from ..job.values import dumps, parse_json
 from .connection import Command, text
 from .lists import ListAccess, kind_name
 from .reader import ask

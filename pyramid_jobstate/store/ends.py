@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ..job import HookInfo
+from ..job.hooks import HookInfo
 from .connection import text
 from .lists import escaped
 from .reader import Reader

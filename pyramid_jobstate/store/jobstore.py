@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 from redis import Redis, RedisCluster
 
-from ..job import (
-    FINISHED,
-    UNFINISHED,
-    Counts,
-    JobState,
-    Record,
-    is_uuid,
-    record_of,
-)
+from ..job.record import FINISHED, UNFINISHED, Counts, Record, is_uuid
+from ..job.state import JobState, record_of
 from .arguments import (
     check_int,
     check_seconds,

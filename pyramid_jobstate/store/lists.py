@@ -12,18 +12,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from ..job import (
-    FINISHED,
-    RUNNING,
-    STATUSES,
-    UUID,
-    Counts,
-    JobState,
-    Record,
-    did_you_mean,
-    dumps,
-    is_owner,
-)
+from ..job.record import FINISHED, RUNNING, STATUSES, UUID, Counts, Record
+from ..job.state import JobState
+from ..job.values import dumps, is_owner
+from ..job.words import did_you_mean
 from .arguments import check_int
 from .connection import Client, Command
 from .reader import MAX_SCORE, ask, records_in, scored

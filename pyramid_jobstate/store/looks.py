@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 from redis.exceptions import RedisError
 
 from ..errors import JobStalled
-from ..job import JobState, current_job_state, ends_after, record_of, run_of
+from ..job.state import JobState, current_job_state, ends_after, record_of, run_of
 from .connection import ConnectionsInUse, passes
 
 T = TypeVar("T")

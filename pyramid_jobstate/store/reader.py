@@ -16,17 +16,9 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError, ResponseError
 
-from ..job import (
-    ALIAS,
-    TARGET,
-    JobError,
-    Once,
-    Record,
-    iso_time,
-    parse_json,
-    parse_natural,
-    parse_time,
-)
+from ..job.once import Once
+from ..job.record import ALIAS, TARGET, JobError, Record
+from ..job.values import iso_time, parse_json, parse_natural, parse_time
 from .connection import (
     Client,
     Command,

@@ -11,18 +11,9 @@ from redis import Redis, RedisCluster
 from redis.exceptions import RedisError
 
 from ..errors import NotRepeatable, NotUnique, StoreUnavailable
-from ..job import (
-    RUNNING,
-    JobInfo,
-    JobState,
-    NewJob,
-    Record,
-    Update,
-    class_of,
-    current_hook,
-    job_state_of,
-    note_trouble,
-)
+from ..job.hooks import current_hook
+from ..job.record import RUNNING, JobInfo, NewJob, Record, Update
+from ..job.state import JobState, class_of, job_state_of, note_trouble
 from .batches import Batches, Change, answered, changes_of
 from .bulk import Acted
 from .claims import UNASKED, Claims, Hold

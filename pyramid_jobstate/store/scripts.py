@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from ..job import (
+from ..job.journal import MAX_LOG_BYTES
+from ..job.record import (
     CANCELLED,
-    MAX_LOG_BYTES,
     NOT_REACHED,
     NOT_SENT,
     JobError,

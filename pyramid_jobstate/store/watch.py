@@ -20,7 +20,7 @@ from redis import Redis, RedisCluster
 from redis import exceptions as errors
 from redis.sentinel import SentinelConnectionPool
 
-from ..job import BATCH_MARK
+from ..job.record import BATCH_MARK
 from .batches import is_waiting, stop
 from .claims import MAX_ALIASES, named
 from .connection import (
@@ -40,7 +40,8 @@ from .connection import (
 from .reader import Reader, skip
 
 if TYPE_CHECKING:
-    from ..job import JobState, Record
+    from ..job.record import Record
+    from ..job.state import JobState
     from .batches import Batches
 
 #: Seconds that a server may take to accept what is sent to it.

@@ -7,7 +7,7 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-from ..job import iso_time, parse_natural, parse_time
+from ..job.values import iso_time, parse_natural, parse_time
 from .workers import worker_name
 
 #: For how many seconds a worker is expected to answer, and what people read after that.

@@ -7,7 +7,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..job import dumps, iso_time, parse_json, parse_natural, parse_time
+from ..job.values import dumps, iso_time, parse_json, parse_natural, parse_time
 from .connection import Client, Command, text
 from .reader import MAX_SCORE, Reader, ask
 from .scripts import Calls, Runner

@@ -10,28 +10,16 @@ from pyramid.httpexceptions import HTTPForbidden, HTTPNotFound
 from redis.exceptions import RedisError
 
 from ..errors import BatchCancelled, NotRepeatable, NotUnique, StoreUnavailable
-from ..job import (
-    FINISHED,
-    UNFINISHED,
-    Batch,
-    Guard,
-    JobState,
-    container_of,
-    did_you_mean,
-    is_owner,
-    is_uuid,
-    record_of,
-    set_container,
-)
-from ..store import (
-    BulkResult,
-    JobStore,
-    Whereabouts,
-    check_empty,
-    records_of,
-    whereabouts_as_json,
-)
-from ..worker import BROKER_IS_AWAY, NO_BROKER, global_broker, rerun_all
+from ..job.batch import Batch
+from ..job.record import FINISHED, UNFINISHED, is_uuid
+from ..job.state import Guard, JobState, container_of, record_of, set_container
+from ..job.values import is_owner
+from ..job.words import did_you_mean
+from ..store.bulk import BulkResult, check_empty
+from ..store.jobstore import JobStore, records_of
+from ..store.whereabouts import Whereabouts, whereabouts_as_json
+from ..worker.ledger import global_broker
+from ..worker.reruns import BROKER_IS_AWAY, NO_BROKER, rerun_all
 from .answers import come_back, render, render_nothing
 from .jobstates import ask
 from .permits import require

@@ -20,8 +20,9 @@ from pyramid.response import Response
 from webob.acceptparse import create_accept_header
 
 from ..errors import StoreUnavailable
-from ..job import Batch, JobState
-from ..store import records_of
+from ..job.batch import Batch
+from ..job.state import JobState
+from ..store.jobstore import records_of
 from .interfaces import IJobStore, IPages
 from .jobstates import JobStates
 from .query import BadRequest, check_text, csrf_options, drop_body, read_form

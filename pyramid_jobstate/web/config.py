@@ -19,8 +19,10 @@ from pyramid.interfaces import (
 from pyramid.registry import Registry
 from pyramid.request import Request
 
-from ..store import JobStore, refusal
-from ..worker import BrokerFault, is_made, ledger_of, use_broker
+from ..store.jobstore import JobStore
+from ..store.places import refusal
+from ..worker.brokers import BrokerFault, is_made, use_broker
+from ..worker.ledger import ledger_of
 from .interfaces import LIST, OTHER, IJobStore, IOutbox
 from .jobstates import JOB_STATES
 from .permits import WebOutage, authenticated_userid, policy_permits, session_owner

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..job import JobError, JobState
+    from ..job.record import JobError
+    from ..job.state import JobState
     from .jobstates import JobStates
 
 #: The parts in which equal texts may differ: those in quotation marks, addresses, uuids

@@ -21,29 +21,19 @@ from redis.exceptions import RedisError
 from zope.interface import implementer, providedBy
 
 from ..errors import NotRepeatable, StoreUnavailable
-from ..job import (
-    Batch,
-    JobState,
-    check_actor,
-    is_uuid,
-    record_of,
-    set_container,
-    set_store,
-    translated,
-)
-from ..store import ConnectionsInUse, JobStore, Page, load_some, records_of
-from ..worker import (
-    APPLICATION,
-    NO_BROKER,
-    URL,
-    Outgoing,
-    OutgoingBatch,
-    Sendable,
-    Unique,
-    check_owner,
-    global_broker,
-    rerun,
-)
+from ..job.batch import Batch
+from ..job.members import check_actor
+from ..job.record import is_uuid
+from ..job.state import JobState, record_of, set_container, set_store
+from ..job.texts import translated
+from ..store.connection import ConnectionsInUse
+from ..store.jobstore import JobStore, load_some, records_of
+from ..store.lists import Page
+from ..worker.batches import OutgoingBatch
+from ..worker.ledger import global_broker
+from ..worker.message import APPLICATION, URL, check_owner
+from ..worker.outgoing import Outgoing, Sendable, Unique
+from ..worker.reruns import NO_BROKER, rerun
 from .interfaces import IJobStore, IOutbox
 from .permits import (
     UnreadRecord,
@@ -61,7 +51,7 @@ if TYPE_CHECKING:
     from dramatiq import Broker
     from pyramid.registry import Registry
 
-    from ..job import Record
+    from ..job.record import Record
 
 
 T = TypeVar("T")

@@ -16,9 +16,11 @@ from pyramid.threadlocal import get_current_request
 from redis.exceptions import RedisError
 
 from ..errors import StoreUnavailable
-from ..job import JobState, Once, as_seen_from, is_system, record_of
-from ..store import LOST, ConnectionsInUse
-from ..worker import Outage
+from ..job.once import Once
+from ..job.state import JobState, as_seen_from, record_of
+from ..job.values import is_system
+from ..store.connection import LOST, ConnectionsInUse
+from ..worker.recorder import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

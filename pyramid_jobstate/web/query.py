@@ -14,7 +14,7 @@ from pyramid.interfaces import IDefaultCSRFOptions, ILocalizer, ITranslationDire
 from pyramid.request import Request
 from webob import BaseRequest
 
-from ..job import is_owner, parse_duration
+from ..job.values import is_owner, parse_duration
 
 #: A parameter of Pyramid's own, which names the language of the answer.
 LOCALE = "_LOCALE_"

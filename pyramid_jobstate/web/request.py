@@ -18,21 +18,18 @@ from pyramid.threadlocal import RequestContext
 from pyramid.traversal import DefaultRootFactory
 
 from ..errors import ActorError
-from ..worker import (
-    APPLICATION,
-    OWNER,
-    REQUEST,
-    URL,
-    Conflict,
+from ..job.hooks import REQUEST
+from ..worker.actors import (
     HandedFunction,
     TrackedFunction,
     called_function,
-    check_owner,
     has_parameter,
-    ledger_of,
     receives_request,
     refuse_request,
 )
+from ..worker.current import Conflict
+from ..worker.ledger import ledger_of
+from ..worker.message import APPLICATION, OWNER, URL, check_owner
 from .interfaces import IJobStore
 from .jobstates import application_name
 from .permits import set_owner

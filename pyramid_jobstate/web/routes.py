@@ -12,7 +12,7 @@ from pyramid.traversal import ResourceTreeTraverser
 from zope.interface import Interface
 
 from ..errors import StoreUnavailable
-from ..job import JobState
+from ..job.state import JobState
 from .answers import protect, wants_page
 from .interfaces import (
     CANCEL,

@@ -15,19 +15,13 @@ from pyramid.exceptions import ConfigurationError
 from pyramid.path import DottedNameResolver
 from redis.exceptions import RedisError
 
-from ..job import parse_duration
-from ..store import JobStore, namespace_fault
-from ..worker import (
-    STUB,
-    BrokerSpec,
-    check_queue,
-    global_broker,
-    is_async,
-    is_default,
-    ledger_of,
-    made_store,
-    masked,
-)
+from ..job.values import parse_duration
+from ..store.arguments import namespace_fault
+from ..store.jobstore import JobStore
+from ..worker.actors import is_async
+from ..worker.brokers import STUB, BrokerSpec, is_default, made_store, masked
+from ..worker.ledger import global_broker, ledger_of
+from ..worker.message import check_queue
 from .permits import WebOutage, authenticated_userid, session_owner
 
 Default = TypeVar("Default")

@@ -12,15 +12,17 @@ from pyramid import threadlocal
 from redis.exceptions import RedisError
 
 from ..errors import StoreUnavailable
-from ..store import ConnectionsInUse, note_sender
-from ..worker import NotClaimed, Outgoing, OutgoingBatch
+from ..store.connection import ConnectionsInUse
+from ..store.looks import note_sender
+from ..worker.batches import OutgoingBatch
+from ..worker.outgoing import NotClaimed, Outgoing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from pyramid.request import Request
 
-    from ..store import JobStore
+    from ..store.jobstore import JobStore
 
     #: Puts a question to the store, or raises StoreUnavailable.
     Ask = Callable[[Callable[[JobStore], object]], object]

@@ -14,30 +14,17 @@ from pyramid.viewderivers import INGRESS
 from zope.interface import classImplements
 
 from ..errors import StoreUnavailable
-from ..job import (
-    STATUSES,
-    Batch,
-    Guard,
-    JobError,
-    JobState,
-    container_of,
-    is_owner,
-    iso_time,
-    record_of,
-)
-from ..store import (
-    MAX_LIMIT,
-    Failures,
-    JobStore,
-    LogLine,
-    Page,
-    line_as_json,
-    records_of,
-    whereabouts_as_json,
-    worker_as_json,
-    worker_name,
-)
-from ..worker import global_broker, why_not_repeatable
+from ..job.batch import Batch
+from ..job.record import STATUSES, JobError
+from ..job.state import Guard, JobState, container_of, record_of
+from ..job.values import is_owner, iso_time
+from ..store.jobstore import JobStore, records_of
+from ..store.lists import MAX_LIMIT, Page
+from ..store.reader import Failures, LogLine, line_as_json
+from ..store.whereabouts import whereabouts_as_json
+from ..store.workers import worker_as_json, worker_name
+from ..worker.ledger import global_broker
+from ..worker.reruns import why_not_repeatable
 from .acts import cancel, cancel_many, clear, delete, rerun, rerun_many, stack
 from .answers import (
     AnsweringView,
@@ -91,8 +78,8 @@ if TYPE_CHECKING:
     from pyramid.config import Configurator
     from pyramid.request import Request
 
-    from ..job import Counts
-    from ..store import Whereabouts
+    from ..job.record import Counts
+    from ..store.whereabouts import Whereabouts
 
     T = TypeVar("T")
 

@@ -17,25 +17,21 @@ from dramatiq import GenericActor
 from dramatiq.common import q_name
 
 from ..errors import ActorError
-from ..job import (
-    REQUEST,
-    Batch,
-    JobInfo,
+from ..job.batch import Batch
+from ..job.capture import new_journal
+from ..job.hooks import REQUEST
+from ..job.record import JobInfo, Record, is_uuid
+from ..job.run import Run, last_notice
+from ..job.state import (
     JobState,
-    Record,
-    Run,
     class_hooks,
     current_state,
-    encode_owner,
-    encode_params,
-    is_uuid,
-    last_notice,
     log_level_of,
-    new_journal,
     run_of,
     set_later_steps,
     set_member_sender,
 )
+from ..job.values import encode_owner, encode_params
 from .current import CurrentJob, ThreadState, skip
 from .message import (
     OWNER,

@@ -15,26 +15,14 @@ from dramatiq.common import q_name
 from redis.exceptions import RedisError
 
 from ..errors import ActorError, StoreUnavailable
-from ..job import (
-    BATCH_MARK,
-    NOT_SENT,
-    Batch,
-    JobInfo,
-    JobState,
-    Member,
-    NewBatch,
-    NewJob,
-    Record,
-    Run,
-    check_key,
-    check_weight,
-    class_hooks,
-    encode_owner,
-    record_of,
-    set_member_sender,
-    set_store,
-)
-from ..store import ConnectionsInUse, JobStore, records_of, redis_errors
+from ..job.batch import Batch
+from ..job.members import check_key, check_weight
+from ..job.record import BATCH_MARK, NOT_SENT, JobInfo, Member, NewBatch, NewJob, Record
+from ..job.run import Run
+from ..job.state import JobState, class_hooks, record_of, set_member_sender, set_store
+from ..job.values import encode_owner
+from ..store.connection import ConnectionsInUse, redis_errors
+from ..store.jobstore import JobStore, records_of
 from .hooks import check_hooks
 from .ledger import global_broker, ledger_of
 from .message import APPLICATION, OWNER, URL, check_owner, hook_text

@@ -16,7 +16,8 @@ from dramatiq import Broker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 
-from ..store import JobStore, deferred_client, place_of, store_beside
+from ..store.connection import deferred_client, place_of
+from ..store.jobstore import JobStore, store_beside
 from .actors import own_function
 from .hooks import forget_actors
 from .middleware import JobStateMiddleware

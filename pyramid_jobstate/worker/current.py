@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from dramatiq.errors import Retry
 from dramatiq.middleware import MiddlewareError, SkipMessage
 
-from ..job import CANCELLED, REJECTED, End, JobError, JobState, current_state
+from ..job.record import CANCELLED, REJECTED, End, JobError
+from ..job.state import JobState, current_state
 from .message import failure_of
 from .unsaved import Unsaved
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from dramatiq import Message
     from dramatiq.broker import MessageProxy
 
-    from ..job import JobInfo, MemberSender
+    from ..job.members import MemberSender
+    from ..job.record import JobInfo
 
 #: How deep messages may be sent from within each other's enqueue hooks.
 MAX_NESTED = 16

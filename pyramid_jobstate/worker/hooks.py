@@ -15,18 +15,17 @@ from dramatiq.middleware import Retries
 from redis.exceptions import RedisError
 
 from ..errors import ActorError
-from ..job import (
-    HOOKS,
-    REQUEST,
+from ..job.hooks import HOOKS, REQUEST, current_hook
+from ..job.state import (
     JobState,
     class_hooks,
-    current_hook,
     imported_class,
     kinds_with_hooks,
     record_of,
-    stored_owner,
 )
-from ..store import LOST, JobStore, records_of
+from ..job.values import stored_owner
+from ..store.connection import LOST
+from ..store.jobstore import JobStore, records_of
 from .message import APPLICATION, OWNER, URL
 from .recorder import Outage
 
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
     from dramatiq import Broker
     from dramatiq.broker import MessageProxy
 
-    from ..job import End
-    from ..store import UntoldEnd
+    from ..job.record import End
+    from ..store.ends import UntoldEnd
     from .current import ThreadState
 
 log = logging.getLogger("pyramid_jobstate")

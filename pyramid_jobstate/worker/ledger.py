@@ -17,15 +17,12 @@ from dramatiq import Message
 from redis.exceptions import RedisError
 
 from ..errors import ActorError
-from ..job import MAX_DELAY, NOT_REACHED, NOT_SENT, End, JobInfo, NewJob, Run
-from ..store import (
-    LOST,
-    ConnectionsInUse,
-    JobStore,
-    positive,
-    records_of,
-    store_beside,
-)
+from ..job.record import NOT_REACHED, NOT_SENT, End, JobInfo, NewJob
+from ..job.run import Run
+from ..job.values import MAX_DELAY
+from ..store.arguments import positive
+from ..store.connection import LOST, ConnectionsInUse
+from ..store.jobstore import JobStore, records_of, store_beside
 from .actors import TrackedFunctions
 from .current import CurrentJob, ThreadState
 from .hooks import Hooks, is_hook
@@ -37,7 +34,7 @@ if TYPE_CHECKING:
     from dramatiq import Broker
     from dramatiq.broker import MessageProxy
 
-    from ..store import Records
+    from ..store.records import Records
 
 log = logging.getLogger("pyramid_jobstate")
 

@@ -10,17 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from dramatiq import Message
 
-from ..job import (
-    MAX_DELAY,
-    Failure,
-    HookInfo,
-    JobState,
-    class_hooks,
-    is_number,
-    is_owner,
-    is_system,
-    is_uuid,
-)
+from ..job.hooks import HookInfo
+from ..job.record import Failure, is_uuid
+from ..job.state import JobState, class_hooks
+from ..job.values import MAX_DELAY, is_number, is_owner, is_system
 
 if TYPE_CHECKING:
     from dramatiq.broker import MessageProxy

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from dramatiq.middleware import Middleware, MiddlewareError, SkipMessage
 
 from ..errors import ActorError
-from ..job import UNKNOWN_ACTOR, End, JobError, JobInfo, filled, is_uuid
-from ..store import JobStore, check_connections, checked_namespace, type_name
+from ..job.record import UNKNOWN_ACTOR, End, JobError, JobInfo, is_uuid
+from ..job.texts import filled
+from ..store.arguments import check_connections, checked_namespace, type_name
+from ..store.jobstore import JobStore
 from .actors import TrackedFunction, job_state_class
 from .batches import RunningMember
 from .current import CurrentJob, skip
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from dramatiq.worker import Worker
     from redis import Redis, RedisCluster
 
-    from ..store import Client, JobStore
+    from ..store.connection import Client
+    from ..store.jobstore import JobStore
 
 log = logging.getLogger("pyramid_jobstate")
 

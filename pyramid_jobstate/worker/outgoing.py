@@ -15,18 +15,12 @@ from dramatiq.middleware import GroupCallbacks
 from redis.exceptions import RedisError
 
 from ..errors import ActorError
-from ..job import (
-    JobState,
-    NewJob,
-    Update,
-    check_key,
-    encode_owner,
-    identity_of,
-    is_uuid,
-    member_uuid,
-    set_store,
-)
-from ..store import JobStore, records_of, refusal
+from ..job.members import check_key, member_uuid
+from ..job.record import NewJob, Update, is_uuid
+from ..job.state import JobState, set_store
+from ..job.values import encode_owner, identity_of
+from ..store.jobstore import JobStore, records_of
+from ..store.places import refusal
 from .actors import (
     TrackedFunction,
     hooks_receive_request,

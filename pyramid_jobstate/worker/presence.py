@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from dramatiq.common import q_name
 from redis.exceptions import RedisError, ResponseError
 
-from ..store import LOST, ConnectionsInUse, records_of
+from ..store.connection import LOST, ConnectionsInUse
+from ..store.jobstore import records_of
 from .recorder import Outage
 from .whereabouts import memory_used
 

@@ -18,15 +18,11 @@ from typing import Protocol
 
 from redis.exceptions import RedisError
 
-from ..job import End, Update
-from ..store import (
-    LOST,
-    ConnectionsInUse,
-    JobStore,
-    Reply,
-    is_foreign,
-    records_of,
-)
+from ..job.record import End, Update
+from ..store.connection import LOST, ConnectionsInUse
+from ..store.jobstore import JobStore, records_of
+from ..store.reader import is_foreign
+from ..store.scripts import Reply
 from .current import CurrentJob
 from .unsaved import Unsaved
 from .whereabouts import Answers

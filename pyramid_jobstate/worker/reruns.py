@@ -16,29 +16,15 @@ from dramatiq.errors import BrokerError, ConnectionClosed, ConnectionFailed
 from redis.exceptions import RedisError
 
 from ..errors import BatchCancelled, NotRepeatable, NotUnique
-from ..job import (
-    JobInfo,
-    JobState,
-    Record,
-    Update,
-    current_hook,
-    parse_json,
-    record_of,
-)
-from ..store import (
-    FAILED_OR_LOST,
-    LOST,
-    Act,
-    Acted,
-    Bulk,
-    BulkResult,
-    Filter,
-    JobStore,
-    is_full,
-    records_of,
-    refusal,
-    run_bulk,
-)
+from ..job.hooks import current_hook
+from ..job.record import JobInfo, Record, Update
+from ..job.state import JobState, record_of
+from ..job.values import parse_json
+from ..store.bulk import Act, Acted, Bulk, BulkResult
+from ..store.connection import LOST, is_full
+from ..store.jobstore import JobStore, records_of, run_bulk
+from ..store.lists import FAILED_OR_LOST, Filter
+from ..store.places import refusal
 from .ledger import UNREACHED, ledger_of
 from .message import OWNER, WORD
 

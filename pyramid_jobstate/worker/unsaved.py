@@ -10,18 +10,10 @@ import threading
 import time
 from typing import Any
 
-from ..job import (
-    AMOUNTS,
-    MAX_AMOUNT,
-    METRIC,
-    End,
-    JobInfo,
-    Json,
-    Run,
-    Update,
-    dumps,
-    share_of,
-)
+from ..job.progress import share_of
+from ..job.record import METRIC, End, JobInfo, Update
+from ..job.run import Run
+from ..job.values import AMOUNTS, MAX_AMOUNT, Json, dumps
 
 #: The least seconds between two reports of a member's progress to its batch.
 BATCH_INTERVAL = 1.0

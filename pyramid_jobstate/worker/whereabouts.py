@@ -18,7 +18,8 @@ from typing import Any
 
 from dramatiq.asyncio import EventLoopThread
 
-from ..store import LOST, ConnectionsInUse, JobStore, records_of
+from ..store.connection import LOST, ConnectionsInUse
+from ..store.jobstore import JobStore, records_of
 from .current import CurrentJob
 
 log = logging.getLogger("pyramid_jobstate")

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pyramid_jobstate import JobError, JobStore, NotRepeatable
-from pyramid_jobstate.job import HookInfo
+from pyramid_jobstate.job.hooks import HookInfo
 from pyramid_jobstate.job.record import (
     BATCH_MARK,
     NOT_REACHED,
@@ -27,7 +27,8 @@ from pyramid_jobstate.job.record import (
     NewJob,
     Update,
 )
-from pyramid_jobstate.store import UntoldEnd, records_of
+from pyramid_jobstate.store.ends import UntoldEnd
+from pyramid_jobstate.store.jobstore import records_of
 from pyramid_jobstate.testing import pass_time
 from tests.jobs import new_id
 from tests.store.test_model import examples

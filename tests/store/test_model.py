@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pyramid_jobstate import Counts, JobError, JobStore
-from pyramid_jobstate.job import Json, NewLine
+from pyramid_jobstate.job.journal import NewLine
 from pyramid_jobstate.job.record import (
     NOT_REACHED,
     End,
@@ -25,7 +25,8 @@ from pyramid_jobstate.job.record import (
     Record,
     Update,
 )
-from pyramid_jobstate.store import records_of
+from pyramid_jobstate.job.values import Json
+from pyramid_jobstate.store.jobstore import records_of
 from pyramid_jobstate.testing import pass_time
 from tests.jobs import new_id
 from tests.lost import disagreements, keys_without_end

@@ -29,7 +29,8 @@ from pyramid_jobstate import (
     rerun,
 )
 from pyramid_jobstate.job.record import End
-from pyramid_jobstate.store import claims, records_of
+from pyramid_jobstate.store import claims
+from pyramid_jobstate.store.jobstore import records_of
 from pyramid_jobstate.store.scripts import Reply
 from pyramid_jobstate.testing import pass_time
 from pyramid_jobstate.worker.ledger import ledger_of

@@ -2,7 +2,3 @@
 
 Only :mod:`pyramid_jobstate.pages` imports this, since it needs the extra.
 """
-
-from .config import include
-
-__all__ = ["include"]

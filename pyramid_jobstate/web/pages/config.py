@@ -13,7 +13,7 @@ from pyramid.path import AssetResolver
 from pyramid.security import NO_PERMISSION_REQUIRED
 from pyramid_jinja2 import IJinja2Environment, add_jinja2_renderer
 
-from ...job import JobState
+from ...job.state import JobState
 from ..answers import protect, wants_page
 from ..config import at_creation
 from ..interfaces import JOB, LIST, OTHER, IPages

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...job import Batch
+from ...job.batch import Batch
 from ..acts import RERUN, may_act
 from ..views import asked_groups
 from .layout import respond
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyramid.request import Request
     from pyramid.response import Response
 
-    from ...job import JobState
+    from ...job.state import JobState
     from ..failures import Group
     from ..jobstates import JobStates
 

@@ -6,8 +6,14 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...job import CANCELLED, FAILED, RUNNING, Batch, container_of, is_owner, record_of
-from ...store import ANSWER_SECONDS, line_as_json, records_of
+from ...job.batch import Batch
+from ...job.record import CANCELLED, RUNNING
+from ...job.state import container_of, record_of
+from ...job.texts import FAILED
+from ...job.values import is_owner
+from ...store.jobstore import records_of
+from ...store.reader import line_as_json
+from ...store.whereabouts import ANSWER_SECONDS
 from ..acts import RERUN, may_act
 from ..interfaces import IPages
 from ..jobstates import ask
@@ -33,8 +39,8 @@ if TYPE_CHECKING:
     from pyramid.request import Request
     from pyramid.response import Response
 
-    from ...job import JobState
-    from ...store import JobStore
+    from ...job.state import JobState
+    from ...store.jobstore import JobStore
     from ..jobstates import JobStates
     from .layout import Pages
     from .words import Words

@@ -14,8 +14,8 @@ from pyramid.renderers import render
 from pyramid.response import Response
 
 from ...errors import StoreUnavailable
-from ...job import Once
-from ...store import Fresh
+from ...job.once import Once
+from ...store.lists import Fresh
 from ..interfaces import IPages
 from ..query import BadRequest, check_text, drop_body
 from .words import Words, words_for, words_of
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from pyramid.request import Request
 
-    from ...store import Bucket
+    from ...store.lists import Bucket
     from ..answers import View
 
 

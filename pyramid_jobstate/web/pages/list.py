@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyramid.httpexceptions import HTTPFound, HTTPNotFound
 
 from ...errors import StoreUnavailable
-from ...job import is_uuid, iso_time
-from ...store import MAX_LIMIT, Durations, Page, kind_texts
+from ...job.record import is_uuid
+from ...job.values import iso_time
+from ...store.durations import Durations
+from ...store.lists import MAX_LIMIT, Page, kind_texts
 from ..acts import CANCEL, CLEAR, RERUN
 from ..answers import answering
 from ..interfaces import IPages
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
     from pyramid.request import Request
     from pyramid.response import Response
 
-    from ...job import Counts
-    from ...store import Bucket, JobStore, WorkerInfo
+    from ...job.record import Counts
+    from ...store.jobstore import JobStore
+    from ...store.lists import Bucket
+    from ...store.workers import WorkerInfo
     from ..jobstates import JobStates
     from .words import Words
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyramid.csrf import get_csrf_token
 from pyramid.encode import urlencode
 
-from ...job import FINISHED, STATUSES, Batch, Guard, is_link
+from ...job.batch import Batch
+from ...job.record import FINISHED, STATUSES
+from ...job.state import Guard, is_link
 from ..failures import exception_of, shortened
 from ..interfaces import IPages
 from ..query import LOCALE, csrf_options
@@ -22,7 +24,7 @@ from .words import encode
 if TYPE_CHECKING:
     from pyramid.request import Request
 
-    from ...job import JobState
+    from ...job.state import JobState
     from ..jobstates import JobStates
     from .layout import Pages
     from .words import Words

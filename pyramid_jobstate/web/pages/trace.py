@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ...worker import MAX_TEXT
+from ...worker.current import MAX_TEXT
 
 
 class Part(NamedTuple):

@@ -18,16 +18,9 @@ from babel import Locale, UnknownLocaleError, dates, numbers
 from babel.units import format_unit
 from pyramid.i18n import TranslationStringFactory, make_localizer
 
-from ...job import (
-    DOMAIN,
-    FAILED,
-    REASONS,
-    SKIPPED,
-    STATUS_WORDS,
-    filled,
-    sentence_of,
-)
-from ...store import NO_ANSWER
+from ...job.texts import DOMAIN, FAILED, REASONS, SKIPPED, filled, sentence_of
+from ...job.words import STATUS_WORDS
+from ...store.whereabouts import NO_ANSWER
 
 if TYPE_CHECKING:
     from pyramid.request import Request

@@ -4,16 +4,3 @@ Imported under ASGI only, by :mod:`pyramid_jobstate.asgi`. In reading order: `wa
 hears of changes, `stream` renders jobs as events, `hub` feeds the streams of a process,
 `response` makes one of a view's answer, and `bridge` makes up for what a2wsgi lacks.
 """
-
-from .bridge import ClientGone, Connection, mended
-from .response import AsgiOffer, LoopQueue, Receive, Send
-
-__all__ = [
-    "AsgiOffer",
-    "ClientGone",
-    "Connection",
-    "LoopQueue",
-    "Receive",
-    "Send",
-    "mended",
-]

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from ...store import records_of, tracker_of
-from ...worker import watch_forks
+from ...store.jobstore import records_of, tracker_of
+from ...worker.recorder import watch_forks
 from .stream import AWAY, Frame, Viewer, beat, is_streamable, render
 from .watch import Watch
 
 if TYPE_CHECKING:
-    from ...job import Record
-    from ...store import JobStore
+    from ...job.record import Record
+    from ...store.jobstore import JobStore
     from ...store.watch import Tracker, TrackingRefused
     from .stream import Stream
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyramid.response import Response
 
-from ...job import Once, is_owner
-from ...worker import watch_forks
+from ...job.once import Once
+from ...job.values import is_owner
+from ...worker.recorder import watch_forks
 from ..answers import STREAM, TIME, Answer, TimedResponse, wants_stream
 from ..interfaces import IJobStore
 from .hub import Hub
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from pyramid.registry import Registry
     from pyramid.request import Request
 
-    from ...job import JobState
+    from ...job.state import JobState
 
 log = logging.getLogger("pyramid_jobstate")
 

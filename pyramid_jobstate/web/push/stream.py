@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 from pyramid.threadlocal import manager
 
-from ...job import JobState, Once, note_trouble, record_of, set_container, url_in
+from ...job.once import Once
+from ...job.state import JobState, note_trouble, record_of, set_container, url_in
 from ..answers import encode_state
 
 if TYPE_CHECKING:
