@@ -552,15 +552,12 @@ class End(NamedTuple):
       error: The reason, or None.
       delay: Seconds until the message is delivered again, or None if it was not
         requeued.
-      was_called: Whether the actor's function was called. If not, the record keeps the
-        attempt of the previous run.
       failure: What is kept for operators, or None if it did not fail.
     """
 
     status: str
     error: JobError | None = None
     delay: float | None = None
-    was_called: bool = True
     failure: Failure | None = None
 
 
@@ -579,6 +576,8 @@ class Update:
       renews: Whether to renew the job's place in the lists before it expires.
       age: Seconds since the run began.
       late: Whether a newer run may have begun since this one did.
+      called: Whether the actor's function was called. If not, a run that goes on stays
+        as it is.
       cancelled: Whether the run already knows that its job was cancelled.
       end: How the run ended, or None while it continues.
       dropped: Whether the message was stopped before a run began.
@@ -597,6 +596,7 @@ class Update:
     renews: bool = False
     age: float = 0.0
     late: bool = False
+    called: bool = True
     cancelled: bool = False
     end: End | None = None
     dropped: bool = False

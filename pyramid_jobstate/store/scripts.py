@@ -391,11 +391,12 @@ class Calls:
             update.uuid,
             update.token,
             millis(update.age),
-            int(update.late),
+            int(update.late) if update.called else 2,
             int(update.cancelled),
             update.info.rerun or "",
             deadline,
-            dump_error(CANCELLED) if is_stopped else "",
+            int(is_stopped),
+            dump_error(CANCELLED),
             *update.info.words(),
             # Else the report does.
             news=News(not (update.tells or update.end)),
@@ -416,6 +417,9 @@ class Calls:
         news = News(delay=millis(end.delay or 0), unsent=end.error == NOT_SENT)
         delay = "" if end.delay is None else millis(end.delay)
         error = [] if end.error is None else [dump_error(end.error)]
+        failure: list[str | int] = []
+        if end.failure is not None and error:
+            failure = [*end.failure, *error]
         if update.dropped:
             return self._change(
                 "drop",
@@ -430,11 +434,11 @@ class Calls:
                 delay,
                 dump_error(CANCELLED),
                 *error,
+                *failure[:-1],
                 news=news,
             )
-        failure: list[str | int] = []
-        if end.failure is not None and error:
-            failure = [*end.failure, *error, millis(update.age)]
+        if failure:
+            failure.append(millis(update.age))
         return self._change_both(
             "finish",
             update.info,
@@ -445,7 +449,6 @@ class Calls:
             end.status,
             delay,
             dump_error(CANCELLED),
-            int(end.was_called),
             int(bool(failure)),
             *failure,
             *_flat(update.fields),
@@ -481,7 +484,9 @@ class Calls:
         Parameters:
           spares_awaited: Whether to leave it alone if its hook has yet to return.
         """
-        kept = [self.failure_key(uuid), self.log_key(uuid), self.where_key(uuid)]
+        kept = [
+            beside(self.key(uuid), n) for n in ("failure", "former", "log", "where")
+        ]
         if info.is_batch:
             kept += self.batch_keys(uuid)
         return self._call("delete", uuid, word, int(spares_awaited), more_keys=kept)

@@ -89,6 +89,8 @@ class RequestMiddleware(Middleware):
 
     def __init__(self) -> None:
         self.applications = Applications()
+        #: The actors whose functions receive one.
+        self._given: weakref.WeakSet[Actor[Any, Any]] = weakref.WeakSet()
 
     def before_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
         # Only an error from a before_ hook reaches the code that declares the actor.
@@ -100,10 +102,18 @@ class RequestMiddleware(Middleware):
                 "request, which belongs to one thread: its commit would block every "
                 "other coroutine of the worker. Declare it with `def`."
             )
+        self._give(actor)
 
     def after_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
-        if not has_parameter(actor, REQUEST):
+        # For a middleware added after its actors, Dramatiq calls only this hook.
+        if has_parameter(actor, REQUEST):
+            self._give(actor)
+
+    def _give(self, actor: Actor[Any, Any]) -> None:
+        """Have the function of an actor receive a request."""
+        if actor in self._given:
             return
+        self._given.add(actor)
         if isinstance(actor.fn, TrackedFunction):
             # Inside, so that the job ends after the commit.
             actor.fn.put_inside(RequestFunction(actor.fn.inner, actor, self))

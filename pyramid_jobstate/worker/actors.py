@@ -245,6 +245,7 @@ class TrackedFunction(HandedFunction):
       job_state_class: The class of its jobs.
       thread: The state of the calling thread.
       hooks_queue: The queue of the messages that run hooks, or None for that of a job.
+      begin: Writes that the run of a job begins, and notes whether it may.
     """
 
     parameter = PARAMETER
@@ -255,11 +256,13 @@ class TrackedFunction(HandedFunction):
         job_state_class: type[JobState],
         thread: ThreadState,
         hooks_queue: str | None,
+        begin: Callable[[CurrentJob, Unsaved], None],
     ) -> None:
         super().__init__(actor.fn)
         self._thread = thread
         self._hooks_queue = hooks_queue
-        self.actor_name = actor.actor_name
+        self._begin = begin
+        self.actor, self.actor_name = actor, actor.actor_name
         self.job_state_class = job_state_class
         self._log_level = log_level_of(job_state_class)
         parameters = dict(inspect.signature(called_function(actor.fn)).parameters)
@@ -285,12 +288,23 @@ class TrackedFunction(HandedFunction):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         job = self._thread.job
         unsaved = job and job.unsaved
-        if job is None or job.tracked is not self or job.was_called or not unsaved:
+        is_own = job is not None and job.tracked is self
+        if job is not None and is_own and job.is_forbidden:
+            # A wrapper tries again.
+            skip(job.message)
+        if job is None or not is_own or job.was_called or not unsaved:
             # A call from within the job counts as direct.
             given = kwargs.get(PARAMETER)
             job_state = given if given is not None else self.detached(args, kwargs)
             return self.call(job_state, args, kwargs)
         job.was_called = True
+        try:
+            self._begin(job, unsaved)
+        except Exception:
+            # It would be the failure of the actor.
+            log.exception("The beginning of job %s could not be written.", job.uuid)
+        if job.is_forbidden:
+            skip(job.message)
         info = unsaved.info._replace(batch=sends_for(job.message))
         job_state = self.job_state(job.uuid, unsaved.run, info)
         set_member_sender(job_state, job.members)
@@ -372,7 +386,7 @@ class TrackedFunction(HandedFunction):
         )
 
     def unsaved(self, message: MessageProxy, worker: str | None = None) -> Unsaved:
-        """Return the recorder's entry for a run that begins now.
+        """Return the recorder's entry for a run of a message.
 
         Parameters:
           worker: The token of the worker process, or None.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextvars
 import dataclasses
 import sys
 import threading
@@ -39,7 +40,7 @@ class Tracked(Protocol):
         """Return what to store about a message."""
 
     def unsaved(self, message: MessageProxy, worker: str | None = None) -> Unsaved:
-        """Return the recorder's entry for a run that begins now.
+        """Return the recorder's entry for a run of a message.
 
         Parameters:
           worker: The token of the worker process, or None.
@@ -64,9 +65,13 @@ class CurrentJob:
         process has none.
       outer: The JobState that was current before.
       handled: The exception that was being handled before, if any.
-      unsaved: The recorder's entry for the run, or None before a run begins.
+      unsaved: The recorder's entry for the run, which begins when the function is
+        called, or None if a middleware before ours has stopped the message.
       members: What sends further members of its batch, or None.
       was_called: Whether the function was called.
+      is_forbidden: Whether the store has forbidden the run.
+      has_run: Whether the settled message had a run: its function was called, or
+        something else has answered in its place.
       has_request: Whether the actor's function has received its request.
       is_running: Whether the function is running.
       raised: The exception that the function raised, or that failed or skipped the
@@ -86,6 +91,8 @@ class CurrentJob:
     unsaved: Unsaved | None = None
     members: MemberSender | None = None
     was_called: bool = False
+    is_forbidden: bool = False
+    has_run: bool = False
     has_request: bool = False
     is_running: bool = False
     raised: BaseException | None = None
@@ -107,13 +114,17 @@ class CurrentJob:
         self.due = time.monotonic() + delay / 1000
 
     def verdict(self, acknowledged: bool) -> End:
-        """Return how the run ended. Called when the message is settled.
+        """Return how the message ended, and set `has_run`. Called when the message is
+        settled.
 
         Parameters:
           acknowledged: Whether the message was acknowledged rather than rejected.
         """
         # Its traceback would keep the actor's local variables alive.
         raised, self.raised = self.raised, None
+        if self.is_forbidden:
+            self.has_run = True
+            return End("cancelled", CANCELLED)
         error = None if raised is None else describe(raised)
         if error is None and not acknowledged:
             error = REJECTED
@@ -122,10 +133,10 @@ class CurrentJob:
         # Another exception comes from the actor, even if that was called in another
         # thread.
         is_stopped = error is not None and isinstance(raised, MiddlewareError | None)
-        was_called = self.was_called or not is_stopped
+        self.has_run = self.was_called or not is_stopped
         run = None if self.unsaved is None else self.unsaved.run
         if raised is not None and run is not None and run.cancel_requested:
-            return End("cancelled", CANCELLED, delay, was_called)
+            return End("cancelled", CANCELLED, delay)
         if error is None or is_skipped:
             failure = None
         else:
@@ -133,9 +144,16 @@ class CurrentJob:
         if delay is not None:
             # It was put back by Retries, a limiter or the actor itself.
             reason = None if is_skipped else error
-            return End("retrying", reason, delay, was_called, failure)
+            return End("retrying", reason, delay, failure)
         status = "cancelled" if is_skipped else "success" if error is None else "error"
-        return End(status, error, None, was_called, failure)
+        return End(status, error, None, failure)
+
+
+#: The message that is processed here, also in a thread that has the context of the
+#: worker's thread: a wrapper of an actor's function may call it in another one.
+_entered: contextvars.ContextVar[CurrentJob | None] = contextvars.ContextVar(
+    "pyramid_jobstate.entered", default=None
+)
 
 
 class ThreadState(threading.local):
@@ -173,8 +191,9 @@ class ThreadState(threading.local):
 
     @property
     def job(self) -> CurrentJob | None:
-        """The innermost job, or None if the thread has none or it is over."""
-        return self.jobs[-1] if self.jobs and not self.jobs[-1].is_over else None
+        """The innermost job, or None if there is none or it is over."""
+        job = self.jobs[-1] if self.jobs else _entered.get()
+        return None if job is None or job.is_over else job
 
     def enter(self, message: MessageProxy, tracked: Tracked | None) -> CurrentJob:
         """Start processing a message."""
@@ -182,6 +201,7 @@ class ThreadState(threading.local):
         job = CurrentJob(message, tracked, _broker(), _greenlet(), outer, handled)
         self.jobs.append(job)
         current_state.set(None)
+        _entered.set(job)
         return job
 
     def leave(self, place: int) -> list[CurrentJob]:
@@ -191,6 +211,7 @@ class ThreadState(threading.local):
         left = [job for job in self.jobs[place:] if not job.is_running]
         if left:
             current_state.set(left[0].outer)
+            _entered.set(None)
             self.jobs[place:] = [job for job in self.jobs[place:] if job.is_running]
             self.returned.clear()
         for job in left:

@@ -311,6 +311,12 @@ class Ledger:
             info = job.tracked.info_of(message, attempts_before(message))
             self.drop(broker, message, info, end)
             return
+        if not job.has_run:
+            info = unsaved.info
+            info = info._replace(attempt=info.attempt - 1, worker=None)
+            self.drop(broker, message, info, end)
+            return
+        unsaved.was_called = job.was_called
         self._write_end(broker, unsaved, end)
         journal = unsaved.run.journal
         if journal is not None and journal.failures:

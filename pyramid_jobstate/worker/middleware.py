@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from ..store.arguments import check_connections, checked_namespace, type_name
 from ..store.jobstore import JobStore
 from .actors import TrackedFunction, job_state_class
 from .batches import RunningMember
-from .current import CurrentJob, skip
+from .current import CurrentJob
 from .hooks import check_hooks
 from .ledger import Ledger
 from .message import attempts_before, batch_of, check_queue, sends_for, word_of
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from dramatiq.worker import Worker
     from redis import Redis, RedisCluster
 
+    from ..job.state import JobState
     from ..store.connection import Client
-    from ..store.jobstore import JobStore
+    from .unsaved import Unsaved
 
 log = logging.getLogger("pyramid_jobstate")
 
@@ -113,6 +115,7 @@ class JobStateMiddleware(Middleware):
         if cls is not None:
             self._refuse_twice(broker)
             check_hooks(cls, broker, self.store_for(broker))
+            self._track(broker, actor, cls)
 
     def after_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
         cls = job_state_class(actor)
@@ -120,11 +123,26 @@ class JobStateMiddleware(Middleware):
             # For a middleware added after its actors, Dramatiq calls only this hook.
             self._refuse_twice(broker)
             self.store_for(broker)
-            function = TrackedFunction(
-                actor, cls, self._ledger.thread, self._ledger.hooks.queue
-            )
-            self._ledger.functions[actor.actor_name] = function
-            actor.fn = function
+            self._track(broker, actor, cls)
+
+    def _track(
+        self, broker: Broker, actor: Actor[Any, Any], cls: type[JobState]
+    ) -> None:
+        """Have the function of an actor tracked. Wrappers of other middleware, which
+        are made once it is declared, stand around that.
+        """
+        known = self._ledger.functions.get(actor.actor_name)
+        if known is not None and known.actor is actor:
+            return
+        function = TrackedFunction(
+            actor,
+            cls,
+            self._ledger.thread,
+            self._ledger.hooks.queue,
+            functools.partial(self._begin, broker),
+        )
+        self._ledger.functions[actor.actor_name] = function
+        actor.fn = function
 
     def _refuse_twice(self, broker: Broker) -> None:
         found = [m for m in broker.middleware if isinstance(m, JobStateMiddleware)]
@@ -148,13 +166,9 @@ class JobStateMiddleware(Middleware):
         job = self._enter(broker, message)
         if job.tracked is None:
             return
-        # From here on Ledger.end() is called, even if this thread is interrupted.
-        self._ledger.jobs[job.uuid] = job
         worker = None if self._presence is None else self._presence.token
+        # What a middleware behind this one does to the message is not stored.
         job.unsaved = job.tracked.unsaved(message, worker)
-        batch = sends_for(message)
-        if batch is not None:
-            job.members = RunningMember(broker, message, batch, job.unsaved.run)
         for outer in self._ledger.thread.jobs[:-1]:
             if outer.uuid == job.uuid:
                 # A broker that runs jobs in the caller nests a retry in the attempt
@@ -162,9 +176,16 @@ class JobStateMiddleware(Middleware):
                 outer.put_back(0)
                 if not outer.is_running:
                     self._ledger.end(broker, outer)
-        self._ledger.recorder_for(broker).begin(job.unsaved)
-        if job.unsaved.run.cancel_requested:
-            skip(message)
+
+    def _begin(self, broker: Broker, job: CurrentJob, unsaved: Unsaved) -> None:
+        """Write that a run begins: every middleware has agreed to it."""
+        self._ledger.jobs[job.uuid] = job
+        batch = sends_for(job.message)
+        if batch is not None:
+            job.members = RunningMember(broker, job.message, batch, unsaved.run)
+        unsaved.begin()
+        self._ledger.recorder_for(broker).begin(unsaved)
+        job.is_forbidden = unsaved.run.cancel_requested
 
     def after_process_message(
         self,

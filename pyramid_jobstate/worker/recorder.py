@@ -697,10 +697,9 @@ class Flush:
         if reply is Reply.FENCED:
             is_known, unsaved.is_fenced = unsaved.is_fenced, True
             end, why = unsaved.end, "a newer run of it has begun"
-            # After a retry this is expected, and so is that an earlier end stands if
-            # the actor's function was not called.
+            # After a retry this is expected, and so it is if no function was called.
             is_expected = end is not None and (
-                end.status == "retrying" or not end.was_called
+                end.status == "retrying" or not unsaved.was_called
             )
             self._give_up(unsaved, why, quiet=is_expected or is_known)
             if unsaved.end is not None and update.end is None:

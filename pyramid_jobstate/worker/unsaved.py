@@ -26,7 +26,7 @@ OWN_BYTES = 2560
 class Unsaved:
     """The part of a run that has not reached the store.
 
-    It is made where a run begins or a message is dropped, and used by the recorder's
+    It is made where a message is about to run or is dropped, and used by the recorder's
     thread. Other threads set only `waiters`, `end`, `lost` and `is_late`, the first
     three under the backlog's lock. All times are in seconds of the monotonic clock.
 
@@ -35,6 +35,8 @@ class Unsaved:
       run: The run.
       info: The job's kind, actor, attempt, owner and parameters.
       dropped: Whether the message was dropped before a run began.
+      was_called: Whether the function was called. If not, the message was answered in
+        its place, and a run that goes on elsewhere stays as it is.
       is_late: Whether a beginning written now would be late: an earlier attempt may
         have failed, or the job is running already.
       is_cancelled: Whether the job stays cancelled, whatever the run does.
@@ -53,6 +55,7 @@ class Unsaved:
     run: Run
     info: JobInfo
     dropped: bool = False
+    was_called: bool = dataclasses.field(default=True, init=False)
     is_late: bool = dataclasses.field(default=False, init=False)
     is_cancelled: bool = dataclasses.field(default=False, init=False)
     is_fenced: bool = dataclasses.field(default=False, init=False)
@@ -84,6 +87,10 @@ class Unsaved:
 
     def __post_init__(self) -> None:
         self._thread = threading.current_thread()
+        self.begin()
+
+    def begin(self) -> None:
+        """Note that the run begins now."""
         self.begun = self.confirmed = self.sent_at = self._listed = time.monotonic()
 
     @property
@@ -181,6 +188,7 @@ class Unsaved:
         elif not self.is_stored and not self.is_fenced:
             update.begins = True
             update.late, self.is_late = self.is_late, True
+            update.called = self.was_called
             update.cancelled = run.cancel_requested
         elif now - self._listed > renew_after:
             update.renews = True

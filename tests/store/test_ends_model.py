@@ -393,7 +393,7 @@ def take_step(course: Course, name: str, slot: int, n: int) -> None:
             failure = Failure("{}", "", "a traceback") if n % 2 else None
             error = None if status == "success" else JobError("E", "x")
             delay = 0.0 if status == "retrying" else None
-            end = End(status, error, delay, n < 12, failure)
+            end = End(status, error, delay, failure)
             # The start may have to be sent along.
             course.write(slot, n, end=end, begins=n >= 8)
         case "drop":

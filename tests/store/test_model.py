@@ -47,6 +47,7 @@ class Report:
       token: The run that it is about, or an id of its own if a message was stopped
         before a run of it began.
       is_late: Whether another run may have begun since.
+      called: Whether the function was called. If not, something answered in its place.
       failure: Whether the run has failed: None if not, else whether its message is
         kept, from which it may run again.
       is_drop: Whether a message was stopped before a run of it began.
@@ -61,7 +62,7 @@ class Report:
     is_late: bool = False
     is_told: bool = False
     end: str = ""
-    was_called: bool = True
+    called: bool = True
     failure: bool | None = None
     is_drop: bool = False
     is_unreached: bool = False
@@ -121,7 +122,7 @@ class Scripts:
             if report.is_unreached:
                 error = NOT_REACHED
             delay = 0.0 if report.end == "retrying" else None
-            end = End(report.end, error, delay, report.was_called, failure)
+            end = End(report.end, error, delay, failure)
         # Its message says that it is another's.
         options: dict[str, Any] = {"attempt": report.attempt, "rerun": report.word}
         update = Update(
@@ -134,6 +135,7 @@ class Scripts:
             lines=[LINE] if report.begins else [],
             age=age,
             late=report.is_late,
+            called=report.called,
             cancelled=report.is_told,
             end=end,
             dropped=report.is_drop,
@@ -179,13 +181,11 @@ class Model:
       sender: Who has created its record, "" if that is not known any more.
       resender: Who alone may confirm that its message is put back, or None for all.
       began: The run whose start it shows, or None.
-      before: The attempt and the run that it showed before those of the owner.
       dropped: The id of the last drop that was carried out, or waits for the run.
       stop: How the run ends if it puts its message back, or None.
       refused: The word of the message that the broker refused last, or None.
       tries: The runs that have failed, each with when it began.
-      former: The failure that a refused request to run it again puts back, or None.
-      ended: The end that stood when its message came again, or None once it runs.
+      former: The end that stands again if nothing runs, or None.
     """
 
     status: str | None = None
@@ -201,7 +201,6 @@ class Model:
     past: frozenset[str] = frozenset()
     seq: int = 0
     began: str | None = None
-    before: tuple[int, str | None] = (0, None)
     is_asked: bool = False
     dropped: str | None = None
     stop: Report | None = None
@@ -209,7 +208,6 @@ class Model:
     is_unreached: bool = False
     tries: dict[str, float] = dataclasses.field(default_factory=dict)
     former: Model | None = None
-    ended: Model | None = None
 
     @property
     def stored(self) -> Stored:
@@ -251,6 +249,8 @@ class Model:
         is_over = self.status in FINISHED
         if self.status is not None and (not is_over or self.was_cancelled):
             return False
+        if is_over:
+            self.former = dataclasses.replace(self, former=None)
         self.owner = self.owner or '"alice"'
         self.resender = sender if is_over and not waits else None
         self.sender = sender
@@ -283,7 +283,6 @@ class Model:
         self.owner = None
         self.past, self.tries, self.attempt = frozenset(), {}, 0
         self.kept, self.former, self.is_asked, self.began = False, None, False, None
-        self.ended = None
         return True
 
     def rerun(self, word: str) -> bool:
@@ -305,30 +304,19 @@ class Model:
         if self.status != "sending" or self.word != word or self.former is None:
             return False
         self.put_back(self.former)
-        self.word = self.word or ""
-        self.refused, self.former = word, None
+        self.refused = word
         return True
 
     def put_back(self, former: Model) -> None:
         """Have an end stand again. What is kept of failures stays, and so does which
-        runs are over.
+        runs are over. A word that has been given runs nothing.
         """
-        if self.run is not None:
-            self.past |= {self.run}
+        has_word = self.word is not None
         for field in dataclasses.fields(self):
-            if field.name not in ("kept", "tries", "former", "ended", "past"):
+            if field.name not in ("kept", "tries", "past"):
                 setattr(self, field.name, getattr(former, field.name))
-
-    def stop_again(self, end: str) -> bool:
-        """Have the end stand again that stood when a message came that is stopped now.
-        Return whether there is one.
-        """
-        is_left = self.status not in ("working", "retrying") or end == "retrying"
-        if is_left or self.ended is None:
-            return False
-        self.put_back(self.ended)
-        self.ended = None
-        return True
+        if has_word:
+            self.word = self.word or ""
 
     def await_turn(self) -> bool:
         if self.status == "cancelled" and self.is_unreached and not self.is_asked:
@@ -363,12 +351,14 @@ class Model:
         if self.was_cancelled:
             return "CANCELLED"
         if run != self.run:
-            if self.status in FINISHED:
-                self.ended = dataclasses.replace(self, ended=None, former=None)
+            if not report.called and self.status in RUNNING and not self.is_silent:
+                return "FENCED"
+            if self.status == "cancelling":
+                self.status = "cancelled"
+                return "CANCELLED"
             self.supersede(run)
-            self.is_asked = report.is_told or self.status == "cancelling"
+            self.former, self.is_asked = None, report.is_told
             self.status = "cancelling" if self.is_asked else "working"
-            self.before = self.attempt, self.began
             self.attempt, self.began = report.attempt, run
             self.dropped, self.is_silent = None, False
             self.sender, self.resender = "", None
@@ -406,14 +396,7 @@ class Model:
         refusal = self.refusal(report)
         if refusal is not None:
             return refusal
-        end = self.stop.end if self.stop and report.end == "retrying" else report.end
-        if not report.was_called and self.stop_again(end):
-            return "FENCED"
-        if report.was_called or end != "retrying":
-            self.ended = None
         self.metrics.update(report.values)
-        if not report.was_called:
-            self.attempt, self.began = self.before
         if self.status == "cancelling" and report.end != "success":
             self.status = "cancelled"
         elif self.stop is not None and report.end == "retrying":
@@ -429,7 +412,7 @@ class Model:
         if report.failure is not None and self.status != "cancelled":
             self.keep_try(report.token)
             if self.status == "error":
-                self.kept, self.former = report.failure, None
+                self.kept = report.failure
         self.forget_failure()
         return self.answer(report.end)
 
@@ -443,7 +426,7 @@ class Model:
     def forget_failure(self) -> None:
         """Keep no message of a job that cannot fail any more."""
         if self.status in ("success", "cancelled"):
-            self.kept, self.former = False, None
+            self.kept = False
 
     def answer(self, end: str) -> str:
         """Return the reply to an end that has been written."""
@@ -464,7 +447,9 @@ class Model:
             return "CANCELLING" if self.status == "cancelling" else "OK"
         if self.status not in (*RUNNING, *WAITING):
             return "MISSING"
-        if self.stop_again(report.end):
+        is_left = report.end == "retrying" or report.is_unreached
+        if not is_left and self.former is not None:
+            self.put_back(self.former)
             return "MISSING"
         metrics = self.metrics
         end = "cancelled" if self.status == "cancelling" else report.end
@@ -541,7 +526,7 @@ class Both:
         key = key_of(store, self.scripts.uuid)
         record, *beside = [
             store.client.pttl(each) / 1000
-            for each in (key, f"{{{key}}}:log", f"{{{key}}}:failure")
+            for each in (key, *(f"{{{key}}}:{n}" for n in ("log", "failure", "former")))
         ]
         for life in beside:
             most = record + store.active_expire_in / 2 + 1
@@ -564,10 +549,10 @@ class Both:
                 assert self.scripts.store.counts(kind, anew=True) == expected, kind
 
 
-#: How a run may end. A middleware may stop it before its actor is called.
+#: How a run may end. A wrapper may answer in place of the function.
 ENDS = [
     *("success", "error", "retrying", "cancelled"),
-    *("not called: cancelled", "not called: retrying"),
+    *("answered: success", "answered: error"),
 ]
 
 #: Who sends its message.
@@ -608,12 +593,8 @@ def scenes_of(run: str) -> list[list[tuple[Any, ...]]]:
     succeed = ("finish", other, True, "success", False)
     refuse = ("drop", True, "cancelled", True, 0, True)
     put_back = ("finish", run, True, "retrying", False)
-    not_called = ("finish", other, True, "not called: cancelled", False)
-    third = RUNS[RUNS.index(run) - 2]
-    third_is_stopped = [
-        ("begin", third, *again[2:]),
-        ("finish", third, *not_called[2:]),
-    ]
+    answered = ("finish", other, True, "answered: success", False)
+    third = ("finish", RUNS[RUNS.index(run) - 2], True, "answered: error", False)
     dropped = ("drop", True, "cancelled", False, 1, True)
     send, send_too = (("create", False, sender) for sender in SENDERS)
     sent, sent_too = (("confirm", True, sender) for sender in SENDERS)
@@ -650,15 +631,19 @@ def scenes_of(run: str) -> list[list[tuple[Any, ...]]]:
         [("create", False, "one"), again],
         [begin, again, ("again", 0), ("record", run, True)],
         [*fail, ("delete",), again],
-        [*fail, again, not_called],
-        [begin, (*succeed[:1], run, *succeed[2:]), again, not_called, ("again", 2)],
-        [*fail, again, ("wait",), *third_is_stopped],
-        [*fail, again, ("finish", other, True, "not called: retrying", False), dropped],
+        [*fail, answered],
+        [begin, answered, ("finish", run, True, "success", False)],
+        [begin, ("wait",), answered],
+        [begin, ("cancel",), answered],
+        [*fail, again, ("wait",), third],
+        [*fail, again, ("finish", other, True, "retrying", False), third],
+        [*fail, again, ("finish", other, True, "retrying", False), dropped],
         [*fail, again, ("wait",), dropped],
-        [*fail, again, ("finish", other, True, "retrying", False), *third_is_stopped],
-        [*fail, again, ("cancel",), not_called],
-        [*fail, again, (*stop, 1, True), not_called],
-        [*fail, again, succeed, *third_is_stopped],
+        [*fail, ("rerun",), dropped],
+        [*done, send_too, dropped],
+        [*done, send_too, dropped, again],
+        [*done, send_too, ("drop", True, "retrying", False, 0, True), dropped],
+        [*fail, again, (*stop, 1, True), succeed],
     ]
 
 
@@ -728,10 +713,11 @@ def take(both: Both, step: tuple[Any, ...]) -> None:
             run, arrives, end, begins = rest
             # The start may have to be sent along.
             options = {"begins": begins, "is_late": begins}
+            if end.startswith("answered: "):
+                end = end.removeprefix("answered: ")
+                options = {"begins": True, "called": False}
             if end in ("error", "retrying"):
                 options["failure"] = run != "third"
-            elif end.startswith("not called: "):
-                end, options["was_called"] = end.removeprefix("not called: "), False
             report = both.report(run, end=end, **options)
         case "drop":
             arrives, end, is_unreached, attempt, knows = rest

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 from unittest import mock
@@ -131,6 +131,7 @@ class Floor:
       threads: How many jobs run at once.
       queues: The queues of the worker, if it does not take all.
       cls: The class of the jobs.
+      others: Other middlewares, which are there before the actors.
       options: Those of the JobStateMiddleware.
 
     Attributes:
@@ -148,12 +149,14 @@ class Floor:
         threads: int = 4,
         queues: set[str] | None = None,
         cls: type[JobState] = Chore,
+        others: Sequence[Middleware] = (),
         **options: Any,
     ) -> None:
         self.store, self.own = store, own or store
         self.broker = StubBroker()
         self.middleware = JobStateMiddleware(self.own, **{"interval": 0.01, **options})
-        self.broker.add_middleware(self.middleware)
+        for each in self.middleware, *others:
+            self.broker.add_middleware(each)
         self.ran: Counter[str] = Counter()
         self.scripts: dict[str, Script] = {"fails": lambda _: fail(ValueError("No"))}
         self._held: dict[str, list[Held]] = {}

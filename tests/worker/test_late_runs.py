@@ -242,8 +242,12 @@ def test_job_whose_thread_is_gone_stalls(make_floor, logged):
     floor = make_floor(heartbeat=0.05, interval=0.05)
     gone, alive = floor.message("gone"), floor.begin()
     floor.scripts["gone"] = lambda job_state: job_state.set_message("last words")
-    die: Any = ("process_message", MessageProxy(gone))
-    thread = threading.Thread(target=floor.broker.emit_before, args=die)
+
+    def die() -> None:
+        floor.broker.emit_before("process_message", MessageProxy(gone))
+        floor.errand("gone")
+
+    thread = threading.Thread(target=die)
     thread.start()
     thread.join()
     (said,) = wait_for(lambda: logged())

@@ -193,8 +193,7 @@ def test_failure_that_another_program_overwrote_loses_no_job(floor, client):
     (sent,) = failed(floor)
 
     def overwrite(*args: Any, **options: Any) -> None:
-        kept = f"{{jobstate:{sent.message_id}}}:failure"
-        client.hset(kept, "former", b"\x93\x01\x02\x03")
+        client.set(f"{{jobstate:{sent.message_id}}}:former", "theirs")
         refuse()
 
     with refusing(floor, overwrite), pytest.raises(ConnectionClosed):

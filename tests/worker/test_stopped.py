@@ -1,7 +1,11 @@
 """Messages that another middleware skips, refuses or puts back."""
 
+import asyncio
 import collections
+import contextlib
 import datetime
+import functools
+import threading
 from collections import Counter
 from typing import Any
 
@@ -9,6 +13,7 @@ import dramatiq
 import pytest
 from dramatiq.middleware import (
     AgeLimit,
+    CurrentMessage,
     Middleware,
     MiddlewareError,
     Retries,
@@ -16,10 +21,18 @@ from dramatiq.middleware import (
 )
 
 from pyramid_jobstate import JobState, JobStateMiddleware, rerun
-from tests.jobs import Alarm, job_actor, load, make_broker, wait_until, working
+from tests.jobs import (
+    Alarm,
+    job_actor,
+    load,
+    make_broker,
+    store_of,
+    wait_until,
+    working,
+)
 from tests.lost import disagreements, places_of
 from tests.support import wait_for
-from tests.worker.floors import idle_actor
+from tests.worker.floors import Chore, idle_actor
 
 
 class RefusedError(MiddlewareError):
@@ -85,6 +98,8 @@ def test_attempt_is_that_of_the_last_run_that_began(redis_url, order):
             # It was put back for a tenth of a second at least.
             before = stopping.stopped[state.uuid] - state.started_at
             assert before > datetime.timedelta(seconds=0.05)
+        if how != "skip":
+            assert rerun(store_of(broker), broker, state.uuid)
 
 
 class Once(Middleware):
@@ -178,6 +193,128 @@ def test_end_stands_if_the_message_that_comes_again_is_stopped(
     assert disagreements(client) == set()
 
 
+class Lock(Middleware):
+    """Lets one message of a job at a time run: it skips the others, before they are
+    processed or, if it wraps functions, after it has waited in vain for a lock.
+    """
+
+    def __init__(self, *, wraps: bool) -> None:
+        self.wraps = wraps
+        self.taken: set[str] = set()
+        self.skipped: list[str] = []
+        self.may_skip = threading.Event()
+        self.may_skip.set()
+
+    def take(self, uuid: str) -> None:
+        if uuid in self.taken:
+            self.skipped.append(uuid)
+            assert self.may_skip.wait(30)
+            raise SkipMessage("once is enough")
+        self.taken.add(uuid)
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        if not self.wraps:
+            self.take(message.message_id)
+
+    def after_declare_actor(self, broker: Any, actor: Any) -> None:
+        inner = actor.fn
+
+        @functools.wraps(inner)
+        def fn(*args: Any, **kwargs: Any) -> Any:
+            message: Any = CurrentMessage.get_current_message()
+            self.take(message.message_id)
+            return inner(*args, **kwargs)
+
+        if self.wraps and actor.actor_name == "errand":
+            actor.fn = fn
+
+
+class Overheard(Chore):
+    def on_success(self) -> None:
+        ENDS.append(("success", self.uuid))
+
+    def on_cancelled(self) -> None:
+        ENDS.append(("cancelled", self.uuid))
+
+
+#: What hooks were told.
+ENDS: list[tuple[str, str]] = []
+
+
+@pytest.mark.promise("skipped-copy-changes-nothing")
+@pytest.mark.parametrize("wraps", [False, True])
+def test_copy_that_is_skipped_while_its_job_runs_changes_nothing(
+    make_floor, logged, wraps
+):
+    """The run goes on, and its values, its end and its hook stand."""
+    once = Lock(wraps=wraps)
+    floor = make_floor(cls=Overheard, others=[CurrentMessage(), once])
+    held = floor.hold(floor.message("a"))
+    floor.broker.enqueue(held.message)
+    floor.start()
+    held.wait().job_state.set_progress_metric("miles", 13)
+    floor.deliver(held.message)
+    wait_for(lambda: once.skipped and floor.is_idle(but=1))
+    assert held.job_state.flush(10)
+    assert (held.load().status, held.load().attempt) == ("working", 1)
+    held.job_state.set_progress_metric("miles", 26)
+    held.end()
+    wait_for(floor.is_idle)
+    assert held.load().progress_metrics == {"miles": 26}
+    assert held.load().status == "success"
+    assert [end for end in ENDS if end[1] == held.uuid] == [("success", held.uuid)]
+    assert not logged()
+
+
+@pytest.mark.promise("skipped-copy-changes-nothing")
+@pytest.mark.parametrize("wraps", [False, True])
+@pytest.mark.parametrize("is_sent", [False, True])
+def test_end_stands_while_its_message_is_being_skipped(make_floor, wraps, is_sent):
+    """A cancel that comes meanwhile finds the end, unless the job was sent again."""
+    once = Lock(wraps=wraps)
+    floor = make_floor(others=[CurrentMessage(), once])
+    floor.scripts["a"] = lambda job: job.set_progress_metric("miles", 26)
+    message = floor.post("a")
+    floor.work()
+    ended = floor.load(message.message_id)
+    once.may_skip.clear()
+    (floor.broker.enqueue if is_sent else floor.deliver)(message)
+    with floor.working():
+        wait_for(lambda: once.skipped)
+        assert floor.load(message.message_id).status == (
+            "queued" if is_sent else "success"
+        )
+        if not is_sent:
+            assert not floor.load(message.message_id).cancel()
+        once.may_skip.set()
+        wait_for(floor.is_idle)
+    after = floor.load(message.message_id)
+    for name in OF_AN_END:
+        assert getattr(after, name) == getattr(ended, name), name
+
+
+@pytest.mark.parametrize("order", ["after", "before"])
+def test_retry_that_is_dropped_before_its_attempt_has_ended(
+    make_floor, slow, relay, order
+):
+    """Its job ends once the end of that attempt is written, wherever the middleware
+    stands that drops it.
+    """
+    floor, other = make_floor(slow), make_floor()
+    where: Any = JobStateMiddleware if order == "before" else None
+    other.broker.add_middleware(Stopping(), before=where)
+    held = floor.begin(max_retries=1, min_backoff=3_600_000)
+    retry = held.message.copy(args=(2, "skip"), options={"retries": 1})
+    with relay.frozen():
+        held.leave(ValueError("a cramp"))
+        assert held.settled.wait(10)
+        other.deliver(retry)
+        other.work()
+        assert held.reads("working")
+    wait_for(lambda: held.reads("cancelled"))
+    assert held.load().error.message == "not today"
+
+
 @pytest.mark.parametrize("order", ["after", "before", "last"])
 def test_message_that_is_refused_and_put_back_waits(redis_url, order):
     """It reads retrying, with the time it is due, wherever the middlewares stand."""
@@ -203,8 +340,7 @@ def test_message_that_is_refused_and_put_back_waits(redis_url, order):
         alarm.ring()
         state = wait_until(broker, message, "success", "error", "cancelled")
     assert (state.status, state.attempt, state.due_at) == ("success", 2, None)
-    waiting = ["working"] * 2 if order == "before" else ["queued", "retrying"]
-    assert seen == waiting
+    assert seen == ["queued", "retrying"]
 
 
 @pytest.mark.parametrize("order", ["before", "after", "first"])
@@ -245,3 +381,73 @@ def test_message_that_a_limiter_puts_back_waits(redis_url, alice, order):
         assert not {state.status for state in over} & {"cancelled", "error"}
         for message in steps:
             wait_until(broker, message, "success")
+
+
+class Wrap(Middleware):
+    """Calls the functions of actors in its own way."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+
+    def after_declare_actor(self, broker: Any, actor: Any) -> None:
+        if actor.actor_name == "errand":
+            actor.fn = functools.partial(self.call, actor.fn)
+
+
+def in_another_thread(fn: Any, *args: Any) -> Any:
+    return asyncio.run(asyncio.to_thread(fn, *args))
+
+
+def twice(fn: Any, *args: Any) -> Any:
+    """Try again what fails, as a decorator that knows nothing of Dramatiq does."""
+    try:
+        return fn(*args)
+    except Exception:
+        return fn(*args)
+
+
+def test_function_that_is_called_in_another_thread(floor):
+    """Its reports are those of its job, which it may not start once it is cancelled."""
+    floor.broker.add_middleware(Wrap(in_another_thread))
+    floor.scripts["a"] = lambda job: job.set_progress_metric("miles", 26)
+    message, cancelled = floor.post("a"), floor.post("b")
+    assert floor.load(cancelled.message_id).cancel()
+    floor.work()
+    assert floor.statuses(message, cancelled) == ["success", "cancelled"]
+    assert floor.load(message.message_id).progress_metrics == {"miles": 26}
+    assert floor.ran == Counter(a=1)
+
+
+def test_function_that_is_not_called(make_floor):
+    """A job whose wrapper answers in its place succeeds. A copy that is answered so
+    while the job runs leaves it alone.
+    """
+    floor, other = make_floor(), make_floor()
+    other.broker.add_middleware(Wrap(lambda fn, *args: None))
+    message = other.post("a")
+    other.work()
+    job = other.load(message.message_id)
+    assert (job.status, job.attempt) == ("success", 1)
+    assert job.started_at is not None
+    held = floor.begin()
+    other.deliver(held.message)
+    other.work()
+    assert held.reads("working")
+    held.end(lambda job_state: job_state.set_message("Done"))
+    assert (held.load().status, held.load().message) == ("success", "Done")
+
+
+def in_silence(fn: Any, *args: Any) -> Any:
+    """Return None in place of what raises."""
+    with contextlib.suppress(Exception):
+        return fn(*args)
+
+
+@pytest.mark.parametrize("call", [twice, in_silence])
+def test_wrapper_that_handles_what_skips_a_cancelled_job(floor, call):
+    """The job does not run, and stays cancelled."""
+    floor.broker.add_middleware(Wrap(call))
+    message = floor.post("a")
+    assert floor.load(message.message_id).cancel()
+    floor.work()
+    assert (floor.statuses(message), floor.ran) == (["cancelled"], Counter())

@@ -32,9 +32,25 @@ local function log_key()
   return OPEN .. key .. CLOSE .. ":log"
 end
 
--- The key of what is kept of the failures of the job, and of an end that may stand again.
+-- The key of what is kept of the failures of the job.
 local function failure_key()
   return OPEN .. key .. CLOSE .. ":failure"
+end
+
+-- The key of the record that the job had when it ended, which is about to run again. It stands
+-- again if nothing runs.
+local function former_key()
+  return OPEN .. key .. CLOSE .. ":former"
+end
+
+-- Keep the message from which a job that has failed may run again or, without one, why it may not.
+local function keep_message(message, refusal)
+  redis.pcall("HDEL", failure_key(), "message", "refusal")
+  if message ~= "" then
+    redis.pcall("HSET", failure_key(), "message", message)
+  else
+    redis.pcall("HSET", failure_key(), "refusal", refusal)
+  end
 end
 
 -- Let what lies beside the record of a job live for as long as that, and some milliseconds more.
@@ -48,6 +64,7 @@ local function renew(level, past, more)
     end
     if past then
       redis.call("PEXPIRE", failure_key(), life)
+      redis.call("PEXPIRE", former_key(), life)
     end
   end
 end
@@ -166,24 +183,21 @@ local function earlier(run, past)
   return string.sub((run or "") .. " " .. (past or ""), 1, 51)
 end
 
--- Have an end stand again that is kept beside the record, in a field. Returns whether it does:
--- nothing may be kept, or another program may have written it.
+-- Have the record stand again that the job had before. Returns whether there is one.
 --   was  the status of the record that it replaces
-local function put_back(was, name)
-  local is_read, words = pcall(cmsgpack.unpack, redis.pcall("HGET", failure_key(), name))
-  if not is_read or type(words) ~= "table" or not words[1] or #words % 2 ~= 0 then
+local function put_back(was)
+  if redis.call("TYPE", former_key()).ok ~= "hash" then
     return false
   end
-  local run, past = unpack(redis.call("HMGET", key, "run", "past"))
-  local before = scopes_of(key)
-  redis.call("DEL", key)
-  write(words)
-  if run then
-    redis.call("HSET", key, "past", earlier(run, past))
-  end
+  local before, word = scopes_of(key), redis.call("HGET", key, "rerun")
+  redis.call("RENAME", former_key(), key)
   local old = redis.call(
-    "HMGET", key, "status", "finished", "hooks", "kind", "hook", "log_level"
+    "HMGET", key, "status", "finished", "hooks", "kind", "hook", "log_level", "rerun"
   )
+  if word then
+    -- The message that runs the job again may come after all, and must not.
+    redis.call("HSET", key, "rerun", old[7] or "")
+  end
   -- Its hook's message may have been dropped meanwhile, as that end was not there. If not, a second
   -- one runs nothing.
   local untold = old[5] ~= OVER and untold_in(old[3], old[4], old[1])
@@ -191,7 +205,6 @@ local function put_back(was, name)
     redis.call("HSET", key, "untold", "1")
     redis.call("HDEL", key, "hook")
   end
-  redis.call("HDEL", failure_key(), name)
   redis.call("PEXPIRE", key, int(life_after(untold)))
   renew(old[6], true)
   place(key, was, old[1], (tonumber(old[2]) or time()) * 1000, nil, before)

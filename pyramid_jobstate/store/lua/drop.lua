@@ -4,7 +4,8 @@
 -- the only sender whose record may change ("" for any), the word of the last request to run the
 -- job again that the message knows of ("" for none), the number of attempts before this message,
 -- status, milliseconds until the message is delivered again ("" if it is not), the error of a
--- cancelled job, the error, if any.
+-- cancelled job, the error, if any, and if it failed the message from which it may run again or
+-- "", why it may not or "", the traceback.
 -- Returns OK, or CANCELLING if cancellation was requested before, or MISSING if there is
 -- nothing to do.
 
@@ -41,8 +42,8 @@ end
 if was == "cancelling" then
   status, reason = "cancelled", ARGV[8]
 end
-if (was == "working" or was == "retrying") and status ~= "retrying" and put_back(was, "ended") then
-  -- The message has come again after an end.
+if status ~= "retrying" and ARGV[2] ~= "unreached" and put_back(was) then
+  -- The job had ended, and its message was sent again.
   return MISSING
 end
 local untold = untold_in(old[12], old[8], status)
@@ -72,7 +73,11 @@ write(words)
 redis.call("HDEL", key, unpack(gone))
 -- A requeued message must find the record, even that of a cancelled job.
 redis.call("PEXPIRE", key, int(delay and ACTIVE_TTL + delay or life_after(untold)))
-renew(old[13], old[3] or old[4])
+if ARGV[12] and status == "error" then
+  redis.pcall("HSET", failure_key(), "traceback", ARGV[12])
+  keep_message(ARGV[10], ARGV[11])
+end
+renew(old[13], old[3] or old[4] or old[6] or ARGV[12])
 place(key, was, status, due_in(status == "retrying" and delay or 0), { unpack(old, 8) })
 if untold then
   enter(key, untold, micros())

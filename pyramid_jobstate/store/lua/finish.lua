@@ -1,13 +1,13 @@
 -- A run has ended: write its end and its last reports.
 -- KEYS: the record, what is kept of its failures. ARGV: token, seq, the seq that it builds
 -- on, status, milliseconds until the message is delivered again ("" if it is not), the error of
--- a cancelled job, "0" if the actor's function was not called, "1" if it failed (then follow the
--- message from which it may run again or "", why it may not or "", the traceback, the error, and
--- milliseconds since the run began), then the fields, if any.
+-- a cancelled job, "1" if it failed (then follow the message from which it may run again or "",
+-- why it may not or "", the traceback, the error, and milliseconds since the run began), then the
+-- fields, if any.
 
 local token, status = ARGV[1], ARGV[4]
 local delay, now = tonumber(ARGV[5]), time()
-local has_failed = ARGV[8] == "1"
+local has_failed = ARGV[7] == "1"
 
 -- Keep the failure of this run among the last ten tries, once, in the place of the oldest: its
 -- start, its end, its error and its token. Readers put them in the order of their starts.
@@ -23,7 +23,7 @@ local function keep_try(started)
       place, oldest = number, since
     end
   end
-  local kept = { started and int(started) or "null", int(now), ARGV[12], '"' .. token .. '"' }
+  local kept = { started and int(started) or "null", int(now), ARGV[11], '"' .. token .. '"' }
   if oldest < (started or now) then
     redis.pcall("HSET", KEYS[2], "try:" .. place, "[" .. table.concat(kept, ",") .. "]")
   end
@@ -31,10 +31,10 @@ end
 
 local old, refusal = read_for(token, ARGV[3], "log_level")
 local was = old[1]
-if refusal == FENCED and has_failed and ARGV[7] == "1" then
+if refusal == FENCED and has_failed then
   -- This run has failed all the same, and began before the one that owns the record.
   local newer = tonumber(redis.call("HGET", key, "started")) or now
-  keep_try(math.min(now - ARGV[13], newer - 1))
+  keep_try(math.min(now - ARGV[12], newer - 1))
   renew(nil, true, is_running(was) and ACTIVE_TTL / 2)
 end
 if refusal then
@@ -63,19 +63,9 @@ local reason = status ~= ARGV[4] and ARGV[6]
 if stop then
   status, delay, reason = unpack(cjson.decode(stop))
 end
-if ARGV[7] == "0" and was == "working" and status ~= "retrying" and put_back(was, "ended") then
-  -- The message has come again after an end, and was stopped.
-  return FENCED
-end
 local untold = untold_in(old[9], old[5], status)
 local words = { "status", status, "seq", ARGV[2], "updated", int(now) }
-add_all(words, ARGV, has_failed and 14 or 9)
-if ARGV[7] == "0" then
-  -- Restore the attempt and the start of the previous run, or 0 and no start.
-  local attempt, started = string.match(redis.call("HGET", key, "before") or "", "(%d+) (%d*)")
-  add(words, "attempt", attempt or "0")
-  add(words, "started", started or "")
-end
+add_all(words, ARGV, has_failed and 13 or 8)
 if reason then
   add(words, "error", reason)
 end
@@ -97,19 +87,15 @@ if stop and not reason then
 end
 if has_failed and (stop or status ~= "cancelled") then
   keep_try(tonumber(redis.call("HGET", key, "started")))
-  redis.pcall("HSET", KEYS[2], "traceback", ARGV[11])
+  redis.pcall("HSET", KEYS[2], "traceback", ARGV[10])
   if status == "error" and not stop then
-    redis.pcall("HDEL", KEYS[2], "former", "message", "refusal")
-    local name = ARGV[9] ~= "" and 9 or 10
-    redis.pcall("HSET", KEYS[2], name == 9 and "message" or "refusal", ARGV[name])
+    keep_message(ARGV[8], ARGV[9])
   end
 end
 -- A first run that does not fail leaves nothing there.
 local has_failures = (has_failed or old[3]) and redis.call("PEXPIRE", KEYS[2], ttl) == 1
 if has_failures and status ~= "retrying" and status ~= "error" then
-  redis.pcall("HDEL", KEYS[2], "former", "message", "refusal", "ended")
-elseif has_failures and old[3] and ARGV[7] == "1" then
-  redis.pcall("HDEL", KEYS[2], "ended")
+  redis.pcall("HDEL", KEYS[2], "message", "refusal")
 end
 place(key, was, status, due_in(status == "retrying" and delay or 0), { unpack(old, 5) })
 if untold then

@@ -1,4 +1,4 @@
--- The message of an ended job is put back in the queue.
+-- The message of an ended job is put back in the queue. Its record is set aside: see put_back().
 -- ARGV: delay, status, sender, then the fields, the token that create.lua returned, and last
 -- the deadline of a unique job. Returns 1 if the job was queued again, by this call or by the
 -- same call before, whose reply was lost; 0 if the job has changed since.
@@ -42,7 +42,7 @@ local before = scopes_of(key)
 if old[8] then
   leave(key)
 end
-redis.call("DEL", key)
+redis.call("RENAME", key, former_key())
 create(ARGV, status, more, before)
 renew(old[9], true)
 return 1

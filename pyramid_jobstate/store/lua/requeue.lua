@@ -2,7 +2,7 @@
 -- ARGV: a word that identifies this request and the only message that may run the job from now
 -- on, the deadline of a unique job, the queue of that message, then the names of the fields to
 -- keep.
--- The failure keeps the record as it is now, for restore.lua.
+-- The record is set aside: see put_back().
 -- Returns 1 if the job was queued, by this call or by the same call before, whose reply was
 -- lost; 0 if the job has not failed, is being sent, or is unknown, or its message is not kept;
 -- -1 after the deadline.
@@ -28,8 +28,6 @@ if is_lost then
   -- Whoever was about to send it may only have stood still: its message runs nothing.
   local lost = old[3] .. " " .. (redis.call("HGET", KEYS[2], "lost") or "")
   redis.call("HSET", KEYS[2], "lost", string.sub(lost, 1, 51))
-else
-  redis.call("HSET", KEYS[2], "former", cmsgpack.pack(redis.call("HGETALL", key)))
 end
 local words = {}
 for i, value in ipairs(redis.call("HMGET", key, unpack(ARGV, 4))) do
@@ -46,7 +44,11 @@ end
 if old[6] then
   leave(key)
 end
-redis.call("DEL", key)
+if is_lost then
+  redis.call("DEL", key)
+else
+  redis.call("RENAME", key, former_key())
+end
 write(words)
 redis.call("PEXPIRE", key, int(ACTIVE_TTL))
 renew(old[7], true)

@@ -10,10 +10,8 @@ end
 if old[1] ~= "sending" or old[2] ~= ARGV[1] then
   return 0
 end
-if not put_back("sending", "former") then
+if not put_back("sending") then
   return 0
 end
--- The message of the failure may run the job. That of this request, which the broker may have
--- after all, may not: "" admits only messages without a word.
-redis.call("HSET", key, "rerun", redis.call("HGET", key, "rerun") or "", "refused", ARGV[1])
+redis.call("HSET", key, "refused", ARGV[1])
 return 1

@@ -1,18 +1,18 @@
 -- A worker has started a run, which takes the record over from all earlier runs.
--- ARGV: token, milliseconds since the run began, "1" if this call may be late, "1" if the
--- run already knows of a requested cancellation, the word of the last request to run the job
--- again that the message knows of ("" for none), the deadline of a unique job, the error of a
--- cancelled job if its batch was or may be cancelled (else ""), then the fields. After the
--- deadline, a job that has ended, or whose record is lost, does not run.
+-- ARGV: token, milliseconds since the run began, "1" if this call may be late, or "2" if no
+-- function was called, "1" if the run already knows of a requested cancellation, the word of the
+-- last request to run the job again that the message knows of ("" for none), the deadline of a
+-- unique job, "1" if its batch was or may be cancelled, the error of a cancelled job, then the
+-- fields. After the deadline, a job that has ended, or whose record is lost, does not run.
 
 local token, late, must_stop = ARGV[1], ARGV[3] == "1", ARGV[4] == "1"
 local now = time()
 local started = now - ARGV[2]
 local old = redis.call(
-  "HMGET", key, "status", "run", "started", "queued", "owner", "past", "asked", "attempt", "rerun",
+  "HMGET", key, "status", "run", "started", "queued", "owner", "past", "asked", "seen", "rerun",
   "kind", "actor", "batch", "hooks", "untold", "updated", "due", "log_level"
 )
-local was, facts = old[1], facts_in(ARGV, 8)
+local was, facts = old[1], facts_in(ARGV, 9)
 if was == "deleted" or was == "alias" then
   return CANCELLED
 end
@@ -31,23 +31,25 @@ end
 if old[2] == token then
   return was == "cancelling" and CANCELLING or OK
 end
-if ARGV[7] ~= "" and is_stopped(space_of(key) .. facts[4]) then
-  -- What becomes of a job whose record is gone is known to its batch alone.
+if ARGV[3] == "2" and is_running(was) and not is_silent(old[8], now) then
+  return FENCED
+end
+if was == "cancelling" or (ARGV[7] == "1" and is_stopped(space_of(key) .. facts[4])) then
+  -- Cancellation of an earlier run was requested, or that of its batch. What becomes of a job whose
+  -- record is gone is known to its batch alone.
   if was and not is_finished(was) then
     local untold = untold_in(old[13], old[10], "cancelled")
-    cancel(was, now, ARGV[7], old[17], old[2] or old[6], untold)
+    cancel(was, now, ARGV[8], old[17], old[2] or old[6], untold)
   end
   return CANCELLED
 end
 if (not was or is_finished(was)) and is_late(ARGV[6], now) then
   return UNCLAIMED
 end
--- If cancellation of an earlier run was requested and that run died, cancel this one.
-local is = (must_stop or was == "cancelling") and "cancelling" or "working"
+local is = must_stop and "cancelling" or "working"
 facts[3] = old[5] or facts[3]
 -- Its class or its actor may have another name now, and its batch may have been lost.
 local is_other = facts[1] ~= old[10] or facts[2] ~= old[11] or facts[4] ~= old[12]
-local ended = is_finished(was) and cmsgpack.pack(redis.call("HGETALL", key))
 local before = was and is_other and scopes_of(key) or nil
 local words = {
   "status", is, "run", token, "seq", "0", "queued", old[4] or int(started),
@@ -57,7 +59,7 @@ if old[17] and redis.call("EXISTS", log_key()) == 1 then
   -- The class may capture nothing here, but has elsewhere.
   add(words, "log_level", old[17])
 end
-add_all(words, ARGV, 8)
+add_all(words, ARGV, 9)
 if old[13] then
   -- This worker may know another version of the class.
   add(words, "hooks", old[13])
@@ -66,14 +68,11 @@ if old[9] == "" then
   -- A message that the broker has refused may still come: see restore.lua.
   add(words, "rerun", "")
 end
-if old[2] or old[6] or ended then
+if old[2] or old[6] then
   add(words, "past", earlier(old[2], old[6]))
 end
 if old[5] then
   add(words, "owner", old[5])
-end
-if old[3] then
-  add(words, "before", (old[8] or "0") .. " " .. old[3])
 end
 if is == "cancelling" then
   add(words, "asked", old[7] or "")
@@ -91,13 +90,13 @@ end
 if was then
   redis.call("DEL", key)
 end
+if old[6] or old[9] then
+  -- What it was before its message was put back in the queue does not stand again.
+  redis.call("DEL", former_key())
+end
 write(words)
 redis.call("PEXPIRE", key, int(ACTIVE_TTL))
-if ended then
-  -- It stands again unless the actor's function is called: see finish.lua.
-  redis.pcall("HSET", failure_key(), "ended", ended)
-end
-renew(old[17], old[2] or old[6] or ended, ACTIVE_TTL / 2)
+renew(old[17], old[2] or old[6], ACTIVE_TTL / 2)
 if not was then
   -- The store may have lost the record and not its places.
   leave_all(key)
