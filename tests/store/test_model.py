@@ -332,7 +332,8 @@ class Model:
             replies.append(self.begin(report))
         if report.end:
             replies.append(self.finish(report))
-        elif report.values or not report.begins:
+        else:
+            # Also of a run that only begins, since it has logged a line.
             replies.append(self.record(report))
         # A refusal counts for more than consent.
         order = ("UNCLAIMED", "STALE", "CANCELLED", "FENCED", "MISSING", "OK")
