@@ -73,6 +73,8 @@ FORMS = {
     "I can't open \"a 'b'\" or `c` or “d ‘e’”": "I can't open … or … or …",
     "the dogs' bowl, the cat's bowl": "the dogs' bowl, the cat's bowl",
     "'it can't be' b'\\xff'": "… …",
+    "«Zeile» „drei“, ‘it can’t be’ of the dogs’": "… …, … of the dogs’",
+    "»drei« ‚Das war’s‘ „vier” und ‘fünf": "… … … und ‘fünf",
     "<Row object at 0x7f3aBC>": "<Row object at …>",
     "of 4f6c0000-aaaa-4aaa-8aaa-aaaaaaaaaaaf.": "of ….",
     "an open 'quote and \"another": "an open 'quote and \"another",
@@ -94,9 +96,9 @@ def test_digits_and_quoted_parts_make_no_difference(paged, store):
 def test_hostile_texts_take_no_time(paged, store):
     """The longest texts that a class may return are grouped in linear time."""
     each = [*("'", " 'a", " b'", "'a", " b'a", "'a'b", '"', "“", "`", "1.", "1", "0x")]
-    each.append("deadbeef-abcd-")
+    each += ["deadbeef-abcd-", *"„«»", " ‘a", "‘a’b", "’a", " ‚a", "‚a’b"]
     for part in [*each, *(f" '{part}" for part in each)]:
-        fail(store, part * (64 * 1024 // len(part)))
+        fail(store, part * (64 * 1024 // len(part.encode())))
     begun = time.process_time()
     reasons(paged)
     assert time.process_time() - begun < 3
