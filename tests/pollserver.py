@@ -359,11 +359,11 @@ class _Handler(BaseHTTPRequestHandler):
             answer.hold.wait(20)
         time.sleep(answer.delay)
         request.ended = time.monotonic()
+        headers = {"Cache-Control": "private, no-store", **answer.headers}
         if self.poll_server.offers and answer.status in (200, 304):
-            headers = {**answer.headers, "JobState-Stream": "1"}
-            answer = dataclasses.replace(answer, headers=headers)
+            headers["JobState-Stream"] = "1"
         if not answer.drop:
-            self._send(answer)
+            self._send(dataclasses.replace(answer, headers=headers))
 
     def _stream(self) -> None:
         stream = Stream(self.path, self.headers)

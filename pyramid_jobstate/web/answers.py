@@ -156,10 +156,10 @@ def _is_ours(cls: Any) -> bool:
 
 View = Callable[[Any, "Request"], Response]
 
-#: The headers of every response: JSON, and revalidated before a cache reuses it.
+#: The headers of every response: JSON, which no cache keeps.
 HEADERS = (
     ("Content-Type", "application/json"),
-    ("Cache-Control", "private, no-cache"),
+    ("Cache-Control", "private, no-store"),
     ("Vary", "Accept"),
     ("X-Content-Type-Options", "nosniff"),
 )

@@ -54,7 +54,7 @@ def test_polls_through_nginx(host, server):
                 assert polled.headers["Content-Encoding"] == "gzip"
                 body = gzip.decompress(body)
             assert json.loads(body)["job"]["url"] == sent
-            assert polled.headers["Cache-Control"] == "private, no-cache"
+            assert polled.headers["Cache-Control"] == "private, no-store"
             etag = polled.headers["ETag"]
             again = browser(path, if_none_match=etag, accept_encoding=encoding)
             assert (again.status, again.body) == (304, b"")

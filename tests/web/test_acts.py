@@ -47,7 +47,7 @@ def test_cancel_answers_the_new_state(app, store):
         assert response.json["job"]["status"] == becomes, status
         assert response.json == get(app, path, "alice").json
         assert response.json["job"]["cancellable"] is (becomes == "cancelling")
-        assert response.headers["Cache-Control"] == "private, no-cache"
+        assert response.headers["Cache-Control"] == "private, no-store"
         if becomes == "cancelled":
             error = response.json["job_state"], response.json["job"]["error"]
             assert error == ("error", {"message": "The job was cancelled."})
@@ -139,7 +139,7 @@ def test_clear_deletes_ended_jobs(operated, store):
         pass_time(store, 60)
         response = act(operated, "/job_state/clear", **query)
         assert response.json == {"done": len(gone), "refused": 0, "cursor": None}, query
-        assert response.headers["Cache-Control"] == "private, no-cache"
+        assert response.headers["Cache-Control"] == "private, no-store"
         found = [i for i, status in enumerate(statuses(store, *jobs)) if status is None]
         assert found == gone, query
 

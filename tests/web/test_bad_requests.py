@@ -128,7 +128,7 @@ def refused(operated: TestApp, store: JobStore, marathons: Marathons) -> Refused
         assert response.status_code == code, case
         assert response.headers["Content-Type"] == "application/json", case
         assert says in response.json["error"], (case, response.json)
-        assert response.headers["Cache-Control"] == "private, no-cache", case
+        assert response.headers["Cache-Control"] == "private, no-store", case
         assert response.headers["X-Content-Type-Options"] == "nosniff", case
         assert records() == before, case
 
@@ -282,7 +282,7 @@ def test_malformed_form_is_a_400(redis_url, store):
         for content_type, body in malformed:
             response = send(app, path, io.BytesIO(body), content_type, method=method)
             assert response.status_code == 400, (content_type, path)
-            assert response.headers["Cache-Control"] == "private, no-cache"
+            assert response.headers["Cache-Control"] == "private, no-store"
             assert re.search("valid form|in UTF-8", response.json["error"]), body
         response = send(app, path, Untouched(), length="8193", method=method)
         assert response.status_code == 400

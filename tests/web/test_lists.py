@@ -240,7 +240,7 @@ def test_lists_have_an_etag(app, store):
         return get(app, f"/job_state{query}", user, If_None_Match=tag)
 
     for query in queries:
-        assert first[query].headers["Cache-Control"] == "private, no-cache"
+        assert first[query].headers["Cache-Control"] == "private, no-store"
         assert (again(query).status_code, again(query).body) == (304, b"")
         assert again(query, "bob").status_code == 200
     store.cancel_all(everything=True)

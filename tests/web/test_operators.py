@@ -56,7 +56,7 @@ def test_counts_of_all_jobs_and_of_a_kind(operated, store):
         known = [found["oldest_wait"] is not None, found["recent_wait"] is not None]
         assert known == ["queued" in expected, bool(expected)]
     response = get(operated, path, OPERATOR)
-    assert response.headers["Cache-Control"] == "private, no-cache"
+    assert response.headers["Cache-Control"] == "private, no-store"
     tag = response.headers["ETag"]
     assert get(operated, path, OPERATOR, If_None_Match=tag).status_code == 304
     put_job(store, Diary, "error")
@@ -326,7 +326,7 @@ def test_operators_read_what_a_job_logged(operated, logged):
         {"number": 2, "text": "plain", **own},
         {"number": 3, "text": "more", "level": "ERROR", **captured},
     ]
-    assert answer.headers["Cache-Control"] == "private, no-cache"
+    assert answer.headers["Cache-Control"] == "private, no-store"
     again = get(operated, path, KEEPER, If_None_Match=answer.headers["ETag"])
     assert again.status_code == 304
     assert texts(operated, f"{path}?after=1", KEEPER) == ["plain", "more"]

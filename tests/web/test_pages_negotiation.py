@@ -59,7 +59,7 @@ FRAMES = ("Content-Security-Policy", "X-Frame-Options")
 
 @pytest.mark.promise("headers-forbid-caching")
 def test_headers_of_every_answer(paged, store):
-    """Answers vary by Accept. No cache keeps a page, and only its origin frames it."""
+    """Answers vary by Accept. No cache keeps one, and only its origin frames a page."""
     (job,) = put(store, "alice")
     tag = get(paged, f"/job_state/{job}", OPERATOR).headers["ETag"]
     seen = set()
@@ -69,13 +69,13 @@ def test_headers_of_every_answer(paged, store):
             script = get(paged, f"/job_state{path}", user)
             for response in page, script:
                 assert response.headers["Vary"] == "Accept", (path, user)
+                assert response.headers["Cache-Control"] == "private, no-store"
                 seen.add((response.status_code, response.content_type))
             policies = [page.headers.get(name) for name in FRAMES]
             assert policies == ["frame-ancestors 'self'", "SAMEORIGIN"], (path, user)
             assert not {*script.headers} & {*FRAMES}
             if page.status_code == 200:
                 assert "ETag" not in page.headers
-                assert page.headers["Cache-Control"] == "private, no-store"
                 assert page.headers["X-Content-Type-Options"] == "nosniff"
                 assert page.headers["Content-Type"] == "text/html; charset=UTF-8"
     for status in 200, 400, 403, 404:

@@ -123,7 +123,7 @@ def test_other_methods_are_refused(redis_url, store):
             assert response.status_code == 405, (method, end)
             assert response.headers["Allow"] == allowed
             assert response.headers["Content-Type"] == "application/json"
-            assert response.headers["Cache-Control"] == "private, no-cache"
+            assert response.headers["Cache-Control"] == "private, no-store"
             assert response.headers["X-Content-Type-Options"] == "nosniff"
             if method != "HEAD":
                 error = f"The method {method} is not allowed here."
@@ -201,7 +201,7 @@ def test_refused_csrf_check_is_json(redis_url, store):
         response = app.request(
             path, method=method, headers=sent, environ=environ, status=400
         )
-        assert response.headers["Cache-Control"] == "private, no-cache"
+        assert response.headers["Cache-Control"] == "private, no-store"
         assert response.headers["X-Content-Type-Options"] == "nosniff"
         (error,) = response.json.values()
         assert error.startswith("The CSRF check refused the request.")

@@ -61,14 +61,14 @@ def test_get_answers_the_state(app, store, job):
         assert state["job"]["cancellable"] is True
         headers = response.headers
         assert headers["Content-Type"] == "application/json"
-        assert headers["Cache-Control"] == "private, no-cache"
+        assert headers["Cache-Control"] == "private, no-store"
         assert headers["X-Content-Type-Options"] == "nosniff"
     head = ask(app, "HEAD", f"/job_state/{job}", "alice")
     assert (head.status_code, head.body) == (200, b"")
     assert head.headers["ETag"] == headers["ETag"]
     forbidden = get(app, f"/job_state/{job}", "bob")
     assert (forbidden.status_code, forbidden.json) == (403, FORBIDDEN)
-    assert forbidden.headers["Cache-Control"] == "private, no-cache"
+    assert forbidden.headers["Cache-Control"] == "private, no-store"
 
 
 @pytest.mark.promise("poll-says-when-nothing-changed")
@@ -80,7 +80,7 @@ def test_current_etag_is_a_304(app, store, job):
         response = get(app, f"/job_state/{job}", "alice", If_None_Match=known)
         assert (response.status_code, response.body) == (304, b""), form
         assert response.headers["ETag"] == etag
-        assert response.headers["Cache-Control"] == "private, no-cache"
+        assert response.headers["Cache-Control"] == "private, no-store"
     for known in etag, "*":
         response = get(app, f"/job_state/{job}", "bob", If_None_Match=known)
         assert response.status_code == 403
