@@ -19,7 +19,7 @@ from tests.asgi import EVENTS, Server, pushing
 from tests.durations import put_runs
 from tests.jobs import RunMarathon, make_broker, working
 from tests.running import Run, Runs
-from tests.support import key_of, wait_for, write
+from tests.support import UUID, key_of, wait_for, write
 from tests.web.minutes import take_minutes
 from tests.web.operating import (
     ACTS,
@@ -232,21 +232,26 @@ def test_beginning_of_an_id_tells_nothing_of_others(roles, store):
     assert browse(roles, f"/job_state?all=1&id={hidden[:8]}").status_code == 302
 
 
-@pytest.mark.promise("forbidden-looks-like-missing")
+@pytest.mark.promise("forbidden-tells-only-that-it-exists")
 def test_others_learn_nothing(app, store):
-    """No path, query, method or header lets other users see or change anything."""
+    """No path, query, method or header lets other users see or change anything. A job
+    differs from an unknown one only in that its URL is not a 404.
+    """
     hidden: Any = {"params": {"miles": SECRET}, "metrics": {"secret": SECRET}}
     (job,) = put(store, "alice", cls=RunMarathon, message=SECRET, **hidden)
     before = store.client.hgetall(key_of(store, job))
+    lists = ["", f"uuid={job}", f"uuid=x&uuid={job}"]
+    lists.append("status=working&kind=RunMarathon&limit=200")
     ways = [
-        *((m, f"/{job}") for m in ("HEAD", "POST", "OPTIONS", "PROPFIND", "get")),
-        ("POST", f"/{job}/cancel"),
-        *(("GET", f"/{job}{end}") for end in ("", "/", "%2f", "/@@cancel", ";x=y")),
-        *(("GET", f"/{name}/{job}") for name in ("", "x/..", "%2e%2e/job_state")),
-        *(("GET", f"?{query}") for query in ("", "owner=alice", "all=1", "owner=")),
-        *(("GET", f"?{query}") for query in (f"uuid={job}", f"uuid=x&uuid={job}")),
-        ("GET", "?status=working&kind=RunMarathon&limit=200"),
-        ("GET", f"?cursor=a9000000000000000.{job}"),
+        (403, "HEAD", f"/{job}"),
+        (403, "POST", f"/{job}/cancel"),
+        *((403, "GET", f"/{job}{end}") for end in ("", "/", "%2f")),
+        *((405, m, f"/{job}") for m in ("POST", "OPTIONS", "PROPFIND", "get")),
+        *((404, "GET", f"/{job}{end}") for end in ("/@@cancel", ";x=y")),
+        *((404, "GET", f"/{at}/{job}") for at in ("", "x/..", "%2e%2e/job_state")),
+        *((403, "GET", f"?{query}") for query in ("owner=alice", "all=1", "owner=")),
+        *((200, "GET", f"?{query}") for query in lists),
+        (400, "GET", f"?cursor=a9000000000000000.{job}"),
     ]
     # WebTest's lint refuses odd methods.
     unlinted = TestApp(app.app, lint=False)
@@ -258,17 +263,25 @@ def test_others_learn_nothing(app, store):
         "Authorization": "Basic YWxpY2U6",
         "X_Requested_With": "x",
     }
-    for method, path in ways:
+    for code, method, path in ways:
         for user in "bob", "Alice", "alice ", "", None:
             response = ask(unlinted, method, "/job_state" + path, user, **headers)
             case = method, path, user
             assert SECRET not in response.text + str(response.headers), case
-            assert response.status_code in (200, 400, 403, 404, 405), case
+            # Nobody's list is empty, whatever its cursor.
+            expected = 200 if (code, user) == (400, None) else code
+            assert response.status_code == expected, case
+            other = "/job_state" + path.replace(job, UUID)
+            unknown = ask(unlinted, method, other, user, **headers)
+            if job in path and code in (403, 405):
+                assert unknown.status_code == 404, case
+            else:
+                assert unknown.text.replace(UUID, job) == response.text, case
             if response.status_code == 200 and response.body:
                 assert not response.json.get("items"), case
                 assert not any(response.json.get("jobs", {}).values()), case
     assert store.client.hgetall(key_of(store, job)) == before
-    hers = [ask(unlinted, m, "/job_state" + path, "alice").text for m, path in ways]
+    hers = [ask(unlinted, m, "/job_state" + path, "alice").text for _, m, path in ways]
     assert sum(SECRET in text for text in hers) >= 7
 
 
