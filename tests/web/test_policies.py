@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import traceback
+from collections import UserDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -535,6 +536,19 @@ def test_reading_sets_no_cookie(new_visitor):
     sender.post(f"/job_state/{uuid}/cancel", headers=AJAX, status=202)
     assert sender.cookies == {"session": cookie}
     assert stranger.cookies == {}
+
+
+def test_session_need_not_be_a_dict(config, new_visitor):
+    """Sessions that a server keeps, such as Beaker's, know their visitors as well."""
+    kept: dict[Any, UserDict[str, str]] = {}
+    Configurator(registry=config.registry, autocommit=True).set_session_factory(
+        lambda request: kept.setdefault(request.cookies.get("id"), UserDict())
+    )
+    visitor, other = new_visitor(), new_visitor()
+    visitor.set_cookie("id", "a")
+    uuid = visitor.post("/send").json
+    visitor.get(f"/job_state/{uuid}", status=200)
+    other.get(f"/job_state/{uuid}", status=403)
 
 
 def test_named_owner_makes_no_name(new_visitor, store):
