@@ -10,7 +10,7 @@ import pytest
 from pyramid_jobstate import JobError, JobState, JobStore
 from pyramid_jobstate.testing import put_job
 from tests.jobs import RunMarathon
-from tests.support import key_of
+from tests.support import key_of, load_job
 from tests.web.operating import KEEPER, put
 from tests.web.paging import INNER, OUTER, OWN, SITE, TRACEBACK, Visit, Visiting
 from tests.webapp import get
@@ -256,9 +256,11 @@ FAKE = f"wrong\n\nTraceback (most recent call last):\n{INNER}{OWN}Exception: x"
 def shown(store: JobStore, visit: Visiting) -> Callable[..., list[str]]:
     """Returns the parts of a traceback: open ones, and the headings of folded ones."""
 
-    def show(text: str, message: str = "wrong") -> list[str]:
+    def show(text: str, message: str = "wrong", status: str = "error") -> list[str]:
         error = JobError("ValueError", message)
-        job = put_job(store, RunMarathon, "error", error=error, traceback=text)
+        job = put_job(store, RunMarathon, status, error=error, traceback=text)
+        if status != "error":
+            assert load_job(store, job.uuid).cancel()
         page = visit(f"/job_state/{job.uuid}")
         (root,) = page.all("[role=region]")
         found = root.select("pre")
@@ -341,10 +343,12 @@ def test_what_is_no_frame_is_seen(shown):
         message = said[:1000]
         text = f"{OUTER}{OWN}ValueError: {said}\n"
         last = f"{OWN}ValueError: {said}\n"
-        assert shown(text, message)[1:] == [
-            "2 frames of dramatiq, pyramid_jobstate",
-            last,
-        ]
+        # A cancelled job keeps the traceback of its last try.
+        for status in "error", "retrying":
+            assert shown(text, message, status)[1:] == [
+                "2 frames of dramatiq, pyramid_jobstate",
+                last,
+            ]
         for start in range(0, text.index(said), 97):
             assert shown(text[start:], message)[-1].endswith(f"ValueError: {said}\n")
         assert shown(said[101:], message) == [said[101:]]
