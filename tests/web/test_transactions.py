@@ -145,7 +145,15 @@ def test_abort_leaves_nothing(tm_config, client, sqlite):
 
 
 def test_nobody_waits_for_a_job_before_its_commit(tm_config, global_broker, store):
-    """It cannot end: a RuntimeError says so. What was taken back is unknown."""
+    """It cannot end: a RuntimeError says so. What was taken back is unknown, also to a
+    hook after the abort.
+    """
+
+    def after(*uuids: str) -> None:
+        for uuid in uuids:
+            with pytest.raises(KeyError):
+                store.wait(uuid, timeout=0)
+            unknown.append(uuid)
 
     def view(request: Request) -> None:
         for end, error in ("abort", KeyError), ("commit", TimeoutError):
@@ -155,6 +163,7 @@ def test_nobody_waits_for_a_job_before_its_commit(tm_config, global_broker, stor
             for uuid in uuids:
                 with pytest.raises(RuntimeError, match=f"{uuid} cannot end: it is se"):
                     store.wait(uuid)
+            request.tm.get().addAfterAbortHook(after, uuids)
             getattr(request.tm, end)()
             for uuid in uuids:
                 with pytest.raises(error):
@@ -165,7 +174,9 @@ def test_nobody_waits_for_a_job_before_its_commit(tm_config, global_broker, stor
         with pytest.raises(KeyError):
             store.wait(b.uuid)
 
+    unknown: list[str] = []
     assert visit(tm_config, view).status_code == 200
+    assert len(unknown) == 3
 
 
 def test_exception_view_shares_the_transaction(tm_config, client):
