@@ -197,6 +197,22 @@ def test_outage_raises_nothing_through_the_tweens(redis_url, caplog):
     assert seen == []
 
 
+def test_log_has_few_lines_of_a_store_that_comes_and_goes(
+    redis_url, caplog, monkeypatch
+):
+    """It tells of five outages a minute, as with one node of a Cluster away."""
+    app, store, _ = make_watched(redis_url)
+    clock, monotonic = [0.0], time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + clock[0])
+    for clock[0], begun, logged in (0, 7, 5), (61, 2, 2):
+        caplog.clear()
+        for _ in range(begun):
+            with away(store):
+                assert get(app, f"/job_state?uuid={UUID}", ADMIN).status_code == 503
+            assert get(app, f"/job_state?uuid={UUID}", ADMIN).status_code == 200
+        assert len(messages(caplog, "pyramid_jobstate")) == logged
+
+
 @pytest.mark.parametrize(
     ("virtual", "place"), [("/site", "/jobs"), ("/site/", "/jobs"), ("/site/jobs", "")]
 )
