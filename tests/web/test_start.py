@@ -10,15 +10,18 @@ import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from pyramid.config import Configurator
+from pyramid.events import NewRequest
 from pyramid.exceptions import (
     ConfigurationConflictError,
     ConfigurationError,
     ConfigurationExecutionError,
 )
+from pyramid.registry import Registry
 from pyramid.request import Request
 from pyramid.session import SignedCookieSessionFactory
 from redis.sentinel import Sentinel
 from webtest import TestApp
+from zope.interface.registry import Components
 
 from pyramid_jobstate import JobStateMiddleware, JobStore
 from tests.jobs import messages
@@ -260,6 +263,21 @@ def test_owner_of_sessions_needs_a_session_factory():
     config.set_session_factory(SignedCookieSessionFactory("secret"))
     config.commit()
     config.make_wsgi_app()
+
+
+def test_listeners_of_another_registry_still_hear(redis_url):
+    """An application may build on a registry that knows them, of Pyramid or of Zope."""
+    base = Registry("base")
+    base.registerHandler(lambda event: heard.append(event), (NewRequest,))
+    child = Registry("child", bases=(base,))
+    child.has_listeners = True
+    for registry in child, Components("plain", bases=(base,)):
+        heard: list[object] = []
+        config = Configurator(registry=registry)
+        config.setup_registry(settings={"jobstate.redis_url": redis_url})
+        config.include("pyramid_jobstate")
+        get(TestApp(config.make_wsgi_app()), "/job_state")
+        assert len(heard) == 1
 
 
 def test_start_is_logged(said):
