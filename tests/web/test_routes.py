@@ -249,12 +249,14 @@ def test_name_of_ours_stops_the_start():
         "include own",
         "include commit own",
     ):
-        method, attribute = make_config(NOWHERE), make_config(NOWHERE)
-        add, registry = method.add_request_method, attribute.registry
-        own = functools.partial(add, OwnRequest.job_states, reify=True)
-        with pytest.raises(ConfigurationError, match="request method job_states"):
-            take_steps(method, f"{steps} make", own=own)
-        own = functools.partial(setattr, registry, "jobstate", {})
+        for is_reified in True, False:
+            config = make_config(NOWHERE)
+            add = functools.partial(config.add_request_method, reify=is_reified)
+            own = functools.partial(add, OwnRequest.job_states)
+            with pytest.raises(ConfigurationError, match="request method job_states"):
+                take_steps(config, f"{steps} make", own=own)
+        attribute = make_config(NOWHERE)
+        own = functools.partial(setattr, attribute.registry, "jobstate", {})
         with pytest.raises(ConfigurationError, match=r"sets registry\.jobstate"):
             take_steps(attribute, f"{steps} make", own=own)
     with pytest.raises(ConfigurationError, match=r"OwnRequest.*Rename yours"):

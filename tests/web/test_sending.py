@@ -23,7 +23,7 @@ from pyramid.authorization import Authenticated, Everyone
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, StoreUnavailable
 from pyramid_jobstate.resources import JobStates
-from pyramid_jobstate.testing import pass_time
+from pyramid_jobstate.testing import pass_time, put_job
 from tests.jobs import RunMarathon
 from tests.web.visits import (
     NOT_REACHED,
@@ -294,7 +294,9 @@ def test_what_cannot_be_followed_is_refused(
 
 
 def test_send_immediately_that_fails_leaves_nothing(job_states, redis_url, client):
-    """The caller gets the broker's error, and nothing is sent without the store."""
+    """The caller gets the broker's error, and nothing is sent without the store. A job
+    that had ended reads that it was not sent again.
+    """
     broker = broker_that_is_away(redis_url)
     run_marathon = broker.get_actor("run_marathon")
     steps = pipeline([run_marathon.message(i) for i in range(3)], broker=broker)
@@ -302,6 +304,13 @@ def test_send_immediately_that_fails_leaves_nothing(job_states, redis_url, clien
         with pytest.raises(redis.ConnectionError):
             job_states.send_immediately(what)
     assert client.keys() == []
+    ended = put_job(job_states.store, RunMarathon, "success").uuid
+    again = run_marathon.message(1).copy(message_id=ended)
+    with pytest.raises(redis.ConnectionError):
+        job_states.send_immediately(again, broker=broker)
+    found = job_states[ended]
+    assert (found.status, found.error.message) == ("error", NOT_SENT)
+    client.flushall()
     broker = make_broker(redis_url, JobStateMiddleware(url=NOWHERE))
     job_states = make_request(made_config(NOWHERE)).job_states
     with pytest.raises(StoreUnavailable):

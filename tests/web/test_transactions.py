@@ -1,6 +1,7 @@
 """Which transaction a send joins, and what becomes of it at its commit or abort."""
 
 import contextlib
+import gc
 import logging
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pyramid.request import Request
 from pyramid.response import Response
 from pyramid.scripting import prepare
 from transaction.interfaces import TransientError
+from webtest import TestApp
 
 from pyramid_jobstate import JobState
 from pyramid_jobstate.testing import away, pass_time
@@ -447,6 +449,44 @@ def test_transaction_that_nobody_commits_is_told(implicit, client, sqlite, caplo
     (line,) = messages(caplog, "pyramid_jobstate")
     assert uuids[0] in line
     assert sent(client) == []
+
+
+def test_transaction_that_others_commit_is_not_told(implicit, client, caplog):
+    """That of repoze.tm2 commits after the request, and one that a subrequest has begun
+    after the outer one. Nobody is warned.
+    """
+
+    def commit_and_ask(request: Request) -> None:
+        request.tm.commit()
+        subrequest(request)
+
+    add_view(implicit, "sub", send)
+    add_view(implicit, "go", commit_and_ask)
+    app = make_app(implicit)
+
+    def repoze_tm(environ: Any, start_response: Any) -> Any:
+        with transaction.manager:
+            return app.app({**environ, "repoze.tm.active": True}, start_response)
+
+    assert get(TestApp(repoze_tm), "/sub").status_code == 200
+    assert sent(client) == [26]
+    assert get(app, "/go").status_code == 200
+    assert sent(client) == [26, 26]
+    assert messages(caplog, "pyramid_jobstate") == []
+
+
+def test_transaction_that_is_forgotten_is_told(tm_config, caplog):
+    """A job whose transaction is dropped with its manager is logged."""
+
+    def begin() -> str:
+        with script(tm_config) as request:
+            request.tm.begin()
+            return send(request)
+
+    uuid = begin()
+    gc.collect()
+    (line,) = messages(caplog, "pyramid_jobstate")
+    assert uuid in line
 
 
 def test_send_within_a_commit_is_refused(either_config, client):
