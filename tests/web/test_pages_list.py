@@ -304,6 +304,17 @@ def test_row_tells_a_job_without_javascript(store, visit):
     assert page.one("[data-jobstate=acts]").has_attr("hidden")
 
 
+def test_job_with_a_blank_title_goes_by_its_uuid(store, visit):
+    """The link to it has a name that people can see and click on."""
+
+    class Untitled(JobState):
+        title = " \n"
+
+    job = put_job(store, Untitled).uuid
+    assert visit("/job_state").texts("tbody th a") == [job]
+    assert visit(f"/job_state/{job}").texts("h1") == [job]
+
+
 def test_row_tells_the_progress_and_the_end(store, runs, visit):
     """A row says what the element says, with no total, a phase, or a reason."""
     half = Progress(1, 2)
