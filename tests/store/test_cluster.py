@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from tests.cluster import PRIMARIES, Cluster, cluster_of_one, running_cluster
 from tests.durations import TWO_MINUTES, put_runs
 from tests.jobs import RunMarathon, new_id, working
 from tests.store.bed import Bed, counts_of
-from tests.store.jobs import make_desk, put, uuids_of
+from tests.store.jobs import finish, make_desk, put, uuids_of
 from tests.support import STATUSES, frozen, key_of, load_job, wait_for, write
 from tests.trips import counting_trips, met
 
@@ -191,24 +192,36 @@ def test_statuses_are_listed_and_counted_on_a_cluster(cluster):
         store.client.close()
 
 
-def test_creation_that_is_repeated_lists_the_job(cluster_store):
-    """The reply that says where to list it may have been lost."""
-    _, run_marathon = make_desk(cluster_store)
-    # So that the nodes know the scripts.
-    before = [run_marathon.send(26).message_id for _ in range(20)]
-    trips = 0
+def repeating(number: int) -> contextlib.AbstractContextManager[None]:
+    """Repeat the round trip of a number, from 1, as if its reply had been lost."""
+    trips = itertools.count(1)
 
     def meet(connection: Any, go: Callable[[], Any]) -> Any:
-        nonlocal trips
-        trips += 1
-        if trips == 1:
+        if next(trips) == number:
             go()
             connection.read_response()
         return go()
 
-    with met(meet):
-        sent = run_marathon.send(26)
-    assert {*uuids_of(cluster_store.list().items)} == {*before, sent.message_id}
+    return met(meet)
+
+
+def test_call_that_is_repeated_lists_the_job(cluster_store):
+    """The reply that says where to list it may have been lost: to the call that creates
+    it, or to the one that queues it again after its end.
+    """
+    broker, run_marathon = make_desk(cluster_store)
+    messages = [run_marathon.send(26) for _ in range(20)]
+    uuids = {message.message_id for message in messages}
+    finish(cluster_store, *uuids)
+    # So that the nodes know the scripts.
+    for message in messages[1:]:
+        broker.enqueue(message)
+    with repeating(1):
+        uuids.add(run_marathon.send(26).message_id)
+    with repeating(2):
+        broker.enqueue(messages[0])
+    found = cluster_store.list(status="queued", limit=100).items
+    assert {*uuids_of(found)} == uuids
 
 
 def test_durations_on_a_cluster(cluster_store):

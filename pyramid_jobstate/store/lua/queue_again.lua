@@ -9,7 +9,7 @@ local old = redis.call(
 local deadline, token = table.remove(ARGV), table.remove(ARGV)
 local status = old[1]
 if status == "sending" then
-  return 1
+  return relist(ARGV[3])
 end
 if not is_finished(status) or was_cancelled(status, old[5]) or (old[2] or "") ~= token then
   return 0
