@@ -35,6 +35,18 @@ class FaultyProxy(Relay):
     def lose_replies(self, word: str) -> None:
         self.judge = lambda request: "lose" if word.encode() in request else "pass"
 
+    def lose_each_reply_once(self) -> None:
+        """Lose the first reply to each call of a script, which the client repeats."""
+        called: set[bytes] = set()
+
+        def judge(request: bytes) -> str:
+            if b"EVAL" not in request or request in called:
+                return "pass"
+            called.add(request)
+            return "lose"
+
+        self.judge = judge
+
     def _pass(
         self, client: socket.socket, server: socket.socket, request: bytes
     ) -> None:
