@@ -1,5 +1,6 @@
 """How long jobs wait for a worker, and how long those waited that started last."""
 
+import time
 from typing import Any
 
 import dramatiq
@@ -126,6 +127,32 @@ def test_oldest_job_behind_others_that_do_not_wait(store):
     put_batch(store, Batch, ["queued"])
     pass_time(store, 20)
     assert (oldest_wait(store), oldest_wait(store, "JobState")) == (50, 20)
+
+
+def test_one_of_the_oldest_jobs_behind_very_many(store):
+    """Behind more than 300 jobs that do not wait, one that waits is found, whether they
+    stand in the middle or at the end.
+    """
+    stop_many(store, 220)
+    batch = put_batch(store, Batch, ["queued"] * 100)
+    pass_time(store, 10)
+    stop_many(store, 190)
+    assert oldest_wait(store) == 10
+    assert batch.cancel()
+    assert oldest_wait(store) == -1
+    put_batch(store, Batch, ["queued"])
+    # The clock that the store keeps of its server may be late by some milliseconds.
+    wait_for(lambda: oldest_wait(store) == 0)
+
+
+def test_wait_is_by_the_clock_of_the_server(store, monkeypatch):
+    """That of the client may be wrong."""
+    create(store, 1)
+    pass_time(store, 30)
+    now = time.time()
+    for clock in now - 1e6, now + 1e6:
+        monkeypatch.setattr("time.time", lambda clock=clock: clock)
+        assert oldest_wait(JobStore(store.client)) == 30
 
 
 def test_cost_of_counts(store):
