@@ -292,9 +292,12 @@ def test_rerun_by_id(till, store, marathons):
 
 
 def test_all_that_match_run_again(till, store):
-    """By a filter, failed jobs run again; those that cannot are counted: 1."""
+    """By a filter, which may be their status, failed jobs run again; those that cannot
+    are counted: 1.
+    """
     jobs = [failed(store), failed(store, actor=""), failed(store)]
-    assert till.rerun("--everything", "--dry-run").out == ["3 would be requeued"]
+    for every in ["--everything"], ["--status", "error"]:
+        assert till.rerun(*every, "--dry-run").out == ["3 would be requeued"], every
     assert statuses(store, *jobs) == ["error"] * 3
     ran = till.rerun("--kind", "RunMarathon", "--yes")
     assert ran == (1, ["2 requeued, 1 refused"], [])

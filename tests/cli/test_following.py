@@ -62,8 +62,10 @@ def test_wait_has_a_line_a_change(pjobs, runs):
             (6, None, 0),
             (6, None, 10),
         ):
-            run.do(operator.methodcaller("set_progress", done, total))
-            pjobs.pass_time(seconds)
+            if seconds:
+                pjobs.pass_time(seconds)
+            else:
+                run.do(operator.methodcaller("set_progress", done, total))
             yield
         run.do(lambda job: job.set_progress(2000, 20000, "rows"))
         yield
@@ -250,7 +252,9 @@ def test_patience_is_not_wasted(pjobs, store, client):
 
 
 def test_watch_tells_each_change(pjobs, runs, store):
-    """Without a terminal, each change of a running job is a line with its id."""
+    """Without a terminal, each change of a running job is a line with its id. One that
+    waits again is not watched.
+    """
     run = runs.start()
     put(store, "success")
     later: list[str] = []
@@ -261,6 +265,9 @@ def test_watch_tells_each_change(pjobs, runs, store):
         later.append(put(store).uuid)
         yield
         run.end(ValueError("wrong"))
+        yield
+        # Its worker has put it back.
+        write(store, later[0], status="queued")
         yield
         signal.raise_signal(signal.SIGINT)
 
@@ -336,9 +343,9 @@ def test_given_job_whose_record_is_gone(pjobs, store):
 
 def test_log_is_followed_to_the_end(pjobs, runs):
     """`log -f` prints the lines so far, each new one once, those of the next attempt
-    too, and ends with the job.
+    too, even if they are the same, and ends with the job.
     """
-    run = runs.start(options={"max_retries": 1, "min_backoff": 1, "max_backoff": 1})
+    run = runs.start(options={"max_retries": 2, "min_backoff": 1, "max_backoff": 1})
     run.do(lambda job: job.append_log("one"))
 
     def course() -> Iterator[None]:
@@ -347,15 +354,16 @@ def test_log_is_followed_to_the_end(pjobs, runs):
                 run.do(operator.methodcaller("append_log", line))
             run.report(lines=len(lines))
             yield
-        run.fail(RuntimeError("wrong"))
-        run.do(lambda job: job.append_log("one"))
-        yield
+        for _ in range(2):
+            run.fail(RuntimeError("wrong"))
+            run.do(lambda job: job.append_log("one"))
+            yield
         run.end(ValueError("wrong"))
 
     ran = pjobs("log", "-f", run.uuid, course=course())
-    assert ran[:2] == (0, ["one", "one", HARMLESS, "end", "one"])
+    assert ran[:2] == (0, ["one", "one", HARMLESS, "end", "one", "one"])
     # That of the worker, which runs in this process.
-    assert [line[-19:] for line in ran.err] == ["RuntimeError: wrong"]
+    assert [line[-19:] for line in ran.err] == ["RuntimeError: wrong"] * 2
     assert pjobs("log", "--follow", run.uuid).out == ["one"]
 
 
@@ -452,6 +460,26 @@ def test_captured_log_is_followed_to_the_end(pjobs, runs):
     gone, back, missing = ran.err
     assert "does not answer" in gone and back == "pjobs: The store answers again."
     assert missing == f"pjobs: Lines of {run.uuid} are missing here."
+
+
+def test_lines_that_are_missing_between_two_are_told(pjobs, runs):
+    """Also those between two lines that come at once."""
+    unread = logging.Logger("tests.unread")
+    unread.addHandler(logging.NullHandler())
+    run = runs.start(Ledger)
+    run.do(warn("one"))
+
+    def log(job: JobState) -> None:
+        warn("two")(job)
+        # Nobody can read it.
+        unread.warning("%d", "x")
+        warn("three")(job)
+
+    course = steps(functools.partial(run.do, log), run.end)
+    ran = pjobs("log", "-f", run.uuid, course=course)
+    assert ran.err == [f"pjobs: Lines of {run.uuid} are missing here."]
+    found = [line.rpartition(" ")[2] for line in ran.out]
+    assert found == ["one", "two", "three"]
 
 
 def test_log_may_begin_at_a_level(pjobs, runs):
