@@ -35,7 +35,7 @@ from pyramid_jobstate import (
 )
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.testing import outbox, put_job, values
-from tests.jobs import RunMarathon, job_actor
+from tests.jobs import RunMarathon, job_actor, wait_until, working
 from tests.support import FINISHED, STATUSES, load_job
 from tests.webapp import EXPLICIT, NOWHERE, make_broker, make_request, make_tm_config
 
@@ -73,6 +73,10 @@ def app() -> Iterator[Router]:
     @job_actor(broker=broker)
     def broken(*, job_state: JobState) -> None:
         raise ZeroDivisionError
+
+    @job_actor(broker=broker)
+    def nest(*, request: Request, job_state: JobState) -> None:
+        testing.run_jobs(request.registry)
 
     job_actor(actor_name="untracked", broker=broker)(lambda: None)
 
@@ -165,6 +169,31 @@ def test_what_has_no_place_in_the_outbox_is_sent(
     assert job_outbox == []
 
 
+@pytest.mark.usefixtures("app")
+def test_worker_beside_the_test_sends_what_is_its_own(job_store, request, monkeypatch):
+    """It gets what is due, retries and later steps. What an actor sends there is in the
+    outbox.
+    """
+    broker = StubBroker()
+    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+    broker.add_middleware(JobStateMiddleware(job_store))
+
+    @job_actor(broker=broker, max_retries=1, min_backoff=1)
+    def stumble(*, job_state: JobState) -> None:
+        assert job_state.attempt == 2
+
+    @job_actor(broker=broker)
+    def greet(name: str | None = None, *, job_state: JobState) -> None:
+        if name is None:
+            greet.send("bob")
+
+    steps = pipeline([stumble.message(), greet.message()]).run(delay=1).messages
+    job_outbox = request.getfixturevalue("job_outbox")
+    with working(broker):
+        wait_until(broker, steps[1], "success")
+    assert [sent.message.args for sent in job_outbox] == [("bob",)]
+
+
 def test_plain_pipeline_is_in_the_outbox(job_outbox, run_jobs):
     """All steps are, and get the results before them. An untracked one is refused."""
     broker = dramatiq.get_broker()
@@ -188,6 +217,14 @@ def test_error_of_a_job_reaches_the_test(testapp, job_outbox, run_jobs):
     assert [sent.job_state.status for sent in job_outbox] == [
         *("error", "cancelled", "success")
     ]
+
+
+def test_jobs_are_not_run_inside_a_job(job_outbox, run_jobs):
+    """The error says what to do, and fails the job that has called it."""
+    dramatiq.get_broker().get_actor("nest").send()
+    with pytest.raises(RuntimeError, match="after the job"):
+        run_jobs()
+    assert [sent.job_state.status for sent in job_outbox] == ["error"]
 
 
 @pytest.fixture
