@@ -401,6 +401,24 @@ def test_a_sender_that_dies_before_it_takes_the_key_leaves_nothing_behind(desk):
     assert desk.store.counts(anew=True).cancelled == 0
 
 
+def test_a_job_of_a_dead_sender_is_cancelled_when_that_of_a_press_ends(desk):
+    """At the press nobody knew that the sender was dead."""
+
+    def meanwhile(dead: JobState) -> None:
+        found = desk.press()
+        assert desk.status(dead) == "queued"
+        desk.grow_old()
+        desk.end(found)
+        assert desk.is_not_sent(dead, "cancelled")
+
+    # Should its sender live, its message does nothing.
+    dead = desk.press(meanwhile=meanwhile)
+    assert desk.sent() == [dead.uuid]
+    with working(desk.actor.broker):
+        wait_for(lambda: not desk.sent())
+    assert desk.is_not_sent(dead, "cancelled")
+
+
 @pytest.mark.promise("one-unique-job-at-a-time")
 def test_a_press_may_come_at_any_moment_of_a_long_commit(desk, far, proxy):
     """Only one that comes before the key is taken wins. One message leaves."""

@@ -149,15 +149,26 @@ def test_job_is_found_for_as_long_as_its_record_lives(floor):
 
 
 def test_lost_claim_is_taken_again(make_floor, store, client):
-    """By the run that is under way, when it renews its place in the lists."""
+    """By the run that is under way, when it renews its place in the lists, also after
+    another job that took it meanwhile.
+    """
     floor = make_floor(store.replace(active_expire_in=2), heartbeat=0.05)
     first = press(floor)
     floor.start()
     first.wait()
-    # A full server drops all that it holds beside the jobs themselves.
-    client.delete(*set(client.keys()) - records(client))
-    wait_for(lambda: floor.last() == first.uuid)
-    assert is_under_way(floor, first.uuid)
+
+    def lose() -> bool:
+        # A full server drops all that it holds beside the jobs themselves.
+        client.delete(*set(client.keys()) - records(client))
+        return True
+
+    def take() -> bool:
+        return lose() and floor.press() != first.uuid
+
+    for change in lose, take:
+        wait_for(change)
+        wait_for(lambda: floor.last() == first.uuid)
+        assert is_under_way(floor, first.uuid)
 
 
 def test_stalled_run_is_under_way(make_floor):
