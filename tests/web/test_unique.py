@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -21,6 +22,7 @@ from tests.faulty import FaultyProxy, Moment
 from tests.jobs import messages, working
 from tests.lost import keys_without_end
 from tests.support import load_job, wait_for
+from tests.trips import counting_trips, met
 from tests.web.databases import Manager, fail
 from tests.web.operating import OPERATOR, act
 from tests.web.visits import NOT_SENT, Desk, Refusing, make_desk
@@ -443,6 +445,57 @@ def test_a_press_may_come_at_any_moment_of_a_long_commit(desk, far, proxy):
     assert winners == {False, True}
 
 
+@pytest.mark.parametrize("has_key", [False, True])
+def test_a_sender_may_go_on_at_any_moment_of_a_press(desk, has_key):
+    """A press that finds a job stalled cancels it, unless its sender goes on before.
+    Then it shows that job.
+    """
+
+    def stop() -> None:
+        stands.set()
+        assert goes_on.wait(20)
+
+    def press() -> None:
+        with counting_trips(number, stop):
+            found.append(desk.press())
+
+    def begin(uuid: str) -> None:
+        desk.grow_old()
+        other.start()
+        wait_for(lambda: stands.is_set() or not other.is_alive())
+        seen.append(load_job(desk.store, uuid).status)
+
+    def go_on() -> None:
+        goes_on.set()
+        other.join()
+
+    def meanwhile(job: JobState) -> None:
+        if not has_key:
+            begin(job.uuid)
+
+    def leave(message: Any) -> None:
+        if message.args == (5,):
+            begin(message.message_id) if has_key else go_on()
+
+    desk.actor.broker.add_middleware(Refusing(leave))
+    found: list[JobState] = []
+    seen: list[str] = []
+    for number in itertools.count(1):
+        desk.client.flushdb()
+        stands, goes_on = threading.Event(), threading.Event()
+        other = threading.Thread(target=press)
+        assert desk.press().cancel()
+        slow = desk.press(miles=5, meanwhile=meanwhile)
+        go_on()
+        if not stands.is_set():
+            break
+        if seen[-1] == "stalled":
+            assert desk.sent()[1:] == [slow.uuid], number
+            assert desk.same(slow, found[-1]), number
+        assert desk.status(found[-1]) == "queued", number
+    assert {*seen} == {"stalled", "cancelled"}
+
+
 def failed(desk: UniqueDesk, crash: Any) -> JobState:
     """Return a unique job that has failed in a worker."""
     job = desk.press(actor=crash)
@@ -469,26 +522,42 @@ def test_a_job_runs_again_only_if_no_other_is_under_way(desk, crash):
 
 
 def test_a_press_may_come_at_any_moment_of_a_rerun(desk, far, proxy, crash):
-    """One message leaves, and the press shows its job, whichever comes first."""
+    """One message leaves, and the press shows its job, whichever comes first. A press
+    that waits meanwhile may go on from any point.
+    """
 
     def begin() -> None:
         press.start()
         press.join(0.1)
+        waits.set()
+        press.join(0.1)
+
+    def meet(connection: Any, go: Callable[[], Any]) -> Any:
+        if next(trips) % 2 == parity and waits.is_set():
+            assert is_rerun.wait(20)
+        return go()
+
+    def is_press() -> bool:
+        return threading.current_thread() is press
 
     answers, undisturbed = set(), proxy.judge
-    for number in itertools.count():
+    for turn in itertools.count():
+        number, parity = divmod(turn, 2)
+        waits, is_rerun, trips = threading.Event(), threading.Event(), itertools.count()
         desk.client.flushdb()
         first = failed(desk, crash)
         request = desk.begin()
         second = desk.press(request, actor=crash)
         press = threading.Thread(target=request.tm.commit)
         proxy.judge = moment = Moment(number, begin)
-        answer = act(far.app, f"/job_state/{first.uuid}/rerun").status_int
-        proxy.judge = undisturbed
-        if moment.asked <= number:
-            request.tm.abort()
-            break
-        press.join()
+        with met(meet, is_press):
+            answer = act(far.app, f"/job_state/{first.uuid}/rerun").status_int
+            proxy.judge = undisturbed
+            is_rerun.set()
+            if moment.asked <= number:
+                request.tm.abort()
+                break
+            press.join()
         answers.add(answer)
         winner = first if answer == 202 else second
         assert desk.sent() == [winner.uuid], number
