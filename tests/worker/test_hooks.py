@@ -16,7 +16,13 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware, MiddlewareError, Retries
 
-from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, rerun
+from pyramid_jobstate import (
+    BulkResult,
+    JobState,
+    JobStateMiddleware,
+    JobStore,
+    rerun,
+)
 from pyramid_jobstate.errors import ActorError
 from pyramid_jobstate.testing import away, pass_time, put_job
 from tests.incaller import InCallerBroker
@@ -159,20 +165,25 @@ def test_each_end_is_told_once(broker):
     }
 
 
-def test_end_without_a_hook_of_its_class_is_not_told(broker):
-    """A class with `on_success` alone hears of no cancel. A clean-up takes the job."""
+def test_end_without_a_hook_of_its_class_is_not_told(broker, store):
+    """A class with `on_success` alone hears of no cancel and of no failure. A clean-up
+    takes the job.
+    """
 
     class Cheering(JobState):
         def on_success(self) -> None:
             told.append(("on_success", self.uuid, self.finished_at))
 
-    @job_actor(broker=broker)
-    def cheer(*, job_state: Cheering) -> None: ...
+    @job_actor(broker=broker, throws=ValueError)
+    def cheer(error: str = "", *, job_state: Cheering) -> None:
+        if error:
+            raise ValueError(error)
 
-    (cancelled,) = cancel_late(cheer)
-    assert untold(broker) == []
-    assert store_of(broker).delete(cancelled)
+    cancel_late(cheer)
+    assert store.clear(everything=True) == BulkResult(1, 0, None)
     with working(broker):
+        wait_until(broker, cheer.send("blisters"), "error")
+        assert store.clear(everything=True) == BulkResult(1, 0, None)
         sent = cheer.send()
         wait_for(lambda: told)
     assert hooks() == [("on_success", sent.message_id)]
