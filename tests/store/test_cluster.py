@@ -207,21 +207,25 @@ def repeating(number: int) -> contextlib.AbstractContextManager[None]:
 
 def test_call_that_is_repeated_lists_the_job(cluster_store):
     """The reply that says where to list it may have been lost: to the call that creates
-    it, or to the one that queues it again after its end.
+    it, or to one that queues it again after its end.
     """
     broker, run_marathon = make_desk(cluster_store)
+    failed = [put(cluster_store, "error") for _ in range(20)]
     messages = [run_marathon.send(26) for _ in range(20)]
     uuids = {message.message_id for message in messages}
     finish(cluster_store, *uuids)
     # So that the nodes know the scripts.
-    for message in messages[1:]:
+    for message, uuid in zip(messages[1:], failed[1:], strict=True):
         broker.enqueue(message)
+        assert rerun(cluster_store, broker, uuid)
     with repeating(1):
         uuids.add(run_marathon.send(26).message_id)
     with repeating(2):
         broker.enqueue(messages[0])
+    with repeating(3):
+        assert rerun(cluster_store, broker, failed[0])
     found = cluster_store.list(status="queued", limit=100).items
-    assert {*uuids_of(found)} == uuids
+    assert {*uuids_of(found)} == uuids | {*failed}
 
 
 def test_durations_on_a_cluster(cluster_store):

@@ -10,6 +10,8 @@
 local old = redis.call("HMGET", key, "status", "updated", "rerun", "run", "past", "untold", "log_level")
 local status, now = old[1], time()
 if status == "sending" and old[3] == ARGV[1] then
+  -- On a Cluster, the lists may have missed the first reply.
+  place(key, nil, status, micros())
   return 1
 end
 -- A job that was never confirmed holds its message if a process died while it was rerun.
