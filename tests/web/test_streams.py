@@ -514,9 +514,9 @@ class Revocable(Policy):
         return self.may and super().permits(request, context, permission)
 
 
-@pytest.mark.promise("rights-are-asked-at-each-answer")
-def test_revoked_rights_end_with_the_stream(redis_url, store):
-    """Who comes again to a stream that has ended is asked for their rights anew."""
+@pytest.mark.promise("lost-rights-last-for-a-stream")
+def test_lost_rights_end_with_the_stream(redis_url, store):
+    """Each poll asks for rights, and so does who comes again to a stream that ended."""
     policy, job = Revocable(), put(store, "queued", OpenJob)
     settings = {"jobstate.stream_max_age": "0.5s"}
     config = make_config(redis_url, settings=settings, security_policy=policy)
@@ -524,6 +524,7 @@ def test_revoked_rights_end_with_the_stream(redis_url, store):
         stream = server.open(one(job), "carol")
         assert stream.at(0).state["job"]["cancellable"] is True
         policy.may = False
+        assert server.poll(one(job), "carol").status == 403
         stream.wait(5)
         last = stream.events[-1].id
         assert {event.name for event in stream.events} == {"message"}
