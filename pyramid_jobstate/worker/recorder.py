@@ -408,13 +408,16 @@ class Backlog:
         return [unsaved for unsaved in self.all() if unsaved.end is not None]
 
     def excess(self) -> Iterator[Unsaved]:
-        """Yield the oldest ended runs until the rest fit into MAX_PENDING."""
+        """Pack the ended runs, and yield the oldest until the rest fit into
+        MAX_PENDING.
+        """
         ended = self.ended()
-        excess = sum(unsaved.size for unsaved in ended) - MAX_PENDING
-        for unsaved in ended:
+        sizes = [unsaved.pack() for unsaved in ended]
+        excess = sum(sizes) - MAX_PENDING
+        for unsaved, size in zip(ended, sizes, strict=True):
             if excess <= 0:
                 break
-            excess -= unsaved.size
+            excess -= size
             yield unsaved
 
     def add_waiter(self, unsaved: Unsaved) -> threading.Lock | None:
@@ -661,6 +664,9 @@ class Flush:
         try:
             replies = records_of(self._store).write(updates)
         except Exception as e:
+            # The frames of its traceback have it and the updates, often megabytes. Such
+            # a circle waits for the collector, and each try during an outage makes one.
+            e.__traceback__ = e.__context__ = e.__cause__ = None
             replies = [e] * len(updates)
         errors = []
         stored = Reply.OK

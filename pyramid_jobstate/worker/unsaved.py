@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
+import json
 import math
 import sys
 import threading
@@ -82,8 +84,10 @@ class Unsaved:
     #: When the job was last reported to its batch.
     _batch_at: float = dataclasses.field(default=-math.inf, init=False)
     _pace: Pace | None = dataclasses.field(default=None, init=False)
-    #: The memory that this takes, once it has ended.
-    _size: int | None = dataclasses.field(default=None, init=False)
+    #: The metrics as they are to be sent, once they are packed.
+    _packed: bytes = dataclasses.field(default=b"", init=False)
+    #: The memory that this then takes.
+    _size: int = dataclasses.field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._thread = threading.current_thread()
@@ -93,22 +97,30 @@ class Unsaved:
         """Note that the run begins now."""
         self.begun = self.confirmed = self.sent_at = self._listed = time.monotonic()
 
-    @property
-    def size(self) -> int:
-        """The approximate memory that this takes, in bytes. A number of a job takes
-        several times as much here as in the store.
+    def pack(self) -> int:
+        """Keep the metrics of a run that has ended as bytes, and return the approximate
+        memory that this takes. As objects they take several times as much, and leave
+        holes in the memory of the process.
         """
-        if self._size is None or self.end is None:
-            metrics = self.run.metrics.copy()
-            report = [str(value) for value in self.run.report.copy().values()]
-            if self.end is not None and self.end.failure is not None:
-                report += self.end.failure
-            parts = (metrics, self._sent, self.info.params, *report)
-            logged = 0 if self.run.journal is None else self.run.journal.size
-            texts = map(sys.getsizeof, (*metrics, *metrics.values(), *self._sent))
-            self._size = (
-                OWN_BYTES + sum(map(sys.getsizeof, parts)) + sum(texts) + logged
-            )
+        if self._packed:
+            return self._size
+        # The actor's own object may still be read.
+        run = self.run = copy.copy(self.run)
+        # It refers to this object: a circle waits for the collector.
+        run.sync = None
+        metrics, report = run.metrics.copy(), run.report.copy()
+        texts = {METRIC + name: as_json(value) for name, value in metrics.items()}
+        self._packed = dumps(texts).encode()
+        run.metrics, self._sent = {}, {}
+        failure = () if self.end is None else self.end.failure or ()
+        kept = (
+            self._packed,
+            self.info.params,
+            *map(str, report.values()),
+            *failure,
+        )
+        logged = 0 if run.journal is None else run.journal.size
+        self._size = OWN_BYTES + sum(map(sys.getsizeof, kept)) + logged
         return self._size
 
     @property
@@ -152,7 +164,7 @@ class Unsaved:
         # Lower the flag before copying anything: see run.py.
         run.dirty = False
         new: dict[str, object] = {}
-        fields: dict[str, str] = {}
+        fields: dict[str, str] = json.loads(self._packed) if self._packed else {}
         # Values are immutable: the same object is an unchanged value.
         for name, value in run.metrics.copy().items():
             if sent.get(field := METRIC + name, self) is not value:
