@@ -191,7 +191,8 @@ class JobStore:
           JobCancelled: The job that waits was cancelled.
           RuntimeError: A job cannot end: it was sent in a transaction that has not
             committed, or it is the job that waits, its batch or a later step of its
-            pipeline. Or another thread or task iterates over the same object.
+            pipeline. Or another thread or task waits for the next item of the same
+            object.
           redis.exceptions.RedisError: The store refuses to answer.
           TypeError: A uuid is not a string, or a duration not a number.
           ValueError: A duration is negative.

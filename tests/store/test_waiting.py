@@ -309,7 +309,9 @@ def test_store_that_is_away_is_asked_again(store, passing, proxy):
 
 
 def test_second_consumer_is_refused(store):
-    """Two threads or tasks cannot share one object, as with a generator."""
+    """Of two threads or tasks that share one object, only one can wait, as with a
+    generator. They may take turns.
+    """
     uuid = put(store, "working")
     jobs = store.follow(uuid, timeout=9)
     next(jobs)
@@ -320,6 +322,7 @@ def test_second_consumer_is_refused(store):
             next(jobs)
         finish(store, uuid)
         assert statuses(first.result()) == ["success"]
+    assert statuses(jobs) == []
 
     async def work() -> Any:
         jobs = store.follow(put(store, "working"), timeout=0.2)
