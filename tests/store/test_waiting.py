@@ -365,6 +365,21 @@ def test_outage_stalls_no_job(store, passing, proxy):
     assert JobStore(proxy.url).wait(uuid, stalled=5).is_success
 
 
+def test_time_before_an_outage_counts(store, passing, proxy):
+    """A store that answers only every other time hides no stalled job."""
+
+    def course() -> Iterator[None]:
+        while True:
+            proxy.judge = lambda request: "refuse"
+            yield
+            proxy.judge = lambda request: "pass"
+            yield
+
+    passing(course())
+    with pytest.raises(JobStalled):
+        JobStore(proxy.url).wait(put(store, "stalled"), stalled=5)
+
+
 def test_refusal_is_raised_at_once(store, passing, redis_url):
     """What asking again does not cure is not waited for."""
     uuid = put(store, "working")
