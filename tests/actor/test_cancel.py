@@ -95,10 +95,12 @@ def test_clean_up_may_report(cancelled, is_own):
             raise raised.value
         except JobCancelled as e:
             cancelled.set_message("in the handler")
-            try:
-                raise BaseExceptionGroup("of a task group", [OSError(), e])
-            except BaseExceptionGroup:
-                cancelled.set_message("in the handler of a group")
+            group = BaseExceptionGroup("of a task group", [OSError(), e])
+        # Outside of that handler, so that it has no context.
+        try:
+            raise group
+        except BaseExceptionGroup:
+            cancelled.set_message("in the handler of a group")
 
     (clean_up if is_own else lambda: in_thread(clean_up))()
     assert cancelled.message == "in the handler of a group"

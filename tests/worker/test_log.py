@@ -173,6 +173,22 @@ def test_record_that_cannot_be_formatted_is_counted(ran, caplog):
     assert warning.startswith("2 of the records that job ")
 
 
+def test_level_may_be_anything(ran, monkeypatch, subtests):
+    """Its number may be longer than JSON allows, and its name than a flush."""
+
+    def act(job_state: JobState) -> None:
+        quiet.log(number, "loud")
+        quiet.info("next")
+
+    for number, name in (10**5000, "HUGE"), (33, "L" * 70_000):
+        with subtests.test(name[:4]), monkeypatch.context() as patch:
+            # addLevelName() cannot be undone.
+            patch.setitem(vars(logging)["_levelToName"], number, name)
+            first, second = ran(act)
+            assert (first.text, first.level) == ("loud", min(number, 10**9))
+            assert (first.level_name, second.text) == (name[:100], "next")
+
+
 def test_exceptions_keep_type_text_and_notes(ran):
     """Notes come after the text, not in its place. An interrupt of Dramatiq's passes
     through the formatting.
