@@ -161,7 +161,7 @@ def test_each_job_says_where_it_is_itself(redis_url, store):
 
 def test_job_is_asked_once_a_second(redis_url, store, client):
     """Further requests get the same answer, also those for an alias of the job. It is
-    kept for five minutes.
+    kept for five minutes. A new run is asked at once.
     """
     with running(redis_url) as runs:
         run, alias = runs.start(), new_id()
@@ -177,6 +177,11 @@ def test_job_is_asked_once_a_second(redis_url, store, client):
         assert store.where(run.uuid) is not None
         pass_time(store, 2)
         assert store.where(run.uuid) is None
+        asked(store, run.uuid)
+        write(store, run.uuid, run="another")
+        assert store.ask_where(run.uuid)
+        where = store.where(run.uuid)
+        assert where is not None and where.taken_at is None
 
 
 def test_job_that_does_not_run_is_not_asked(redis_url, store):
