@@ -243,6 +243,18 @@ def test_deep_stack_is_cut(found, monkeypatch):
     assert calls(where)[-3:] == ["odd", "even", "wait"]
 
 
+@pytest.mark.parametrize("end", ["x", "xx"])
+def test_stack_is_cut_between_characters(found, end):
+    """Of two stacks that differ by one byte at their ends, one would be cut amid one."""
+    names: dict[str, Any] = {"gate": gate}
+    exec(compile("def wait(): gate.wait()", end, "exec"), names)
+    turns = "def even(n): odd(n - 1)\ndef odd(n): even(n - 1) if n > 0 else wait()"
+    exec(compile(turns, "/tests/" + "ü" * 2000, "exec"), names)
+    where = found(lambda: names["even"](60))
+    assert where.stack is not None and calls(where)[-2:] == ["odd", "wait"]
+    assert 60 * 1024 < len(where.stack.encode()) <= 64 * 1024
+
+
 async def stand() -> None:
     gate.reached.set()
     while not gate.opened.is_set():
