@@ -26,6 +26,8 @@ import greenlet
 import pytest
 import redis
 from dramatiq.middleware import AsyncIO
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from pyramid_jobstate import JobState, JobStateMiddleware, JobStore, Whereabouts
 from pyramid_jobstate.testing import pass_time
@@ -245,7 +247,7 @@ def test_deep_stack_is_cut(found, monkeypatch):
 
 @pytest.mark.parametrize("end", ["x", "xx"])
 def test_stack_is_cut_between_characters(found, end):
-    """Of two stacks that differ by one byte at their ends, one would be cut amid one."""
+    """Of two stacks that differ by a byte at their ends, one would be cut amid one."""
     names: dict[str, Any] = {"gate": gate}
     exec(compile("def wait(): gate.wait()", end, "exec"), names)
     turns = "def even(n): odd(n - 1)\ndef odd(n): even(n - 1) if n > 0 else wait()"
@@ -620,6 +622,23 @@ def test_job_is_asked_again_as_it_has_answered(redis_url, store, proxy):
         for _ in range(3):
             asked(store, run.uuid)
             pass_time(store, 1)
+
+
+def test_jobs_that_were_asked_together_are_asked_again(redis_url, store, proxy):
+    """The store was away when the first of them answered."""
+    client = redis.Redis.from_url(proxy.url, retry=Retry(NoBackoff(), 0))
+    with running(redis_url, store=JobStore(client)) as runs:
+        jobs = [runs.start().uuid for _ in range(2)]
+        proxy.judge = lambda request: "refuse" if b"in live\n" in request else "pass"
+        assert all(map(store.ask_where, jobs))
+        wait_for(lambda: proxy.faults["refuse"])
+        proxy.judge = lambda request: "pass"
+        for uuid in jobs:
+
+            def has_answered(uuid: str = uuid) -> bool:
+                return store.ask_where(uuid) and answer(store, uuid) is not None
+
+            wait_for(has_answered)
 
 
 def test_child_of_a_job_does_not_answer_for_it(in_caller, store):
