@@ -17,7 +17,7 @@ from tests.asgi import LINKS, Exchange, Server, pushing
 from tests.jobs import Gate, messages
 from tests.relay import Relay, shut
 from tests.running import Run
-from tests.support import load_job, wait_for
+from tests.support import load_job, wait_for, write
 from tests.web.streaming import (
     HINT,
     PublicRun,
@@ -309,6 +309,28 @@ def test_store_that_hangs_is_away(far, relay, runs, log):
         far.pass_time(1)
         report(run, n, fresh)
     assert names(fresh) == []
+
+
+def test_outage_does_not_count_for_a_lost_record(far, relay, client, store):
+    """Its worker, which could not write it meanwhile, has six seconds from then on."""
+    lost, other = (put(store, metrics={"n": n}) for n in (1, 5))
+    stream = far.open(batch(lost, other))
+    wait_until([1, 5], told, stream)
+    write(store, other, **{"m:n": 6})
+    wait_until([1, 5, 6], told, stream)
+    kept = client.dump(f"jobstate:{lost}")
+    client.delete(f"jobstate:{lost}")
+    # It has been missed once this is seen.
+    write(store, other, **{"m:n": 7})
+    wait_until([1, 5, 6, 7], told, stream)
+    with relay.held():
+        for seconds in 6, 1.5, 1:
+            far.pass_time(seconds)
+        wait_until(["away"], names, stream)
+    wait_until([1, 5, 6, 7, 7], told, stream)
+    client.restore(f"jobstate:{lost}", 0, kept)
+    wait_until([1, 5, 6, 7, 7, 1], told, stream)
+    assert names(stream) == ["away"]
 
 
 def test_store_that_does_not_answer_yet(far, relay, runs, log):
