@@ -10,12 +10,13 @@ import pytest
 import redis
 
 from pyramid_jobstate import JobState, JobStore
+from pyramid_jobstate.testing import put_job
 from tests.asgi import Exchange, pushing
 from tests.cluster import PRIMARIES, Cluster, running_cluster
-from tests.jobs import Gate, job_actor, messages, wait_until
+from tests.jobs import Gate, RunMarathon, job_actor, messages, wait_until
 from tests.running import Run, Runs, running
 from tests.sentinels import replicated
-from tests.support import load_job, wait_for
+from tests.support import frozen, load_job, wait_for, write
 from tests.webapp import make_config
 
 OUTAGE = [
@@ -160,3 +161,38 @@ def test_primary_may_die(redis_url, how, caplog):
         names = [event.name for event in stream.events]
         assert "gone" not in names
         assert names.count("away") <= 1
+
+
+@pytest.mark.cluster
+def test_jobs_of_other_nodes_are_shown_again():
+    """Whoever is told that a node is away shows no job. Those of the other nodes come
+    again at once, though they have not changed.
+    """
+    with (
+        running_cluster() as cluster,
+        contextlib.closing(JobStore(cluster.url).client) as client,
+        pushing(make_config(cluster.url)) as server,
+    ):
+        jobs: dict[int, str] = {}
+        while len(jobs) < PRIMARIES:
+            uuid = put_job(JobStore(client), RunMarathon, "queued", owner="alice").uuid
+            jobs[cluster.owner_of(f"jobstate:{uuid}")] = uuid
+        for i in range(len(cluster.nodes)):
+            with cluster.client(i) as node:
+                node.config_set("cluster-require-full-coverage", "no")
+                node.config_set("cluster-replica-no-failover", "yes")
+        stream = server.open(
+            f"/job_state?{'&'.join(f'uuid={u}' for u in jobs.values())}"
+        )
+        wait_for(lambda: len(stream.events) == PRIMARIES)
+        for uuid in jobs.values():
+            write(JobStore(client), uuid, **{"m:n": 1})
+        # From then on, all are watched.
+        wait_for(lambda: len(stream.events) == 2 * PRIMARIES)
+        with frozen(cluster.nodes[0]):
+            wait_for(lambda: len(stream.events) == 2 * PRIMARIES + 3)
+        away, *again = stream.events[2 * PRIMARIES : 2 * PRIMARIES + 3]
+        assert away.name == "away"
+        del jobs[0]
+        assert {event.state["job"]["uuid"] for event in again} == {*jobs.values()}
+        wait_for(cluster.is_fine, 30)
