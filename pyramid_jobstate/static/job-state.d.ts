@@ -30,7 +30,8 @@ declare namespace JobState {
    * server accepts only fewer jobs per request, or one, the requests shrink accordingly.
    * A job for which a shared answer has null (unknown, forbidden, or the session has ended)
    * is then asked for at its own URL, and that answer decides. Jobs that it leaves out, since
-   * the others are large, are asked for at once, before the others have their next turn.
+   * the others are large, are asked for at once. Those that have filled an answer share
+   * requests without the others from then on, so that states that stay are not sent again.
    *
    * They also share streams of up to 100 jobs, or as few as the server accepts, at the URLs
    * of their polls. A job that is followed later is polled once, and then joins by a new

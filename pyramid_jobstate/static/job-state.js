@@ -218,6 +218,7 @@ class Job {
     this.watches = new Set();
     this.data = null;
     this.tag = null; // of the answer that held the data
+    this.part = null; // that of the jobs with which it has filled an answer
     this.due = Infinity;
     this.earliest = 0;
     this.again = false; // the answer in flight will be out of date
@@ -408,7 +409,6 @@ class Channel {
     this.jobs = new Map();
     this.asked = []; // the jobs of the request in flight
     this.limit = 100; // jobs in one request
-    this.isShort = false; // the last answer left out jobs, since the others were large
     this.patience = PAUSE; // until a batch is tried again after those of one job
     this.failures = 0; // of requests in a row
     this.pausedUntil = 0; // after these
@@ -574,10 +574,11 @@ class Channel {
     if (!waiting.length) return; // the page was hidden, or a watch has left
     const queue = [...waiting].sort((a, b) => a.due - b.due || a.earliest - b.earliest);
     const isAlone = queue[0].alone;
-    const chosen = isAlone ? [queue[0]] : this.share(queue.filter((job) => !job.alone));
-    // In the same order each time, as the same jobs have the same ETag, unless only the first
-    // of them may be answered.
-    const asked = this.isShort ? chosen : waiting.filter((job) => chosen.includes(job));
+    const { part } = queue[0];
+    const near = queue.filter((job) => !job.alone && job.part === part);
+    const chosen = isAlone ? [queue[0]] : this.share(near);
+    // In the same order each time, as the same jobs have the same ETag.
+    const asked = waiting.filter((job) => chosen.includes(job));
     // Jobs that are asked for alone take turns with the others.
     if (isAlone) for (const job of waiting.filter(({ alone }) => alone)) job.due = now;
     const single = asked.length === 1;
@@ -589,7 +590,7 @@ class Channel {
     this.asked = asked;
     const answer = await askForJobs(url, single, etag, this.controller);
     this.asked = [];
-    const { body, reason, unchanged, headers } = answer;
+    const { body, size, reason, unchanged, headers } = answer;
     if (reason && reason.code === "aborted") return;
     const peers = asked.flatMap((job) => job.peers.filter(({ alone }) => alone));
     if (reason && !reason.final) {
@@ -611,19 +612,24 @@ class Channel {
     }
     if (!single) this.patience = PAUSE;
     this.setClock(headers.get("JobState-Time"));
-    const fresh = { url, etag: headers.get("ETag") };
     const answered = performance.now();
     const isTold = ({ uuid }) => single || !body || own(body.jobs, uuid) !== undefined;
     const told = asked.filter(isTold);
     // Those that were left out stay due. An answer without any is not ours.
-    if (!single) this.isShort = told.length > 0 && told.length < asked.length;
-    const over = this.isShort ? told : asked;
+    const isShort = told.length > 0 && told.length < asked.length;
+    const over = isShort ? told : asked;
+    // The jobs that fill an answer are a part, asked for without the others from now on. The
+    // ETag of the answer is theirs, too. Once they are much smaller, they join the others.
+    if (isShort) for (const job of asked) job.part = null;
+    const fills = isShort ? { size } : part && body && size < part.size / 2 ? null : part;
+    const fresh = { url: this.urlOf(over), etag: headers.get("ETag") };
     for (const job of over) {
       job.alone = false;
       job.failures = 0;
       job.offered = headers.get("JobState-Stream") === "1" && !pollOnly.has(job.url);
       job.rest(job.period, answered);
       if (!unchanged) job.tag = fresh;
+      job.part = fills;
     }
     if (isRefused) peers.forEach((job) => job.lose(reason));
     // Perhaps the viewer has lost a right or a login: one of them is asked.
@@ -683,6 +689,7 @@ async function askForJobs(url, single, etag, controller) {
     const { response, text } = await send(url, etag ? { "If-None-Match": etag } : {}, controller);
     const body = attempt(() => JSON.parse(text));
     answer.headers = response.headers;
+    answer.size = text.length;
     if (response.status === 304 && etag) answer.unchanged = true;
     else if (!response.ok) throw refusal(response);
     else if (single ? isJob(body) : body && body.jobs && typeof body.jobs === "object") {

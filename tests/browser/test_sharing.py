@@ -71,24 +71,30 @@ def test_jobs_take_turns_where_answers_are_slow(polling):
 
 def test_jobs_for_which_an_answer_has_no_room(polling):
     """They are asked for before the others have their next turn, and all have as many
-    turns. Once there is room again, requests have an ETag.
+    turns. The jobs of an answer then have requests of their own, with its ETag. Once
+    they are smaller, all share requests again.
     """
     names = [uuid_of(n) for n in range(10)]
     polling.server.room = 3
-    follow_all(polling, names, Answer(body=state(), delay=0.03), pollingPeriod=50)
+    large = working('"a"', n="x" * 1000)
+    large.delay = 0.03
+    follow_all(polling, names, large, pollingPeriod=200)
     for name in names:
-        polling.wait_for_updates(name, 4)
+        polling.wait_for_updates(name, 3)
     requests = polling.server.requests
-    # The last one may be asked for by itself.
     turns = [each.jobs[:3] or [each.path.split("/")[2]] for each in requests()]
-    told = [*itertools.chain(*turns)]
-    assert {*told[:10]} == {*names}
-    counts = [told.count(name) for name in names]
-    assert max(counts) <= min(counts) + 2
+    assert [*itertools.chain(*turns[:4])] == names
+    assert turns[4:8] == turns[:4]
+    counts = [sum(name in turn for turn in turns) for name in names]
+    assert max(counts) <= min(counts) + 1
+    later = requests()[4:]
+    assert {r.headers.get("if-none-match") for r in later} == {'"a"'}
+    assert max(len(r.jobs) for r in later) == 3
     polling.server.room = 1000
     for name in names:
-        polling.server.answer(name, working('"a"'))
-    wait_for(lambda: requests()[-1].headers.get("if-none-match") == '"a"')
+        polling.server.answer(name, working('"b"', n=2))
+    last = wait_for(lambda: [r for r in requests() if r.jobs == names][2:])[-1]
+    assert last.headers["if-none-match"] == '"b"'
 
 
 def test_requests_of_one_base_url_never_overlap(polling):

@@ -185,7 +185,9 @@ def test_page_of_large_jobs_ends_early(app, store, query):
 @pytest.mark.promise("answers-are-bounded")
 @pytest.mark.system
 def test_answer_about_large_jobs_ends_early(app, store):
-    """A job that it leaves out is missing, not null, so that the page asks again."""
+    """A job that it leaves out is missing, not null, so that the page asks again. A
+    request for those that it has gets its ETag.
+    """
     small = put(store, *["alice"] * 60, cls=RunMarathon)
     large = put(store, *["alice"] * 20, cls=RunMarathon, metrics=LARGE)
     huge = put(store, *["alice"] * 2, cls=RunMarathon, params={"x": "x" * 5_000_000})
@@ -205,6 +207,10 @@ def test_answer_about_large_jobs_ends_early(app, store):
             assert [job for job in states if states[job] is None] == [
                 job for job in states if job in ("x", "y")
             ]
+            named = "&".join(f"uuid={job}" for job in states)
+            tag = {"If_None_Match": response.headers["ETag"]}
+            again = get(app, f"/job_state?{named}", "alice", **tag)
+            assert again.status_code == 304
             found.append(len(states))
             rest = rest[len(states) :]
         assert found == sizes
