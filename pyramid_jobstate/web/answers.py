@@ -343,7 +343,12 @@ class Answer:
 
     Parameters:
       request: The request.
+
+    Attributes:
+      is_for_stream: Whether the jobs for which it has no room are noted.
     """
+
+    is_for_stream = False
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -357,6 +362,14 @@ class Answer:
         """
         state = job_state.__json__(self.request)
         return None if state is None else encode_state(job_state, state)
+
+    def note(self, uuid: str, job_state: JobState) -> None:
+        """Note a job that the request may see, and for whose state the answer has no
+        room.
+
+        Parameters:
+          uuid: The uuid under which the request asked for the job.
+        """
 
     def respond(self, text: str, uuids: Sequence[str]) -> Response:
         """Return the response.

@@ -90,6 +90,9 @@ LIMIT = 50
 #: The characters of states after which an answer with several jobs has no further ones.
 MAX_ANSWER = 4 * 1024 * 1024
 
+#: How many further answers the jobs may fill that a stream has.
+MAX_FURTHER = 8
+
 #: The parameters of a request for the members of a batch.
 MEMBERS = ("batch", "status", "limit", "cursor")
 
@@ -398,7 +401,8 @@ def show_many(context: JobStates, request: Request) -> Response:
 
 def show_named(context: JobStates, request: Request) -> Response:
     """Respond with the states of several jobs, with null for each unknown or forbidden
-    one. If they are large, the answer ends early: the client asks for the others again.
+    one. If they are large, the answer ends early: the client asks for the others again,
+    and a stream sends them later.
     """
     most = request.registry.jobstate.max_uuids
     uuids = list(dict.fromkeys(request.GET.getall("uuid")))
@@ -413,8 +417,16 @@ def show_named(context: JobStates, request: Request) -> Response:
         state = permitted(context, job_state, functools.partial(answer.state, uuid))
         states[uuid] = state
         size += 0 if state is None else len(state)
+    left = uuids[len(states) :] if answer.is_for_stream else []
+    for _ in range(MAX_FURTHER):
+        if not left:
+            break
+        found = context.find_some(left)
+        for uuid, job_state in zip(left, found, strict=False):
+            permitted(context, job_state, functools.partial(answer.note, uuid))
+        left = left[len(found) :]
     text = ",".join(f"{encode(k)}:{state or 'null'}" for k, state in states.items())
-    # A stream tells the client to ask for the others, too.
+    # A stream tells the client to ask for the jobs that it has not noted.
     return answer.respond(f'{{"jobs":{{{text}}}}}', uuids)
 
 

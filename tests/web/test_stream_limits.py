@@ -252,15 +252,31 @@ def test_first_events_of_many_jobs(pushed, store):
     assert pushed.ask(batch(*uuids), last_event_id=over.events[-1].id).status == 204
 
 
-@pytest.mark.promise("answers-are-bounded")
-def test_stream_of_large_jobs_ends_early(pushed, store):
-    """It has, in pieces of 64 KiB, what a poll has. The page polls for the others."""
-    jobs = [put_large(store, 1_500_000) for _ in range(4)]
-    stream = pushed.open(batch(*jobs))
-    stream.at(3)
+def test_stream_of_large_jobs_has_all(pushed, store):
+    """It has, in pieces of 64 KiB, also those for which a poll has no room, if they may
+    be seen. A client that comes back with the last id has them.
+    """
+    jobs = [put_large(store, 1_500_000, status="queued") for _ in range(4)]
+    path = batch(*jobs, put(store, owner="bob"))
+    assert [*json.loads(pushed.poll(path).body)["jobs"]] == jobs[:3]
+    stream = pushed.watch(path, count=5)
     assert max(stream.sending) == CHUNK
-    assert [e.data for e in stream.events if e.name == "gone"] == jobs[3:]
-    assert [*json.loads(pushed.poll(batch(*jobs)).body)["jobs"]] == jobs[:3]
+    gone, *events = stream.events
+    assert gone.name == "gone"
+    assert [event.state["job"]["uuid"] for event in events] == jobs
+    again = pushed.open(path, last_event_id=events[-1].id)
+    assert again.opening
+    load_job(store, jobs[3]).cancel()
+    assert again.at(0).state["job"]["uuid"] == jobs[3]
+    assert statuses(again) == ["cancelled"]
+
+
+@pytest.mark.promise("answers-are-bounded")
+def test_stream_of_huge_jobs_ends_early(pushed, store):
+    """Of those that fill an answer each it has nine. The page polls for the others."""
+    jobs = [put(store, params={"secret": "x" * 4_200_000}) for _ in range(11)]
+    stream = pushed.watch(batch(*jobs), count=11)
+    assert [e.data for e in stream.events if e.name == "gone"] == jobs[9:]
 
 
 def test_reader_of_nothing_is_dropped(pushed, store):

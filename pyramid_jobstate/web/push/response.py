@@ -449,6 +449,8 @@ class StreamAnswer(Answer):
       offer: The offer of its connection.
     """
 
+    is_for_stream = True
+
     def __init__(self, request: Request, asker: Asker, offer: AsgiOffer) -> None:
         super().__init__(request)
         self._asker = asker
@@ -458,19 +460,29 @@ class StreamAnswer(Answer):
         self._frames: dict[str, Frame] = {}
 
     def state(self, uuid: str, job_state: JobState) -> str | None:
+        frame = self._frame(uuid, job_state)
+        return super().state(uuid, job_state) if frame is None else frame.text
+
+    def note(self, uuid: str, job_state: JobState) -> None:
+        frame = self._frame(uuid, job_state)
+        if frame is not None:
+            # The hub reads the job again, and sends it unless the client has it.
+            frame.forget()
+
+    def _frame(self, uuid: str, job_state: JobState) -> Frame | None:
+        """Return a job's state if a stream can bring it."""
         viewer = None
         if is_streamable(type(job_state)):
             viewer = viewer_of(self.request, job_state)
         if viewer is None:
-            return super().state(uuid, job_state)
+            return None
         self._viewers[uuid] = viewer
         # Rendering takes a job away from its request.
         frame = render(copy(job_state), viewer)
-        if frame is None:
-            return super().state(uuid, job_state)
-        self._frames[uuid] = frame
-        self._is_over = self._is_over and job_state.is_finished
-        return frame.text
+        if frame is not None:
+            self._frames[uuid] = frame
+            self._is_over = self._is_over and job_state.is_finished
+        return frame
 
     def respond(self, text: str, uuids: Sequence[str]) -> Response:
         polled = super().respond(text, uuids)
@@ -498,7 +510,7 @@ class Plan(NamedTuple):
     Attributes:
       asker: Who asks for it.
       viewers: How the request sees each of its jobs, by the uuid under which it asked.
-      frames: The states of those jobs.
+      frames: The states of those jobs. The last ones may have been forgotten.
       hidden: The uuids of the other jobs that it asked for.
       is_over: Whether none of the jobs will change any more.
     """
@@ -524,7 +536,7 @@ class Plan(NamedTuple):
         sent: dict[str, Frame] = {}
         for uuid, frame in self.frames.items():
             size += len(frame.block)
-            if events and size > CHUNK:
+            if not frame.block or (events and size > CHUNK):
                 # The hub sends the rest, once its client has received this.
                 break
             events.append(frame.alone if is_alone else frame.block)

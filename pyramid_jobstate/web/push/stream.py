@@ -224,7 +224,7 @@ class Frame:
     Attributes:
       digest: A hash of the state. The id of a stream's last event is made of the
         digests of all states that it shows.
-      block: The event without an id.
+      block: The event without an id. Empty once it is forgotten.
     """
 
     __slots__ = ("_alone", "block", "digest")
@@ -239,6 +239,10 @@ class Frame:
     def text(self) -> str:
         """The state as JSON."""
         return self.block.removeprefix(b"data: ").removesuffix(b"\n\n").decode()
+
+    def forget(self) -> None:
+        """Keep nothing but the digest."""
+        self.block = b""
 
     @property
     def alone(self) -> bytes:
