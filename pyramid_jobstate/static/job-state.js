@@ -1028,19 +1028,27 @@ function say(element, sentence) {
   sentences.set(element, make("span", lang ? { lang } : {}, unmarked(sentence)));
 }
 
-let sheet = null; // a promise of the shared style sheet, if it can be loaded
+let sheet = null; // a promise of the text of the style sheet, if it can be loaded
+const sheets = new WeakMap(); // those made of it, by document, which takes only its own
 
 async function loadSheet() {
-  const made = new CSSStyleSheet();
   const response = await fetch(sheetUrl);
-  if (!response.ok) return null;
-  made.replaceSync(await response.text());
-  return made;
+  return response.ok ? response.text() : null;
+}
+
+function sheetOf(owner, loaded) {
+  if (!sheets.has(owner)) {
+    const made = new owner.defaultView.CSSStyleSheet();
+    made.replaceSync(loaded);
+    sheets.set(owner, made);
+  }
+  return sheets.get(owner);
 }
 
 /** Style a shadow root. A strict policy blocks a <style> there, but not a link. */
 function addStyles(root, loaded) {
-  if (!loaded || !attempt(() => (root.adoptedStyleSheets = [loaded]))) {
+  const adopt = () => (root.adoptedStyleSheets = [sheetOf(root.ownerDocument, loaded)]);
+  if ((loaded === null || !attempt(adopt)) && !root.querySelector("link")) {
     root.append(make("link", { rel: "stylesheet", href: sheetUrl }));
   }
 }
@@ -1194,6 +1202,11 @@ class JobStateElement extends HTMLElement {
       clearTimeout(this._timer);
       if (this._poller) this._stop();
     });
+  }
+
+  /** Another document empties the list of its style sheets. */
+  adoptedCallback() {
+    this._styled = false;
   }
 
   attributeChangedCallback(name, old, value) {

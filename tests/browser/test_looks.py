@@ -5,6 +5,7 @@ forced colours, on paper, and to a screen reader's tools.
 import gzip
 import re
 import subprocess
+from functools import partial
 
 import pytest
 from playwright.sync_api import expect
@@ -21,6 +22,7 @@ from tests.browser.staging import (
     progress,
 )
 from tests.pollserver import STATIC, Answer
+from tests.support import wait_for
 
 # What every run checks
 
@@ -118,6 +120,28 @@ def test_style_sheet_is_linked_where_none_can_be_constructed(stage):
     stage.page.goto(stage.server.url + "/element")
     expect(stage.page.locator("[part=bar]")).to_have_css("height", "6px")
     assert stage.page.locator("link[rel=stylesheet]").count() == 1
+
+
+@pytest.mark.promise("content-security-policy-holds")
+def test_element_keeps_its_style_in_other_documents(stage):
+    """A frame or another window may adopt it, as a picture-in-picture window does, and
+    give it back.
+    """
+    stage.open(f"{ELEMENT}<iframe></iframe>")
+    page = stage.page
+    page.evaluate("() => { window.kept = job; window.other = open('/empty'); }")
+    wait_for(lambda: page.evaluate("other.document.URL") == f"{stage.server.url}/empty")
+
+    def is_styled(place: str) -> bool:
+        bar = "kept.shadowRoot.querySelector('[part=bar]')"
+        height = page.evaluate(f"{place}.getComputedStyle({bar}).height")
+        return bool(height == "6px")
+
+    for place in "frames[0]", "window", "other", "frames[0]", "other", "window":
+        page.evaluate(f"() => {{ {place}.document.body.append(kept); }}")
+        wait_for(partial(is_styled, place))
+    assert stage.asked.count(f"{stage.server.url}/job-state.css") == 1
+    page.evaluate("other.close()")
 
 
 # Contrast
