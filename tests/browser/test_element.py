@@ -218,16 +218,42 @@ def test_times_are_told(stage):
 
 
 def test_log_is_shown_on_request(stage):
-    """The attribute log shows the last lines as they arrive."""
+    """The attribute log shows the last lines as they arrive. Who reads older ones is
+    not taken to the end.
+    """
     stage.open()
     lines = [f"line {n}" for n in range(25)]
     assert stage.show(data(log=lines))["log"] == []
     stage.set("e.log = true")
     assert stage.show(data(log=lines))["log"] == lines[5:]
+    log = stage.page.locator("[part=log]")
+    to_end = "(e) => e.scrollHeight - e.clientHeight - e.scrollTop"
+    assert log.evaluate(to_end) < 2
+    log.evaluate("(e) => { e.scrollTop = 20; }")
+    stage.show(data(log=[*lines, "late"]))
+    assert log.evaluate("(e) => e.scrollTop") == 20
+    log.evaluate("(e) => { e.scrollTop = e.scrollHeight; }")
+    stage.show(data(log=[*lines, "late", "later"]))
+    assert log.evaluate(to_end) < 2
     assert stage.show(data(log=["other"]))["log"] == ["other"]
 
 
 # The content of the element, and metrics
+
+
+def test_properties_set_before_the_script_is_loaded(stage):
+    """They count once the element is defined."""
+    state = json.dumps(data(progress=progress(1, 2), log=["Ran"]))
+    stage.server.pages["/early.js"] = (
+        f"Object.assign(job, {{ data: {state}, log: true, cancellable: true }});"
+    )
+    stage.server.pages["/element"] = (
+        f"<!doctype html>{ELEMENT}<script src=/early.js></script>"
+        "<script src=/job-state.js></script>"
+    )
+    stage.page.goto(stage.server.url + "/element")
+    seen = stage.wait("working")
+    assert (seen["percent"], seen["log"], seen["cancel"]) == ("50%", ["Ran"], "Cancel")
 
 
 def test_content_stands_until_the_first_answer(stage):
@@ -503,6 +529,22 @@ def test_cancel_that_is_refused_says_why(stage):
     wait_for(lambda: "Not cancelled" in stage.spoken())
     stage.server.answer("job", answer("success", finished_at=at(0)))
     assert not stage.wait("success")["notice"]
+
+
+def test_refused_cancel_of_a_former_job_is_not_told(stage):
+    """An element whose src has changed meanwhile says nothing of it."""
+    refusal = held()
+    refusal.status = 403
+    open_cancellable(stage, refusal)
+    stage.page.locator("[part=cancel]").click()
+    wait_for(lambda: stage.server.seen("job/cancel", "POST"))
+    stage.server.answer("two", answer(title="Two"))
+    stage.set("e.src = '/job_state/two'")
+    wait_for(lambda: stage.look()["title"] == "Two")
+    with stage.page.expect_response("**/cancel"):
+        release(refusal)
+    seen = stage.show(data(title="Two"))
+    assert (seen["notice"], seen["cancel"]) == (None, "Cancel")
 
 
 # Words

@@ -357,6 +357,28 @@ def test_silent_stream_is_given_up_after_fifty_seconds(still):
     assert "lost" not in still.told("job")
 
 
+def test_lost_stream_is_given_up_after_eight_seconds(still):
+    """Unless the browser has opened it again. Then the page polls at once."""
+    stream = open_first(still)
+    beat(still, stream)
+    still.advance(7999)
+    stream.end()
+    again = stream_of(still, 1)
+    wait_for_sources(still, "open")
+    beat(still, again)
+    still.advance(9000)
+    assert so_far(still) == (["open"], 1)
+    still.server.refusals = [Answer(drop=True)] * 1000
+    again.end()
+    wait_for_sources(still, "connecting")
+    still.advance(7999)
+    assert so_far(still) == (["connecting"], 1)
+    still.advance(1)
+    assert so_far(still) == (["closed"], 2)
+    still.wait_for_updates("job", 2)
+    assert "lost" not in still.told("job")
+
+
 # Streams that fail
 
 REFUSALS = {"json": Answer(200, state()), "204": Answer(204), "503": Answer(503)}

@@ -232,6 +232,21 @@ def test_streams_set_the_clock(timed):
     timed.wait_for_words("Waiting for 7 min")
 
 
+def test_clock_that_was_set_back_is_followed(timed):
+    """If three answers in a row tell an earlier time. One or two may only be late."""
+    timed.server.offers = True
+    timed.follow(told(waiting(), NOON + 7 * MINUTE))
+    wait_for(lambda: timed.passes(20) and timed.server.streams)
+    (stream,) = timed.server.streams
+    earlier, later = NOON + 5 * MINUTE, NOON + 7 * MINUTE + 10 * SECOND
+    for millis in earlier, later, earlier, earlier:
+        stream.send(str(millis), "beat")
+    stream.send(json.dumps(waiting(waited=MINUTE)))
+    timed.wait_for_words("Waiting for 8 min")
+    stream.send(str(earlier), "beat")
+    timed.wait_for_words("Waiting for 6 min")
+
+
 # How long such jobs usually run
 
 
