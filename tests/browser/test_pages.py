@@ -324,6 +324,7 @@ def test_acts_pass_csrf_checks(pages, redis_url, store):
 # The groups of failed jobs
 
 
+@pytest.mark.promise("failures-are-grouped")
 def test_group_runs_exactly_its_jobs_again(pages, store, marathons):
     """They are those that the page has counted, one after another: none of another
     group, and none that failed later. The page says what was refused, and loads anew.

@@ -147,7 +147,7 @@ def test_page_without_an_offer_polls(streams):
     assert streams.server.streams == streams.server.refused == []
 
 
-@pytest.mark.promise("pages-share-a-connection")
+@pytest.mark.promise("jobs-of-a-page-share-a-stream")
 def test_jobs_share_a_stream(streams):
     """It has them in the order followed, and goes on if one ends or is stopped."""
     stream = follow_streamed(streams, "two", "one", "three")
