@@ -34,6 +34,7 @@ def test_progress_is_set_with_its_message(job_state):
     assert job_state.message == "Reading"
 
 
+@pytest.mark.promise("progress-is-tracked")
 def test_track_counts_the_items(job_state):
     """An item counts as done when the next one is asked for; the last when the loop
     ends. The total is what the loop has, and 0 is shown as soon as it is tracked.
@@ -64,7 +65,6 @@ def test_track_that_is_left_stays_where_it_was(job_state):
     assert job_state.progress == Progress(3, 5)
 
 
-@pytest.mark.promise("progress-is-tracked")
 def test_track_takes_what_a_loop_does(job_state):
     """Anything else is refused at the call."""
     wrong: Any

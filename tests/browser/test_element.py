@@ -429,6 +429,7 @@ def test_lost_job_says_why(stage):
     stage.problems.clear()
 
 
+@pytest.mark.promise("script-survives-outages")
 def test_outage_is_shown_and_over(stage):
     """While the server is away, the last data stays, and the status says so."""
     stage.server.answer("job", answer(progress=progress(1, 2)), Answer(503))

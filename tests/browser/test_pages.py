@@ -640,7 +640,7 @@ def test_script_speaks_the_language_of_the_words(browser, redis_url, store, tmp_
                 expect(pages.one("selected")).to_contain_text(text)
 
 
-@pytest.mark.promise("pages-need-no-script")
+@pytest.mark.promise("pages-are-read-without-script")
 def test_pages_are_plain_without_javascript(browser, redis_url, store):
     """Without JavaScript the pages are read, and followed by links. They say what needs
     JavaScript, and show no button that does nothing.

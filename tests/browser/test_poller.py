@@ -355,6 +355,7 @@ def test_cancel_is_followed_by_a_poll_at_once(polling):
         polling.wait(name, "error")
 
 
+@pytest.mark.promise("unsafe-requests-need-a-token")
 def test_cancel_sends_the_csrf_token_in_the_header_asked_for(polling):
     """The option csrfHeader replaces the usual header, unless it is empty."""
     cases = {"own": "X-XSRF-TOKEN", "empty": "", "none": None}

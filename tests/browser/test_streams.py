@@ -384,6 +384,7 @@ def test_lost_stream_is_given_up_after_eight_seconds(still):
 REFUSALS = {"json": Answer(200, state()), "204": Answer(204), "503": Answer(503)}
 
 
+@pytest.mark.promise("refused-stream-falls-back")
 def test_refused_stream_leaves_the_page_to_polls(still):
     """It polls at once, and tries no stream again, not even for later jobs."""
     for count, (name, refusal) in enumerate(REFUSALS.items(), 1):

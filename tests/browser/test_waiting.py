@@ -271,6 +271,7 @@ RANGES = {
 }
 
 
+@pytest.mark.promise("usual-durations-are-told")
 def test_usual_duration_is_told_until_it_is_over(timed):
     """By the store's clock, and without a request. Then the job takes longer."""
     timed.follow(told(running(), NOON), clock=NOON - HOUR)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import redis
 
 from pyramid_jobstate import JobError, JobState, Progress
@@ -269,6 +270,7 @@ def test_rich_is_named_where_it_is_missing(pjobs, store, monkeypatch):
     )
 
 
+@pytest.mark.promise("pjobs-ends-quietly")
 def test_streams_that_take_less(pjobs, store, monkeypatch):
     """What the encoding of stdout lacks is escaped, if it has one. A reader that has
     gone, a full disk and a closed stdout have exit codes and at most one line; a closed

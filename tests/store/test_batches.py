@@ -226,6 +226,7 @@ def test_cancel_of_a_batch_is_one_command(store, client):
     assert sum(each["calls"] for each in stats.values()) < 50
 
 
+@pytest.mark.promise("batch-cancels-its-members")
 def test_cancel_of_a_batch_that_runs(bed):
     """A batch is being cancelled while members run, which hear of it; what waits, or is
     over, never runs, however late its message comes.

@@ -37,6 +37,7 @@ def left(store: JobStore, uuids: list[str]) -> int:
     return sum(job is not None and job.status != "cancelled" for job in found)
 
 
+@pytest.mark.promise("ended-jobs-are-cleared")
 def test_statuses(store):
     """Jobs of a status are deleted or cancelled, and no others. Neither lists nor
     counts know of what was deleted.

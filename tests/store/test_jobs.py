@@ -24,7 +24,7 @@ from pyramid_jobstate.testing import away, pass_time, put_batch
 from tests.faulty import faulty
 from tests.jobs import new_id
 from tests.store.jobs import create, make_desk, put, put_unsent, status_of
-from tests.support import FINISHED, UNFINISHED, load_job
+from tests.support import FINISHED, UNFINISHED, key_of, load_job
 from tests.web.databases import Manager, fail
 from tests.worker.floors import Floor
 
@@ -77,7 +77,7 @@ def test_cancel_while_the_store_is_away_is_refused(store):
     assert status_of(store, job.uuid) == "working"
 
 
-@pytest.mark.promise("deleted-job-leaves-nothing")
+@pytest.mark.promise("deleted-job-is-gone")
 def test_delete(store):
     """A job that has ended can be deleted, once: it is unknown from then on."""
     for status in FINISHED:
@@ -85,6 +85,9 @@ def test_delete(store):
         assert store.delete(uuid)
         assert store.load(uuid) is None
         assert not store.delete(uuid)
+        # What stays keeps its message from running.
+        assert store.client.keys(f"*{uuid}*") == [key_of(store, uuid).encode()]
+        assert {*store.client.hgetall(key_of(store, uuid))} == {b"status", b"asked"}
     for status in UNFINISHED:
         uuid = put(store, status)
         assert not store.delete(uuid)
@@ -139,7 +142,7 @@ def test_ended_job_is_kept_for_a_while(brief):
         assert_lasts(brief, put(brief, status), 100)
 
 
-@pytest.mark.promise("nothing-expires-under-a-viewer")
+@pytest.mark.promise("unfinished-jobs-are-kept")
 def test_unfinished_job_is_kept_past_its_due_time(brief):
     """An unfinished job is kept for `active_expire_in` after it is due."""
     assert_lasts(brief, put(brief, "working"), 1000)

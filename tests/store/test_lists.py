@@ -36,6 +36,7 @@ def put_many(store: JobStore, count: int, status: str = "success") -> list[str]:
     return [put(store, status) for _ in range(count)][::-1]
 
 
+@pytest.mark.promise("list-shows-what-may-be-seen")
 def test_list_is_unfinished_first_and_newest_first(store):
     """Unfinished jobs precede ended ones. Each part has the newest first, by the time
     they were queued, are due or ended.

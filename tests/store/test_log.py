@@ -147,6 +147,7 @@ def desk(make_desk: MakeDesk) -> Desk:
 on_one_server = pytest.mark.parametrize("archives", ["single"], indirect=True)
 
 
+@pytest.mark.promise("new-run-starts-clean")
 def test_log_lives_as_long_as_the_record(desk):
     """After an end, while the job waits to run again, and if the broker refuses that.
     Each run adds to it.

@@ -84,6 +84,7 @@ def test_metrics_of_jobs(store):
     assert recent == {"class:RunMarathon"}
 
 
+@pytest.mark.promise("metrics-for-prometheus")
 def test_metrics_of_workers(redis_url, store):
     """Those that are alive say how many threads they have. Others may have died."""
     broker = make_broker(redis_url)

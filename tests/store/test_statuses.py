@@ -100,6 +100,7 @@ def test_job_whose_class_has_a_new_name_leaves_the_old_one(store):
     assert store.counts("NewName") == Counts(success=1)
 
 
+@pytest.mark.promise("counts-agree-with-lists")
 def test_counts_are_kept_for_a_second(store, monkeypatch):
     """Counts are read again after a second, or if they are to be new."""
     clock = [1e9]

@@ -470,6 +470,7 @@ def test_never_two_jobs_of_a_key(redis_url, broker, seeds):
     assert play(Key, check_key, seeds, broker, redis_url)["aliases"] > 3
 
 
+@pytest.mark.promise("batch-counts-exactly")
 @pytest.mark.parametrize("seeds", SEEDS)
 def test_batch_knows_its_members(redis_url, broker, seeds):
     """Whatever happens to its workers, the batch counts what the records read as."""

@@ -95,6 +95,7 @@ def sender(redis_url: str, server: EmbeddedServer, tmp_path: Path) -> Iterator[S
         yield Sender(redis_url, server.url, tmp_path, stack)
 
 
+@pytest.mark.promise("new-run-starts-clean")
 @pytest.mark.promise("redelivered-job-runs-again")
 def test_a_worker_that_is_killed(sender):
     """The job of a killed worker stalls, and runs again without its former values."""

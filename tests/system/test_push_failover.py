@@ -74,6 +74,7 @@ class Ending:
         return jobs if all(job.is_success for job in jobs) else None
 
 
+@pytest.mark.promise("every-server-works")
 def test_stream_outlives_a_failover(redis_url, tmp_path, caplog):
     """When a replica takes over from a dead primary, the stream goes on with it, which
     has the end of a job that ended meanwhile.

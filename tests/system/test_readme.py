@@ -758,6 +758,7 @@ def test_script_of_the_readme_runs(page, console_errors, myapp, worker):
     assert console_errors == []
 
 
+@pytest.mark.promise("content-security-policy-holds")
 def test_elements_of_the_documents_show_a_job(page, console_errors, myapp):
     """The templates show metrics, cancel with a token, and set colours and parts. Under
     a policy with a nonce, an element and a page for people are styled.
@@ -786,6 +787,7 @@ def test_elements_of_the_documents_show_a_job(page, console_errors, myapp):
     assert console_errors == []
 
 
+@pytest.mark.promise("content-security-policy-holds")
 def test_sheet_of_an_element_needs_no_style_source(page, console_errors):
     """The script hands its style sheet to elements past the policy for styles, unless
     it cannot fetch it. Then their link needs the origin, as it has no nonce.

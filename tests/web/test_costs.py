@@ -152,17 +152,20 @@ def test_what_a_job_costs_that_runs_for_long(make_floor, client, store):
     assert cost_of(client, flush) == COSTS["flush"]._replace(commands=12)
 
 
+@pytest.mark.promise("viewers-share-a-reading")
 def test_what_a_stream_costs(make_floor, client, redis_url):
-    """Each change of a job is read once, with one command more than it takes."""
+    """Each change of a job is read once for all its viewers, with one command more than
+    it takes.
+    """
     held = make_floor(interval=3600).begin(job_owner="alice")
     with pushing(make_config(redis_url)) as server:
-        stream = server.watch(one(held.uuid))
+        streams = [server.watch(f"{one(held.uuid)}?_LOCALE_={n}") for n in range(3)]
         settle()
 
         def change(number: int) -> None:
             held.job_state.set_progress_metric("n", number)
             assert held.job_state.flush(10)
-            assert stream.at(number).state["n"] == number
+            assert [s.at(number).state["n"] for s in streams] == [number] * 3
 
         change(1)
         for number in 2, 3:

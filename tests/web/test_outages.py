@@ -18,6 +18,7 @@ from webtest import TestApp
 from pyramid_jobstate import JobState, JobStore, StoreUnavailable
 from pyramid_jobstate.testing import away
 from tests.jobs import RunMarathon, messages
+from tests.relay import relaying
 from tests.support import UUID, crowded
 from tests.web.reading import AWAY, put
 from tests.webapp import (
@@ -87,6 +88,19 @@ def test_answer_is_of_the_accepted_type(caplog):
         assert is_503(response)
         assert response.json == AWAY
     assert len(messages(caplog, "pyramid_jobstate", logging.INFO)) == 1
+
+
+@pytest.mark.promise("views-answer-503")
+def test_store_that_hangs_is_a_503_soon(redis_url):
+    """A store that takes requests and answers none holds nobody up for long."""
+    with relaying(redis_url) as relay:
+        app = make_app(make_config(relay.url))
+        assert get(app, "/job_state", "alice").status_code == 200
+        with relay.held():
+            begun = time.monotonic()
+            assert is_503(get(app, f"/job_state/{UUID}", "alice"))
+            # It takes about one second: the others are left to a busy machine.
+            assert time.monotonic() - begun < 5
 
 
 def test_view_of_the_application_wins():
@@ -173,6 +187,7 @@ def make_watched(url: str, **settings: str) -> tuple[TestApp, JobStore, list[str
     return app, make_request(config).job_states.store, seen
 
 
+@pytest.mark.promise("views-answer-503")
 def test_outage_raises_nothing_through_the_tweens(redis_url, caplog):
     """Every request gets a 503. The log has a line for an outage and for its end."""
     app, store, seen = make_watched(redis_url)

@@ -159,7 +159,7 @@ def url_in(state: Any) -> str:
     return str(state["job"]["url"])
 
 
-@pytest.mark.promise("job-has-one-url")
+@pytest.mark.promise("job-has-the-url-of-its-resource")
 def test_urls_by_pyramids_functions(config, store):
     """Containers and jobs have URLs as any resource, with elements and queries."""
     config.add_route("shown", "/shown*traverse")
@@ -188,7 +188,7 @@ class TenantURL:
         self.physical_path_tuple = self.virtual_path_tuple
 
 
-@pytest.mark.promise("job-has-one-url")
+@pytest.mark.promise("job-has-the-url-of-its-resource")
 def test_state_has_the_url_that_pyramid_gives(redis_url, store):
     """Whatever URLs the application gives its jobs or makes, wherever it is mounted,
     and whatever a view changes of its request, states have the URLs of

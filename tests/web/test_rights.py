@@ -485,6 +485,7 @@ def answer_to(server: Server, accept: str, path: str, user: str | None) -> str:
     return html.unescape(f"{answer.header_list} {answer.body.decode()}")
 
 
+@pytest.mark.promise("operators-see-more")
 @pytest.mark.promise("secrets-stay-inside")
 @pytest.mark.parametrize("is_page", [False, True])
 def test_each_path_tells_what_the_rights_are_for(server, store, voyage, is_page):

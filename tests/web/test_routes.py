@@ -311,6 +311,7 @@ def test_everything_is_the_same_at_each_place(paged, store, marathons):
         assert act(paged, f"{place}/clear", owner="bob").json["done"] == 1
 
 
+@pytest.mark.promise("refusals-are-json")
 def test_refusals_are_the_same_at_each_place(paged, store):
     """Wherever jobs are mounted, the same is refused, and a browser gets a page."""
     (job,) = put(store, "alice", cls=RunMarathon)

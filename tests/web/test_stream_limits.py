@@ -132,6 +132,7 @@ def test_streams_of_many_hosts(redis_url, path, caplog):
 # Ends
 
 
+@pytest.mark.promise("stream-ends-in-time")
 def test_ended_stream_makes_room(redis_url, path, store):
     """However a stream ends, another one may begin at once."""
     # One room is for what wakes the thread of the streams.

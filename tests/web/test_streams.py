@@ -143,6 +143,7 @@ def test_beginning_of_a_stream(pushed, store):
     assert 1000 <= int(millis) <= 3000
 
 
+@pytest.mark.promise("asgi-finds-what-wsgi-finds")
 def test_what_a_poll_refuses_a_stream_refuses(pushed, store):
     """The answer is that of a poll, also to HEAD. It depends on the header Accept."""
     job = put(store)
@@ -242,6 +243,7 @@ def test_polls_say_that_a_stream_could_be_had(pushed, store):
         assert HINT not in pushed.poll(path).headers
 
 
+@pytest.mark.promise("refused-stream-falls-back")
 def test_wsgi_never_streams(app, store):
     """Under WSGI, also in another bridge, all poll, and no poll speaks of streams."""
     path = one(put(store))
@@ -703,7 +705,7 @@ def test_policy_that_raises_for_cancel_job(redis_url, store):
         assert [event.name for event in stream.events] == ["gone", "gone"]
 
 
-@pytest.mark.promise("stream-costs-no-thread-of-a-job")
+@pytest.mark.promise("viewers-share-a-reading")
 def test_equal_viewers_share_a_rendering(pushed, runs):
     """A change is rendered once for each distinct viewer, however many there are."""
     rendered: list[int] = []

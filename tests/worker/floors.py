@@ -334,9 +334,18 @@ class Floor:
         return [self.load(message.message_id).status for message in messages]
 
 
-def failed(floor: Floor, count: int = 1, **options: Any) -> list[Message[Any]]:
-    """Have jobs of Alice's fail, which would succeed by now. No worker runs."""
-    floor.scripts["a"] = lambda _: fail(ValueError("a failed"))
+def failed(
+    floor: Floor, count: int = 1, report: Script = lambda _: None, **options: Any
+) -> list[Message[Any]]:
+    """Have jobs of Alice's report something and fail, which would succeed by now. No
+    worker runs.
+    """
+
+    def work(job_state: JobState) -> None:
+        report(job_state)
+        fail(ValueError("a failed"))
+
+    floor.scripts["a"] = work
     options = {"job_owner": "alice", **options}
     sent = [floor.post("a", **options) for _ in range(count)]
     floor.work()

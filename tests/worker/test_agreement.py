@@ -132,7 +132,6 @@ def test_full_server_takes_each_change_whole_or_not_at_all(make_floor, floor, cl
     assert held.load().message == "last words"
 
 
-@pytest.mark.promise("deleted-job-leaves-nothing")
 def test_two_patterns_cover_all_keys_of_a_namespace(make_floor, client, named):
     """A user of the server who may touch those alone has all that jobs need."""
     keys = ["jobstate:*", "{jobstate:*"]

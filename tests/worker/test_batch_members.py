@@ -219,6 +219,7 @@ def test_batch_that_is_over_takes_no_members(floor, client):
     assert floor.ran["x"] == 0
 
 
+@pytest.mark.promise("batch-cancels-its-members")
 def test_cancelled_batch_takes_no_members(make_floor):
     """The running member learns of the cancel then."""
     floor = make_floor(interval=60, threads=1)

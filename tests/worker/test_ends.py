@@ -28,6 +28,7 @@ from tests.worker.floors import idle_actor
 SKIPPED = "dramatiq.middleware.middleware.SkipMessage"
 
 
+@pytest.mark.promise("retry-is-told")
 @pytest.mark.promise("end-is-true")
 def test_exception_is_an_error_once_dramatiq_gives_up(place):
     """A failing job retries, with its attempts and the time it is due, and ends in

@@ -87,6 +87,8 @@ def test_job_is_queued_before_its_message_is_visible(floor):
         assert (state.actor, state.attempt) == ("errand", 0)
         assert state.queued_at is not None and state.queued_at == state.updated_at
         assert state.started_at is state.due_at is state.finished_at is None
+    floor.work()
+    assert [floor.load(state.uuid).attempt for state in seen] == [1, 1]
 
 
 def test_owner_that_cannot_be_one_owns_nothing(floor, logged):

@@ -21,6 +21,7 @@ from pyramid_jobstate import (
     BulkResult,
     Counts,
     JobError,
+    JobState,
     JobStateMiddleware,
     JobStore,
     NotRepeatable,
@@ -86,9 +87,16 @@ def refusing(floor: Floor, call: Callable[..., Any] = refuse) -> Any:
 @pytest.mark.promise("new-run-starts-clean")
 def test_failed_job_runs_again(floor):
     """It keeps its owner, its parameters and the time at which it was sent, and its
-    tries. Its message is kept for as long as it has failed.
+    tries, and nothing that it has reported. Its message is kept for as long as it has
+    failed.
     """
-    succeeded, (sent,) = floor.post("b"), failed(floor)
+
+    def report(job_state: JobState) -> None:
+        job_state.set_progress_metric("first", 1)
+        job_state.set_progress(1, 2, message="first")
+        job_state.append_log("first")
+
+    succeeded, (sent,) = floor.post("b"), failed(floor, report=report)
     found = floor.store.failures(succeeded.message_id)
     assert (found.message, found.traceback, len(found.tries)) == ("", "", 0)
     before = floor.load(sent.message_id)
@@ -100,7 +108,9 @@ def test_failed_job_runs_again(floor):
     floor.work()
     after = floor.load(sent.message_id)
     assert (after.status, after.attempt, after.error) == ("success", 1, None)
+    assert (before.progress_metrics, before.log) == ({"first": 1}, ["first"])
     assert after.progress_metrics == {"number": 1}
+    assert (after.progress, after.message, after.log) == (None, None, [])
     for name in ("owner", "kind", "actor", "job_params", "queued_at"):
         assert getattr(after, name) == getattr(before, name), name
     kept = floor.store.failures(sent.message_id)
@@ -333,6 +343,7 @@ def test_operator_who_died_is_followed_by_another(floor):
     assert floor.ran == {"a": 1}
 
 
+@pytest.mark.promise("job-is-put-back")
 def test_running_again_while_a_worker_is_at_work(floor):
     """Two operators run all failed jobs again: each runs once more."""
     names = [str(number) for number in range(30)]
@@ -595,6 +606,7 @@ def test_batches_are_not_among_failed_jobs(floor):
 # Deleting.
 
 
+@pytest.mark.promise("deleted-job-is-gone")
 def test_deleted_job_does_not_come_back(floor):
     """It is unknown, and its message runs nothing if it comes again."""
     (lost,) = failed(floor)
