@@ -31,6 +31,7 @@ def test_each_report_reaches_the_store(run_job, store):
     run_job(run)
 
 
+@pytest.mark.promise("called-actor-needs-no-store")
 def test_job_reads_what_it_has_set(job_state):
     """The latest message counts, and None removes it. The log keeps the last 20 lines,
     each of 200 characters.

@@ -350,6 +350,7 @@ def test_setting_that_changes_after_the_include_is_refused():
 # Actors that were declared before.
 
 
+@pytest.mark.promise("broker-of-the-settings")
 def test_actors_declared_earlier_move():
     """Earlier actors move to our broker, tracked, and their names are taken there."""
     early = [declare("a"), declare("b", queue_name="mail", max_retries=0)]
