@@ -22,12 +22,20 @@ from tests.worker.floors import Ear, Floor, Held
 # A newer run.
 
 
+@pytest.mark.promise("new-run-starts-clean")
 @pytest.mark.promise("newest-run-writes")
 def test_older_run_changes_nothing(make_floor, logged):
-    """It logs one warning. That it failed is kept among the tries of its job."""
+    """It logs one warning. That it failed is kept among the tries of its job. The new
+    run shows nothing of it.
+    """
     floor = make_floor(heartbeat=0.05)
     old = floor.begin(max_retries=1, min_backoff=3_600_000)
+    old.job_state.set_progress_metric("miles", 1)
+    old.job_state.set_progress(1, 2, message="old")
+    assert old.job_state.flush(10)
     new = make_floor().begin(old.message)
+    state = new.load()
+    assert (state.progress_metrics, state.progress, state.message) == ({}, None, None)
     new.job_state.set_message("new")
     assert new.job_state.flush(10)
     (said,) = wait_for(lambda: logged())
