@@ -3,6 +3,7 @@ and an exit code.
 """
 
 import contextlib
+import re
 import shlex
 import socket
 from pathlib import Path
@@ -151,12 +152,12 @@ def test_store_that_is_away(pjobs):
 
 
 class Impostor(Relay):
-    """Gives one answer to everything."""
+    """Gives one answer to each command, of which several may come at once."""
 
     answer = b""
 
     def _refusal(self, client: socket.socket, request: bytes) -> bytes:
-        return self.answer
+        return self.answer * len(re.findall(rb"^\*\d+\r\n", request, re.MULTILINE))
 
 
 def test_server_that_is_no_redis(pjobs):
