@@ -451,15 +451,18 @@ def test_clock_that_goes_back(make_bed):
     over is behind.
     """
     bed = make_bed(4)
+    bed.end(0, "error")
+    # Its worker announces itself beside the runs.
+    wait_for(bed.store.workers)
     calls = []
-    for place in range(3):
+    for place in 1, 2:
         if place == 2:
             turn_clock_back(bed.client, 3600)
         bed.client.config_resetstat()
         bed.end(place, "error")
         calls.append(bed.client.info("commandstats")["cmdstat_evalsha"]["calls"])
     assert bed.counts() == {"queued": 1, "error": 3}
-    assert calls[2] == calls[1]
+    assert calls[1] == calls[0]
     with losing(bed.client, bed.uuids[2]):
         bed.rerun(2)
     turn_clock_back(bed.client, 3600, bed.uuid)
