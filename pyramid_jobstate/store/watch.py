@@ -175,12 +175,31 @@ class Link:
     def receive(self) -> Iterator[KeyReply | Changed | Clock]:
         """Yield what the server has sent.
 
-        The loop is flat: redis-py's own calls itself for each message, and ends at the
-        limit of recursion if a thousand precede a reply.
-
         Raises:
-          redis.exceptions.RedisError: The connection is lost.
+          redis.exceptions.RedisError: The connection is lost, or a reply is broken.
         """
+        try:
+            yield from self._messages()
+        except (AttributeError, IndexError, TypeError, ValueError) as e:
+            # Something between us has mixed up what both say, so that a key is a list,
+            # for one. The log must not hold the rest of the error: see below.
+            name = type(e).__name__
+            raise errors.ConnectionError(f"A reply is broken: {name}.") from e
+
+    def close(self) -> None:
+        """Close the connection."""
+        with contextlib.suppress(OSError):
+            self._connection.disconnect()
+        if not self._is_own:
+            self._pool.release(self._connection)
+
+    def abandon(self) -> None:
+        """Close the descriptor of a forked process, which shares the connection."""
+        self._sock.close()
+
+    def _messages(self) -> Iterator[KeyReply | Changed | Clock]:
+        # A flat loop: redis-py's own calls itself for each message, and ends at the
+        # limit of recursion if a thousand precede a reply.
         for reply in self._replies():
             if isinstance(reply, hiredis.PushNotification):
                 if reply[0] == b"invalidate":
@@ -204,17 +223,6 @@ class Link:
                 raise errors.ConnectionError(
                     f"The server replies out of order, with a {type(reply).__name__}."
                 )
-
-    def close(self) -> None:
-        """Close the connection."""
-        with contextlib.suppress(OSError):
-            self._connection.disconnect()
-        if not self._is_own:
-            self._pool.release(self._connection)
-
-    def abandon(self) -> None:
-        """Close the descriptor of a forked process, which shares the connection."""
-        self._sock.close()
 
     def _replies(self) -> Iterator[Any]:
         while True:

@@ -31,6 +31,7 @@ from tests.web.streaming import (
     put_members,
     refusing_threads,
     report,
+    see_an_end,
     statuses,
     told,
     wait_until,
@@ -238,19 +239,17 @@ def test_more_jobs_than_are_asked_for_at_a_time(far, relay, store):
     groups = uuids[:100], uuids[100:], others[:80], others[80:]
     streams = [far.watch(batch(*group), count=len(group)) for group in groups]
     wait_for(lambda: relay.asked.count(b"HGETALL") >= 600)
-    # When its end is shown, all that was asked before has been answered.
-    ended, *staying = others[:80]
-    load_job(store, ended).cancel()
-    wait_for(lambda: "cancelled" in statuses(streams[2]))
+    # By the time that this end is shown, all that was asked before has been answered.
+    assert "cancelled" in see_an_end(far, store)
     before = len(relay.asked)
     with relay.held():
         relay.say(ALL_CHANGED)
         wait_for(lambda: relay.asked[before:].count(b"HGETALL") >= 500)
         far.pass_time(0.1)
         assert relay.asked[before:].count(b"HGETALL") == 500
-        # Of the 49 jobs that wait, 20 leave.
+        # Of the 50 jobs that wait, 20 leave.
         streams[3].go().wait()
-    wait_for(lambda: all(uuid.encode() in relay.asked[before:] for uuid in staying))
+    wait_for(lambda: all(uuid.encode() in relay.asked[before:] for uuid in others[:80]))
     made.cancel()
     for stream in streams[:2]:
         assert statuses(stream.wait()).count("cancelled") == 100
@@ -380,7 +379,9 @@ def test_busy_store_has_lost_nothing(far, relay, runs):
 
 
 def test_server_that_says_what_it_should_not(far, relay, runs, caplog):
-    """After a reply to no question there is a new connection. No secret is logged."""
+    """After a reply to no question, or one that is broken, there is a new connection.
+    No secret is logged.
+    """
 
     def is_logged(reason: str) -> bool:
         return reason in caplog.text
@@ -391,18 +392,23 @@ def test_server_that_says_what_it_should_not(far, relay, runs, caplog):
     for n, said, reason in (
         (2, b"-ERR going down\r\n", "says unasked: ERR going down"),
         (3, secret, "says unasked: list"),
+        (4, b"%1\r\n" + secret + b"+x\r\n", "broken: TypeError"),
     ):
         relay.say(said)
         wait_until(True, is_logged, reason)
         far.pass_time(1)
         report(run, n, stream)
-    with relay.held():
-        far.open(one(run.uuid)).at(0)
-        wait_for(lambda: relay.is_holding)
-        relay.say(secret)
-        wait_until(True, is_logged, "out of order, with a list")
-    far.pass_time(1)
-    report(run, 4, stream)
+    for n, said, reason in (
+        (5, secret, "out of order, with a list"),
+        (6, b"%1\r\n+secret\r\n:7\r\n", "broken: AttributeError"),
+    ):
+        with relay.held():
+            far.open(one(run.uuid)).at(0)
+            wait_for(lambda: relay.is_holding)
+            relay.say(said)
+            wait_until(True, is_logged, reason)
+        far.pass_time(1)
+        report(run, n, stream)
     assert names(stream) == []
     assert "secret" not in caplog.text
 
