@@ -106,6 +106,14 @@ __all__ = [
 ]
 
 
+#: Takes milliseconds from the life of a key, at one moment.
+SHORTEN = """
+local life = redis.call("PTTL", KEYS[1])
+if life > 0 then
+  redis.call("PEXPIRE", KEYS[1], math.max(0, life - ARGV[1]))
+end
+"""
+
 NO_ENVIRON = (
     "run_hook() without an environ would commit what the hook does, and the test could "
     "not take it back. Pass the environ of the test's transaction, such as "
@@ -612,7 +620,7 @@ def pass_time(store: JobStore, seconds: float) -> None:
         if not ours.match(name):
             # Of a store whose namespace begins with the name of this one.
             continue
-        kind, ttl = client.type(key), client.pttl(key)
+        kind = client.type(key)
         pipeline = client.pipeline()
         if kind in ("hash", b"hash"):
             fields = [*TIMES, "asked_at", "taken_at"]
@@ -630,9 +638,8 @@ def pass_time(store: JobStore, seconds: float) -> None:
             # The scores of members that failed are their places.
             for member in client.zrange(key, 0, -1):
                 pipeline.zincrby(key, -seconds * 1_000_000, member)
-        if ttl > 0:
-            pipeline.pexpire(key, int(ttl - seconds * 1000))
         pipeline.execute()
+        client.eval(SHORTEN, 1, key, int(seconds * 1000))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@ cookiecutter's.
 """
 
 import asyncio
+import time
 import types
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -36,7 +37,7 @@ from pyramid_jobstate import (
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.testing import outbox, put_job, values
 from tests.jobs import RunMarathon, job_actor, wait_until, working
-from tests.support import FINISHED, STATUSES, load_job
+from tests.support import FINISHED, STATUSES, key_of, load_job
 from tests.webapp import EXPLICIT, NOWHERE, make_broker, make_request, make_tm_config
 
 # `run_jobs` is a fixture and a function: the fixture is requested by its name.
@@ -425,6 +426,22 @@ def test_time_passes_for_a_store(job_store):
         bad: Any = seconds
         with pytest.raises((TypeError, ValueError), match="seconds must be a"):
             testing.pass_time(job_store, bad)
+
+
+def test_time_passes_over_a_slow_connection(client, proxy):
+    """A record loses just as much of its life as passes, also meanwhile."""
+
+    def dawdle(request: bytes) -> str:
+        time.sleep(0.1)
+        return "pass"
+
+    store = JobStore(proxy.url)
+    key = key_of(store, put_job(store).uuid)
+    proxy.judge = dawdle
+    before, begun = client.pttl(key), time.monotonic()
+    testing.pass_time(store, 100)
+    passed = 100 + time.monotonic() - begun
+    assert client.pttl(key) <= before - int(passed * 1000) + 2
 
 
 def test_time_passes_for_a_batch(job_store):
