@@ -35,12 +35,15 @@ if TYPE_CHECKING:
 #: Where the stacks of a process that hangs are written: its standard error.
 WATCHED = pytest.StashKey[int]()
 
+#: The processes of xdist that have collected the tests.
+COLLECTED = pytest.StashKey[set[Any]]()
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give each of several processes its own ports, so that a server that a test stops
     and starts again then finds its port still free.
     """
-    config.stash[WATCHED] = os.dup(2)
+    config.stash[WATCHED], config.stash[COLLECTED] = os.dup(2), set()
     config.pluginmanager.register(leaks)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
     count = os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
@@ -71,17 +74,47 @@ def pytest_collection_modifyitems(
     items.sort(key=lambda item: item.get_closest_marker("browser") is None)
 
 
+def watch(config: pytest.Config, seconds: float) -> None:
+    """Watch this process from now on. pytest-timeout ends what takes too long with a
+    signal, which ends nothing in a process that hangs in C, and it does not watch what
+    comes before the tests. After half that time more, a thread that needs no lock of
+    Python writes the stacks of all threads, and ends the process.
+    """
+    file = config.stash[WATCHED]
+    faulthandler.dump_traceback_later(1.5 * seconds, file=file, exit=True)
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Watch the collection of a module: what it imports may hang."""
+    watch(collector.config, float(collector.config.getini("timeout")))
+
+
+def pytest_collection_finish() -> None:
+    """End that."""
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any) -> None:
+    """Note that a process has all tests."""
+    node.config.stash[COLLECTED].add(node)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """End the run if a process dies before that, where others would, too."""
+    if error and node not in node.config.stash[COLLECTED]:
+        pytest.exit("A process died as it collected the tests: see above.", 1)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Watch a test. pytest-timeout ends one that takes too long with a signal, which
-    ends nothing in a process that hangs in C. After half that time more, a thread that
-    needs no lock of Python writes the stacks of all threads, and ends the process. The
-    test fails, and the others go on in another process.
+    """Watch a test. If its process ends, it fails, and the others go on in another
+    process.
     """
     marker = item.get_closest_marker("timeout")
-    seconds = float(marker.args[0] if marker else item.config.getini("timeout"))
-    file = item.config.stash[WATCHED]
-    faulthandler.dump_traceback_later(1.5 * seconds, file=file, exit=True)
+    seconds = marker.args[0] if marker else item.config.getini("timeout")
+    watch(item.config, float(seconds))
 
 
 @pytest.hookimpl(tryfirst=True)

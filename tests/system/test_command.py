@@ -1,5 +1,6 @@
 """`python -m tests` says which test is to blame."""
 
+import os
 import re
 import subprocess
 import sys
@@ -18,3 +19,16 @@ def test_culprits_are_named():
         heading = f"ERROR at teardown of test_that_leaves_a_{what} "
         _, _, after = found.stdout.partition(heading)
         assert re.search(f"leaves behind: .*{name}", after)
+
+
+def test_module_that_hangs_ends_the_run():
+    """It hangs as it is imported, in each process. No other process tries that, too."""
+    settings = ["-n2", "-o", "timeout=2"]
+    command = [sys.executable, "-m", "tests", *settings, "tests/culprits.py"]
+    environ = {**os.environ, "CULPRITS_HANG": "1"}
+    found = subprocess.run(
+        command, env=environ, capture_output=True, text=True, timeout=60
+    )
+    assert found.returncode
+    assert re.search(r"culprits\.py\", line \d+ in <module>", found.stderr)
+    assert "replacing crashed worker" not in found.stdout
