@@ -35,15 +35,12 @@ if TYPE_CHECKING:
 #: Where the stacks of a process that hangs are written: its standard error.
 WATCHED = pytest.StashKey[int]()
 
-#: The processes of xdist that have collected the tests.
-COLLECTED = pytest.StashKey[set[Any]]()
-
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give each of several processes its own ports, so that a server that a test stops
     and starts again then finds its port still free.
     """
-    config.stash[WATCHED], config.stash[COLLECTED] = os.dup(2), set()
+    config.stash[WATCHED] = os.dup(2)
     config.pluginmanager.register(leaks)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
     count = os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
@@ -89,21 +86,16 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
     watch(collector.config, float(collector.config.getini("timeout")))
 
 
-def pytest_collection_finish() -> None:
-    """End that."""
-    faulthandler.cancel_dump_traceback_later()
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: Any) -> None:
     """Note that a process has all tests."""
-    node.config.stash[COLLECTED].add(node)
+    node.has_tests = True
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
     """End the run if a process dies before that, where others would, too."""
-    if error and node not in node.config.stash[COLLECTED]:
+    if error and not hasattr(node, "has_tests"):
         pytest.exit("A process died as it collected the tests: see above.", 1)
 
 
@@ -126,6 +118,9 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 def pytest_runtest_logfinish() -> None:
     """End that."""
     faulthandler.cancel_dump_traceback_later()
+
+
+pytest_collection_finish = pytest_runtest_logfinish
 
 
 def pytest_unconfigure() -> None:
