@@ -468,9 +468,9 @@ def test_transaction_that_others_commit_is_not_told(implicit, client, caplog):
         with transaction.manager:
             return app.app({**environ, "repoze.tm.active": True}, start_response)
 
-    assert get(TestApp(repoze_tm), "/sub").status_code == 200
+    assert get(TestApp(repoze_tm), "/sub", "alice").status_code == 200
     assert sent(client) == [26]
-    assert get(app, "/go").status_code == 200
+    assert get(app, "/go", "alice").status_code == 200
     assert sent(client) == [26, 26]
     assert messages(caplog, "pyramid_jobstate") == []
 
