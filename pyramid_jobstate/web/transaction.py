@@ -303,10 +303,9 @@ def send_now(ask: Ask, outgoing: Outgoing) -> None:
         outgoing.send()
     except BaseException:
         # The caller learns of the failure, so the job is forgotten. One that had ended
-        # before now reads as not sent.
+        # stays as it was.
         with contextlib.suppress(StoreUnavailable):
             ask(outgoing.forget)
-            ask(outgoing.fail)
         raise
 
 

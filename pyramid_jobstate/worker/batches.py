@@ -141,7 +141,7 @@ class OutgoingBatch:
 
     def forget(self, store: JobStore) -> None:
         """Undo :meth:`record`: nothing was sent."""
-        jobs = [job for item, _ in self.members.items for job in item.to_forget()]
+        jobs = [job for item, _ in self.members.items for job in item.left()]
         for portion in portions(jobs, PORTION):
             records_of(store).forget(*portion)
         records_of(store).batches.forget(self._new())

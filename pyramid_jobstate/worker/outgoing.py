@@ -232,11 +232,7 @@ class Outgoing:
 
     def forget(self, store: JobStore) -> None:
         """Undo :meth:`record` for the jobs that were not sent."""
-        records_of(store).forget(*self.to_forget())
-
-    def to_forget(self) -> list[NewJob]:
-        """Return the jobs whose records tell nothing if they are not sent."""
-        return [job for job in self.left() if job.uuid not in self._ended]
+        records_of(store).forget(*self.left())
 
     def withdraw(self) -> None:
         """Note that nothing is sent: the transaction is aborted."""

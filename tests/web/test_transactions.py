@@ -406,7 +406,8 @@ def test_application_without_a_manager_is_told(redis_url, client):
 
 
 def subrequest(request: Request, **options: Any) -> Any:
-    return request.invoke_subrequest(Request.blank("/sub"), **options)
+    sub = Request.blank("/sub", headers={"X-User": "alice"})
+    return request.invoke_subrequest(sub, **options)
 
 
 def test_subrequest_shares_the_threads_transaction(implicit, client):
