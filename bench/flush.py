@@ -24,6 +24,7 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.record import JobInfo, Record
 from pyramid_jobstate.job.run import Run
+from pyramid_jobstate.job.state import Inner
 from pyramid_jobstate.worker.recorder import Backlog, Flush, Outage
 from pyramid_jobstate.worker.unsaved import Unsaved
 from tests.cluster import running_cluster
@@ -98,7 +99,8 @@ class Worker:
             self.tick()
         self.runs = self._backlog.all()
         self.jobs = [
-            JobState(Record(unsaved.uuid, {}), unsaved.run) for unsaved in self.runs
+            JobState(Inner(Record(unsaved.uuid, {}), unsaved.run))
+            for unsaved in self.runs
         ]
 
     def tick(self) -> None:

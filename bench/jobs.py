@@ -12,6 +12,7 @@ import redis
 from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.job.record import End, JobInfo, Record
 from pyramid_jobstate.job.run import Run
+from pyramid_jobstate.job.state import Inner
 from pyramid_jobstate.worker.recorder import Recorder
 from pyramid_jobstate.worker.unsaved import Unsaved
 
@@ -28,7 +29,7 @@ def running_job(store: JobStore) -> Iterator[JobState]:
     recorder = Recorder(store, {})
     recorder.begin(unsaved)
     try:
-        yield JobState(Record(unsaved.uuid, info.fields()), unsaved.run)
+        yield JobState(Inner(Record(unsaved.uuid, info.fields()), unsaved.run))
     finally:
         recorder.end(unsaved, End("success"))
         recorder.stop()

@@ -15,6 +15,7 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.record import End, JobInfo, Record
 from pyramid_jobstate.job.run import Run
+from pyramid_jobstate.job.state import Inner
 from pyramid_jobstate.worker.recorder import Recorder
 from pyramid_jobstate.worker.unsaved import Unsaved
 
@@ -96,7 +97,7 @@ def measure(server: EmbeddedServer) -> Table:
 def _cost(store: JobStore, count: int) -> Cost:
     recorder = Recorder(store, {}, heartbeat=HEARTBEAT)
     batch = [_unsaved() for _ in range(count)]
-    jobs = [JobState(Record(d.uuid, d.info.fields()), d.run) for d in batch]
+    jobs = [JobState(Inner(Record(d.uuid, d.info.fields()), d.run)) for d in batch]
     with ThreadPoolExecutor(100) as pool:
         for _ in pool.map(recorder.begin, batch):
             pass

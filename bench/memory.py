@@ -12,6 +12,7 @@ from pyramid_jobstate import JobState, JobStore
 from pyramid_jobstate.embedded import EmbeddedServer
 from pyramid_jobstate.job.record import End, JobInfo, NewJob, Record
 from pyramid_jobstate.job.run import Run
+from pyramid_jobstate.job.state import Inner
 from pyramid_jobstate.store.jobstore import records_of
 from pyramid_jobstate.worker.unsaved import Unsaved
 
@@ -54,7 +55,7 @@ def _store_jobs(store: JobStore, end: End | None) -> None:
         records_of(store).create(*(NewJob(d.uuid, info) for d in batch))
         _write(store, batch)
         for unsaved in batch:
-            set_ten_metrics(JobState(Record(unsaved.uuid, {}), unsaved.run))
+            set_ten_metrics(JobState(Inner(Record(unsaved.uuid, {}), unsaved.run)))
         _write(store, batch)
         if end is not None:
             for unsaved in batch:

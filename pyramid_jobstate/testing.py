@@ -54,13 +54,13 @@ from .job.record import (
 )
 from .job.run import NO_RUN, RecordingRun, Run
 from .job.state import (
+    Inner,
     JobState,
     class_hooks,
     log_level_of,
     record_of,
     run_of,
     set_container,
-    set_member_sender,
 )
 from .job.values import MAX_DELAY, dumps, encode_owner
 from .job.words import did_you_mean
@@ -424,12 +424,11 @@ def _job_of(registry: Registry, broker: Broker, message: Message[Any]) -> JobSta
     """Return the JobState of a job that is about to run."""
     function = ledger_of(broker).functions[message.actor_name]
     info, run = function.info_of(message, attempt=1), RecordingRun()
-    job_state = function.job_state(message.message_id, run, info)
+    members = None
     if info.batch is not None:
         members = KeptMembers(broker, message, info.batch, run)
         members.clerk = _clerk_of(registry)
-        set_member_sender(job_state, members)
-    return job_state
+    return function.job_state(message.message_id, run, info, members=members)
 
 
 def _run_job(
@@ -478,7 +477,7 @@ def _tell(
         fields["error"] = dump_error(
             CANCELLED if run.cancel_requested else describe(error)
         )
-    ended = type(job_state)(Record(message.message_id, fields, status))
+    ended = type(job_state)(Inner(Record(message.message_id, fields, status)))
     _run_hook(registry, ended, environ)
 
 
@@ -552,7 +551,7 @@ def detached(
     _check_class(job_state_class)
     info = JobInfo(job_state_class.kind, attempt=1, params=dumps(params))
     record = Record(str(uuid.uuid4()), info.fields(), "working")
-    return job_state_class(record, RecordingRun())
+    return job_state_class(Inner(record, RecordingRun()))
 
 
 def history(job_state: JobState) -> list[tuple[Any, ...]]:
@@ -563,7 +562,7 @@ def history(job_state: JobState) -> list[tuple[Any, ...]]:
     Raises:
       TypeError: The JobState is not from one of these.
     """
-    run = getattr(job_state, "_run", None)
+    run = run_of(job_state) if isinstance(job_state, JobState) else None
     if not isinstance(run, RecordingRun):
         raise TypeError(f"{job_state!r} was not created by detached() or run_jobs().")
     return run.history
@@ -586,7 +585,7 @@ def cancel(job_state: JobState) -> None:
     Raises:
       TypeError: It was loaded from a store.
     """
-    run = getattr(job_state, "_run", None)
+    run = run_of(job_state) if isinstance(job_state, JobState) else None
     if not isinstance(run, Run) or run is NO_RUN:
         raise TypeError(f"{job_state!r} does not belong to a job that runs here.")
     run.cancel()

@@ -6,7 +6,7 @@ import dataclasses
 import types
 from typing import Any, Self
 
-from .members import Block, SendsMembers
+from .members import Block, MemberSender, SendsMembers
 from .progress import Progress
 from .record import (
     BATCH_MARK,
@@ -17,8 +17,7 @@ from .record import (
     JobError,
     Record,
 )
-from .run import NO_RUN, Run
-from .state import JobState
+from .state import Inner, JobState
 
 #: The statuses of members that are counted, and the fields of a batch's record that
 #: count them: see store/lua/batch.lua.
@@ -74,38 +73,42 @@ class Batch(SendsMembers, JobState):
 
     show_usual = False
 
-    def __init__(self, record: Record, run: Run = NO_RUN) -> None:
-        super().__init__(record, run)
-        own = record.text("title")
+    def __init__(self, inner: Inner) -> None:
+        super().__init__(inner)
+        own = inner.record.text("title")
         if own is not None:
             # In place of the attribute of a subclass, unless that is a property.
             vars(self)["title"] = own
 
     @property
+    def _member_sender(self) -> MemberSender | None:
+        return self._inner.members
+
+    @property
     def title(self) -> str:
         """The heading that viewers see, that of this batch or else of its class."""
-        own = self._record.text("title")
+        own = self._inner.record.text("title")
         return super().title if own is None else own
 
     @property
     def size(self) -> int:
         """The number of members."""
-        return self._record.number("size")
+        return self._inner.record.number("size")
 
     @property
     def allow_failures(self) -> bool:
         """Whether the batch succeeds even if members fail."""
-        return self._record.text("allow") is not None
+        return self._inner.record.text("allow") is not None
 
     @property
     def counts(self) -> Counts:
         """How many members have which status."""
-        return Counts(**member_counts(self._record))
+        return Counts(**member_counts(self._inner.record))
 
     @property
     def progress(self) -> Progress:
         """How many of the members are over, and how much of the work is done."""
-        record = self._record
+        record = self._inner.record
         over = sum(map(record.number, OVER))
         if self.is_finished:
             # Also those that waited when the batch was cancelled.
@@ -122,7 +125,7 @@ class Batch(SendsMembers, JobState):
 
     def _eta(self, share: float) -> float | None:
         """Return the seconds to the end at the pace since the beginning."""
-        started, updated = map(self._record.millis, ("started", "updated"))
+        started, updated = map(self._inner.record.millis, ("started", "updated"))
         if not share or self.status != "working" or not started or not updated:
             return None
         seconds = (updated - started) / 1000
@@ -134,7 +137,7 @@ class Batch(SendsMembers, JobState):
         if self.status != "cancelled":
             return MEMBERS_FAILED if self.status == "error" else None
         # Nobody may have cancelled the batch, but one of its members.
-        is_own = self._record.text("stopped") is not None
+        is_own = self._inner.record.text("stopped") is not None
         return CANCELLED if is_own or not self.size else MEMBERS_CANCELLED
 
     def __enter__(self) -> Self:
@@ -158,7 +161,7 @@ class Batch(SendsMembers, JobState):
             members = f"{url.removesuffix(own)}?batch={self.uuid}"
         else:
             members = request.resource_url(states, query={"batch": self.uuid})
-        return {"counts": member_counts(self._record), "members": members}
+        return {"counts": member_counts(self._inner.record), "members": members}
 
 
 def member_counts(record: Record) -> dict[str, int]:

@@ -38,7 +38,10 @@ class SendsMembers:
     """The methods that send members of a batch."""
 
     uuid: str
-    _member_sender: MemberSender | None = None
+
+    @property
+    def _member_sender(self) -> MemberSender | None:
+        return None
 
     def send(
         self, actor: Any, *args: Any, key: str | None = None, **kwargs: Any
@@ -165,7 +168,11 @@ class OwnBatch(SendsMembers):
 
     def __init__(self, uuid: str, sender: MemberSender | None) -> None:
         self.uuid = uuid
-        self._member_sender = sender
+        self._sender = sender
+
+    @property
+    def _member_sender(self) -> MemberSender | None:
+        return self._sender
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.uuid}>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import copy
+import dataclasses
 import datetime
 import logging
 import re
@@ -18,7 +19,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, Self, TypeVar, overload
 
 from ..errors import StoreUnavailable
 from .hooks import hooks_of
@@ -92,6 +93,29 @@ class Container(Protocol):
         """Run a job again. Return False if it has not failed."""
 
 
+@dataclasses.dataclass(slots=True)
+class Inner:
+    """What the package keeps of a JobState.
+
+    Attributes:
+      record: The record of the job.
+      run: The run to which it writes, in the worker.
+      store: The store from which it was loaded, or None.
+      container: The container that loaded it, even if the application changes
+        ``__parent__``, or None.
+      members: What sends the members of a batch: this one or, in the worker, that of
+        the running job. Else None.
+      later_steps: Returns the uuids of the later steps of its pipeline, in the worker.
+    """
+
+    record: Record
+    run: Run = NO_RUN
+    store: Store | None = None
+    container: Container | None = None
+    members: MemberSender | None = None
+    later_steps: Callable[[], Iterable[str]] = tuple
+
+
 class JobState:
     """The state of one job, both in the worker that runs it and in the process that
     shows it.
@@ -142,18 +166,10 @@ class JobState:
     _hooks: Mapping[str, bool] = {}
     #: The number of `log_level`.
     _log_level: int | None = None
-    _store: Store | None = None
-    #: The container that loaded it, even if the application changes __parent__.
-    _container: Container | None = None
-    #: What sends further members of its batch, in the worker that runs it.
-    _member_sender: MemberSender | None = None
-    #: Returns the uuids of the later steps of its pipeline, in the same worker.
-    _later_steps: Callable[[], Iterable[str]] = tuple
 
-    def __init__(self, record: Record, run: Run = NO_RUN) -> None:
-        self._run = run
-        self._record = record
-        self.uuid = self.__name__ = record.name
+    def __init__(self, inner: Inner) -> None:
+        self._inner = inner
+        self.uuid = self.__name__ = inner.record.name
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -170,6 +186,12 @@ class JobState:
                 f"{cls.__module__}.{cls.__qualname__}. Give one a different `kind`."
             )
         _kinds[cls.kind] = cls
+
+    def __copy__(self) -> Self:
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self))
+        copied._inner = copy.copy(self._inner)
+        return copied
 
     def __repr__(self) -> str:
         try:
@@ -190,7 +212,7 @@ class JobState:
         """One of queued, working, retrying, stalled, cancelling, success, error and
         cancelled.
         """
-        return self._record.status
+        return self._inner.record.status
 
     @property
     def is_working(self) -> bool:
@@ -231,12 +253,12 @@ class JobState:
     @property
     def actor(self) -> str:
         """The name of the actor."""
-        return self._record.actor
+        return self._inner.record.actor
 
     @property
     def owner(self) -> str | float | None:
         """The owner, who by default may see and cancel the job, or None."""
-        owner: str | float | None = self._record.owner
+        owner: str | float | None = self._inner.record.owner
         return owner
 
     @property
@@ -250,16 +272,16 @@ class JobState:
         again, it finds the members that it has sent before, and sends only those that
         may not have been sent.
         """
-        if not self._record.is_member:
+        if not self._inner.record.is_member:
             return None
-        return OwnBatch(self._record.batch, self._member_sender)
+        return OwnBatch(self._inner.record.batch, self._inner.members)
 
     @property
     def job_params(self) -> dict[str, Any]:
         """The values that were sent, by the names of the actor's parameters. Values
         over 16 KiB, and those without a JSON form, are left out.
         """
-        return self._record.params
+        return self._inner.record.params
 
     def get_job_param(self, name: str, default: Any = None) -> Any:
         """Return the value that was sent for a parameter, or `default`."""
@@ -268,9 +290,9 @@ class JobState:
     @property
     def progress_metrics(self) -> dict[str, Any]:
         """The latest value of each metric."""
-        if self._run is NO_RUN:
-            return self._record.metrics
-        return {k: plain(v) for k, v in self._run.metrics.copy().items()}
+        if self._inner.run is NO_RUN:
+            return self._inner.record.metrics
+        return {k: plain(v) for k, v in self._inner.run.metrics.copy().items()}
 
     def get_progress_metric(self, name: str, default: Any = None) -> Any:
         """Return the latest value of a metric, or `default`."""
@@ -280,24 +302,24 @@ class JobState:
     def progress(self) -> Progress | None:
         """How far the job has come, or None if it has not reported any progress."""
         # At once: a phase that begins changes both.
-        report: Any = self._run.report.copy()
+        report: Any = self._inner.run.report.copy()
         if "progress" not in report:
-            return self._record.progress
+            return self._inner.record.progress
         if "phase" in report:
-            self._run.phases.hold(report)
+            self._inner.run.phases.hold(report)
         return progress_of(report)
 
     @property
     def message(self) -> str | None:
         """The latest message, or None."""
-        report: Any = self._run.report
-        message: str | None = report.get("message", self._record.message)
+        report: Any = self._inner.run.report
+        message: str | None = report.get("message", self._inner.record.message)
         return message
 
     @property
     def log(self) -> list[str]:
         """The last 20 lines of the log."""
-        lines: Any = self._run.report.get("log", self._record.log)
+        lines: Any = self._inner.run.report.get("log", self._inner.record.log)
         return list(lines)
 
     @property
@@ -305,46 +327,46 @@ class JobState:
         """Why the job failed, is retried or was cancelled, or None. For the application
         only: viewers see what :meth:`public_error` returns.
         """
-        return self._record.error
+        return self._inner.record.error
 
     @property
     def attempt(self) -> int:
         """The attempt number of the newest run that called the actor, from 1, or 0 if
         none has.
         """
-        return self._record.attempt
+        return self._inner.record.attempt
 
     @property
     def queued_at(self) -> datetime.datetime | None:
         """When the job was sent, in UTC, or None if that is unknown."""
-        return self._record.time("queued")
+        return self._inner.record.time("queued")
 
     @property
     def due_at(self) -> datetime.datetime | None:
         """When the job is due, in UTC, or None if it was not delayed or has started."""
-        return self._record.time("due")
+        return self._inner.record.time("due")
 
     @property
     def started_at(self) -> datetime.datetime | None:
         """When the newest run that called the actor began, in UTC, or None."""
-        return self._record.time("started")
+        return self._inner.record.time("started")
 
     @property
     def updated_at(self) -> datetime.datetime | None:
         """When the job last changed or reported, in UTC, or None if unknown."""
-        return self._record.time("updated")
+        return self._inner.record.time("updated")
 
     @property
     def finished_at(self) -> datetime.datetime | None:
         """When the job ended, in UTC, or None."""
-        return self._record.time("finished")
+        return self._inner.record.time("finished")
 
     @property
     def cancel_requested(self) -> bool:
         """Whether cancellation of the job was requested."""
-        if self._run is NO_RUN:
-            return self._record.is_cancel_requested
-        return self._run.ask()
+        if self._inner.run is NO_RUN:
+            return self._inner.record.is_cancel_requested
+        return self._inner.run.ask()
 
     def cancel(self) -> bool:
         """Request cancellation of the job. A running job learns of it a moment later;
@@ -357,7 +379,8 @@ class JobState:
           RuntimeError: This JobState was not loaded from a store.
           redis.exceptions.RedisError: The store does not answer.
         """
-        if self._store is None:
+        inner = self._inner
+        if inner.store is None:
             if self.is_finished:
                 # A test runs one of its hooks.
                 return False
@@ -365,7 +388,7 @@ class JobState:
                 "Only a JobState loaded from a store can cancel its job. To end a "
                 "running job from its actor, raise an exception."
             )
-        return self._store.cancel(self._record.uuid, self._record.info)
+        return inner.store.cancel(inner.record.uuid, inner.record.info)
 
     def delete(self) -> bool:
         """Delete the job if it has ended: it is unknown from then on.
@@ -378,9 +401,9 @@ class JobState:
             runs here.
           redis.exceptions.RedisError: The store does not answer.
         """
-        if self._store is None:
+        if self._inner.store is None:
             raise RuntimeError("Only a JobState loaded from a store can be deleted.")
-        return self._store.delete(self._record.uuid)
+        return self._inner.store.delete(self._inner.record.uuid)
 
     def rerun(self) -> bool:
         """Run the job again, under its uuid, if it has failed.
@@ -397,12 +420,12 @@ class JobState:
             refuses the message. The job stays as it was.
           Exception: What else the broker raises. The job stays as it was.
         """
-        if self._container is None:
+        if self._inner.container is None:
             raise RuntimeError(
                 "Only a JobState loaded in a request knows the broker of its job. Call "
                 "pyramid_jobstate.rerun(store, broker, uuid)."
             )
-        return self._container.rerun(self)
+        return self._inner.container.rerun(self)
 
     def public_error(self, exception_type: str, message: str) -> str:
         """Return the text that viewers see for the exception that ended the job, or for
@@ -446,7 +469,7 @@ class JobState:
         owner = self.owner
         if owner is None:
             return []
-        container = self._container
+        container = self._inner.container
         principals = (owner,) if container is None else container._principals_of(owner)
         return [(ALLOW, name, ("view_job", "cancel_job")) for name in principals]
 
@@ -457,7 +480,7 @@ class JobState:
         is_finished = self.is_finished
         is_success = is_finished and self.is_success
         status = self.status
-        states, url = self._container, self._url_in(request)
+        states, url = self._inner.container, self._url_in(request)
         if states is None or states.request is not request:
             states = request.job_states
         job = {
@@ -473,7 +496,7 @@ class JobState:
             "log": self.log,
             "attempt": self.attempt,
             "usual": self._usual() if status == "working" and self.show_usual else None,
-            **self._record.iso_times(),
+            **self._inner.record.iso_times(),
             "cancellable": not is_finished and bool(states.permits(self, "cancel_job")),
             "error": error
             and {"message": translated(self._public_reason(error), states)},
@@ -497,16 +520,16 @@ class JobState:
         run is shown, the store is asked to write this into its record, so that all
         processes say the same, and streams hear of it.
         """
-        record = self._record
+        record = self._inner.record
         if record.text("usual") is not None:
             return record.usual
-        if self._store is not None:
-            self._store.tell_usual(record)
+        if self._inner.store is not None:
+            self._inner.store.tell_usual(record)
         return None
 
     def _url_in(self, request: Any) -> str:
         """Return the URL of the job in the state that a request gets."""
-        states = self._container
+        states = self._inner.container
         if states is not None and states.request is request:
             return states._url_of(self)
         url: str = request.resource_url(self)
@@ -552,7 +575,7 @@ class JobState:
           ValueError: The value is NaN, infinite or over 16 KiB, the job's metrics take
             over 256 KiB, or the name is empty or reserved.
         """
-        run = self._run
+        run = self._inner.run
         # A loop may call this a million times: values.py says why these checks suffice.
         if (
             type(value) in NUMBERS
@@ -577,7 +600,7 @@ class JobState:
         Raises:
           TypeError, ValueError: As :meth:`set_progress_metric`. No metric is set then.
         """
-        self._run.set_metrics({**mapping, **values})
+        self._inner.run.set_metrics({**mapping, **values})
 
     def increment_progress_metric(self, name: str, by: float = 1) -> None:
         """Add to a counter, which starts at 0. Exact even when several threads count.
@@ -590,7 +613,7 @@ class JobState:
           TypeError: The metric's value or `by` is not a number.
           ValueError: As :meth:`set_progress_metric`, or the sum overflows a float.
         """
-        self._run.increment(name, by)
+        self._inner.run.increment(name, by)
 
     def set_progress(
         self,
@@ -612,7 +635,7 @@ class JobState:
           ValueError: An amount is negative, NaN, infinite or too large for a float, or
             a text is over 16 KiB.
         """
-        run = self._run
+        run = self._inner.run
         report: dict[str, Any] = run.report
         # As in set_progress_metric(). The bar of a phase must not go back.
         if (
@@ -667,7 +690,7 @@ class JobState:
           TypeError: `iterable` is neither iterable nor async iterable.
           TypeError, ValueError: As :meth:`set_progress`.
         """
-        return self._run.track(iterable, total, unit, message)
+        return self._inner.run.track(iterable, total, unit, message)
 
     def phase(self, name: str, percent: float) -> AbstractContextManager[None]:
         """Return a context in which everything that reports progress, called functions
@@ -685,7 +708,7 @@ class JobState:
           ValueError: The name is empty, or the percentage not above 0 and at most 100.
           RuntimeError: On entry, if a phase is open in another thread.
         """
-        return self._run.phases.open(self._run, *check_phase(name, percent))
+        return self._inner.run.phases.open(self._inner.run, *check_phase(name, percent))
 
     def set_message(self, text: str | None) -> None:
         """Set the message, of at most 16 KiB; None removes it.
@@ -694,7 +717,7 @@ class JobState:
           TypeError: The text is not a string.
           ValueError: The text is too long.
         """
-        self._run.set_message(text)
+        self._inner.run.set_message(text)
 
     def append_log(self, line: str) -> None:
         """Append a line to the job's log, which keeps the last 20 lines, each cut to
@@ -703,7 +726,7 @@ class JobState:
         Raises:
           TypeError: The line is not a string.
         """
-        self._run.append_log(line)
+        self._inner.run.append_log(line)
 
     def flush(self, timeout: float = 1.0) -> bool:
         """Wait until everything set so far is stored.
@@ -717,7 +740,7 @@ class JobState:
         Raises:
           RuntimeError: This JobState was loaded from a store.
         """
-        return self._run.flush(timeout)
+        return self._inner.run.flush(timeout)
 
     def raise_if_cancelled(self) -> None:
         """Raise JobCancelled if cancellation of the job was requested, as every call
@@ -731,8 +754,8 @@ class JobState:
           JobCancelled: Cancellation was requested.
           RuntimeError: The JobState was loaded from a store, or its job has ended.
         """
-        self._run.ask()
-        self._run.check()
+        self._inner.run.ask()
+        self._inner.run.check()
 
 
 def check_declaration(cls: type[Any]) -> None:
@@ -912,12 +935,11 @@ def job_state_of(record: Record, store: Store) -> JobState:
     """
     kind = record.kind
     found = class_of(record)
-    job_state = found(record)
-    if getattr(job_state, "_record", None) is None:
+    job_state = found(Inner(record, store=store))
+    if getattr(job_state, "_inner", None) is None:
         raise TypeError(
             f"{found.__qualname__}.__init__() must call super().__init__()."
         )
-    job_state._store = store
     if not kind or kind not in _kinds:
         job_state.kind = kind
         if _unknown.is_new(kind):
@@ -956,49 +978,39 @@ class Guard:
         return True
 
 
+def inner_of(job_state: JobState) -> Inner:
+    """Return what the package keeps of a job."""
+    return job_state._inner
+
+
 def record_of(job_state: JobState) -> Record:
     """Return the record of a job."""
-    return job_state._record
+    return job_state._inner.record
 
 
 def run_of(job_state: JobState) -> Run:
     """Return the run to which a JobState writes."""
-    return job_state._run
-
-
-def set_store(job_state: JobState, store: Store) -> None:
-    """Set the store that a JobState uses."""
-    job_state._store = store
-
-
-def set_member_sender(job_state: JobState, sender: MemberSender | None) -> None:
-    """Set the sender of a batch's members, or of those of a running job's batch."""
-    job_state._member_sender = sender
-
-
-def set_later_steps(job_state: JobState, steps: Callable[[], Iterable[str]]) -> None:
-    """Set what returns the uuids of the later steps of a running job's pipeline."""
-    job_state._later_steps = steps
+    return job_state._inner.run
 
 
 def ends_after(job_state: JobState, uuid: str) -> bool:
     """Return whether a job cannot end before one that runs: it is that job itself, its
     batch or a later step of its pipeline.
     """
-    record = job_state._record
-    return uuid in (record.uuid, record.batch, *job_state._later_steps())
+    record = job_state._inner.record
+    return uuid in (record.uuid, record.batch, *job_state._inner.later_steps())
 
 
 def set_container(job_state: JobState, container: Container) -> None:
     """Set the container that a JobState uses, which becomes its parent."""
-    job_state.__parent__ = job_state._container = container
+    job_state.__parent__ = job_state._inner.container = container
 
 
 def container_of(job_state: JobState) -> Any:
     """Return the container of a job, even if the application has given it another
     parent.
     """
-    container = job_state._container
+    container = job_state._inner.container
     return job_state.__parent__ if container is None else container
 
 
@@ -1009,9 +1021,9 @@ def url_in(job_state: JobState, request: Any) -> str:
 
 def as_seen_from(job_state: JobState, request: Any) -> JobState:
     """Return a job for use in a request: a copy if another request loaded it."""
-    container = job_state._container
+    container = job_state._inner.container
     if container is None or container.request is request:
         return job_state
     job_state = copy.copy(job_state)
-    job_state._container = request.job_states
+    job_state._inner.container = request.job_states
     return job_state

@@ -24,7 +24,7 @@ from ..errors import NotRepeatable, StoreUnavailable
 from ..job.batch import Batch
 from ..job.members import check_actor
 from ..job.record import is_uuid
-from ..job.state import JobState, record_of, set_container, set_store
+from ..job.state import Inner, JobState, record_of, set_container
 from ..job.texts import translated
 from ..store.connection import ConnectionsInUse
 from ..store.jobstore import JobStore, load_some, records_of
@@ -688,8 +688,8 @@ def ask(container: JobStates, question: Callable[[JobStore], T]) -> T:
 def unread(container: JobStates, uuid: str, error: StoreUnavailable) -> JobState:
     """Return a job that the store could not read: see :class:`UnreadRecord`."""
     # It takes the place of a Record, and raises when read.
-    job_state = JobState(cast("Record", UnreadRecord(uuid, error)))
-    set_store(job_state, records_of(container.store))
+    record = cast("Record", UnreadRecord(uuid, error))
+    job_state = JobState(Inner(record, store=records_of(container.store)))
     set_container(job_state, container)
     return job_state
 

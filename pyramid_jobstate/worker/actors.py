@@ -23,13 +23,12 @@ from ..job.hooks import REQUEST
 from ..job.record import JobInfo, Record, is_uuid
 from ..job.run import Run, last_notice
 from ..job.state import (
+    Inner,
     JobState,
     class_hooks,
     current_state,
     log_level_of,
     run_of,
-    set_later_steps,
-    set_member_sender,
 )
 from ..job.values import encode_owner, encode_params
 from .current import CurrentJob, ThreadState, skip
@@ -306,11 +305,13 @@ class TrackedFunction(HandedFunction):
         if job.is_forbidden:
             skip(job.message)
         info = unsaved.info._replace(batch=sends_for(job.message))
-        job_state = self.job_state(job.uuid, unsaved.run, info)
-        set_member_sender(job_state, job.members)
         message = job.message
-        set_later_steps(
-            job_state, lambda: [step.message_id for step in steps_after(message)]
+
+        def later_steps() -> list[str]:
+            return [step.message_id for step in steps_after(message)]
+
+        job_state = self.job_state(
+            job.uuid, unsaved.run, info, members=job.members, later_steps=later_steps
         )
         return self._run(job, job_state, args, kwargs)
 
@@ -399,11 +400,18 @@ class TrackedFunction(HandedFunction):
             )
         return Unsaved(message.message_id, run, info._replace(worker=worker))
 
-    def job_state(self, message_id: str, run: Run, info: JobInfo) -> JobState:
-        """Return the JobState that writes to a run."""
+    def job_state(
+        self, message_id: str, run: Run, info: JobInfo, **more: Any
+    ) -> JobState:
+        """Return the JobState that writes to a run.
+
+        Parameters:
+          more: Further attributes of its :class:`.Inner`.
+        """
         now = str(int(time.time() * 1000))
         fields = {"status": "working", "started": now, "updated": now}
-        return self.job_state_class(Record(message_id, info.fields() | fields), run)
+        record = Record(message_id, info.fields() | fields)
+        return self.job_state_class(Inner(record, run, **more))
 
     def queued(self, message_id: str, info: JobInfo, delay: float) -> JobState:
         """Return the JobState of a job that is being sent."""
@@ -411,7 +419,7 @@ class TrackedFunction(HandedFunction):
         fields = {"status": "queued", "queued": now, "updated": now, "attempt": "0"}
         if delay > 0:
             fields["due"] = str(time_ms + int(delay * 1000))
-        return self.job_state_class(Record(message_id, info.fields() | fields))
+        return self.job_state_class(Inner(Record(message_id, info.fields() | fields)))
 
     def params(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -19,7 +19,7 @@ from ..job.batch import Batch
 from ..job.members import check_key, check_weight
 from ..job.record import BATCH_MARK, NOT_SENT, JobInfo, Member, NewBatch, NewJob, Record
 from ..job.run import Run
-from ..job.state import JobState, class_hooks, record_of, set_member_sender, set_store
+from ..job.state import Inner, JobState, class_hooks, inner_of, record_of
 from ..job.values import encode_owner
 from ..store.connection import ConnectionsInUse, redis_errors
 from ..store.jobstore import JobStore, records_of
@@ -106,10 +106,11 @@ class OutgoingBatch:
         self._sender = secrets.token_hex(6)
         now = str(int(time.time() * 1000))
         fields = {**self._info.fields(), **self._own, "queued": now, "updated": now}
-        self.batch = batch_class(Record(str(uuid.uuid4()), fields, "queued"))
+        inner = Inner(Record(str(uuid.uuid4()), fields, "queued"))
+        self.batch = batch_class(inner)
         self.job_states = [self.batch]
         self.members = Gathering(self.batch, fields, checked, **options)
-        set_member_sender(self.batch, self.members)
+        inner.members = self.members
         self._confirms = True
         self._is_sent = False
 
@@ -137,7 +138,7 @@ class OutgoingBatch:
         rest = iter(replies)
         for outgoing, _ in members.items:
             outgoing.note(store, [next(rest) for _ in outgoing.jobs])
-        set_store(self.batch, records_of(store))
+        inner_of(self.batch).store = records_of(store)
 
     def forget(self, store: JobStore) -> None:
         """Undo :meth:`record`: nothing was sent."""

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from ..errors import ActorError
 from ..job.members import check_key, member_uuid
 from ..job.record import NewJob, Update, is_uuid
-from ..job.state import JobState, set_store
+from ..job.state import JobState, inner_of
 from ..job.values import encode_owner, identity_of
 from ..store.jobstore import JobStore, records_of
 from ..store.places import refusal
@@ -228,7 +228,7 @@ class Outgoing:
             if isinstance(reply, str)
         }
         for job_state in self.job_states:
-            set_store(job_state, records_of(store))
+            inner_of(job_state).store = records_of(store)
 
     def forget(self, store: JobStore) -> None:
         """Undo :meth:`record` for the jobs that were not sent."""
