@@ -168,10 +168,11 @@ def test_what_a_stream_costs(make_floor, client, redis_url):
             assert [s.at(number).state["n"] for s in streams] == [number] * 3
 
         change(1)
-        for number in 2, 3:
-            cost = cost_of(client, functools.partial(change, number))
-            # The hub has a connection of its own kind.
-            assert cost == COSTS["flush"]._replace(commands=6)
+        acts = [functools.partial(change, number) for number in (2, 3, 4)]
+        # The hub has a connection of its own kind, and asks for a sign of life there
+        # every few seconds.
+        least = min(cost_of(client, act) for act in acts)
+        assert least == COSTS["flush"]._replace(commands=6)
 
 
 def test_what_a_view_asks_the_policy(redis_url, store):
