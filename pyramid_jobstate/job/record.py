@@ -576,8 +576,8 @@ class Update:
       renews: Whether to renew the job's place in the lists before it expires.
       age: Seconds since the run began.
       late: Whether a newer run may have begun since this one did.
-      called: Whether the actor's function was called. If not, a run that goes on stays
-        as it is.
+      is_answered: Whether something answered in place of the actor's function. A run
+        that goes on then stays as it is.
       cancelled: Whether the run already knows that its job was cancelled.
       end: How the run ended, or None while it continues.
       dropped: Whether the message was stopped before a run began.
@@ -596,7 +596,7 @@ class Update:
     renews: bool = False
     age: float = 0.0
     late: bool = False
-    called: bool = True
+    is_answered: bool = False
     cancelled: bool = False
     end: End | None = None
     dropped: bool = False

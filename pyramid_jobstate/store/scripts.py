@@ -391,7 +391,8 @@ class Calls:
             update.uuid,
             update.token,
             millis(update.age),
-            int(update.late) if update.called else 2,
+            int(update.late),
+            int(update.is_answered),
             int(update.cancelled),
             update.info.rerun or "",
             deadline,
@@ -417,9 +418,7 @@ class Calls:
         news = News(delay=millis(end.delay or 0), unsent=end.error == NOT_SENT)
         delay = "" if end.delay is None else millis(end.delay)
         error = [] if end.error is None else [dump_error(end.error)]
-        failure: list[str | int] = []
-        if end.failure is not None and error:
-            failure = [*end.failure, *error]
+        failure = end.failure if error else None
         if update.dropped:
             return self._change(
                 "drop",
@@ -434,11 +433,12 @@ class Calls:
                 delay,
                 dump_error(CANCELLED),
                 *error,
-                *failure[:-1],
+                *(failure or ()),
                 news=news,
             )
-        if failure:
-            failure.append(millis(update.age))
+        failed: Sequence[str | int] = ()
+        if failure is not None:
+            failed = (*failure, *error, millis(update.age))
         return self._change_both(
             "finish",
             update.info,
@@ -449,8 +449,8 @@ class Calls:
             end.status,
             delay,
             dump_error(CANCELLED),
-            int(bool(failure)),
-            *failure,
+            int(bool(failed)),
+            *failed,
             *_flat(update.fields),
             *(word for text in error for word in ("error", text)),
             news=news,
@@ -484,9 +484,8 @@ class Calls:
         Parameters:
           spares_awaited: Whether to leave it alone if its hook has yet to return.
         """
-        kept = [
-            beside(self.key(uuid), n) for n in ("failure", "former", "log", "where")
-        ]
+        names = ("failure", "former", "log", "where")
+        kept = [beside(self.key(uuid), name) for name in names]
         if info.is_batch:
             kept += self.batch_keys(uuid)
         return self._call("delete", uuid, word, int(spares_awaited), more_keys=kept)

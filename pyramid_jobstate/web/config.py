@@ -123,16 +123,15 @@ def at_creation(
     four times, even if nothing else listens.
     """
     registry = config.registry
-    # Set also by an application whose listeners another registry knows, on which this
-    # one builds.
-    has_listeners = registry.has_listeners
 
     def call(event: ApplicationCreated) -> None:
         for each in calls:
             each(event)
         registry.unregisterHandler(call, (IApplicationCreated,))
-        # Handlers that come later raise the flag again.
-        registry.has_listeners = has_listeners or any(registry.registeredHandlers())
+        # Handlers that come later raise the flag again. Those of a registry on which
+        # this one builds are not known here.
+        if isinstance(registry, Registry) and not registry.__bases__:
+            registry.has_listeners = any(registry.registeredHandlers())
 
     # In the order in which the application adds its own.
     config.action(None, lambda: registry.registerHandler(call, (IApplicationCreated,)))

@@ -255,7 +255,7 @@ class TrackedFunction(HandedFunction):
         job_state_class: type[JobState],
         thread: ThreadState,
         hooks_queue: str | None,
-        begin: Callable[[CurrentJob, Unsaved], None],
+        begin: Callable[[CurrentJob], None],
     ) -> None:
         super().__init__(actor.fn)
         self._thread = thread
@@ -286,24 +286,22 @@ class TrackedFunction(HandedFunction):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         job = self._thread.job
-        unsaved = job and job.unsaved
-        is_own = job is not None and job.tracked is self
-        if job is not None and is_own and job.is_forbidden:
-            # A wrapper tries again.
-            skip(job.message)
-        if job is None or not is_own or job.was_called or not unsaved:
+        if job is None or job.tracked is not self or job.unsaved is None:
+            return self._call_directly(args, kwargs)
+        if not job.was_called:
+            job.was_called = True
+            try:
+                self._begin(job)
+            except Exception:
+                # It would count as the actor's own failure.
+                log.exception("The beginning of job %s could not be written.", job.uuid)
+        elif not job.is_forbidden:
             # A call from within the job counts as direct.
-            given = kwargs.get(PARAMETER)
-            job_state = given if given is not None else self.detached(args, kwargs)
-            return self.call(job_state, args, kwargs)
-        job.was_called = True
-        try:
-            self._begin(job, unsaved)
-        except Exception:
-            # It would be the failure of the actor.
-            log.exception("The beginning of job %s could not be written.", job.uuid)
+            return self._call_directly(args, kwargs)
         if job.is_forbidden:
+            # Also if a wrapper tries again.
             skip(job.message)
+        unsaved = job.unsaved
         info = unsaved.info._replace(batch=sends_for(job.message))
         message = job.message
 
@@ -314,6 +312,11 @@ class TrackedFunction(HandedFunction):
             job.uuid, unsaved.run, info, members=job.members, later_steps=later_steps
         )
         return self._run(job, job_state, args, kwargs)
+
+    def _call_directly(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        given = kwargs.get(PARAMETER)
+        job_state = given if given is not None else self.detached(args, kwargs)
+        return self.call(job_state, args, kwargs)
 
     def call(
         self, job_state: JobState, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -387,7 +390,7 @@ class TrackedFunction(HandedFunction):
         )
 
     def unsaved(self, message: MessageProxy, worker: str | None = None) -> Unsaved:
-        """Return the recorder's entry for a run of a message.
+        """Return the recorder's entry for the run of a message.
 
         Parameters:
           worker: The token of the worker process, or None.

@@ -10,6 +10,7 @@ import threading
 import time
 import types
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from dramatiq.errors import Retry
@@ -17,7 +18,7 @@ from dramatiq.middleware import MiddlewareError, SkipMessage
 
 from ..job.record import CANCELLED, REJECTED, End, JobError
 from ..job.state import JobState, current_state
-from .message import failure_of
+from .message import attempts_before, failure_of
 from .unsaved import Unsaved
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Tracked(Protocol):
         """Return what to store about a message."""
 
     def unsaved(self, message: MessageProxy, worker: str | None = None) -> Unsaved:
-        """Return the recorder's entry for a run of a message.
+        """Return the recorder's entry for the run of a message.
 
         Parameters:
           worker: The token of the worker process, or None.
@@ -53,13 +54,14 @@ class Conflict(Retry):
     """
 
 
-@dataclasses.dataclass(slots=True, eq=False)
+@dataclasses.dataclass(slots=True, eq=False, weakref_slot=True)
 class CurrentJob:
     """A message that a thread processes, and its job.
 
     Attributes:
       message: The message. Its id is the job's uuid.
       tracked: The actor's function, or None if the actor is not tracked.
+      attempts: The number of attempts before this message, as it came.
       frame: The frame of the broker's call that processes the message.
       greenlet: Returns the greenlet of that call while it lives, or None if the
         process has none.
@@ -70,8 +72,6 @@ class CurrentJob:
       members: What sends further members of its batch, or None.
       was_called: Whether the function was called.
       is_forbidden: Whether the store has forbidden the run.
-      has_run: Whether the settled message had a run: its function was called, or
-        something else has answered in its place.
       has_request: Whether the actor's function has received its request.
       is_running: Whether the function is running.
       raised: The exception that the function raised, or that failed or skipped the
@@ -84,6 +84,7 @@ class CurrentJob:
 
     message: MessageProxy
     tracked: Tracked | None
+    attempts: int
     frame: types.FrameType
     greenlet: weakref.ref[Any] | None
     outer: JobState | None
@@ -92,7 +93,6 @@ class CurrentJob:
     members: MemberSender | None = None
     was_called: bool = False
     is_forbidden: bool = False
-    has_run: bool = False
     has_request: bool = False
     is_running: bool = False
     raised: BaseException | None = None
@@ -113,18 +113,15 @@ class CurrentJob:
         """Note that the message was put back, due again in `delay` milliseconds."""
         self.due = time.monotonic() + delay / 1000
 
-    def verdict(self, acknowledged: bool) -> End:
-        """Return how the message ended, and set `has_run`. Called when the message is
-        settled.
+    def verdict(self, acknowledged: bool) -> tuple[End, bool]:
+        """Return how the message ended, and whether it had a run: its function was
+        called, or something answered in its place. Called when the message is settled.
 
         Parameters:
           acknowledged: Whether the message was acknowledged rather than rejected.
         """
         # Its traceback would keep the actor's local variables alive.
         raised, self.raised = self.raised, None
-        if self.is_forbidden:
-            self.has_run = True
-            return End("cancelled", CANCELLED)
         error = None if raised is None else describe(raised)
         if error is None and not acknowledged:
             error = REJECTED
@@ -133,10 +130,11 @@ class CurrentJob:
         # Another exception comes from the actor, even if that was called in another
         # thread.
         is_stopped = error is not None and isinstance(raised, MiddlewareError | None)
-        self.has_run = self.was_called or not is_stopped
+        has_run = self.was_called or not is_stopped
         run = None if self.unsaved is None else self.unsaved.run
-        if raised is not None and run is not None and run.cancel_requested:
-            return End("cancelled", CANCELLED, delay)
+        is_cancelled = raised is not None and run is not None and run.cancel_requested
+        if is_cancelled or self.is_forbidden:
+            return End("cancelled", CANCELLED, delay), has_run
         if error is None or is_skipped:
             failure = None
         else:
@@ -144,15 +142,16 @@ class CurrentJob:
         if delay is not None:
             # It was put back by Retries, a limiter or the actor itself.
             reason = None if is_skipped else error
-            return End("retrying", reason, delay, failure)
+            return End("retrying", reason, delay, failure), has_run
         status = "cancelled" if is_skipped else "success" if error is None else "error"
-        return End(status, error, None, failure)
+        return End(status, error, None, failure), has_run
 
 
-#: The message that is processed here, also in a thread that has the context of the
-#: worker's thread: a wrapper of an actor's function may call it in another one.
-_entered: contextvars.ContextVar[CurrentJob | None] = contextvars.ContextVar(
-    "pyramid_jobstate.entered", default=None
+#: Returns the message that is processed here, also in a thread that has the context of
+#: the worker's thread: a wrapper of an actor's function may call it in another one. Not
+#: the message itself, since a context may live for long.
+_entered: contextvars.ContextVar[Callable[[], CurrentJob | None]] = (
+    contextvars.ContextVar("pyramid_jobstate.entered", default=lambda: None)
 )
 
 
@@ -192,16 +191,24 @@ class ThreadState(threading.local):
     @property
     def job(self) -> CurrentJob | None:
         """The innermost job, or None if there is none or it is over."""
-        job = self.jobs[-1] if self.jobs else _entered.get()
+        job = self.jobs[-1] if self.jobs else _entered.get()()
         return None if job is None or job.is_over else job
 
     def enter(self, message: MessageProxy, tracked: Tracked | None) -> CurrentJob:
         """Start processing a message."""
         outer, handled = current_state.get(), sys.exception()
-        job = CurrentJob(message, tracked, _broker(), _greenlet(), outer, handled)
+        job = CurrentJob(
+            message,
+            tracked,
+            attempts_before(message),
+            _broker(),
+            _greenlet(),
+            outer,
+            handled,
+        )
         self.jobs.append(job)
         current_state.set(None)
-        _entered.set(job)
+        _entered.set(weakref.ref(job))
         return job
 
     def leave(self, place: int) -> list[CurrentJob]:
@@ -211,8 +218,8 @@ class ThreadState(threading.local):
         left = [job for job in self.jobs[place:] if not job.is_running]
         if left:
             current_state.set(left[0].outer)
-            _entered.set(None)
             self.jobs[place:] = [job for job in self.jobs[place:] if job.is_running]
+            _entered.set(weakref.ref(self.jobs[-1]) if self.jobs else lambda: None)
             self.returned.clear()
         for job in left:
             if self.returning.get(job.uuid) is job:

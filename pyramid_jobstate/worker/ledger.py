@@ -26,7 +26,7 @@ from ..store.jobstore import JobStore, records_of, store_beside
 from .actors import TrackedFunctions
 from .current import CurrentJob, ThreadState
 from .hooks import Hooks, is_hook
-from .message import attempts_before, batch_of, steps_after, word_of
+from .message import batch_of, steps_after, word_of
 from .recorder import Outage, Recorder, watch_forks
 from .unsaved import Unsaved
 
@@ -281,6 +281,17 @@ class Ledger:
         """Return the seconds between two signs of life of this process."""
         return self._heartbeat or usual_heartbeat(store)
 
+    def begin(self, broker: Broker, job: CurrentJob) -> None:
+        """Write that a run begins: every middleware has agreed to it. Note whether the
+        store forbids it.
+        """
+        unsaved = job.unsaved
+        assert unsaved is not None
+        self.jobs[job.uuid] = job
+        unsaved.begin()
+        self.recorder_for(broker).begin(unsaved)
+        job.is_forbidden = unsaved.run.cancel_requested or unsaved.is_fenced
+
     def stop(self) -> None:
         """Have the recorder write what is left, within a few seconds."""
         if self._recorder is not None:
@@ -301,22 +312,22 @@ class Ledger:
             return
         job.is_over = True
         if job.tracked is None:
-            self.hooks.end(broker, job.message, job.verdict(acknowledged))
+            end, _ = job.verdict(acknowledged)
+            self.hooks.end(broker, job.message, end)
             return
         if self.jobs.get(job.uuid) is job:
             del self.jobs[job.uuid]
         message, unsaved = job.message, job.unsaved
-        end = job.verdict(acknowledged)
+        end, has_run = job.verdict(acknowledged)
         if unsaved is None:
-            info = job.tracked.info_of(message, attempts_before(message))
+            info = job.tracked.info_of(message, job.attempts)
             self.drop(broker, message, info, end)
             return
-        if not job.has_run:
-            info = unsaved.info
-            info = info._replace(attempt=info.attempt - 1, worker=None)
+        if not has_run:
+            info = unsaved.info._replace(attempt=job.attempts, worker=None)
             self.drop(broker, message, info, end)
             return
-        unsaved.was_called = job.was_called
+        unsaved.is_answered = not job.was_called
         self._write_end(broker, unsaved, end)
         journal = unsaved.run.journal
         if journal is not None and journal.failures:

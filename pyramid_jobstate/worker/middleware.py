@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from ..job.state import JobState
     from ..store.connection import Client
-    from .unsaved import Unsaved
 
 log = logging.getLogger("pyramid_jobstate")
 
@@ -128,8 +127,8 @@ class JobStateMiddleware(Middleware):
     def _track(
         self, broker: Broker, actor: Actor[Any, Any], cls: type[JobState]
     ) -> None:
-        """Have the function of an actor tracked. Wrappers of other middleware, which
-        are made once it is declared, stand around that.
+        """Replace the function of an actor. Done before the actor is declared, so that
+        what other middleware wrap around it stands outside.
         """
         known = self._ledger.functions.get(actor.actor_name)
         if known is not None and known.actor is actor:
@@ -139,7 +138,7 @@ class JobStateMiddleware(Middleware):
             cls,
             self._ledger.thread,
             self._ledger.hooks.queue,
-            functools.partial(self._begin, broker),
+            functools.partial(self._ledger.begin, broker),
         )
         self._ledger.functions[actor.actor_name] = function
         actor.fn = function
@@ -167,8 +166,12 @@ class JobStateMiddleware(Middleware):
         if job.tracked is None:
             return
         worker = None if self._presence is None else self._presence.token
-        # What a middleware behind this one does to the message is not stored.
+        # Taken now: what a later middleware does to the message, such as decrypting it,
+        # must not be stored.
         job.unsaved = job.tracked.unsaved(message, worker)
+        batch = sends_for(message)
+        if batch is not None:
+            job.members = RunningMember(broker, message, batch, job.unsaved.run)
         for outer in self._ledger.thread.jobs[:-1]:
             if outer.uuid == job.uuid:
                 # A broker that runs jobs in the caller nests a retry in the attempt
@@ -176,16 +179,6 @@ class JobStateMiddleware(Middleware):
                 outer.put_back(0)
                 if not outer.is_running:
                     self._ledger.end(broker, outer)
-
-    def _begin(self, broker: Broker, job: CurrentJob, unsaved: Unsaved) -> None:
-        """Write that a run begins: every middleware has agreed to it."""
-        self._ledger.jobs[job.uuid] = job
-        batch = sends_for(job.message)
-        if batch is not None:
-            job.members = RunningMember(broker, job.message, batch, unsaved.run)
-        unsaved.begin()
-        self._ledger.recorder_for(broker).begin(unsaved)
-        job.is_forbidden = unsaved.run.cancel_requested
 
     def after_process_message(
         self,
@@ -228,6 +221,9 @@ class JobStateMiddleware(Middleware):
         due = dict(self._ledger.thread.returned).get(message.message_id)
         job = self._enter(broker, message)
         job.raised, job.due = exception, due
+        if due is not None:
+            # Retries has counted this attempt, if it stands behind this middleware.
+            job.attempts = max(0, job.attempts - 1)
         return job
 
     def _job_of(self, broker: Broker, message: MessageProxy) -> CurrentJob | None:

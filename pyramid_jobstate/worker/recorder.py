@@ -704,8 +704,8 @@ class Flush:
             is_known, unsaved.is_fenced = unsaved.is_fenced, True
             end, why = unsaved.end, "a newer run of it has begun"
             # After a retry this is expected, and so it is if no function was called.
-            is_expected = end is not None and (
-                end.status == "retrying" or not unsaved.was_called
+            is_expected = unsaved.is_answered or (
+                end is not None and end.status == "retrying"
             )
             self._give_up(unsaved, why, quiet=is_expected or is_known)
             if unsaved.end is not None and update.end is None:

@@ -29,16 +29,17 @@ class Unsaved:
     """The part of a run that has not reached the store.
 
     It is made where a message is about to run or is dropped, and used by the recorder's
-    thread. Other threads set only `waiters`, `end`, `lost` and `is_late`, the first
-    three under the backlog's lock. All times are in seconds of the monotonic clock.
+    thread. Once the backlog has it, other threads set only `waiters`, `end`, `lost`,
+    `is_late` and `is_answered`, the first three under the backlog's lock. All times are
+    in seconds of the monotonic clock.
 
     Attributes:
       uuid: The uuid of the job.
       run: The run.
       info: The job's kind, actor, attempt, owner and parameters.
       dropped: Whether the message was dropped before a run began.
-      was_called: Whether the function was called. If not, the message was answered in
-        its place, and a run that goes on elsewhere stays as it is.
+      is_answered: Whether something answered in place of the function. A run that goes
+        on elsewhere then stays as it is.
       is_late: Whether a beginning written now would be late: an earlier attempt may
         have failed, or the job is running already.
       is_cancelled: Whether the job stays cancelled, whatever the run does.
@@ -57,7 +58,7 @@ class Unsaved:
     run: Run
     info: JobInfo
     dropped: bool = False
-    was_called: bool = dataclasses.field(default=True, init=False)
+    is_answered: bool = dataclasses.field(default=False, init=False)
     is_late: bool = dataclasses.field(default=False, init=False)
     is_cancelled: bool = dataclasses.field(default=False, init=False)
     is_fenced: bool = dataclasses.field(default=False, init=False)
@@ -200,7 +201,7 @@ class Unsaved:
         elif not self.is_stored and not self.is_fenced:
             update.begins = True
             update.late, self.is_late = self.is_late, True
-            update.called = self.was_called
+            update.is_answered = self.is_answered
             update.cancelled = run.cancel_requested
         elif now - self._listed > renew_after:
             update.renews = True

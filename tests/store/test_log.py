@@ -251,7 +251,7 @@ def test_log_of_a_silent_job_that_was_cancelled(make_desk):
     desk = make_desk(heartbeat=60)
     held = desk.begin(max_retries=1, min_backoff=500_000)
     held.job_state.append_log("a line")
-    wait_for(lambda: desk.texts(held.message))
+    assert held.job_state.flush(10)
     record, beside = desk.lives(held.message)
     # A run renews it half a life later.
     assert beside > record + ACTIVE * 400

@@ -47,7 +47,7 @@ class Report:
       token: The run that it is about, or an id of its own if a message was stopped
         before a run of it began.
       is_late: Whether another run may have begun since.
-      called: Whether the function was called. If not, something answered in its place.
+      is_answered: Whether something answered in place of the function.
       failure: Whether the run has failed: None if not, else whether its message is
         kept, from which it may run again.
       is_drop: Whether a message was stopped before a run of it began.
@@ -62,7 +62,7 @@ class Report:
     is_late: bool = False
     is_told: bool = False
     end: str = ""
-    called: bool = True
+    is_answered: bool = False
     failure: bool | None = None
     is_drop: bool = False
     is_unreached: bool = False
@@ -135,7 +135,7 @@ class Scripts:
             lines=[LINE] if report.begins else [],
             age=age,
             late=report.is_late,
-            called=report.called,
+            is_answered=report.is_answered,
             cancelled=report.is_told,
             end=end,
             dropped=report.is_drop,
@@ -352,7 +352,8 @@ class Model:
         if self.was_cancelled:
             return "CANCELLED"
         if run != self.run:
-            if not report.called and self.status in RUNNING and not self.is_silent:
+            goes_on = self.status in RUNNING and not self.is_silent
+            if goes_on and report.is_answered:
                 return "FENCED"
             if self.status == "cancelling":
                 self.status = "cancelled"
@@ -448,10 +449,10 @@ class Model:
             return "CANCELLING" if self.status == "cancelling" else "OK"
         if self.status not in (*RUNNING, *WAITING):
             return "MISSING"
-        is_left = report.end == "retrying" or report.is_unreached
-        if not is_left and self.former is not None:
+        if report.end != "retrying" and self.former is not None:
             self.put_back(self.former)
-            return "MISSING"
+            self.dropped = report.token
+            return "OK"
         metrics = self.metrics
         end = "cancelled" if self.status == "cancelling" else report.end
         stop = self.stop
@@ -716,7 +717,7 @@ def take(both: Both, step: tuple[Any, ...]) -> None:
             options = {"begins": begins, "is_late": begins}
             if end.startswith("answered: "):
                 end = end.removeprefix("answered: ")
-                options = {"begins": True, "called": False}
+                options |= {"begins": True, "is_answered": True}
             if end in ("error", "retrying"):
                 options["failure"] = run != "third"
             report = both.report(run, end=end, **options)

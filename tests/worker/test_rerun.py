@@ -29,7 +29,6 @@ from pyramid_jobstate import (
     rerun_all,
 )
 from pyramid_jobstate.testing import away, pass_time, put_batch, put_job
-from tests.lost import disagreements
 from tests.support import STATUSES, UUID, wait_for
 from tests.trips import dying
 from tests.worker.floors import (
@@ -196,20 +195,6 @@ def test_broker_that_refuses_leaves_the_failure(floor, client):
     assert again(floor, sent)
     floor.work()
     assert floor.statuses(sent) == ["success"]
-
-
-def test_failure_that_another_program_overwrote_loses_no_job(floor, client):
-    """It cannot be put back, so the job stays as it is, and in the lists."""
-    (sent,) = failed(floor)
-
-    def overwrite(*args: Any, **options: Any) -> None:
-        client.set(f"{{jobstate:{sent.message_id}}}:former", "theirs")
-        refuse()
-
-    with refusing(floor, overwrite), pytest.raises(ConnectionClosed):
-        again(floor, sent)
-    assert floor.load(sent.message_id).status == "queued"
-    assert disagreements(client) == set()
 
 
 @pytest.mark.promise("job-is-put-back")

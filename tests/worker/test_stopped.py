@@ -315,6 +315,58 @@ def test_retry_that_is_dropped_before_its_attempt_has_ended(
     assert held.load().error.message == "not today"
 
 
+class Refuse(Middleware):
+    """Refuses messages while it is told to, and notes which are settled."""
+
+    is_on = False
+
+    def __init__(self) -> None:
+        self.settled: list[str] = []
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        if self.is_on:
+            raise RefusedError("not today")
+
+    def after_ack(self, broker: Any, message: Any) -> None:
+        self.settled.append(message.message_id)
+
+    after_nack = after_ack
+
+
+@pytest.mark.parametrize("order", ["after", "before"])
+def test_copy_that_is_refused_while_its_job_runs(floor, order):
+    """It is put back. The run goes on, and fails for its own reason."""
+    where: Any = JobStateMiddleware if order == "before" else None
+    floor.broker.add_middleware(refuse := Refuse(), before=where)
+    held = floor.begin(max_retries=1, min_backoff=3_600_000)
+    refuse.is_on = True
+    floor.deliver(held.message)
+    wait_for(lambda: refuse.settled)
+    assert held.job_state.flush(10) and held.reads("working")
+    held.end(ValueError("a cramp"))
+    assert held.load().status == "retrying"
+    assert held.load().error.message == "a cramp"
+
+
+def test_step_that_runs_again_in_vain_drops_the_steps_after_it(floor):
+    """A failed step that runs again, but is skipped, has failed as before. The steps
+    after it, which waited for it once more, are not reached.
+    """
+    steps = [floor.message(name, pipe_ignore=True) for name in ("fails", "b")]
+    request = floor.request()
+    with request.tm:
+        request.job_states.send_message(dramatiq.pipeline(steps, broker=floor.broker))
+    floor.work()
+    assert floor.statuses(*steps) == ["error", "cancelled"]
+    floor.broker.add_middleware(once := Once("skip"))
+    once.ended.add(steps[0].message_id)
+    assert rerun(floor.store, floor.broker, steps[0].message_id)
+    assert floor.statuses(*steps) == ["queued", "queued"]
+    floor.work()
+    assert floor.statuses(*steps) == ["error", "cancelled"]
+    assert floor.ran == Counter(fails=1)
+
+
 @pytest.mark.parametrize("order", ["after", "before", "last"])
 def test_message_that_is_refused_and_put_back_waits(redis_url, order):
     """It reads retrying, with the time it is due, wherever the middlewares stand."""

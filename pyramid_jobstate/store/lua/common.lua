@@ -37,8 +37,7 @@ local function failure_key()
   return OPEN .. key .. CLOSE .. ":failure"
 end
 
--- The key of the record that the job had when it ended, which is about to run again. It stands
--- again if nothing runs.
+-- The key of an ended job's record, set aside while the job waits to run again: see put_back().
 local function former_key()
   return OPEN .. key .. CLOSE .. ":former"
 end
@@ -55,7 +54,7 @@ end
 
 -- Let what lies beside the record of a job live for as long as that, and some milliseconds more.
 --   level  its `log_level`: a job without one has no log
---   past   whether anything may be kept of failures: never before a run has ended
+--   past   whether the job ended or failed before: only then is anything kept of failures
 local function renew(level, past, more)
   if level or past then
     local life = int(redis.call("PTTL", key) + (more or 0))
@@ -157,10 +156,8 @@ local function cancel(was, now, reason, level, past, set, asked)
     add(words, "untold", "1")
   end
   write(words)
-  if asked or set then
-    lengthen(life_after(set))
-    renew(level, past)
-  end
+  lengthen(life_after(set))
+  renew(level, past)
   place(key, was, "cancelled", micros())
   if set then
     enter(key, set, micros())
@@ -183,10 +180,10 @@ local function earlier(run, past)
   return string.sub((run or "") .. " " .. (past or ""), 1, 51)
 end
 
--- Have the record stand again that the job had before. Returns whether there is one.
+-- Bring back the record that was set aside. Returns whether there was one.
 --   was  the status of the record that it replaces
 local function put_back(was)
-  if redis.call("TYPE", former_key()).ok ~= "hash" then
+  if redis.call("EXISTS", former_key()) == 0 then
     return false
   end
   local before, word = scopes_of(key), redis.call("HGET", key, "rerun")

@@ -1,5 +1,4 @@
--- Delete the record of an ended job. KEYS: the record, what is kept of its failure, its log, and what
--- is kept of a batch.
+-- Delete the record of an ended job. KEYS: the record, and all that is kept beside it.
 -- ARGV: a word that identifies this request, "1" to leave a job alone whose hook has yet to
 -- return.
 -- Returns 2 if the job was deleted, by this call or by the same call before, whose reply was

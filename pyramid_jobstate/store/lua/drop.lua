@@ -1,11 +1,18 @@
 -- A message was stopped before a run of it began: it was dropped or requeued.
--- ARGV: a token of this call, "sent" or, if the message was not sent, "lost" or, if its turn in
--- the pipeline never came, "unreached" (a job whose message the broker has is then left alone),
--- the only sender whose record may change ("" for any), the word of the last request to run the
--- job again that the message knows of ("" for none), the number of attempts before this message,
--- status, milliseconds until the message is delivered again ("" if it is not), the error of a
--- cancelled job, the error, if any, and if it failed the message from which it may run again or
--- "", why it may not or "", the traceback.
+-- ARGV:
+--   1   a token of this call
+--   2   "sent" or, if the message was not sent, "lost" or, if its turn in the pipeline never came,
+--       "unreached"; a job whose message the broker has is then left alone
+--   3   the only sender whose record may change, or ""
+--   4   the word of the last request to run the job again that the message knows of, or ""
+--   5   the number of attempts before this message
+--   6   the status
+--   7   milliseconds until the message is delivered again, or ""
+--   8   the error of a cancelled job
+--   9   the error, if any
+--   10  if it failed: the message from which it may run again, or ""
+--   11  why it may not, or ""
+--   12  the traceback
 -- Returns OK, or CANCELLING if cancellation was requested before, or MISSING if there is
 -- nothing to do.
 
@@ -42,14 +49,16 @@ end
 if was == "cancelling" then
   status, reason = "cancelled", ARGV[8]
 end
-if status ~= "retrying" and ARGV[2] ~= "unreached" and put_back(was) then
-  -- The job had ended, and its message was sent again.
-  return MISSING
+if status ~= "retrying" and put_back(was) then
+  -- The job had ended before its message was sent again.
+  redis.call("HSET", key, "drop", token)
+  return OK
 end
+local has_failed = status == "error" and ARGV[12]
 local untold = untold_in(old[12], old[8], status)
 -- Without a token, no run owns the record.
 local words, gone = { "status", status, "drop", token, "updated", int(now) }, { "run" }
-if old[3] then
+if old[3] or has_failed then
   add(words, "past", earlier(old[3], old[4]))
 end
 if ARGV[2] == "unreached" then
@@ -73,11 +82,11 @@ write(words)
 redis.call("HDEL", key, unpack(gone))
 -- A requeued message must find the record, even that of a cancelled job.
 redis.call("PEXPIRE", key, int(delay and ACTIVE_TTL + delay or life_after(untold)))
-if ARGV[12] and status == "error" then
+if has_failed then
   redis.pcall("HSET", failure_key(), "traceback", ARGV[12])
   keep_message(ARGV[10], ARGV[11])
 end
-renew(old[13], old[3] or old[4] or old[6] or ARGV[12])
+renew(old[13], old[3] or old[4] or has_failed)
 place(key, was, status, due_in(status == "retrying" and delay or 0), { unpack(old, 8) })
 if untold then
   enter(key, untold, micros())

@@ -1,5 +1,5 @@
--- A job with a record was not sent after all: delete the record, or have that stand again which it
--- had before. ARGV: sender.
+-- A job was not sent after all: bring back the record that was set aside, or delete the new one.
+-- ARGV: sender.
 -- Returns 1, or 0 if the record has changed since or is another sender's.
 
 local status = redis.call("HGET", key, "status")

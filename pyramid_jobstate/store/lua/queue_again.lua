@@ -26,7 +26,7 @@ if old[3] then
   add(more, "owner", old[3])
 end
 if old[6] == "" then
-  -- A message that the broker has refused may still come: see restore.lua.
+  -- The message of an earlier request may still come: see put_back().
   for i = 4, #ARGV, 2 do
     old[6] = ARGV[i] == "rerun" and ARGV[i + 1] or old[6]
   end

@@ -11,7 +11,7 @@ local old = redis.call("HMGET", key, "status", "updated", "rerun", "run", "past"
 local status, now = old[1], time()
 if status == "sending" and old[3] == ARGV[1] then
   -- On a Cluster, the lists may have missed the first reply.
-  place(key, nil, status, micros())
+  place(key, nil, status, time_in(status))
   return 1
 end
 -- A job that was never confirmed holds its message if a process died while it was rerun.
@@ -39,10 +39,7 @@ for i, value in ipairs(redis.call("HMGET", key, unpack(ARGV, 4))) do
 end
 add_all(words, { "status", "sending", "updated", int(now), "rerun", ARGV[1], "attempt", "0" }, 1)
 add(words, "queue", ARGV[3])
-local past = earlier(old[4], old[5])
-if past ~= " " then
-  add(words, "past", past)
-end
+add(words, "past", earlier(old[4], old[5]))
 if old[6] then
   leave(key)
 end

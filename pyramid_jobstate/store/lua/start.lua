@@ -1,22 +1,29 @@
 -- A worker has started a run, which takes the record over from all earlier runs.
--- ARGV: token, milliseconds since the run began, "1" if this call may be late, or "2" if no
--- function was called, "1" if the run already knows of a requested cancellation, the word of the
--- last request to run the job again that the message knows of ("" for none), the deadline of a
--- unique job, "1" if its batch was or may be cancelled, the error of a cancelled job, then the
--- fields. After the deadline, a job that has ended, or whose record is lost, does not run.
+-- ARGV:
+--   1  a token of the run
+--   2  milliseconds since it began
+--   3  "1" if this call may be late
+--   4  "1" if something answered in place of the function
+--   5  "1" if the run already knows of a requested cancellation
+--   6  the word of the last request to run the job again that the message knows of, or ""
+--   7  the deadline of a unique job: after it, a job that has ended, or whose record is lost, does
+--      not run; or ""
+--   8  "1" if its batch was or may be cancelled
+--   9  the error of a cancelled job
+-- Then the fields.
 
-local token, late, must_stop = ARGV[1], ARGV[3] == "1", ARGV[4] == "1"
+local token, late, is_answered, must_stop = ARGV[1], ARGV[3] == "1", ARGV[4] == "1", ARGV[5] == "1"
 local now = time()
 local started = now - ARGV[2]
 local old = redis.call(
   "HMGET", key, "status", "run", "started", "queued", "owner", "past", "asked", "seen", "rerun",
   "kind", "actor", "batch", "hooks", "untold", "updated", "due", "log_level"
 )
-local was, facts = old[1], facts_in(ARGV, 9)
+local was, facts = old[1], facts_in(ARGV, 10)
 if was == "deleted" or was == "alias" then
   return CANCELLED
 end
-if old[9] and old[9] ~= ARGV[5] then
+if old[9] and old[9] ~= ARGV[6] then
   return STALE
 end
 if old[2] ~= token and knows(token, old[2], old[6]) then
@@ -31,19 +38,20 @@ end
 if old[2] == token then
   return was == "cancelling" and CANCELLING or OK
 end
-if ARGV[3] == "2" and is_running(was) and not is_silent(old[8], now) then
+if is_answered and is_running(was) and not is_silent(old[8], now) then
+  -- That run decides how the job ends.
   return FENCED
 end
-if was == "cancelling" or (ARGV[7] == "1" and is_stopped(space_of(key) .. facts[4])) then
-  -- Cancellation of an earlier run was requested, or that of its batch. What becomes of a job whose
-  -- record is gone is known to its batch alone.
-  if was and not is_finished(was) then
+if was == "cancelling" or (ARGV[8] == "1" and is_stopped(space_of(key) .. facts[4])) then
+  -- The broker takes its worker for dead. What becomes of a job whose record is gone is known to
+  -- its batch alone.
+  if is_unfinished(was) then
     local untold = untold_in(old[13], old[10], "cancelled")
-    cancel(was, now, ARGV[8], old[17], old[2] or old[6], untold)
+    cancel(was, now, ARGV[9], old[17], old[2] or old[6], untold)
   end
   return CANCELLED
 end
-if (not was or is_finished(was)) and is_late(ARGV[6], now) then
+if (not was or is_finished(was)) and is_late(ARGV[7], now) then
   return UNCLAIMED
 end
 local is = must_stop and "cancelling" or "working"
@@ -59,13 +67,13 @@ if old[17] and redis.call("EXISTS", log_key()) == 1 then
   -- The class may capture nothing here, but has elsewhere.
   add(words, "log_level", old[17])
 end
-add_all(words, ARGV, 9)
+add_all(words, ARGV, 10)
 if old[13] then
   -- This worker may know another version of the class.
   add(words, "hooks", old[13])
 end
 if old[9] == "" then
-  -- A message that the broker has refused may still come: see restore.lua.
+  -- The message of an earlier request may still come: see put_back().
   add(words, "rerun", "")
 end
 if old[2] or old[6] then
@@ -90,8 +98,8 @@ end
 if was then
   redis.call("DEL", key)
 end
-if old[6] or old[9] then
-  -- What it was before its message was put back in the queue does not stand again.
+if old[6] then
+  -- The record that was set aside does not come back.
   redis.call("DEL", former_key())
 end
 write(words)
